@@ -1,0 +1,20 @@
+"""Pixels <-> latents: autoencoders with parameter names and folders of diffusers. Knows nothing of diffusion."""
+
+from autoencoders.autoencoder import Autoencoder, AutoencoderOutput, measure_latents
+from autoencoders.bottlenecks import BOTTLENECKS, Bottleneck, BottleneckOutput, Encoding
+from autoencoders.config import AutoencoderConfig
+from autoencoders.losses import LossConfig, LossOutput, autoencoder_loss
+
+__all__ = [
+    "BOTTLENECKS",
+    "Autoencoder",
+    "AutoencoderConfig",
+    "AutoencoderOutput",
+    "Bottleneck",
+    "BottleneckOutput",
+    "Encoding",
+    "LossConfig",
+    "LossOutput",
+    "autoencoder_loss",
+    "measure_latents",
+]

@@ -1,0 +1,204 @@
+"""Autoencoder = encoder -> bottleneck -> decoder, with calibrated latents."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoencoders import folder
+from autoencoders.bottlenecks import Encoding, make_bottleneck
+from autoencoders.coder import Decoder, Encoder
+from autoencoders.config import AutoencoderConfig
+
+
+@dataclass(frozen=True)
+class AutoencoderOutput:
+    """What a training pass gives: the reconstruction (B, C, H, W), and the bottleneck's scalar losses and metrics.
+
+    Losses are in their own units: "kl" in nats an image; "codebook" and "commitment" with beta already on one of them.
+    """
+
+    reconstruction: Tensor
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Autoencoder(nn.Module):
+    """Images (B, C, H, W) in [-1, 1] <-> latents (B, latent_channels, H / factor, W / factor).
+
+    Latents that leave `encode` and enter `decode` are calibrated: (raw - latents_mean) / latents_std a channel. Until
+    `calibrate` was called these are 0 and 1.
+
+    Parameter names are those of diffusers' `AutoencoderKL` and `VQModel`; buffers hold what only we need.
+    """
+
+    latents_mean: Tensor
+    latents_std: Tensor
+
+    def __init__(self, config: AutoencoderConfig, *, seed: int = 0) -> None:
+        """Make a new autoencoder with weights drawn from `seed`; the global random state stays as it was."""
+        super().__init__()
+        self.config = config
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self._build(config)
+        self.register_buffer("latents_mean", torch.zeros(config.channels))
+        self.register_buffer("latents_std", torch.ones(config.channels))
+
+    def _build(self, config: AutoencoderConfig) -> None:
+        self.quantize = make_bottleneck(config)  # called so in VQModel; has no parameters in AutoencoderKL
+        self.encoder: Encoder | None = None
+        self.decoder: Decoder | None = None
+        self.quant_conv: nn.Conv2d | None = None
+        self.post_quant_conv: nn.Conv2d | None = None
+        if config.bottleneck == "identity":
+            return
+        features = self.quantize.feature_channels(config.latent_channels)
+        shape = (
+            config.block_out_channels,
+            config.layers_per_block,
+            config.norm_num_groups,
+            config.attention,
+            config.attention_levels,
+        )
+        self.encoder = Encoder(config.in_channels, features, *shape)
+        self.decoder = Decoder(config.latent_channels, config.in_channels, *shape)
+        if config.bottleneck == "vq" or config.use_quant_conv:
+            self.quant_conv = nn.Conv2d(features, self.quantize.feature_channels(config.channels), 1)
+            self.post_quant_conv = nn.Conv2d(config.channels, config.latent_channels, 1)
+
+    @property
+    def factor(self) -> int:
+        """Image side / latent side."""
+        return self.config.factor
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return self.config.channels
+
+    def encode(self, images: Tensor) -> Encoding:
+        """The distribution of the calibrated latents of images; a VQ model gives the latents before quantisation."""
+        raw = self.quantize.encode(self._features(images))
+        mean, std = self._statistics(raw.mean)
+        return Encoding((raw.mean - mean) / std, None if raw.std is None else raw.std / std)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The images of calibrated latents."""
+        expected = f"expected (B, {self.latent_channels}, h, w)"
+        if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
+            raise ValueError(f"latents: {expected}, got {tuple(latents.shape)}")
+        mean, std = self._statistics(latents)
+        return self._images(self.quantize.decode(latents * std + mean))
+
+    def forward(self, images: Tensor, *, generator: torch.Generator | None = None) -> AutoencoderOutput:
+        """The training pass, on latents as the bottleneck makes them, not calibrated.
+
+        All randomness is the generator's; in evaluation it may be None for the reconstruction of the mean.
+        """
+        if self.training and generator is None:
+            raise ValueError("a forward pass in training mode needs a generator; in evaluation mode it may be None")
+        output = self.quantize(self._features(images), generator)
+        return AutoencoderOutput(self._images(output.latents), output.losses, output.metrics)
+
+    def calibrate(self, mean: Tensor, std: Tensor) -> None:
+        """Store the statistics (C,) of the raw latents, as `measure_latents` gives them; replaces older ones."""
+        for name, value in (("mean", mean), ("std", std)):
+            if value.shape != (self.latent_channels,):
+                raise ValueError(f"{name}: expected shape ({self.latent_channels},), got {tuple(value.shape)}")
+            if not torch.isfinite(value).all():
+                raise ValueError(f"{name}: expected finite numbers, got {value.tolist()}")
+        if not (std > 0).all():
+            raise ValueError(f"std: expected numbers above 0, got {std.tolist()}; a constant channel carries nothing")
+        with torch.no_grad():
+            self.latents_mean.copy_(mean)
+            self.latents_std.copy_(std)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write config.json and diffusion_pytorch_model.safetensors, as diffusers reads them, into a folder.
+
+        Where a KL model has quant_conv, the calibration goes into quant_conv and post_quant_conv; else into the config.
+        """
+        folder.write(path, *self._published())
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Autoencoder:
+        """Read a folder of ours, or of diffusers' `AutoencoderKL` or `VQModel`; in evaluation mode.
+
+        The folder's scaling_factor and shift_factor, or latents_mean and latents_std, become the calibration.
+        """
+        config, mean, std = folder.read_config(path)
+        with torch.device("meta"):
+            expected = cls(config).named_parameters()
+        tensors = folder.read_tensors(path, {name: tuple(p.shape) for name, p in expected})
+        model = cls(config)
+        model.load_state_dict(tensors, strict=False)  # buffers are not in the folder; names were checked above
+        model.calibrate(mean, std)
+        return model.eval()
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what `save_pretrained` would write; the same before saving and after loading."""
+        config, tensors = self._published()
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def _published(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        parameters = dict(self.named_parameters())
+        return folder.publish(self.config, parameters, self.latents_mean, self.latents_std)
+
+    def _features(self, images: Tensor) -> Tensor:
+        """Images -> input of the bottleneck."""
+        expected = f"(B, {self.config.in_channels}, H, W) with H and W divisible by {self.factor}"
+        if images.ndim != 4 or images.shape[1] != self.config.in_channels or not images.is_floating_point():
+            raise ValueError(f"images: expected floats {expected}, got {images.dtype} {tuple(images.shape)}")
+        if images.shape[2] % self.factor or images.shape[3] % self.factor:
+            raise ValueError(f"images: expected {expected}, got {tuple(images.shape)}")
+        if self.encoder is None:
+            return images
+        features = self.encoder(images.to(self.encoder.conv_in.weight.dtype))
+        return features if self.quant_conv is None else self.quant_conv(features)
+
+    def _images(self, latents: Tensor) -> Tensor:
+        """Output of the bottleneck -> images."""
+        if self.decoder is None:
+            return latents
+        latents = latents.to(self.decoder.conv_in.weight.dtype)
+        return self.decoder(latents if self.post_quant_conv is None else self.post_quant_conv(latents))
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The calibration as (C, 1, 1), on the device and in the type of `like`."""
+        return self.latents_mean[:, None, None].to(like), self.latents_std[:, None, None].to(like)
+
+
+@torch.no_grad()
+def measure_latents(autoencoder: Autoencoder, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C,) of the raw latents of batches of images, in float64: what `calibrate` wants.
+
+    The variance is that of sampled latents: the variance of the posterior mean plus the mean of the posterior variance.
+    """
+    count = 0
+    total, square = (torch.zeros(autoencoder.latent_channels, dtype=torch.float64) for _ in range(2))
+    for images in batches:
+        latents = autoencoder.encode(images)
+        mean = latents.mean.double()  # (B, C, h, w)
+        second = mean.square() if latents.std is None else mean.square() + latents.std.double().square()
+        total += mean.sum((0, 2, 3)).cpu()
+        square += second.sum((0, 2, 3)).cpu()
+        count += mean.numel() // mean.shape[1]
+    if count == 0:
+        raise ValueError("measuring latents: expected at least one batch of images, got none")
+    # undo the calibration that encode applied
+    old_mean, old_std = (t.detach().cpu().double() for t in (autoencoder.latents_mean, autoencoder.latents_std))
+    mean = total / count
+    variance = (square / count - mean.square()).clamp(min=0)
+    return mean * old_std + old_mean, variance.sqrt() * old_std

@@ -1,0 +1,66 @@
+"""What stands between encoder and decoder: one protocol, one table.
+
+Beside the file of a new bottleneck, its name goes into `BOTTLENECKS` (bottlenecks/__init__.py) and its settings into
+`AutoencoderConfig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Latents (B, C, h, w) as a distribution: its mean, and its standard deviation or None where it has none."""
+
+    mean: Tensor
+    std: Tensor | None = None
+
+    def sample(self, noise: Tensor | None = None) -> Tensor:
+        """mean + std * noise for a standard normal `noise` shaped like the mean; without noise the mean."""
+        return self.mean if self.std is None or noise is None else self.mean + self.std * noise
+
+
+@dataclass(frozen=True)
+class BottleneckOutput:
+    """What training needs of one batch: latents for the decoder, scalar losses and scalar metrics by name."""
+
+    latents: Tensor
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Bottleneck(Protocol):
+    """Features of the encoder -> latents -> input of the decoder. An `nn.Module`; all its parameters are saved.
+
+    State that only training needs (running sums, counters) goes into buffers: it is kept in checkpoints and left out of
+    the saved model folder.
+    """
+
+    def feature_channels(self, latent_channels: int) -> int:
+        """Channels that the encoder must give for so many channels of latents."""
+
+    def encode(self, features: Tensor) -> Encoding:
+        """The distribution of the latents: what diffusion learns."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The decoder's input for such latents; a quantiser rounds here."""
+
+    def __call__(self, features: Tensor, generator: torch.Generator | None) -> BottleneckOutput:
+        """The training pass; `generator` None takes the mean and draws nothing."""
+
+
+def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise shaped like `like`, drawn on the generator's own device."""
+    return torch.randn(like.shape, generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """float32 for the half precisions; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

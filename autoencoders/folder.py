@@ -1,0 +1,131 @@
+"""Model folders: config.json and safetensors, in the form of diffusers' `AutoencoderKL` and `VQModel`.
+
+Nothing in a folder is trusted: no class is named by it, no pickle is read, sizes are compared before memory is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from autoencoders.config import AutoencoderConfig
+from autoencoders.diffusers_config import calibration_of, config_of, entries_of
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+_CONFIG_LIMIT = 2**20  # bytes
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # attention, as it once was
+
+
+def publish(
+    config: AutoencoderConfig, tensors: Mapping[str, Tensor], mean: Tensor, std: Tensor
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The content of config.json and of the weights file; the calibration goes into the weights where that is exact."""
+    published = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    mean, std = mean.detach().cpu(), std.detach().cpu()
+    if config.bottleneck == "kl" and config.use_quant_conv:
+        _fold_calibration(published, mean.double(), std.double())
+        mean, std = torch.zeros_like(mean), torch.ones_like(std)
+    return entries_of(config, mean, std), published
+
+
+def _fold_calibration(tensors: dict[str, Tensor], mean: Tensor, std: Tensor) -> None:
+    """Make quant_conv give calibrated latents and post_quant_conv take them: both are 1x1, so this is exact.
+
+    mu' = (mu - mean) / std,   log sigma'^2 = log sigma^2 - 2 log std,   W (z std + mean) + b = (W std) z + (b + W mean)
+    """
+    weight, bias = tensors["quant_conv.weight"], tensors["quant_conv.bias"]  # (2 C, 2 C, 1, 1), (2 C,)
+    scale = torch.cat([std, torch.ones_like(std)])
+    shift = torch.cat([mean / std, 2 * std.log()])
+    tensors["quant_conv.weight"] = (weight.double() / scale[:, None, None, None]).to(weight.dtype)
+    tensors["quant_conv.bias"] = (bias.double() / scale - shift).to(bias.dtype)
+    weight, bias = tensors["post_quant_conv.weight"], tensors["post_quant_conv.bias"]  # (C, C, 1, 1), (C,)
+    tensors["post_quant_conv.weight"] = (weight.double() * std[:, None, None]).to(weight.dtype)
+    tensors["post_quant_conv.bias"] = (bias.double() + weight.double()[:, :, 0, 0] @ mean).to(bias.dtype)
+
+
+def write(path: str | Path, entries: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write both files, each whole or not at all."""
+    target = Path(path)
+    target.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(entries, indent=2, allow_nan=False) + "\n"
+    for name, data in ((WEIGHTS_NAME, save(tensors, metadata={"format": "pt"})), (CONFIG_NAME, text.encode())):
+        temporary = target / f".{name}.{os.getpid()}.tmp"
+        try:
+            with open(temporary, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, target / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def read_config(path: str | Path) -> tuple[AutoencoderConfig, Tensor, Tensor]:
+    """The settings of a folder, and the mean and standard deviation (C,) of its raw latents."""
+    file = Path(path) / CONFIG_NAME
+    entries = _read_json(file)
+    try:
+        config = config_of(entries)
+        return config, *calibration_of(entries, config.channels)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; expected the folder of an autoencoder")
+    if file.stat().st_size > _CONFIG_LIMIT:
+        raise ValueError(f"{file}: larger than {_CONFIG_LIMIT} bytes, not the settings of a model")
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not valid JSON ({error})") from None
+    if not isinstance(entries, dict):
+        raise ValueError(f"{file}: expected a JSON object, got {type(entries).__name__}")
+    return entries
+
+
+def read_tensors(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The weights of a folder by name, after their names, shapes and types were compared with what is expected."""
+    file = Path(path) / WEIGHTS_NAME
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; pickled (.bin) and sharded weights are not read")
+    try:
+        with safe_open(file, framework="pt") as weights:
+            stored = {_current_name(key): key for key in weights.keys()}  # noqa: SIM118 - not a mapping
+            for name, shape in expected.items():
+                if name not in stored:
+                    raise ValueError(f"{file}: {name}: expected shape {shape}, found nothing")
+                entry = weights.get_slice(stored[name])
+                found = tuple(entry.get_shape())
+                if found != shape:
+                    raise ValueError(f"{file}: {name}: expected shape {shape}, found {found}")
+                if entry.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+                    raise ValueError(f"{file}: {name}: expected floating-point numbers, found {entry.get_dtype()}")
+            extra = sorted(set(stored) - set(expected))
+            if extra:
+                raise ValueError(f"{file}: {extra[0]!r:.200}: not a part of the model that config.json describes")
+            tensors = {name: weights.get_tensor(stored[name]) for name in expected}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: not a whole safetensors file ({error})") from None
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{file}: {name}: expected finite numbers, found NaN or infinity")
+    return tensors
+
+
+def _current_name(key: str) -> str:
+    """The present name of a parameter; the first Stable Diffusion wrote `mid_block.attentions.0.query.weight`."""
+    parts = key.split(".")
+    if len(parts) > 2 and "attentions" in parts:
+        parts[-2] = _OLD_NAMES.get(parts[-2], parts[-2])
+    return ".".join(parts)

@@ -1,0 +1,7 @@
+"""`python -m ldm` is `ldm`."""
+
+import sys
+
+from ldm.cli.main import main
+
+sys.exit(main())

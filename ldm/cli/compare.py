@@ -1,0 +1,68 @@
+"""`ldm compare MODEL`: guidance methods and scales on the same seeds and conditions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from ldm.cli.evaluate import check_size, parse_for_model
+from ldm.comparison import ComparisonConfig, compare, model_identity
+from ldm.data import DataConfig
+from ldm.errors import UserError
+from ldm.evaluation import EvaluationConfig
+from ldm.pipeline import Pipeline, SamplingConfig
+
+
+@dataclass(frozen=True)
+class CompareRun:
+    """Sample the same seeds and conditions under each method and scale; a table, JSON and one picture of them all."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ""
+    """Model folder."""
+    comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    dataset: DataConfig = field(default_factory=DataConfig)
+    split: str = "validation"
+    """Which images of the data are the reference: train or validation."""
+    classifier: str = ""
+    """Output folder of `ldm train classifier`, where the model folder holds none."""
+    output_dir: str = ""
+    """New or empty folder, or that of the same comparison, which is then continued."""
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+
+def run(arguments: list[str]) -> None:
+    """Compare and print the table."""
+    settings = parse_for_model(CompareRun, arguments, "compare")
+    from ldm.data import open_data
+    from ldm.device import resolve_device
+
+    if not settings.model:
+        raise UserError("MODEL is missing: give a model folder or the output folder of `ldm train diffusion`")
+    if not settings.output_dir:
+        raise UserError("--output-dir is missing: give the folder to write to")
+    pipeline = Pipeline.load(
+        settings.model, device=resolve_device(settings.device), classifier=settings.classifier or None
+    )
+    reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
+    check_size(pipeline, reference.image_size)
+    found = compare(
+        pipeline,
+        reference,
+        settings.comparison,
+        output_dir=settings.output_dir,
+        sampling=settings.sampling,
+        evaluation=settings.evaluation,
+        train_data=train,
+        model=model_identity(settings.model, *([settings.classifier] if settings.classifier else [])),
+    )
+    print(found.table())
+    for method, reason in found.left_out.items():
+        print(f"left out: {method}: {reason}")
+    for warning in found.warnings:
+        print(f"note: {warning}")
+    print(f"wrote {settings.output_dir}/comparison.json, comparison.txt and comparison.png")

@@ -1,0 +1,45 @@
+"""`ldm encode`: a data set into a latent cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ldm.config import parse
+from ldm.data import DataConfig
+from ldm.errors import UserError
+
+
+@dataclass(frozen=True)
+class EncodeRun:
+    """Encode the training images of a data set once; `ldm train diffusion|classifier --latents` reads them."""
+
+    dataset: DataConfig = field(default_factory=DataConfig)
+    autoencoder: str = ""
+    """Output folder of `ldm train autoencoder` (or any folder with a `vae`)."""
+    output_dir: str = ""
+    """Folder of the cache; an unfinished one of the same data and autoencoder is continued."""
+    batch_size: int = 64
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+
+def run(arguments: list[str]) -> None:
+    """Make the cache and say where it is."""
+    settings = parse(EncodeRun, arguments, "encode")
+    from ldm.data import open_data
+    from ldm.data.latent_cache import encode_latents
+    from ldm.device import resolve_device
+    from ldm.training.latents import load_autoencoder
+
+    for name in ("autoencoder", "output_dir"):
+        if not getattr(settings, name):
+            raise UserError(f"--{name.replace('_', '-')} is missing")
+    if settings.batch_size < 1:
+        raise UserError(f"--batch-size must be above 0, got {settings.batch_size}")
+    device = resolve_device(settings.device)
+    autoencoder, _ = load_autoencoder(settings.autoencoder, device)
+    data = open_data(settings.dataset, "train")
+    folder = Path(settings.output_dir)
+    cache = encode_latents(autoencoder, data, folder, batch_size=settings.batch_size, device=device)
+    print(f"wrote {folder}: latents {'x'.join(map(str, cache.shape))} of {len(data)} images")

@@ -1,0 +1,116 @@
+"""`ldm evaluate MODEL` or `ldm evaluate --real A --fake B`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+
+from ldm.config import parse, read_settings
+from ldm.data import DataConfig
+from ldm.errors import UserError
+from ldm.evaluation import EvaluationConfig, EvaluationResult, evaluate_folders, evaluate_model
+from ldm.files import atomic_write_json
+from ldm.model_folder import check_parts
+from ldm.pipeline import Pipeline, SamplingConfig
+from ldm.training.run_folder import RUN_FILE
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class EvaluateRun:
+    """Distances (and a judge's accuracies) of a model's samples from its data, or of one folder from another."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ""
+    """Model folder; none with --real and --fake."""
+    real: str = ""
+    """Folder of real images."""
+    fake: str = ""
+    """Folder of generated images."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    dataset: DataConfig = field(default_factory=DataConfig)
+    split: str = "validation"
+    """Which images of the data are the reference: train or validation."""
+    classifier: str = ""
+    """Output folder of `ldm train classifier`, where the model folder holds none."""
+    output: str = ""
+    """A JSON file for figures and manifest."""
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+
+def run(arguments: list[str]) -> None:
+    """Evaluate and print the figures with what they hold for."""
+    settings = parse_for_model(EvaluateRun, arguments, "evaluate")
+    from ldm.device import resolve_device
+
+    folders = bool(settings.real or settings.fake)
+    if folders == bool(settings.model):
+        raise UserError("give either a model folder, or --real FOLDER and --fake FOLDER")
+    if folders and not (settings.real and settings.fake):
+        raise UserError(f"--{'fake' if settings.real else 'real'} is missing: two folders are compared")
+    if settings.output and Path(settings.output).is_dir():
+        raise UserError(f"--output {settings.output}: is a folder; give a file name such as figures.json")
+    device = resolve_device(settings.device)
+    if folders:
+        result = evaluate_folders(settings.real, settings.fake, settings.evaluation, device=device)
+    else:
+        result = _model(settings, device)
+    _show(result)
+    if settings.output:
+        atomic_write_json(settings.output, result.to_json())
+
+
+def _model(settings: EvaluateRun, device: object) -> EvaluationResult:
+    from ldm.data import open_data
+
+    pipeline = Pipeline.load(settings.model, device=device, classifier=settings.classifier or None)  # type: ignore[arg-type]
+    reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
+    check_size(pipeline, reference.image_size)
+    return evaluate_model(pipeline, reference, settings.sampling, settings.evaluation, train_data=train)
+
+
+def parse_for_model(schema: type[Settings], arguments: list[str], command: str) -> Settings:
+    """Settings whose data are by default those that the model, if it is a run folder, was trained on."""
+    settings = parse(schema, arguments, command)
+    model = settings.model  # type: ignore[attr-defined]
+    if not model or not (check_parts(model) / RUN_FILE).is_file():
+        return settings
+    from ldm.training.diffusion import DiffusionRun
+
+    dataset = read_settings(DiffusionRun, Path(model) / "config.yaml").dataset
+    return parse(schema, arguments, command, schema(dataset=dataset))  # type: ignore[call-arg]
+
+
+def check_size(pipeline: Pipeline, image_size: int) -> None:
+    """Refuse a reference of another size than the model's pictures."""
+    if pipeline.image_size != image_size:
+        raise UserError(f"--image-size {image_size}: this model makes images of {pipeline.image_size} pixels; use that")
+
+
+def _show(result: EvaluationResult) -> None:
+    for figure in result.figures:
+        error = "" if figure.standard_error is None else f" ± {figure.standard_error:.2g}"
+        print(f"{figure.name}: {figure.value:.5g}{error}")
+    facts = result.manifest
+    kept = (
+        "extractor",
+        "preprocessing",
+        "data",
+        "split",
+        "real",
+        "fake",
+        "num_images",
+        "num_reference",
+        "conditions",
+        "seed",
+    )
+    print("; ".join(f"{name} {facts[name]}" for name in kept if name in facts))
+    if "sampling" in facts:
+        print("; ".join(f"{name} {value}" for name, value in facts["sampling"].items() if value not in (None, (), [])))
+    for warning in result.warnings:
+        print(f"note: {warning}")

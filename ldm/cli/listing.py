@@ -1,0 +1,48 @@
+"""`ldm list samplers|guidances|configs`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+
+from ldm.config import config_names
+from ldm.errors import UserError, suggest
+from samplers import guidances, samplers
+
+KINDS = ("samplers", "guidances", "configs")
+
+
+def run(arguments: list[str]) -> int:
+    """Print one table."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: ldm list samplers|guidances|configs")
+        return 0 if arguments else 2
+    if arguments[0] not in KINDS:
+        raise UserError(f"cannot list {arguments[0]!r}{suggest(arguments[0], KINDS)}")
+    if arguments[0] == "configs":
+        print("\n".join(config_names()))
+    elif arguments[0] == "samplers":
+        _table(
+            ("name", "order", "random", "calls a step", "options", "source"),
+            [
+                (i.name, i.order, "no" if i.deterministic else "yes", i.evaluations, _options(i.options), i.source)
+                for i in samplers().values()
+            ],
+        )
+    else:
+        rows = [(info.name, _options(info.options), info.source) for info in guidances().values()]
+        _table(("name", "options", "source"), rows)
+    return 0
+
+
+def _options(options: Mapping[str, object]) -> str:
+    """`scale, interval=None`: without a default the name alone."""
+    shown = [name if value is inspect.Parameter.empty else f"{name}={value}" for name, value in options.items()]
+    return ", ".join(shown) or "-"
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
+    cells = [head, *[tuple(str(cell) for cell in row) for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,94 @@
+"""Folders of pictures that a command writes: checked first, written whole, each picture with its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.config import from_mapping
+from ldm.errors import UserError
+from ldm.files import atomic_folder, atomic_write_json, read_json
+from ldm.images import enlarged, grid, save_png, to_pil
+from ldm.pipeline import Request, SamplingConfig
+
+SETTINGS = "settings.json"
+_GRID_LIMIT = 100  # pictures on a grid
+_METADATA_LIMIT = 100_000  # characters of PNG text
+
+
+def check_output(path: str, overwrite: bool) -> Path:
+    """The output folder, or a `UserError` when it holds anything but earlier output that may be overwritten."""
+    if not path:
+        raise UserError("--output-dir is missing: give the folder to write to")
+    folder = Path(path)
+    if folder.resolve() == Path.cwd():
+        raise UserError(f"--output-dir {path}: is the current folder, which would be replaced; name one in it")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output-dir {path}: is a file; give a new or empty folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / SETTINGS).is_file() or read_json(folder / SETTINGS).get("kind") != "samples":
+            raise UserError(f"--output-dir {path}: holds something else; give a new or empty folder")
+        if not overwrite:
+            raise UserError(f"--output-dir {path}: holds earlier samples; give a new folder, or --overwrite")
+    return folder
+
+
+def write_samples(
+    folder: Path,
+    batches: Iterable[Tensor],
+    requests: Sequence[Request],
+    sampling: SamplingConfig,
+    facts: dict[str, Any],
+    columns: int | None = None,
+) -> Path:
+    """Write `000000.png` ..., grid.png and settings.json; returns the grid's path.
+
+    `facts` holds seed, first_index, model and whatever else a picture needs to be made again; it goes into each PNG,
+    with the picture's own index in place of the first, so that a picture made again is the same file.
+    """
+    shared = {"kind": "samples", **facts, "sampling": dataclasses.asdict(sampling)}
+    each = {name: value for name, value in shared.items() if name != "first_index"}
+    with atomic_folder(folder) as target:
+        shown: list[Tensor] = []
+        number = 0
+        for images in batches:
+            for image in images.cpu():
+                own = {
+                    **each,
+                    "index": facts["first_index"] + number,
+                    "request": dataclasses.asdict(requests[number]),
+                }
+                save_png(to_pil(image), target / f"{number:06d}.png", {"ldm": json.dumps(own)})
+                if len(shown) < _GRID_LIMIT:
+                    shown.append(image)
+                number += 1
+        save_png(enlarged(grid(torch.stack(shown), columns)), target / "grid.png", {"ldm": json.dumps(shared)})
+        atomic_write_json(
+            target / SETTINGS, {**shared, "requests": [dataclasses.asdict(request) for request in requests]}
+        )
+    return folder / "grid.png"
+
+
+def read_settings_of(picture: str) -> tuple[Request, SamplingConfig, dict[str, int]]:
+    """What a PNG of ours was made with: its request, sampling settings, seed and index, read as settings are.
+
+    `UserError` if it does not say. Nothing else in it is used: not the name of the model.
+    """
+    try:
+        with Image.open(picture) as image:
+            text = str(getattr(image, "text", {}).get("ldm", ""))
+        facts = json.loads(text[:_METADATA_LIMIT])
+        request = from_mapping(Request, facts["request"])
+        sampling = from_mapping(SamplingConfig, facts["sampling"])
+        return request, sampling, {name: int(facts[name]) for name in ("seed", "index")}
+    except FileNotFoundError:
+        raise UserError(f"--recreate {picture}: no such file") from None
+    except (OSError, KeyError, TypeError, ValueError, RecursionError):
+        raise UserError(f"--recreate {picture}: not a picture made by `ldm sample` (no settings in it)") from None

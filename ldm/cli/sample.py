@@ -1,0 +1,108 @@
+"""`ldm sample MODEL`: pictures from a model, under any guidance."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from ldm.config import parse
+from ldm.errors import UserError
+from ldm.pipeline import Pipeline, Request, SamplingConfig
+from ldm.progress import progress
+
+Repeated = tyro.conf.UseAppendAction[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class SampleRun:
+    """Draw pictures from a model folder or a run folder of `ldm train diffusion`."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ""
+    """Model folder."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    prompt: Repeated = ()
+    """What to draw; repeat the flag for several, which then take turns."""
+    negative_prompt: str | None = None
+    """What not to draw: takes the place of the null condition in classifier-free guidance."""
+    class_label: Repeated = ()
+    """Class name or number; repeat the flag for several. Default of a class-conditional model: all classes in turn."""
+    negative_class: str | None = None
+    """Class to stay away from: takes the place of the null class in classifier-free guidance."""
+    classifier: str = ""
+    """Output folder of `ldm train classifier`, for --classifier-scale, where the model folder holds none."""
+    num_images: int = 16
+    seed: int = 0
+    """Picture i depends on the seed and i alone."""
+    first_index: int = 0
+    """Number of the first picture: `--first-index 7 --num-images 1` makes number 7 alone."""
+    batch_size: int = 16
+    """Pictures drawn at once; does not change them."""
+    recreate: str = ""
+    """A PNG made by this command: make it again (its own settings are taken from it)."""
+    output_dir: str = ""
+    """New or empty folder for the pictures."""
+    overwrite: bool = False
+    """Replace earlier samples in the output folder."""
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+
+def run(arguments: list[str]) -> None:
+    """Sample, and say where the pictures are."""
+    settings = parse(SampleRun, arguments, "sample")
+    from ldm.cli.outputs import check_output, read_settings_of, write_samples
+    from ldm.device import resolve_device
+
+    if not settings.model:
+        raise UserError("MODEL is missing: give a model folder or the output folder of `ldm train diffusion`")
+    for name in ("num_images", "batch_size"):
+        if getattr(settings, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(settings, name)}")
+    if settings.first_index < 0:
+        raise UserError(f"--first-index must be 0 or more, got {settings.first_index}")
+    folder = check_output(settings.output_dir, settings.overwrite)
+    device = resolve_device(settings.device)
+    pipeline = Pipeline.load(settings.model, device=device, classifier=settings.classifier or None)
+    sampling, seed, first = settings.sampling, settings.seed, settings.first_index
+    if settings.recreate:
+        request, sampling, facts = read_settings_of(settings.recreate)
+        requests, seed, first = [request], facts["seed"], facts["index"]
+    else:
+        requests = requests_of(settings, pipeline)
+    start = time.monotonic()
+    batches = pipeline.generate(requests, sampling, seed=seed, first_index=first, batch_size=settings.batch_size)
+    count = -(-len(requests) // settings.batch_size)
+    shown = write_samples(
+        folder,
+        progress(batches, "sample (batches)", total=count),
+        requests,
+        sampling,
+        {"model": settings.model, "classifier": settings.classifier, "seed": seed, "first_index": first},
+    )
+    seconds = time.monotonic() - start
+    print(f"{len(requests)} pictures, {pipeline.evaluations} network evaluations, {seconds:.1f} s: {shown}")
+
+
+def requests_of(settings: SampleRun, pipeline: Pipeline) -> list[Request]:
+    """The conditions of each picture: prompts and classes take turns."""
+    labels: list[int | None] = [pipeline.class_id(name) for name in settings.class_label]
+    if not labels and pipeline.has_classes and not settings.prompt:
+        labels = list(range(len(pipeline.class_names)))
+    labels = labels or [None]
+    prompts = settings.prompt or ("",)
+    if settings.negative_class is not None and not pipeline.has_classes:
+        raise UserError("--negative-class: this model's U-Net knows no classes; use --negative-prompt")
+    negative = None if settings.negative_class is None else pipeline.class_id(settings.negative_class)
+    numbers = range(settings.first_index, settings.first_index + settings.num_images)
+    return [
+        Request(
+            prompt=prompts[number % len(prompts)],
+            negative_prompt=settings.negative_prompt,
+            class_label=labels[number % len(labels)],
+            negative_class=negative,
+        )
+        for number in numbers
+    ]

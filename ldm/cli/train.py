@@ -1,0 +1,65 @@
+"""`ldm train autoencoder|diffusion|classifier`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+from ldm.config import parse, to_yaml
+from ldm.errors import UserError, suggest
+
+KINDS = ("autoencoder", "diffusion", "classifier")
+
+
+def run(arguments: list[str]) -> int:
+    """Train what is named, resuming the run folder if it holds an earlier run of the same settings."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: ldm train autoencoder|diffusion|classifier --data ... --output-dir ... (--help for all settings)")
+        return 0 if arguments else 2
+    kind, rest = arguments[0], arguments[1:]
+    if kind not in KINDS:
+        raise UserError(f"cannot train {kind!r}{suggest(kind, KINDS)}")
+    settings = parse(_schema(kind), rest, f"train {kind}")
+    from ldm.training.loop import Interrupted
+
+    try:
+        measures = train_with(kind, settings)
+    except Interrupted as stopped:
+        print(f"ldm: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal_number
+    for name, value in measures.items():
+        if isinstance(value, float):
+            print(f"{name}: {value:.4g}")
+    for row in measures.get("accuracy_by_noise", ()):
+        print(f"  t {row['t']:4.0f}  sigma/alpha {row['noise_ratio']:8.3f}  accuracy {row['accuracy']:.3f}")
+    print(f"wrote {settings.training.output_dir}")
+    return 0
+
+
+def _schema(kind: str) -> type[Any]:
+    """The settings of a kind of training; importing one does not import the others."""
+    return _module(kind)[0]
+
+
+def _module(kind: str) -> tuple[type[Any], type[Any]]:
+    module = importlib.import_module(f"ldm.training.{kind}")
+    return getattr(module, f"{kind.capitalize()}Run"), getattr(module, f"{kind.capitalize()}Task")
+
+
+def train_with(kind: str, settings: Any) -> dict[str, Any]:
+    """Run one training with complete settings; returns its last measures."""
+    from ldm.data import open_data
+    from ldm.device import resolve_device
+    from ldm.training.loop import train
+    from ldm.training.run_folder import RunFolder
+
+    if not settings.training.output_dir:
+        raise UserError("--output-dir is missing: give the folder to write to")
+    if kind != "autoencoder" and not settings.autoencoder:
+        raise UserError("--autoencoder is missing: give the output folder of `ldm train autoencoder`")
+    device = resolve_device(settings.training.device)
+    RunFolder.check(settings.training.output_dir, kind)
+    data, validation = open_data(settings.dataset, "train"), open_data(settings.dataset, "validation")
+    task = _module(kind)[1](settings, data, validation, device)
+    return train(task, settings.training, to_yaml(settings), device)

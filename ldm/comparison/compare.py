@@ -1,0 +1,157 @@
+"""Compare guidance methods and scales on one model: same seeds, same conditions, figures and cost of each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ldm.comparison.config import ComparisonConfig
+from ldm.comparison.methods import Variant, plan, why_not
+from ldm.comparison.picture import save_strip, side_by_side
+from ldm.comparison.records import Cell, Comparison
+from ldm.data.protocol import ImageData
+from ldm.errors import UserError
+from ldm.evaluation.conditions import Drawn, draw_conditions, uses_classifier
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.evaluate import (
+    Instruments,
+    cautions,
+    describe,
+    measure,
+    prepare_instruments,
+    reference_features,
+)
+from ldm.evaluation.records import EvaluationResult, finite
+from ldm.files import atomic_write, atomic_write_json, fingerprint, read_json, sha256_of_file
+from ldm.pipeline import Pipeline, SamplingConfig
+
+PLAN, RESULT, TABLE, PICTURE = "plan.json", "comparison.json", "comparison.txt", "comparison.png"
+
+_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer", "classifier")
+
+
+def compare(
+    pipeline: Pipeline,
+    data: ImageData,
+    config: ComparisonConfig | None = None,
+    *,
+    output_dir: str | Path,
+    sampling: SamplingConfig | None = None,
+    evaluation: EvaluationConfig | None = None,
+    instruments: Instruments | None = None,
+    train_data: ImageData | None = None,
+    model: str = "",
+) -> Comparison:
+    """Sample and measure every cell and write comparison.json, .txt and .png into `output_dir`.
+
+    Each cell is stored when it is done, so the same call after an interruption goes on with the next; `model` (see
+    `model_identity`) keeps cells of other weights apart. `instruments` default to those trained on `train_data`, which
+    defaults to `data`. Raises `UserError`, before any work, for what the model cannot do and for a folder that holds
+    something else.
+    """
+    config, sampling = config or ComparisonConfig(), sampling or SamplingConfig()
+    evaluation = evaluation or EvaluationConfig()
+    cells, left_out = plan(config.methods, pipeline, data, sampling, config.guidance_scales, config.classifier_scales)
+    guided = why_not("classifier", pipeline, data) is None  # whatever the cells, so that all comparisons ask the same
+    drawn = draw_conditions(pipeline, data, evaluation.num_images, evaluation.seed, classifier=guided)
+    for cell in cells:
+        pipeline.check([each.request for each in _told(drawn, pipeline, cell)], cell.sampling)
+    folder = Path(output_dir)
+    _check_folder(folder)
+
+    instruments = instruments or prepare_instruments(train_data or data, evaluation, device=pipeline.device)
+    drawn = draw_conditions(
+        pipeline, data, evaluation.num_images, evaluation.seed, classifier=guided, judge=instruments.judge
+    )
+    rows = min(config.rows, evaluation.num_images)
+    shared = describe(data, evaluation, instruments) | {
+        "model": model,
+        "sampling": asdict(sampling),
+        "metrics": list(evaluation.metrics),
+        "rows": rows,
+    }
+    _claim(folder, shared)
+    reference = None
+    done = []
+    for number, cell in enumerate(cells, 1):
+        place, strip = folder / "cells" / f"{cell.slug}.json", folder / "cells" / f"{cell.slug}.png"
+        if not place.is_file():
+            if reference is None:
+                reference = reference_features(data, instruments, evaluation)
+            found = measure(
+                pipeline,
+                _told(drawn, pipeline, cell),
+                cell.sampling,
+                evaluation,
+                instruments,
+                reference,
+                keep=rows,
+                label=f"{cell.label} ({number} of {len(cells)})",
+            )
+            result = EvaluationResult(
+                found.figures,
+                shared | {"sampling": asdict(cell.sampling)},
+                found.evaluations_per_image,
+                found.seconds_per_image,
+            )
+            save_strip(found.images, strip)
+            record = Cell(cell.label, cell.method, cell.guidance_scale, cell.classifier_scale, result)
+            atomic_write_json(place, record.to_json())  # last: with it the cell is done
+        done.append(Cell.from_json(read_json(place)))
+    warnings = cautions(evaluation.num_images, shared["num_reference"], instruments)
+    comparison = Comparison(tuple(done), left_out, shared, warnings)
+    strips = [folder / "cells" / f"{cell.slug}.png" for cell in cells]
+    side_by_side(strips, [cell.label for cell in cells], _row_titles(drawn[:rows], data), folder / PICTURE)
+    atomic_write(folder / TABLE, comparison.table() + "\n")
+    atomic_write_json(folder / RESULT, comparison.to_json())
+    return comparison
+
+
+def model_identity(*folders: str | Path) -> str:
+    """A name for the content of a model folder (and of a classifier's that stands apart): SHA-256 over their parts."""
+    digests = {}
+    for number, folder in enumerate(folders):
+        for part in _PARTS:
+            for path in sorted((Path(folder) / part).glob("*")):
+                if path.is_file():
+                    digests[f"{number}/{part}/{path.name}"] = sha256_of_file(path)
+    return fingerprint(digests)
+
+
+def _told(drawn: Sequence[Drawn], pipeline: Pipeline, cell: Variant) -> list[Drawn]:
+    """The conditions as this cell may be told them: a label only to what takes one."""
+    if pipeline.has_classes or uses_classifier(cell.sampling):
+        return list(drawn)
+    return [replace(each, request=replace(each.request, class_label=None)) for each in drawn]
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output-dir {folder}: is a file")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / PLAN).is_file():
+        raise UserError(f"--output-dir {folder}: holds something else than a comparison; choose another")
+
+
+def _claim(folder: Path, shared: dict[str, Any]) -> None:
+    """Write what all cells share, or make sure that the folder's cells were made under the same."""
+    plain = json.loads(json.dumps(finite(shared)))
+    if not (folder / PLAN).is_file():
+        atomic_write_json(folder / PLAN, plain)
+        return
+    there = read_json(folder / PLAN)
+    differing = sorted(name for name in plain.keys() | there.keys() if plain.get(name) != there.get(name))
+    if differing:
+        raise UserError(
+            f"--output-dir {folder}: its comparison was made with another {', '.join(differing)}; choose another folder"
+        )
+
+
+def _row_titles(drawn: Sequence[Drawn], data: ImageData) -> list[str]:
+    titles = []
+    for each in drawn:
+        label = each.request.class_label
+        titles.append(each.request.prompt or ("" if label is None else data.class_names[label]))
+    return titles

@@ -1,0 +1,32 @@
+"""Which guidance methods to compare, at which scales."""
+
+from dataclasses import dataclass
+
+from ldm.comparison.methods import METHODS
+from ldm.errors import UserError, suggest
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """Which guidance methods to compare, at which scales; all on the same seeds and the same conditions."""
+
+    methods: tuple[str, ...] = ()
+    """unconditional, none, cfg, classifier, cfg+classifier; none given: all that the model can do."""
+    guidance_scales: tuple[float, ...] = (1.5, 3.0, 7.5)
+    """Scales of classifier-free guidance."""
+    classifier_scales: tuple[float, ...] = (1.0, 4.0)
+    """Scales of classifier guidance."""
+    rows: int = 8
+    """Samples of each method shown in the picture."""
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            if name not in METHODS:
+                raise UserError(f"--methods: unknown method {name!r}{suggest(name, METHODS)}")
+        if self.rows < 1:
+            raise UserError(f"--rows: expected 1 or more, got {self.rows}")
+        for flag, scales in (("guidance", self.guidance_scales), ("classifier", self.classifier_scales)):
+            if not scales:
+                raise UserError(f"--{flag}-scales: expected one scale or more, got none")
+            if any(not scale >= 0 for scale in scales):
+                raise UserError(f"--{flag}-scales: expected scales of 0 or more, got {', '.join(map(str, scales))}")

@@ -1,0 +1,111 @@
+"""The guidance methods by name: what each needs of a model, and the sampling settings that it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ldm.data.protocol import ImageData
+from ldm.errors import UserError
+from ldm.pipeline import Pipeline, SamplingConfig
+
+METHODS = {
+    "unconditional": "the conditions dropped: what guidance starts from",
+    "none": "the model's own conditional prediction",
+    "cfg": "classifier-free guidance",
+    "classifier": "classifier guidance of the unconditional prediction (of the conditional one without dropout)",
+    "cfg+classifier": "both",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One cell of a comparison: a method at its scales."""
+
+    method: str
+    sampling: SamplingConfig
+    guidance_scale: float | None = None  # None: the method has no such scale
+    classifier_scale: float | None = None
+
+    @property
+    def label(self) -> str:
+        """`cfg 7.5`, `cfg+classifier 3, 4`."""
+        scales = [f"{scale:g}" for scale in (self.guidance_scale, self.classifier_scale) if scale is not None]
+        return " ".join([self.method, ", ".join(scales)]).strip()
+
+    @property
+    def slug(self) -> str:
+        """A file name that tells method and scales apart to the last digit."""
+        scales = [repr(float(scale)) for scale in (self.guidance_scale, self.classifier_scale) if scale is not None]
+        return "-".join([self.method.replace("+", "-"), *scales])
+
+
+def why_not(method: str, pipeline: Pipeline, data: ImageData) -> str | None:
+    """Why this model cannot do the method, or None if it can."""
+    if method in ("unconditional", "cfg", "cfg+classifier") and not pipeline.condition_dropout:
+        if not (pipeline.has_text or pipeline.has_classes):
+            return (
+                "the model is unconditional" if method != "unconditional" else 'that is what "none" does for this model'
+            )
+        return "the model was trained without condition dropout, so it has no unconditional prediction"
+    if method in ("classifier", "cfg+classifier"):
+        if not pipeline.has_classifier:
+            return "the model has no classifier"
+        if not data.class_names:
+            return f"{data.name} has no class labels to guide towards"
+        if tuple(data.class_names) != tuple(pipeline.class_names):
+            return f"the classes of {data.name} are not those of the classifier"
+    return None
+
+
+def variants(
+    method: str,
+    pipeline: Pipeline,
+    base: SamplingConfig,
+    guidance_scales: Sequence[float],
+    classifier_scales: Sequence[float],
+) -> list[Variant]:
+    """The cells of one method; combined methods take every pair of scales."""
+    if method in ("unconditional", "none"):
+        return [Variant(method, replace(base, guidance_scale=float(method == "none")))]
+    if method == "cfg":
+        return [Variant(method, replace(base, guidance_scale=g), g) for g in guidance_scales]
+    if method == "classifier":
+        start = 0.0 if pipeline.condition_dropout else 1.0
+        return [
+            Variant(method, replace(base, guidance_scale=start, classifier_scale=c), None, c) for c in classifier_scales
+        ]
+    return [
+        Variant(method, replace(base, guidance_scale=g, classifier_scale=c), g, c)
+        for g in guidance_scales
+        for c in classifier_scales
+    ]
+
+
+def plan(
+    methods: Sequence[str],
+    pipeline: Pipeline,
+    data: ImageData,
+    base: SamplingConfig,
+    guidance_scales: Sequence[float],
+    classifier_scales: Sequence[float],
+) -> tuple[list[Variant], dict[str, str]]:
+    """All cells, each setting once, and the methods left out with the reason.
+
+    A method that was asked for by name is never left out: `UserError` says why it cannot be done.
+    """
+    if base.guidance_scale != 1 or base.classifier_scale != 0:
+        raise UserError("a comparison sets the scales itself; give them as --guidance-scales and --classifier-scales")
+    cells: list[Variant] = []
+    left_out: dict[str, str] = {}
+    for method in methods or METHODS:
+        reason = why_not(method, pipeline, data)
+        if reason is not None and methods:
+            raise UserError(f"--methods {method}: {reason}")
+        if reason is not None:
+            left_out[method] = reason
+            continue
+        for variant in variants(method, pipeline, base, guidance_scales, classifier_scales):
+            if all(variant.sampling != cell.sampling for cell in cells):
+                cells.append(variant)
+    return cells, left_out

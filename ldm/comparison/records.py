@@ -1,0 +1,75 @@
+"""What a comparison found: one record a cell, a table, JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ldm.evaluation.records import EvaluationResult, Figure
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One method at one scale: its figures, their manifest and their cost."""
+
+    label: str
+    method: str
+    guidance_scale: float | None
+    classifier_scale: float | None
+    result: EvaluationResult
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json`."""
+        return {**asdict(self), "result": self.result.to_json()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Cell:
+        """What `to_json` gave."""
+        return cls(**{**value, "result": EvaluationResult.from_json(value["result"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All cells, on the same seeds and conditions, and the methods that the model cannot do."""
+
+    cells: tuple[Cell, ...]
+    left_out: Mapping[str, str]  # method -> why
+    manifest: Mapping[str, Any]  # what all cells share
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json`."""
+        return {
+            "manifest": dict(self.manifest),
+            "warnings": list(self.warnings),
+            "left_out": dict(self.left_out),
+            "cells": [cell.to_json() for cell in self.cells],
+        }
+
+    def table(self) -> str:
+        """Text: a row a cell, a column a figure (lower distances and higher accuracies are better), and the cost."""
+        names = [figure.name for figure in self.cells[0].result.figures]
+        head = ["method", *names, "evaluations/image", "seconds/image"]
+        rows = [
+            [
+                cell.label,
+                *[_shown(figure) for figure in cell.result.figures],
+                f"{cell.result.evaluations_per_image:g}",
+                f"{cell.result.seconds_per_image:.3g}",
+            ]
+            for cell in self.cells
+        ]
+        widths = [max(len(row[k]) for row in [head, *rows]) for k in range(len(head))]
+        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in [head, *rows]]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join(lines)
+
+
+def _shown(figure: Figure) -> str:
+    """Value and standard error; shares in per cent."""
+    share = figure.metric.startswith("accuracy/")
+    value, error = (None if x is None else 100 * x if share else x for x in (figure.value, figure.standard_error))
+    digits = ".1f" if share else ".4g"
+    text = f"{value:{digits}}" + (" %" if share else "")
+    return text if error is None else f"{text} ± {error:.1f}" if share else f"{text} ± {error:.1g}"

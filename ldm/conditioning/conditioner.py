@@ -1,0 +1,285 @@
+"""Class labels and captions -> what the U-Net takes, with the null condition that guidance needs."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.conditioning.condition import Condition
+from ldm.conditioning.text_encoder import TextEncoder, embedded_encoder, frozen_encoder, printable_utf8
+from ldm.errors import UserError, suggest
+from ldm.files import atomic_write_json, read_json
+
+FACTS_NAME = "conditioning.json"
+
+
+@dataclass(frozen=True)
+class ConditioningConfig:
+    """What the model is conditioned on, and how often the condition is left out in training."""
+
+    condition_dropout: float = 0.1
+    """Probability, for each sample, of training on the null condition; guidance needs more than 0."""
+    text_encoder: str | None = "auto"
+    """embedded: a small CLIP text model, trained jointly. auto: that, where the data has captions. None: no text.
+    Else a frozen CLIP or T5: its folder or its name on the hub."""
+    class_conditional: bool | None = None
+    """Whether class labels are a condition; by default where the data has classes and the model takes no text."""
+    text_width: int = 128
+    text_layers: int = 2
+    text_heads: int = 4
+    vocab_size: int = 2048
+    """Upper bound of the embedded tokenizer's vocabulary."""
+    max_tokens: int | None = None
+    """Length that texts are padded and cut to; by default that of the longest caption, at most 77."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.condition_dropout < 1:
+            raise UserError(f"condition_dropout: expected 0 <= p < 1, got {self.condition_dropout}")
+        if self.max_tokens is not None and not 3 <= self.max_tokens <= 512:
+            raise UserError(f"max_tokens: expected 3 to 512, got {self.max_tokens}")
+        for name in ("text_width", "text_layers", "text_heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+
+class Conditioner(nn.Module):
+    """Labels (B,) int64 and tokens (B, L) int64 -> `Condition`. Null class: K, the last id; null text: ""."""
+
+    _null_tokens: Tensor
+
+    def __init__(
+        self, class_names: Sequence[str], text: TextEncoder | None, *, class_conditional: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        self.class_names = tuple(class_names)
+        self.class_conditional = class_conditional
+        self.dropout = dropout
+        self.text = text
+        null = torch.empty(0, dtype=torch.int64) if text is None else text.tokenize([""])[0]  # (L,)
+        self.register_buffer("_null_tokens", null, persistent=False)
+
+    @classmethod
+    def build(
+        cls,
+        config: ConditioningConfig,
+        class_names: Sequence[str] = (),
+        captions: Iterable[str] | None = None,
+        *,
+        seed: int = 0,
+    ) -> "Conditioner":
+        """From the facts of a data set; the same facts and seed give the same tokenizer and weights."""
+        texts = [caption for caption in captions or () if caption.strip()]
+        wanted = config.text_encoder
+        if wanted == "auto":
+            wanted = "embedded" if texts else None
+        if wanted is not None and not texts:
+            raise UserError(f"text_encoder {wanted}: expected captions, but the data has none")
+        text = None
+        if wanted == "embedded":
+            text = embedded_encoder(
+                texts,
+                width=config.text_width,
+                layers=config.text_layers,
+                heads=config.text_heads,
+                vocab_size=config.vocab_size,
+                max_tokens=config.max_tokens,
+                seed=seed,
+            )
+        elif wanted is not None:
+            text = frozen_encoder(wanted, texts, config.max_tokens)
+        by_class = config.class_conditional
+        if by_class is None:
+            by_class = bool(class_names) and text is None
+        if by_class and not class_names:
+            raise UserError("class_conditional: expected data with class labels, but it has none")
+        if len(set(class_names)) != len(class_names):
+            raise UserError("class names: expected each once, but one appears twice")
+        return cls(class_names, text, class_conditional=by_class, dropout=config.condition_dropout)
+
+    @property
+    def has_text(self) -> bool:
+        return self.text is not None
+
+    @property
+    def context_dim(self) -> int | None:
+        """Width of the text states, the U-Net's `cross_attention_dim`; None without text."""
+        return None if self.text is None else self.text.width
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes that the model is conditioned on; 0 where classes are no condition."""
+        return len(self.class_names) if self.class_conditional else 0
+
+    @property
+    def null_class(self) -> int | None:
+        """The id that stands for no class."""
+        return self.num_classes if self.class_conditional else None
+
+    @property
+    def num_class_embeds(self) -> int | None:
+        """The U-Net's entry of that name: K + 1, or None."""
+        return self.num_classes + 1 if self.class_conditional else None
+
+    @property
+    def device(self) -> torch.device:
+        return self._null_tokens.device
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """(B, L) int64 on the CPU; L = 0 without text."""
+        if self.text is None:
+            return torch.empty(len(texts), 0, dtype=torch.int64)
+        return self.text.tokenize(texts)
+
+    def drop(
+        self, labels: Tensor | None, tokens: Tensor | None, dropped: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Labels (B,) and tokens (B, L) with the null condition in each sample where `dropped` (B,) is true.
+
+        A negative label means unlabelled, and becomes the null class.
+        """
+        if labels is not None and self.null_class is not None:
+            labels = labels.masked_fill(dropped | (labels < 0), self.null_class)
+        if tokens is not None and self.text is not None:
+            tokens = torch.where(dropped[:, None], self._null_tokens.to(tokens.device), tokens)
+        return labels, tokens
+
+    def forward(self, labels: Tensor | None, tokens: Tensor | None) -> Condition:
+        """Encode ids; what is no condition of this model is ignored, what is one must be there."""
+        context = class_labels = None
+        if self.class_conditional:
+            if labels is None:
+                raise UserError("conditioner: expected class labels")
+            class_labels = labels
+        if self.text is not None:
+            if tokens is None:
+                raise UserError("conditioner: expected tokens")
+            context = self.text(tokens)
+        return Condition(class_labels, context)
+
+    def null(self, batch: int, device: torch.device | str | None = None) -> Condition:
+        """The null condition of `batch` samples."""
+        condition = self.encode([None] * batch, [""] * batch)
+        return condition if device is None else condition.to(device)
+
+    def encode(self, labels: Sequence[int | str | None] | None, texts: Sequence[str] | None) -> Condition:
+        """The condition of each sample, on this module's device; None is the null class, "" the null text.
+
+        `UserError` for a label or a text that this model is not conditioned on. Equal texts are encoded once.
+        """
+        if labels is not None and texts is not None and len(labels) != len(texts):
+            raise UserError(f"conditions: expected as many labels as texts, got {len(labels)} and {len(texts)}")
+        given = labels if labels is not None else texts
+        batch = 0 if given is None else len(given)
+        return Condition(self._encode_labels(labels, batch), self._encode_texts(texts, batch))
+
+    def _encode_labels(self, labels: Sequence[int | str | None] | None, batch: int) -> Tensor | None:
+        labels = [None] * batch if labels is None else labels
+        if not self.class_conditional:
+            if any(label is not None for label in labels):
+                raise UserError("class label: this model is not conditioned on classes")
+            return None
+        ids = [self.num_classes if label is None else self.class_id(label) for label in labels]
+        return torch.tensor(ids, dtype=torch.int64, device=self.device)
+
+    def _encode_texts(self, texts: Sequence[str] | None, batch: int) -> Tensor | None:
+        texts = [""] * batch if texts is None else texts
+        if self.text is None:
+            if any(texts):
+                raise UserError("prompt: this model is not conditioned on text")
+            return None
+        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        states = self.text(self.text.tokenize(list(places)).to(self.device))
+        return states[torch.tensor([places[text] for text in texts], device=self.device)]
+
+    def class_id(self, name: int | str) -> int:
+        """The id of a class given by name or number; `UserError` lists the known names and the closest."""
+        return class_id(name, self.class_names)
+
+    def facts(self) -> dict[str, Any]:
+        """What `conditioning.json` holds."""
+        text = self.text
+        return {
+            "class_names": list(self.class_names),
+            "class_conditional": self.class_conditional,
+            "null_class": self.null_class,
+            "dropout": self.dropout,
+            "text": None
+            if text is None
+            else {"encoder": text.kind, "source": text.source, "max_tokens": text.max_tokens, "null_text": ""},
+        }
+
+    def index_entries(self) -> dict[str, list[str]]:
+        """What `model_index.json` says of text_encoder/ and tokenizer/: library and class."""
+        if self.text is None:
+            return {}
+        parts = {"text_encoder": self.text.model, "tokenizer": self.text.tokenizer}
+        return {name: ["transformers", type(part).__name__] for name, part in parts.items()}
+
+    def save_pretrained(self, folder: str | Path) -> dict[str, Any]:
+        """Write conditioning.json and, for text, text_encoder/ and tokenizer/ into a model folder."""
+        if self.text is not None:
+            self.text.save(folder)
+        facts = self.facts()
+        atomic_write_json(Path(folder) / FACTS_NAME, facts)
+        return facts
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Conditioner":
+        """Read a model folder; one without conditioning.json is a diffusers folder, whose parts tell the facts."""
+        folder = Path(folder)
+        facts = _read_facts(folder / FACTS_NAME) if (folder / FACTS_NAME).exists() else _guess_facts(folder)
+        text = facts["text"]
+        encoder = None
+        if text is not None:
+            encoder = TextEncoder.load(folder, text.get("max_tokens"), text["encoder"], str(text.get("source", "")))
+        return cls(
+            facts["class_names"], encoder, class_conditional=facts["class_conditional"], dropout=facts["dropout"]
+        ).eval()
+
+
+def class_id(name: int | str, class_names: Sequence[str]) -> int:
+    """The place of `name` in `class_names`, or `name` itself if it is a number below their count."""
+    if isinstance(name, str) and name in class_names:
+        return tuple(class_names).index(name)
+    known = [_inert(known_name) for known_name in class_names]
+    try:
+        number = int(name)
+    except ValueError:
+        raise UserError(f"unknown class {_inert(str(name))!r}{suggest(_inert(str(name)), known)}") from None
+    if not 0 <= number < len(known):
+        raise UserError(f"unknown class {number}: expected 0 to {len(known) - 1}{suggest(str(number), known)}")
+    return number
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    """The checked facts of a file that may come from anybody."""
+    facts = read_json(path)
+    kinds: dict[str, Any] = {"class_names": list, "class_conditional": bool, "dropout": (int, float)}
+    if not isinstance(facts, dict) or any(not isinstance(facts.get(key), kind) for key, kind in kinds.items()):
+        raise UserError(f"{path}: expected {', '.join(kinds)}")
+    text = facts.setdefault("text", None)
+    if text is not None:
+        length = text.get("max_tokens") if isinstance(text, dict) else None
+        if not isinstance(length, int) or not 1 <= length <= 512 or text.get("encoder") not in ("embedded", "frozen"):
+            raise UserError(f"{path}: text: expected an encoder (embedded or frozen) and max_tokens from 1 to 512")
+    if not all(isinstance(name, str) for name in facts["class_names"]):
+        raise UserError(f"{path}: class_names: expected strings, got {json.dumps(facts['class_names'])[:80]}")
+    return facts
+
+
+def _guess_facts(folder: Path) -> dict[str, Any]:
+    """The facts of a foreign folder. Its last class is taken as null, its dropout as Stable Diffusion's."""
+    path = folder / "unet" / "config.json"
+    embeds = read_json(path).get("num_class_embeds") if path.exists() else None
+    names = [str(index) for index in range((embeds or 1) - 1)]
+    text = {"encoder": "frozen", "source": folder.name} if (folder / "text_encoder").is_dir() else None
+    return {"class_names": names, "class_conditional": bool(names), "dropout": 0.1, "text": text}
+
+
+def _inert(name: str) -> str:
+    """A name that is safe to show on a terminal."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in printable_utf8(name))

@@ -1,0 +1,45 @@
+"""Which images to train on, and how they are cut to size."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ldm.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images to train on, and how they are cut to size."""
+
+    data: str = "shapes"
+    """Built-in data (shapes, cifar10, mnist, fashion_mnist) or a folder of images: with metadata.jsonl or metadata.csv
+    (file_name, text, label), else with a sub-folder for each class, else without labels."""
+    data_root: str = "data"
+    """The folder where torchvision keeps cifar10, mnist and fashion_mnist."""
+    download: bool = False
+    """Download cifar10, mnist or fashion_mnist into data_root if it is not there."""
+    image_size: int = 32
+    """Side of the square images in pixels: the shorter side is resized to it, then the longer is cropped."""
+    crop: Literal["center", "random"] = "center"
+    """Which part of the longer side is kept in training; validation and cached latents take the centre."""
+    flip: bool = False
+    """Mirror images left to right in training, half of the time."""
+    validation_fraction: float = 0.05
+    """The share of a folder that is held out, chosen by file name; the other data have their own split."""
+    max_bad_images: int = 0
+    """How many unreadable files of a folder may be left out (they are named); one more is an error."""
+    shapes_train: int = 8192
+    """Training images of shapes."""
+    shapes_validation: int = 1024
+    """Validation images of shapes."""
+    shapes_seed: int = 0
+    """Which shapes are made."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.image_size <= 4096:
+            raise UserError(f"--image-size: expected 1 to 4096 pixels, got {self.image_size}")
+        if self.crop not in ("center", "random"):
+            raise UserError(f'--crop: expected "center" or "random", got "{self.crop}"')
+        if not 0 <= self.validation_fraction < 1:
+            raise UserError(f"--validation-fraction: expected 0 <= fraction < 1, got {self.validation_fraction}")
+        if self.max_bad_images < 0:
+            raise UserError(f"--max-bad-images: expected 0 or more, got {self.max_bad_images}")

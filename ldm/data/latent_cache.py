@@ -1,0 +1,256 @@
+"""Latents of a data set, encoded once: posterior mean and standard deviation of every image, mirrored ones as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from autoencoders import Autoencoder
+from ldm.data.latent_layout import MALFORMED, Layout, is_ours, is_whole, manifest_of, map_shard, read_manifest
+from ldm.data.protocol import Batch, ImageData, collate
+from ldm.errors import UserError
+from ldm.files import atomic_write, atomic_write_json, fingerprint, sha256_of_file
+from ldm.progress import progress
+
+RAM_LIMIT = 2**30  # bytes; a cache up to this size is read into memory, a larger one is memory-mapped
+
+
+@dataclass(frozen=True)
+class CacheKey:
+    """All that the latents depend on."""
+
+    images: str  # fingerprint of the images and their order
+    autoencoder: str
+    image_size: int
+    crop: str
+    flip: bool
+
+    @classmethod
+    def of(cls, autoencoder: Autoencoder, data: ImageData) -> CacheKey:
+        """Images are encoded with the plain preprocessing, so the crop is always the centre."""
+        return cls(data.image_fingerprint, autoencoder.fingerprint(), data.image_size, "center", data.flip)
+
+    def digest(self) -> str:
+        return fingerprint(asdict(self))
+
+    def differences(self, cached: dict[str, Any]) -> list[str]:
+        """What is not the same in a cache's key, told for a message."""
+        pairs = [(name, cached.get(name), now) for name, now in asdict(self).items()]
+        return [f"{name} (cached {_short(then)}, now {_short(now)})" for name, then, now in pairs if then != now]
+
+
+class LatentCache:
+    """The latents of a data set by index: in memory on `device`, or in the files if they take more than `RAM_LIMIT`."""
+
+    def __init__(self, folder: Path, layout: Layout, device: torch.device) -> None:
+        self.folder, self.device, self._layout = folder, device, layout
+        self._memory: dict[str, Tensor] = {}
+        self._maps: list[dict[str, np.ndarray]] = []
+        for shard in range(layout.shards):
+            path = layout.path(folder, shard)
+            try:
+                self._maps.append(map_shard(path, layout, shard))
+            except MALFORMED as error:
+                raise UserError(f"{path}: damaged ({error}); remove the folder and encode again") from None
+        if layout.count * layout.example_bytes <= RAM_LIMIT:
+            for name in layout.names:
+                whole = np.concatenate([part[name] for part in self._maps])  # (N, F, C, h, w)
+                self._memory[name] = torch.from_numpy(whole).to(device)
+            self._maps = []
+
+    @classmethod
+    def open(cls, folder: str | Path, expected: CacheKey, *, device: torch.device | str = "cpu") -> LatentCache:
+        """UserError if the cache is not whole, or not of `expected`: then it says what differs."""
+        folder = Path(folder)
+        if not (folder / "manifest.json").is_file():
+            state = "is not complete" if folder.is_dir() else "does not exist"
+            raise UserError(f"{folder}: the latent cache {state}; encode the data set (again)")
+        layout, key, sums = read_manifest(folder / "manifest.json")
+        if differences := expected.differences(key):
+            raise UserError(
+                f"{folder}: the latent cache is stale: {', '.join(differences)} differ; "
+                "remove the folder or name another one, and encode again"
+            )
+        for shard, wanted in enumerate(sums):
+            path = layout.path(folder, shard)
+            if not path.is_file():
+                raise UserError(f"{path}: missing; remove the folder and encode again")
+            if layout.count * layout.example_bytes <= RAM_LIMIT and sha256_of_file(path) != wanted:
+                raise UserError(f"{path}: damaged, its SHA-256 differs; remove the folder and encode again")
+        return cls(folder, layout, torch.device(device))
+
+    def __len__(self) -> int:
+        return self._layout.count
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one latent: (C, h, w)."""
+        return self._layout.shape
+
+    @property
+    def has_flips(self) -> bool:
+        return self._layout.has_flips
+
+    @property
+    def has_std(self) -> bool:
+        return self._layout.has_std
+
+    def moments(self, indices: Sequence[int] | Tensor, flips: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Posterior mean and standard deviation (None of a deterministic encoder): fp16 (B, C, h, w).
+
+        `flips` (B,) bool asks for mirrored images. From memory they come on the cache's device, else on the CPU.
+        """
+        rows = torch.as_tensor(indices, dtype=torch.int64).cpu()
+        sides = torch.zeros_like(rows) if flips is None else flips.to(rows)
+        if rows.ndim != 1 or sides.shape != rows.shape:
+            raise ValueError(f"expected indices (B,) and flips (B,), got {tuple(rows.shape)} and {tuple(sides.shape)}")
+        low, high = (int(rows.min()), int(rows.max())) if len(rows) else (0, 0)
+        if low < 0 or high >= len(self):
+            raise IndexError(f"expected indices from 0 to {len(self) - 1}, got {low} to {high}")
+        if not self.has_flips and bool(sides.any()):
+            raise ValueError("mirrored latents asked of a cache without them: its data set does not flip")
+        moments = [self._rows(name, rows, sides) for name in self._layout.names]
+        return moments[0], moments[1] if self.has_std else None
+
+    def gather(
+        self, indices: Sequence[int] | Tensor, flips: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """Latents float32 (B, C, h, w): mean + std * noise; the mean without noise, or of a deterministic encoder."""
+        mean, std = self.moments(indices, flips)
+        if noise is not None and noise.shape != mean.shape:
+            raise ValueError(f"expected noise of shape {tuple(mean.shape)}, got {tuple(noise.shape)}")
+        if noise is None or std is None:
+            return mean.float()
+        return mean.float() + std.float() * noise.to(mean.device)
+
+    def _rows(self, name: str, rows: Tensor, sides: Tensor) -> Tensor:
+        if self._memory:
+            return self._memory[name][rows.to(self.device), sides.to(self.device)]
+        batch = np.empty((len(rows), *self.shape), dtype=np.float16)
+        for place, (row, side) in enumerate(zip(rows.tolist(), sides.tolist(), strict=True)):
+            shard, example = divmod(row, self._layout.per_shard)
+            batch[place] = self._maps[shard][name][example, side]
+        return torch.from_numpy(batch)
+
+
+def check_cache_folder(folder: Path) -> None:
+    """UserError unless the folder is absent or holds nothing but a latent cache."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: a file; expected a folder for latents")
+    foreign = sorted(path.name for path in folder.iterdir() if not is_ours(path.name)) if folder.is_dir() else []
+    if foreign:
+        raise UserError(f"{folder}: holds something else ({foreign[0]}); name a folder for the latents alone")
+
+
+@torch.no_grad()
+def encode_latents(
+    autoencoder: Autoencoder,
+    data: ImageData,
+    folder: str | Path,
+    *,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    num_workers: int = 0,
+) -> LatentCache:
+    """Write the latents of all images of `data` to `folder`, and open them; `autoencoder` must be on `device`.
+
+    A whole cache of the same key is opened as it is, one of another key is refused. Whole shards of an interrupted run
+    with the same key are kept, its other remains replaced. A folder that holds anything else is refused.
+    """
+    folder, device, key = Path(folder), torch.device(device), CacheKey.of(autoencoder, data)
+    if batch_size < 1:
+        raise UserError(f"batch size: expected 1 or more, got {batch_size}")
+    if data.image_size % autoencoder.factor:
+        raise UserError(f"--image-size {data.image_size}: not divisible by the autoencoder's {autoencoder.factor}")
+    check_cache_folder(folder)
+    if (folder / "manifest.json").is_file():
+        return LatentCache.open(folder, key, device=device)
+
+    training = autoencoder.training
+    autoencoder.eval()
+    try:
+        encoding = autoencoder.encode(data[0].image[None].to(device))
+        channels, height, width = encoding.mean.shape[1:]
+        layout = Layout(len(data), (channels, height, width), data.flip, encoding.std is not None)
+        folder.mkdir(parents=True, exist_ok=True)
+        whole = [n for n in range(layout.shards) if is_whole(layout.path(folder, n), layout, n, key.digest())]
+        _remove_remains(folder, keep={layout.path(folder, shard) for shard in whole})
+        missing = [shard for shard in range(layout.shards) if shard not in set(whole)]
+        for shard, tensors in _encoded(autoencoder, data, layout, missing, batch_size, device, num_workers):
+            content = save(tensors, {"key": key.digest(), "shard": str(shard)})
+            atomic_write(layout.path(folder, shard), content)
+    finally:
+        autoencoder.train(training)
+    sums = [sha256_of_file(layout.path(folder, shard)) for shard in range(layout.shards)]
+    atomic_write_json(folder / "manifest.json", manifest_of(layout, asdict(key), sums))
+    return LatentCache.open(folder, key, device=device)
+
+
+def _encoded(
+    autoencoder: Autoencoder,
+    data: ImageData,
+    layout: Layout,
+    shards: list[int],
+    batch_size: int,
+    device: torch.device,
+    num_workers: int,
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """(shard, its tensors (n, F, C, h, w) by name), one after another."""
+    plan: list[tuple[int, list[int]]] = []  # (shard, rows) of each batch
+    for shard in shards:
+        rows = list(layout.rows(shard))
+        plan += [(shard, rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
+    loader: DataLoader[Any] = DataLoader(
+        data,  # type: ignore[arg-type]
+        batch_sampler=[rows for _, rows in plan],
+        num_workers=num_workers,
+        collate_fn=collate,
+        generator=torch.Generator(),  # else DataLoader draws a number from the global one
+    )
+    parts: list[dict[str, Tensor]] = []
+    for batch, (shard, rows) in zip(progress(loader, "encoding latents"), plan, strict=True):
+        parts.append(_moments(autoencoder, batch, layout, device))
+        if rows[-1] == layout.rows(shard)[-1]:
+            yield shard, {name: torch.cat([part[name] for part in parts]) for name in layout.names}
+            parts = []
+
+
+def _moments(autoencoder: Autoencoder, batch: Batch, layout: Layout, device: torch.device) -> dict[str, Tensor]:
+    """Posterior moments of a batch, fp16 on the CPU: each (B, F, C, h, w)."""
+    images = batch.images.to(device)
+    sides: dict[str, list[Tensor]] = {name: [] for name in layout.names}
+    for side in (images, images.flip(-1)) if layout.has_flips else (images,):
+        encoding = autoencoder.encode(side)
+        for name, moment in (("mean", encoding.mean), ("std", encoding.std)):
+            if moment is not None:
+                sides[name].append(moment.float())
+    moments = {name: torch.stack(values, 1) for name, values in sides.items()}
+    halves = {name: moment.to(torch.float16) for name, moment in moments.items()}
+    for name, half in halves.items():
+        if not bool(half.isfinite().all()):
+            bad = int(batch.indices[int((~half.isfinite()).flatten(1).any(1).nonzero()[0])])
+            largest = float(moments[name].abs().max())
+            raise UserError(
+                f"the latents of image {bad} do not fit into float16 (largest {name} {largest:g}); "
+                "calibrate the autoencoder, or train it anew if it has diverged"
+            )
+    return {name: half.cpu() for name, half in halves.items()}
+
+
+def _remove_remains(folder: Path, keep: set[Path]) -> None:
+    for path in folder.iterdir():
+        if path not in keep:
+            path.unlink()
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 12 else text[:12]

@@ -1,0 +1,128 @@
+"""How cached latents lie on disk.
+
+    folder/latents-00000-of-00012.safetensors    mean (n, F, C, h, w) and, unless the encoder is deterministic, std
+    folder/manifest.json                         what was encoded by what; written last: if it is there, all is
+
+F is 2 (plain, mirrored) if the data set flips, else 1. Everything is fp16.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.errors import UserError
+from ldm.files import read_json
+
+SHARD_EXAMPLES = 4096
+SHARD_BYTES = 2**27  # fewer examples a shard where they would take more
+FORMAT = 1
+MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what map_shard may raise
+_HEADER_LIMIT = 2**20  # bytes; ours take a few hundred
+_OURS = re.compile(r"\.?(latents-\d{5}-of-\d{5}\.safetensors|manifest\.json)(\.tmp-.*)?")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each example's latents lie."""
+
+    count: int  # examples
+    shape: tuple[int, int, int]  # of one latent: C, h, w
+    has_flips: bool
+    has_std: bool
+
+    def __post_init__(self) -> None:
+        sizes = (self.count, *self.shape)
+        if len(self.shape) != 3 or not all(isinstance(size, int) and 0 < size < 2**40 for size in sizes):
+            raise ValueError(f"expected positive count and shape (C, h, w), got {sizes}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("mean", "std") if self.has_std else ("mean",)
+
+    @property
+    def example_bytes(self) -> int:
+        return (1 + self.has_flips) * len(self.names) * math.prod(self.shape) * 2
+
+    @property
+    def per_shard(self) -> int:
+        """Examples in each shard but the last."""
+        return max(1, min(SHARD_EXAMPLES, SHARD_BYTES // self.example_bytes))
+
+    @property
+    def shards(self) -> int:
+        return -(-self.count // self.per_shard)
+
+    def rows(self, shard: int) -> range:
+        """The examples of a shard."""
+        return range(shard * self.per_shard, min(self.count, (shard + 1) * self.per_shard))
+
+    def path(self, folder: Path, shard: int) -> Path:
+        return folder / f"latents-{shard:05d}-of-{self.shards:05d}.safetensors"
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file name is one of a cache, or of the temporary files of an interrupted run."""
+    return _OURS.fullmatch(name) is not None
+
+
+def read_manifest(path: Path) -> tuple[Layout, dict[str, Any], list[str]]:
+    """Layout, key and the SHA-256 of every shard."""
+    manifest = read_json(path)
+    try:
+        if manifest["format"] != FORMAT:
+            raise UserError(f"{path}: a latent cache of format {manifest['format']}, expected {FORMAT}; encode again")
+        facts = manifest["layout"]
+        layout = Layout(facts["count"], tuple(facts["shape"]), facts["has_flips"] is True, facts["has_std"] is True)
+        key, sums = dict(manifest["key"]), [str(value) for value in manifest["sha256"]]
+        if len(sums) != layout.shards:
+            raise ValueError(f"expected {layout.shards} checksums, got {len(sums)}")
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not the manifest of a latent cache ({error!r}); encode again") from None
+    return layout, key, sums
+
+
+def manifest_of(layout: Layout, key: dict[str, Any], sums: list[str]) -> dict[str, Any]:
+    return {"format": FORMAT, "dtype": "float16", "key": key, "layout": asdict(layout), "sha256": sums}
+
+
+def map_shard(path: Path, layout: Layout, shard: int, key: str | None = None) -> dict[str, np.ndarray]:
+    """A shard's tensors as read-only memory maps; ValueError if the file is not what the layout (and `key`) say."""
+    size = path.stat().st_size
+    with open(path, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 0 < length <= min(_HEADER_LIMIT, size - 8):
+            raise ValueError("no safetensors header")
+        header = json.loads(stream.read(length))
+    metadata = header.pop("__metadata__", {})
+    if key is not None and metadata != {"key": key, "shard": str(shard)}:
+        raise ValueError("made with another key")
+    shape = [len(layout.rows(shard)), 1 + layout.has_flips, *layout.shape]
+    if set(header) != set(layout.names):
+        raise ValueError(f"expected {layout.names}, got {tuple(header)}")
+    maps: dict[str, np.ndarray] = {}
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        if entry["dtype"] != "F16" or entry["shape"] != shape or last - first != 2 * math.prod(shape):
+            raise ValueError(f"{name}: expected F16 {shape}, got {entry['dtype']} {entry['shape']}")
+        if not 0 <= first < last <= size - 8 - length:
+            raise ValueError("the file is too short")
+        maps[name] = np.memmap(path, np.float16, "r", offset=8 + length + first, shape=tuple(shape))
+    return maps
+
+
+def is_whole(path: Path, layout: Layout, shard: int, key: str) -> bool:
+    """Whether a shard of this very key is there; it was renamed into place, so it was written whole."""
+    try:
+        map_shard(path, layout, shard, key)
+    except MALFORMED:
+        return False
+    return True

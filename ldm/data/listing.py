@@ -1,0 +1,223 @@
+"""What a folder of images holds, by its metadata file or its sub-folders; no image is opened here."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from ldm.data.decode import ENDINGS
+from ldm.errors import UserError
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+MAX_LINE = 2**20  # characters of one line of metadata
+MAX_CLASSES = 100_000
+_SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a folder, by their paths relative to it (with "/"), in a fixed order."""
+
+    folder: Path
+    names: tuple[str, ...]
+    labels: tuple[int, ...] | None  # one a name
+    captions: tuple[tuple[str, ...], ...] | None  # one or more a name
+    class_names: tuple[str, ...]
+
+
+def list_folder(folder: str | Path) -> Listing:
+    """By metadata.jsonl or metadata.csv, else by class sub-folders, else unlabelled.
+
+    Class sub-folders are two or more, with no image beside them; images count at any depth.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{shown(folder)}: {'not a folder' if folder.exists() else 'no such folder'}")
+    metadata = [folder / name for name in METADATA if (folder / name).is_file()]
+    if len(metadata) > 1:
+        raise UserError(f"{shown(folder)}: holds both {METADATA[0]} and {METADATA[1]}; keep one")
+    if metadata:
+        return _from_metadata(folder, metadata[0])
+    return _from_tree(folder)
+
+
+def shown(text: object, limit: int = 200) -> str:
+    """Untrusted text for a message: control and invisible characters escaped, shortened."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)[: limit + 1])
+    return plain if len(plain) <= limit else plain[: limit - 3] + "..."
+
+
+def _from_tree(folder: Path) -> Listing:
+    found = sorted(_files(folder))
+    names = tuple(name for name in found if PurePosixPath(name).suffix.lower() in ENDINGS)
+    if not names:
+        files = f"{len(found)} file{'s' if len(found) > 1 else ''}, none an image" if found else "no file"
+        raise UserError(f"{shown(folder)}: holds {files}; looked for {', '.join(ENDINGS)}, in sub-folders as well")
+    classes = sorted({name.split("/")[0] for name in names if "/" in name})
+    if len(classes) < 2 or any("/" not in name for name in names):
+        return Listing(folder, names, None, None, ())
+    if {name.lower() for name in classes} <= _SPLIT_NAMES:
+        raise UserError(
+            f"{shown(folder)}: its sub-folders ({', '.join(classes)}) are splits, not classes; name one by --data"
+        )
+    number = {name: label for label, name in enumerate(classes)}
+    return Listing(folder, names, tuple(number[name.split("/")[0]] for name in names), None, tuple(classes))
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Every file below `folder`, through links, but for hidden ones; each folder once, so that no link makes a loop."""
+    seen: set[tuple[int, int]] = set()
+    waiting = [(str(folder), "")]
+    while waiting:
+        path, prefix = waiting.pop()
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name == "__MACOSX":
+                    continue
+                if entry.is_dir():
+                    waiting.append((entry.path, f"{prefix}{entry.name}/"))
+                elif entry.is_file():
+                    yield prefix + entry.name
+
+
+def _from_metadata(folder: Path, path: Path) -> Listing:
+    names: dict[str, int] = {}  # name -> line
+    captions: list[tuple[str, ...]] = []
+    labels: list[int | str] = []
+    root = folder.resolve()
+    parents: dict[str, str] = {}
+    for line, row in _rows(path):
+        where = f"{shown(path)}, line {line}"
+        name = _inside(root, row.get("file_name"), where, parents)
+        if name in names:
+            raise UserError(f'{where}: "{shown(name)}" is on line {names[name]} already')
+        names[name] = line
+        if row.get("text") is not None:
+            captions.append(_texts(row["text"], where))
+        if row.get("label") is not None:
+            labels.append(_label(row["label"], where))
+        for column, values in (("text", captions), ("label", labels)):
+            if values and len(values) != len(names):
+                raise UserError(
+                    f"{where}: some lines up to here have a {column} and some have none; give all or none one"
+                )
+    if not names:
+        raise UserError(f"{shown(path)}: lists no image")
+    if path.suffix == ".csv" and all(str(label).isascii() and str(label).isdigit() for label in labels):
+        labels = [_label(int(label), str(path)) for label in labels]
+    numbers, class_names = _classes(labels, path)
+    return Listing(folder, tuple(names), numbers, tuple(captions) if captions else None, class_names)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, row) of a JSONL or CSV file."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            yield from _csv_rows(stream, path) if path.suffix == ".csv" else _json_rows(stream, path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown(path)}: not UTF-8 text ({error.reason})") from None
+
+
+def _json_rows(stream: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    line = 0
+    while text := stream.readline(MAX_LINE):
+        line += 1
+        if len(text) == MAX_LINE:
+            raise UserError(f"{shown(path)}, line {line}: longer than {MAX_LINE} characters")
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{shown(path)}, line {line}: not valid JSON ({shown(error)})") from None
+        if not isinstance(row, dict):
+            raise UserError(
+                f'{shown(path)}, line {line}: expected {{"file_name": ..., "text": ...}}, got {shown(text, 60)}'
+            )
+        yield line, row
+
+
+def _csv_rows(stream: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(stream, strict=True)
+    try:
+        header = reader.fieldnames or []
+        if "file_name" not in header:
+            raise UserError(
+                f"{shown(path)}: its first line must name a column file_name, got {shown(', '.join(header))}"
+            )
+        for row in reader:
+            if None in row or any(value is None for value in row.values()):
+                raise UserError(f"{shown(path)}, line {reader.line_num}: expected {len(header)} columns")
+            yield reader.line_num, {k: None if k == "label" and not v else v for k, v in row.items()}
+    except csv.Error as error:
+        raise UserError(f"{shown(path)}, line {reader.line_num}: not valid CSV ({shown(error)})") from None
+
+
+def _inside(root: Path, name: Any, where: str, parents: dict[str, str]) -> str:
+    """A file name of the metadata, normalised; UserError unless it is an existing file inside the folder.
+
+    `parents` remembers the real paths of folders: resolving every file's whole path would take a minute a million.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise UserError(
+            f"{where}: file_name must be the path of an image inside the folder, got {shown(repr(name), 60)}"
+        )
+    path, windows = PurePosixPath(name), PureWindowsPath(name)
+    if path.is_absolute() or windows.drive or windows.root or ".." in (*path.parts, *windows.parts):
+        raise UserError(f'{where}: "{shown(name)}" leaves the folder; give a path relative to it, without ".."')
+    parent = str(path.parent)
+    try:
+        if parent not in parents:
+            parents[parent] = os.path.realpath(root / parent, strict=True)
+        real = os.path.join(parents[parent], path.name)
+        if stat.S_ISLNK(os.lstat(real).st_mode):
+            real = os.path.realpath(real, strict=True)
+    except (OSError, ValueError):
+        raise UserError(f'{where}: no file "{shown(name)}" in {shown(root)}') from None
+    if not Path(real).is_relative_to(root):
+        raise UserError(f'{where}: "{shown(name)}" is a link that leaves the folder')
+    if not os.path.isfile(real):
+        raise UserError(f'{where}: "{shown(name)}" is not a file')
+    return str(path)
+
+
+def _texts(text: Any, where: str) -> tuple[str, ...]:
+    texts = text if isinstance(text, list) else [text]
+    if not texts or not all(isinstance(one, str) for one in texts):
+        raise UserError(f"{where}: text must be a string or a list of strings, got {shown(json.dumps(text), 60)}")
+    return tuple(texts)
+
+
+def _label(label: Any, where: str) -> int | str:
+    if isinstance(label, str) and label.strip():
+        return label.strip()
+    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < MAX_CLASSES:
+        return label
+    raise UserError(
+        f"{where}: label must be a name or a number from 0 to {MAX_CLASSES - 1}, got {shown(repr(label), 60)}"
+    )
+
+
+def _classes(labels: list[int | str], path: Path) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
+    """Names are numbered in sorted order; numbers stand for themselves, and name their classes."""
+    if not labels:
+        return None, ()
+    if all(isinstance(label, int) for label in labels):
+        return tuple(labels), tuple(map(str, range(max(labels) + 1)))  # type: ignore[arg-type,type-var,operator]
+    if any(isinstance(label, int) for label in labels):
+        raise UserError(f"{shown(path)}: some labels are names and some are numbers; give one kind")
+    names = sorted(set(labels))  # type: ignore[type-var]
+    if len(names) > MAX_CLASSES:
+        raise UserError(f"{shown(path)}: {len(names)} different labels, more than {MAX_CLASSES}")
+    number = {name: index for index, name in enumerate(names)}
+    return tuple(number[label] for label in labels), tuple(names)  # type: ignore[arg-type]

@@ -1,0 +1,37 @@
+"""Names and folders to data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ldm.data.config import DataConfig
+from ldm.data.folder import open_folder
+from ldm.data.listing import shown
+from ldm.data.protocol import ImageData
+from ldm.data.shapes import ShapesData
+from ldm.data.torchvision_sets import SETS, open_torchvision
+from ldm.errors import UserError, suggest
+
+SPLITS = ("train", "validation")
+NAMES = ("shapes", *SETS)
+
+
+def open_data(config: DataConfig, split: str = "train") -> ImageData:
+    """The data set that `config` names, every image of it checked; UserError where it cannot be used as a whole."""
+    if split not in SPLITS:
+        raise UserError(f'unknown split "{split}"{suggest(split, SPLITS)}')
+    if config.data == "shapes":
+        return _shapes(config, split)
+    if config.data in SETS:
+        return open_torchvision(config, split)
+    if not Path(config.data).expanduser().exists():
+        raise UserError(
+            f'--data "{shown(config.data)}": neither a folder nor a known name{suggest(config.data, NAMES)}'
+        )
+    return open_folder(config, split)
+
+
+def _shapes(config: DataConfig, split: str) -> ImageData:
+    if config.flip or config.crop != "center":
+        raise UserError("--data shapes: takes neither --flip nor --crop random; for more variety raise --shapes-train")
+    return ShapesData(split, config.image_size, (config.shapes_train, config.shapes_validation), config.shapes_seed)

@@ -1,0 +1,74 @@
+"""Where the uint8 pixels of an image come from: memory, or its file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ldm.data.decode import MAX_BYTES, BadImageError, crop_square, decode_rgb, fit
+from ldm.errors import UserError
+
+Place = tuple[float, float] | None  # of a crop: (down, right) in [0, 1), or the centre
+
+
+class Pixels(Protocol):
+    def crop(self, index: int, place: Place) -> np.ndarray:
+        """A square of image `index`, its shorter side resized: uint8 (size, size, 3)."""
+        ...
+
+
+class RamPixels:
+    """Resized images one after another in one tensor, which worker processes share."""
+
+    def __init__(self, pixels: bytearray | np.ndarray, shapes: Sequence[tuple[int, int]]) -> None:
+        self.shapes = np.array(shapes, dtype=np.int64)  # (N, 2): height, width
+        ends = (self.shapes.prod(1) * 3).cumsum()
+        self.starts = np.concatenate(([0], ends))  # (N + 1,)
+        self.flat = torch.frombuffer(pixels, dtype=torch.uint8)
+
+    def crop(self, index: int, place: Place) -> np.ndarray:
+        height, width = self.shapes[index]
+        image = self.flat[self.starts[index] : self.starts[index + 1]].numpy().reshape(height, width, 3)
+        return crop_square(image, place)
+
+
+class FilePixels:
+    """Images decoded from their files each time; a file that changed since it was checked is an error."""
+
+    def __init__(self, folder: Path, names: Sequence[str], stats: Sequence[tuple[int, int]], size: int) -> None:
+        self.folder, self.names, self.size = folder, list(names), size
+        self.stats = np.array(stats, dtype=np.int64)  # (N, 2): bytes, time of change in ns
+
+    def crop(self, index: int, place: Place) -> np.ndarray:
+        path = self.folder / self.names[index]
+        try:
+            if file_facts(path) != tuple(self.stats[index]):
+                raise BadImageError("changed since it was checked")
+            return crop_square(fit(decode_rgb(read_file(path)), self.size), place)
+        except BadImageError as error:
+            raise UserError(f"{path}: {error}; start again, so that the folder is checked anew") from None
+
+
+def file_facts(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of change in ns; BadImageError if the file cannot be looked at."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise BadImageError(error.strerror or "cannot be read") from None
+    return status.st_size, status.st_mtime_ns
+
+
+def read_file(path: Path) -> bytes:
+    """The content of an image file; BadImageError if it is too large or cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            if os.fstat(stream.fileno()).st_size > MAX_BYTES:
+                raise BadImageError(f"larger than {MAX_BYTES} bytes")
+            return stream.read()
+    except OSError as error:
+        raise BadImageError(error.strerror or "cannot be read") from None

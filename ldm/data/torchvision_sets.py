@@ -1,0 +1,51 @@
+"""CIFAR-10, MNIST and Fashion-MNIST through torchvision; their test split is the validation split."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ldm.data.config import DataConfig
+from ldm.data.decode import crop_square, fit
+from ldm.data.listing import shown
+from ldm.data.pixel_data import PixelData
+from ldm.data.pixels import RamPixels
+from ldm.errors import UserError
+
+SETS = {"cifar10": "CIFAR10", "mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # our name -> torchvision's
+
+
+def open_torchvision(config: DataConfig, split: str) -> PixelData:
+    """A split of one of `SETS`, from `data_root`; nothing is downloaded unless `download` is set."""
+    from torchvision import datasets  # here, because it takes as long to import as torch
+
+    root = Path(config.data_root).expanduser()
+    try:
+        stored = getattr(datasets, SETS[config.data])(str(root), train=split == "train", download=config.download)
+    except Exception as error:  # absent or damaged files make torchvision raise anything, AssertionError included
+        reason = "download failed" if config.download else "not found, or incomplete"
+        remedy = "" if config.download else "; name its folder by --data-root, or give --download"
+        detail = f" ({shown(error, 100)})" if config.download else ""
+        raise UserError(f"--data {config.data}: {reason} in {root}{detail}{remedy}") from None
+    images = np.asarray(stored.data)  # (N, H, W) or (N, H, W, 3), uint8
+    labels = [int(label) for label in stored.targets]
+    digest = hashlib.sha256(f"{config.data}/{split}/{images.shape}/".encode() + images.tobytes()).hexdigest()
+    if images.ndim == 3:
+        images = np.repeat(images[..., None], 3, axis=3)
+    size = config.image_size
+    if images.shape[1:3] != (size, size):
+        images = np.stack([crop_square(fit(Image.fromarray(image), size)) for image in images])
+    return PixelData(
+        config,
+        split,
+        name=config.data,
+        pixels=RamPixels(images.reshape(-1), [(size, size)] * len(images)),
+        rows=range(len(images)),
+        labels=labels,
+        captions=None,
+        class_names=tuple(name.split(" - ")[0] for name in stored.classes),  # MNIST: "0 - zero"
+        image_fingerprint=digest,
+    )

@@ -1,0 +1,141 @@
+"""Every image of a folder is decoded once before training starts: what is broken is known then, not at step 9,000.
+
+A folder whose pixels fit into `RAM_LIMIT` at the wanted size stays in memory, as uint8. Of a larger one the pixels
+are read again for every example, and the verdict on each whole file is remembered between runs, so that the next check
+decodes only new and changed files. A file that changes after the check is an error: nothing ever takes its place.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from ldm.data.decode import BadImageError, crop_square, decode_rgb, fit
+from ldm.data.listing import Listing, shown
+from ldm.data.pixels import FilePixels, Pixels, Place, RamPixels, file_facts, read_file
+from ldm.data.verdicts import Verdicts, content_digest
+from ldm.errors import UserError
+from ldm.progress import progress
+
+RAM_LIMIT = 2**30  # bytes of decoded pixels
+_NAMED = 5  # bad files named in a message
+_SMALL_FILE = 16 * 2**10  # bytes; below it threads cost more than they give
+_BLOCK = 1024  # files given to the threads at a time
+_SAVE_EVERY = 20_000  # files, so that an interrupted check is not lost
+
+logger = logging.getLogger("ldm")
+
+Found = tuple[bytes, np.ndarray | None] | BadImageError  # content digest and, where memory shall hold them, pixels
+
+
+class VerifiedFolder:
+    """The whole images of a folder: their places in the listing, a digest of each one's content, their pixels."""
+
+    def __init__(self, kept: list[int], digests: list[bytes], pixels: Pixels) -> None:
+        self.kept, self.digests, self.pixels = kept, digests, pixels
+
+    def crop(self, index: int, place: Place) -> np.ndarray:
+        """A square of kept image `index`: uint8 (size, size, 3)."""
+        return self.pixels.crop(index, place)
+
+
+_known: weakref.WeakValueDictionary[tuple[object, ...], VerifiedFolder] = weakref.WeakValueDictionary()
+
+
+def verify(listing: Listing, size: int, *, crop: str, max_bad: int) -> VerifiedFolder:
+    """Decode every file; UserError if more than `max_bad` of them are not whole images.
+
+    The splits of a folder share one result, as long as one of them is in use and no file has changed.
+    """
+    facts = [_facts(listing, name) for name in listing.names]
+    key = (listing.folder.resolve(), listing.names, tuple(facts), size, crop, max_bad)
+    known = _known.get(key)
+    if known is None:
+        known = _known[key] = _verify(listing, facts, size, crop, max_bad)
+    return known
+
+
+def _verify(listing: Listing, facts: list[tuple[int, int]], size: int, crop: str, max_bad: int) -> VerifiedFolder:
+    verdicts = Verdicts(listing.folder)
+    to_ram = len(facts) * size * size * 3 <= RAM_LIMIT  # random crops need more: then it may turn out too little below
+    if not to_ram:
+        verdicts.load()
+
+    def look(place: int) -> Found:
+        name = listing.names[place]
+        known = verdicts.get(name, facts[place])
+        if known is not None:
+            return known, None
+        try:
+            content = read_file(listing.folder / name)
+            array = fit(decode_rgb(content), size)
+        except BadImageError as error:
+            return error
+        array = array if crop == "random" else crop_square(array)
+        return content_digest(content), array if to_ram else None
+
+    threads = 1 if sum(length for length, _ in facts) < _SMALL_FILE * len(facts) else _cpus()
+    looks = progress(_in_order(look, len(facts), threads), "checking images", total=len(facts))
+    pixels, shapes = bytearray(), []
+    kept, digests, bad = [], [], []
+    for place, found in enumerate(looks):
+        if isinstance(found, BadImageError):
+            bad.append(f"{shown(listing.names[place], 80)} ({shown(found, 80)})")
+            continue
+        digest, array = found
+        kept.append(place)
+        digests.append(digest)
+        verdicts.add(listing.names[place], facts[place], digest)
+        if to_ram and array is not None and len(pixels) + array.nbytes <= RAM_LIMIT:
+            pixels += array.tobytes()
+            shapes.append(array.shape[:2])
+        elif to_ram:
+            to_ram, pixels, shapes = False, bytearray(), []
+        if not to_ram and len(kept) % _SAVE_EVERY == 0:
+            verdicts.save()
+    if not to_ram:
+        verdicts.save()
+    _judge(listing, bad, max_bad)
+    if to_ram:
+        return VerifiedFolder(kept, digests, RamPixels(pixels, shapes))
+    names, known_facts = [listing.names[place] for place in kept], [facts[place] for place in kept]
+    return VerifiedFolder(kept, digests, FilePixels(listing.folder, names, known_facts, size))
+
+
+def _judge(listing: Listing, bad: list[str], max_bad: int) -> None:
+    """Name the bad files: in an error where they are too many, else in the log."""
+    if not bad:
+        return
+    names = ", ".join(bad[:_NAMED]) + (f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else "")
+    message = f"{shown(listing.folder)}: {len(bad)} of {len(listing.names)} images cannot be read: {names}"
+    if len(bad) == len(listing.names):
+        raise UserError(message)
+    if len(bad) > max_bad:
+        raise UserError(f"{message}; mend or remove them, or leave them out with --max-bad-images {len(bad)}")
+    logger.warning("%s; left out (--max-bad-images %d)", message, max_bad)
+
+
+def _facts(listing: Listing, name: str) -> tuple[int, int]:
+    try:
+        return file_facts(listing.folder / name)
+    except BadImageError:  # told again, and counted, when the file is read
+        return 0, 0
+
+
+def _in_order(look: Callable[[int], Found], count: int, threads: int) -> Iterator[Found]:
+    """look(0), look(1), ..., a block at a time by several threads."""
+    if threads == 1:
+        yield from map(look, range(count))
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, count, _BLOCK):
+            yield from pool.map(look, range(start, min(count, start + _BLOCK)))
+
+
+def _cpus() -> int:
+    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -1,0 +1,75 @@
+"""Which conditions to sample under, and what each of them asks for: drawn from the data, balanced over its classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ldm.data.protocol import ImageData
+from ldm.errors import UserError
+from ldm.evaluation.judge import Judge
+from ldm.pipeline import Pipeline, Request, SamplingConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One sample's conditions and what a judge should find in the picture; {} where nothing is asked."""
+
+    request: Request
+    asked: dict[str, str] = field(default_factory=dict)
+
+
+def draw_conditions(
+    pipeline: Pipeline, data: ImageData, count: int, seed: int, *, classifier: bool = False, judge: Judge | None = None
+) -> list[Drawn]:
+    """Conditions of `count` samples: captions for a text model, labels for a class model, of `data`'s images.
+
+    Images are drawn without replacement (then again from the start), one of each class in turn, so that every stretch
+    of the list is balanced; it depends on (data, count, seed) alone. With `classifier`, the label is the classifier's
+    target. A text model is asked what the first caption tells, hence all attributes that the data set knows.
+    """
+    told = classifier or pipeline.has_classes
+    if pipeline.has_text and not data.has_captions:
+        raise UserError(f"{data.name}: no captions, which this text model needs; give the data that it was trained on")
+    if told:
+        _check_classes(pipeline, data)
+    names = set(judge.heads) if judge is not None else set()
+    drawn = []
+    for index in balanced_indices(data, count, seed):
+        prompt = data.captions(index)[0] if pipeline.has_text else ""
+        label = data.label(index) if told else -1
+        asked = {}
+        if pipeline.has_text and data.attribute_names:
+            asked = {name: str(value) for name, value in data.attributes(index).items() if name in names}
+        if label >= 0 and judge is not None and judge.class_head:
+            asked[judge.class_head] = data.class_names[label]
+        drawn.append(Drawn(Request(prompt=prompt, class_label=label if label >= 0 else None), asked))
+    return drawn
+
+
+def uses_classifier(sampling: SamplingConfig) -> bool:
+    """Whether the settings guide by the classifier, which then needs a target."""
+    return bool(sampling.classifier_scale) or any(
+        text.split("(")[0].strip() == "classifier" for text in sampling.guidance
+    )
+
+
+def balanced_indices(data: ImageData, count: int, seed: int) -> list[int]:
+    """`count` image numbers, one of each class in turn; classes and images in an order drawn by `seed`."""
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(data)).tolist()
+    groups: dict[int, list[int]] = {}
+    for index in order:
+        groups.setdefault(data.label(index) if data.class_names else -1, []).append(index)
+    if len(groups) > 1:
+        groups.pop(-1, None)  # images without a label say nothing to a class model
+    members = list(groups.values())
+    return [members[k % len(members)][k // len(members) % len(members[k % len(members)])] for k in range(count)]
+
+
+def _check_classes(pipeline: Pipeline, data: ImageData) -> None:
+    if not data.class_names:
+        raise UserError(f"{data.name}: no class labels, which this model needs; give the data that it was trained on")
+    if tuple(pipeline.class_names) != tuple(data.class_names):
+        theirs, ours = (", ".join(names[:5]) for names in (data.class_names, pipeline.class_names))
+        raise UserError(f"{data.name}: its classes ({theirs}, ...) are not those of the model ({ours}, ...)")

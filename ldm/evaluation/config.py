@@ -1,0 +1,44 @@
+"""What to measure, on how many images, with which features."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ldm.errors import UserError, suggest
+
+METRICS = ("fid", "kid")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What to measure, on how many images, with which features."""
+
+    metrics: tuple[str, ...] = ("fid", "kid")
+    """Distances between real and generated images: fid (Frechet), kid (kernel, with its standard error)."""
+    num_images: int = 1000
+    """Images to generate. Distances depend on it: compare only equal numbers; published FIDs use 50000."""
+    num_reference: int = 50000
+    """Real images to compare with; drawn at random if there are more."""
+    seed: int = 0
+    """Seed of the samples, of the choice of conditions and of KID's subsets."""
+    batch_size: int = 64
+    """Images at a time."""
+    extractor: Literal["auto", "inception", "trained"] = "auto"
+    """Features: inception (needs its weights; only then are figures called FID and KID), trained (a small network
+    trained on the data set, named in every figure), auto: inception where its weights are found."""
+    inception_weights: str | None = None
+    """The file inception-2015-12-05.pt; default: where clean-fid keeps it."""
+    download_inception: bool = False
+    """Download the Inception weights (96 MB) to where clean-fid keeps them, if they are not there."""
+    judge: bool = True
+    """Also measure how often a judge, trained on the data set's attributes or labels, finds what was asked for."""
+
+    def __post_init__(self) -> None:
+        for name in self.metrics:
+            if name not in METRICS:
+                raise UserError(f"--metrics: unknown metric {name!r}{suggest(name, METRICS)}")
+        for name, least in (("num_images", 4), ("num_reference", 4), ("batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')}: expected {least} or more, got {getattr(self, name)}")
+        if self.extractor not in ("auto", "inception", "trained"):
+            known = ("auto", "inception", "trained")
+            raise UserError(f"--extractor: unknown extractor {self.extractor!r}{suggest(self.extractor, known)}")

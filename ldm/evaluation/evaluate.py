@@ -1,0 +1,270 @@
+"""Evaluate a model against a data set, or one folder of images against another."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.data.protocol import ImageData
+from ldm.errors import UserError
+from ldm.evaluation.conditions import Drawn, draw_conditions, uses_classifier
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.features import Extractor, extract, figure_name, inception_extractor, trained_extractor
+from ldm.evaluation.folder_images import FolderImages
+from ldm.evaluation.frechet import Gaussian, frechet_distance
+from ldm.evaluation.judge import Judge, Score, trained_judge
+from ldm.evaluation.kid import kernel_distance
+from ldm.evaluation.records import EvaluationResult, Figure
+from ldm.pipeline import Pipeline, SamplingConfig
+from ldm.progress import progress
+
+_SMALL = 10_000  # below so many images FID's bias is larger than most differences worth telling
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What measures: features for the distances, and a judge where the data set tells what is in its images."""
+
+    extractor: Extractor | None  # None: no distance is asked for
+    judge: Judge | None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Figures of one set of samples, their cost, and the first few of them."""
+
+    figures: tuple[Figure, ...]
+    evaluations_per_image: float
+    seconds_per_image: float
+    images: Tensor  # (kept, 3, H, W) in [-1, 1], on the CPU
+
+
+def prepare_instruments(
+    data: ImageData, config: EvaluationConfig, *, device: torch.device | str = "cpu"
+) -> Instruments:
+    """Inception or the network trained on `data`, and the judge; trained now unless they are in the user's cache."""
+    extractor: Extractor | None = None
+    if config.metrics:
+        if config.extractor != "trained":
+            extractor = inception_extractor(config.inception_weights, device=device, download=config.download_inception)
+            if extractor is None and config.extractor == "inception":
+                raise UserError(
+                    "--extractor inception: its weights are not here; "
+                    "give --inception-weights FILE, or --download-inception"
+                )
+        extractor = extractor or trained_extractor(data, device=device)
+    known = bool(data.attribute_names or data.class_names)
+    judge = trained_judge(data, device=device) if config.judge and known else None
+    if extractor is None and judge is None:
+        raise UserError("nothing to measure: no metric is asked for, and there is no judge for this data")
+    return Instruments(extractor, judge)
+
+
+def evaluate_model(
+    pipeline: Pipeline,
+    data: ImageData,
+    sampling: SamplingConfig | None = None,
+    config: EvaluationConfig | None = None,
+    *,
+    instruments: Instruments | None = None,
+    train_data: ImageData | None = None,
+) -> EvaluationResult:
+    """Sample under conditions drawn from `data` and compare with its images.
+
+    `instruments` default to those trained on `train_data`, which defaults to `data`; they are trained after the model
+    was found to be able to do what is asked, so a refusal costs nothing.
+    """
+    sampling, config = sampling or SamplingConfig(), config or EvaluationConfig()
+    target = uses_classifier(sampling)
+    requests = [
+        drawn.request for drawn in draw_conditions(pipeline, data, config.num_images, config.seed, classifier=target)
+    ]
+    pipeline.check(requests, sampling)  # refuse before any work
+    instruments = instruments or prepare_instruments(train_data or data, config, device=pipeline.device)
+    drawn = draw_conditions(pipeline, data, config.num_images, config.seed, classifier=target, judge=instruments.judge)
+    reference = reference_features(data, instruments, config)
+    found = measure(pipeline, drawn, sampling, config, instruments, reference)
+    manifest = describe(data, config, instruments) | {"sampling": asdict(sampling)}
+    return EvaluationResult(
+        found.figures,
+        manifest,
+        found.evaluations_per_image,
+        found.seconds_per_image,
+        cautions(config.num_images, manifest["num_reference"], instruments),
+    )
+
+
+def evaluate_folders(
+    real: str | Path,
+    fake: str | Path,
+    config: EvaluationConfig | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    instruments: Instruments | None = None,
+) -> EvaluationResult:
+    """Distances between all images of two folders, each image in its own size.
+
+    Without Inception's weights the features are trained on the folder `real`.
+    """
+    config = config or EvaluationConfig()
+    if not config.metrics:
+        raise UserError("--metrics: two folders can only be compared by fid or kid, and none is asked for")
+    folders = FolderImages(real), FolderImages(fake)
+    if instruments is None or instruments.extractor is None:
+        instruments = prepare_instruments(folders[0], config, device=device)
+    extractor = instruments.extractor
+    assert extractor is not None  # a metric is asked for
+    sizes: tuple[Counter[tuple[int, int]], ...] = (Counter(), Counter())
+    a, b = (
+        extract(extractor, folder.images(config.batch_size, f"features of {name}", seen))
+        for folder, name, seen in zip(folders, ("real", "fake"), sizes, strict=True)
+    )
+    manifest = _extractor_facts(instruments) | {
+        "real": folders[0].name,
+        "fake": folders[1].name,
+        "num_reference": len(a),
+        "num_images": len(b),
+        "sizes": [{f"{w}x{h}": count for (h, w), count in seen.most_common(8)} for seen in sizes],
+        "seed": config.seed,
+    }
+    warnings = list(cautions(len(b), len(a), instruments))
+    if set(sizes[0]) != set(sizes[1]):
+        warnings.append(
+            "the folders hold images of different sizes; each was resized by itself, which the distance sees"
+        )
+    return EvaluationResult(_distances(a, b, config, extractor), manifest, warnings=tuple(warnings))
+
+
+def measure(
+    pipeline: Pipeline,
+    drawn: Sequence[Drawn],
+    sampling: SamplingConfig,
+    config: EvaluationConfig,
+    instruments: Instruments,
+    reference: Tensor | None,
+    *,
+    keep: int = 0,
+    label: str = "sampling",
+) -> Measurement:
+    """Sample under the drawn conditions and measure; images stay on the device but for the first `keep`."""
+    batches = pipeline.generate(
+        [each.request for each in drawn], sampling, seed=config.seed, batch_size=config.batch_size
+    )
+    features, kept, scores, seconds, done = [], [], dict[str, Score](), 0.0, 0
+    for _ in progress(range(-(-len(drawn) // config.batch_size)), label):
+        start = time.perf_counter()
+        images = next(batches)  # (b, 3, H, W)
+        _wait(images.device)
+        seconds += time.perf_counter() - start
+        if instruments.extractor is not None:
+            features.append(instruments.extractor(images))
+        if instruments.judge is not None:
+            asked = [each.asked for each in drawn[done : done + len(images)]]
+            for name, score in instruments.judge.score(images, asked).items():
+                scores[name] = scores.get(name, Score()) + score
+        if done < keep:
+            kept.append(images[: keep - done].cpu())
+        done += len(images)
+    for _ in batches:
+        raise RuntimeError("more batches than conditions")
+    figures: tuple[Figure, ...] = ()
+    if instruments.extractor is not None and reference is not None:
+        figures = _distances(reference, torch.cat(features), config, instruments.extractor)
+    figures += tuple(
+        Figure(f"accuracy/{name}", f"accuracy[{name}]", score.share, score.standard_error, higher_is_better=True)
+        for name, score in scores.items()
+    )
+    images = torch.cat(kept) if kept else torch.empty(0)
+    return Measurement(figures, pipeline.evaluations / len(drawn), seconds / len(drawn), images)
+
+
+def reference_features(data: ImageData, instruments: Instruments, config: EvaluationConfig) -> Tensor | None:
+    """Features (N, D) of the real images, read batch by batch; None where no distance is asked for."""
+    if instruments.extractor is None:
+        return None
+    indices = np.arange(len(data))
+    if len(data) > config.num_reference:
+        indices = np.sort(
+            np.random.Generator(np.random.PCG64(config.seed)).permutation(len(data))[: config.num_reference]
+        )
+
+    def batches() -> Iterator[Tensor]:
+        for start in progress(range(0, len(indices), config.batch_size), "features of the data"):
+            yield torch.stack([data[int(i)].image for i in indices[start : start + config.batch_size]])
+
+    return extract(instruments.extractor, batches())
+
+
+def describe(data: ImageData, config: EvaluationConfig, instruments: Instruments) -> dict[str, Any]:
+    """The manifest, but for the sampler: what the figures hold for."""
+    balanced = f"balanced over {len(data.class_names)} classes" if data.class_names else "as drawn from the data"
+    return _extractor_facts(instruments) | {
+        "data": data.name,
+        "split": data.split,
+        "data_fingerprint": data.fingerprint,
+        "image_size": data.image_size,
+        "num_images": config.num_images,
+        "num_reference": min(config.num_reference, len(data)),
+        "conditions": balanced,
+        "seed": config.seed,
+        "weights": "as published in the model folder (EMA)",
+    }
+
+
+def cautions(num_images: int, num_reference: int, instruments: Instruments) -> tuple[str, ...]:
+    """What to be careful about when the figures are quoted."""
+    found = []
+    extractor, judge = instruments.extractor, instruments.judge
+    fewest = min(num_images, num_reference)
+    if extractor is not None and fewest < _SMALL:
+        found.append(f"N = {fewest}: the Frechet distance is biased upwards; compare only figures of equal N")
+    if extractor is not None and fewest <= extractor.dim:
+        found.append(
+            f"N = {fewest} is not above the {extractor.dim} feature dimensions: the covariance is rank-deficient"
+        )
+    if extractor is not None and extractor.name != "inception":
+        found.append(f"features are {extractor.name}, not Inception: comparable only under this very name")
+    for name, accuracy in judge.accuracy.items() if judge is not None else ():
+        if not accuracy >= 0.95:
+            found.append(f"the judge of {name} is right in only {100 * accuracy:.1f} % of held-out real images")
+    return tuple(found)
+
+
+def _distances(real: Tensor, fake: Tensor, config: EvaluationConfig, extractor: Extractor) -> tuple[Figure, ...]:
+    figures = []
+    for metric in config.metrics:
+        name = figure_name(metric, extractor)
+        if metric == "fid":
+            figures.append(Figure(metric, name, frechet_distance(Gaussian.fit(real), Gaussian.fit(fake))))
+        else:
+            found = kernel_distance(real, fake, seed=config.seed)
+            figures.append(Figure(metric, name, found.value, found.standard_error))
+    return tuple(figures)
+
+
+def _extractor_facts(instruments: Instruments) -> dict[str, Any]:
+    extractor, judge = instruments.extractor, instruments.judge
+    facts: dict[str, Any] = {}
+    if extractor is not None:
+        facts |= {"extractor": extractor.name, "dim": extractor.dim, "preprocessing": extractor.preprocessing}
+    if judge is not None:
+        facts |= {
+            "judge": judge.name,
+            "judge_accuracy": dict(judge.accuracy),
+            "judge_held_out": judge.facts.held_out,
+        }
+    return facts
+
+
+def _wait(device: torch.device) -> None:
+    """Let the device finish, so that its time is counted where it is spent."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,0 +1,99 @@
+"""A folder of images as it lies there: every file in its own size, nothing cropped."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from ldm.data.decode import BadImageError, decode_rgb
+from ldm.data.listing import list_folder, shown
+from ldm.data.protocol import Example, Key
+from ldm.errors import UserError
+from ldm.evaluation.small_network import fit_size
+from ldm.images import from_pil
+from ldm.progress import progress
+
+
+class FolderImages:
+    """An unlabelled `ImageData` over all images of a folder; `images()` gives them in their own sizes.
+
+    The sheet `grid.png` that `ldm sample` writes beside its pictures is not one of them.
+    """
+
+    split = "train"
+    crop = "center"
+    flip = False
+    class_names: tuple[str, ...] = ()
+    attribute_names: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    has_captions = False
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        sampled = (self.folder / "settings.json").is_file()
+        names = list_folder(self.folder).names
+        self.names = tuple(name for name in names if not (sampled and name == "grid.png"))
+        if len(self.names) < 2:
+            raise UserError(f"{shown(self.folder)}: holds {len(self.names)} image; a distance needs two or more")
+        self.name = self.folder.resolve().name
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, key: Key) -> Example:
+        index = range(len(self))[key[0] if isinstance(key, tuple) else key]
+        image = fit_size(self._read(index)[None], self.image_size)[0]
+        return Example(image=image, label=-1, caption="", index=index)
+
+    def label(self, index: int) -> int:
+        return -1
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return ()
+
+    def attributes(self, index: int) -> dict[str, str]:
+        return {}
+
+    @cached_property
+    def image_size(self) -> int:
+        """The shorter side of the first image."""
+        return min(self._read(0).shape[-2:])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and contents of the files."""
+        digest = hashlib.sha256()
+        for name in self.names:
+            content = hashlib.sha256((self.folder / name).read_bytes()).hexdigest()
+            digest.update(f"{len(name.encode())} {name} {content}\n".encode())
+        return digest.hexdigest()
+
+    @property
+    def image_fingerprint(self) -> str:
+        return self.fingerprint
+
+    def images(self, batch_size: int, label: str, sizes: Counter[tuple[int, int]] | None = None) -> Iterator[Tensor]:
+        """Batches (b, 3, H, W) in [-1, 1], neighbours of one size together; `sizes` counts the (H, W) seen."""
+        batch: list[Tensor] = []
+        for index in progress(range(len(self)), label):
+            image = self._read(index)
+            if sizes is not None:
+                sizes[image.shape[1], image.shape[2]] += 1
+            if batch and (len(batch) == batch_size or batch[0].shape != image.shape):
+                yield torch.stack(batch)
+                batch = []
+            batch.append(image)
+        yield torch.stack(batch)
+
+    def _read(self, index: int) -> Tensor:
+        path = self.folder / self.names[index]
+        try:
+            return from_pil(decode_rgb(path.read_bytes()))
+        except BadImageError as error:
+            raise UserError(f"{shown(path)}: {error}; remove it or mend it") from None

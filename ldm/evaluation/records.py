@@ -1,0 +1,61 @@
+"""What an evaluation found: figures with their names and errors, and the manifest that they hold for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number. `metric` is its kind (fid, kid, accuracy/shape); `name` is to be quoted, for it tells what measured
+    (`FID`, `FD[trained-cnn:shapes:52de6987]`, `accuracy[shape]`)."""
+
+    metric: str
+    name: str
+    value: float
+    standard_error: float | None = None
+    higher_is_better: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """Figures, what they were measured on and by, what they cost, and what to be careful about."""
+
+    figures: tuple[Figure, ...]
+    manifest: Mapping[str, Any]
+    evaluations_per_image: float = 0.0  # network evaluations (samples x branches); 0 for folders
+    seconds_per_image: float = 0.0  # of sampling
+    warnings: tuple[str, ...] = ()
+
+    def __getitem__(self, metric: str) -> Figure:
+        found = [figure for figure in self.figures if figure.metric == metric]
+        if not found:
+            raise KeyError(f"{metric}; measured: {', '.join(figure.metric for figure in self.figures)}")
+        return found[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json`; what is not finite becomes None."""
+        return finite(asdict(self))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> EvaluationResult:
+        """What `to_json` gave."""
+        figures = tuple(
+            Figure(**{**figure, "value": float("nan") if figure["value"] is None else figure["value"]})
+            for figure in value["figures"]
+        )
+        return cls(**{**value, "figures": figures, "warnings": tuple(value["warnings"])})
+
+
+def finite(value: Any) -> Any:
+    """The same value with every number that JSON does not know replaced by None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value

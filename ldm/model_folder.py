@@ -1,0 +1,122 @@
+"""The parts of a model folder on disk: which there must be, and how they are written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, get_args
+
+from ldm.classifier import NoisyClassifier
+from ldm.conditioning.conditioner import FACTS_NAME
+from ldm.errors import UserError
+from ldm.files import atomic_folder, atomic_write_json, read_json
+from samplers import DiscreteSchedule, Target
+
+INDEX = "model_index.json"
+_OWN_PARTS = {"unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
+_KNOWN_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")  # transformers makes do without, and reads nothing
+_FACTS = "_conditioning"  # marks a folder of ours: its conditioning.json may not be guessed when it is gone
+
+
+def write_index(folder: Path, text_parts: dict[str, list[str]], vae_class: str = "AutoencoderKL") -> None:
+    """model_index.json, written last: with it the folder is a model. A text model is a StableDiffusionPipeline.
+
+    `text_parts` are the entries of text_encoder and tokenizer, {} for a model without text.
+    """
+    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline" if text_parts else "DiffusionPipeline"}
+    index |= {"vae": ["diffusers", vae_class], **_OWN_PARTS, **text_parts, _FACTS: FACTS_NAME}
+    if text_parts:
+        index |= {part: [None, None] for part in ("safety_checker", "feature_extractor", "image_encoder")}
+        index["requires_safety_checker"] = False
+    atomic_write_json(folder / INDEX, index)
+
+
+def check_parts(folder: str | Path) -> Path:
+    """The folder as a path, or a `UserError` that names what a model folder would have and this one lacks."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"{folder}: no such folder; give a model folder or the output folder of `ldm train diffusion`")
+    if not (root / INDEX).is_file():
+        hint = "it holds an autoencoder only" if (root / "vae").is_dir() else "it is not a model folder"
+        raise UserError(f"{folder}: no {INDEX} ({hint}); give the output folder of `ldm train diffusion`")
+    index = read_json(root / INDEX)
+    if not isinstance(index, dict):
+        raise UserError(f"{root / INDEX}: expected a JSON object; it is not that of a model folder")
+    if _FACTS in index and not (root / FACTS_NAME).is_file():
+        raise UserError(f"{folder}: the model lacks {FACTS_NAME}, which its {INDEX} lists")
+    for part, library in index.items():
+        if part not in _KNOWN_PARTS or not isinstance(library, list) or library[:1] in ([], [None]):
+            continue  # settings, and parts such as a safety checker that sampling does not need
+        expected = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}.get(part, "config.json")
+        if not (root / part / expected).is_file():
+            raise UserError(f"{folder}: the model lacks {part}/{expected}, which its {INDEX} lists")
+        weights = list((root / part).glob("*.safetensors"))
+        if part in ("vae", "unet", "text_encoder") and not weights:
+            raise UserError(f"{folder}: the model lacks the weights {part}/*.safetensors")
+        if part == "tokenizer" and not any((root / part / name).is_file() for name in _VOCABULARIES):
+            raise UserError(f"{folder}: the model lacks the vocabulary {part}/{_VOCABULARIES[0]}")
+    return root
+
+
+def copy_part(source: Path, target: Path) -> None:
+    """Copy one part's folder, atomically."""
+    with atomic_folder(target) as folder:
+        for path in source.iterdir():
+            if path.is_file():
+                shutil.copy2(path, folder / path.name)
+
+
+def read_scheduler(folder: Path) -> tuple[DiscreteSchedule, Target]:
+    """Schedule and prediction type of a model folder's scheduler/scheduler_config.json."""
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    try:
+        prediction = config.get("prediction_type", "epsilon")
+        if prediction not in get_args(Target):
+            raise ValueError(f"prediction_type must be one of {', '.join(get_args(Target))}; got {prediction!r}")
+        return DiscreteSchedule.from_config(config), prediction
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'scheduler' / 'scheduler_config.json'}: {error}") from None
+
+
+def read_classifier(
+    place: Path, autoencoder: str, schedule: DiscreteSchedule, size: int | None, class_names: tuple[str, ...]
+) -> tuple[NoisyClassifier, tuple[str, ...]]:
+    """The classifier of a folder and its class names; `UserError` if it is not for the latents and classes of a model.
+
+    `autoencoder` is the fingerprint of the model's, `size` the side of its latents, `class_names` what it is told.
+    """
+    folder = place / "classifier"
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"--classifier {place}: no classifier/config.json in it; give the output of `ldm train classifier`"
+        )
+    facts = read_json(folder / "facts.json")
+    try:
+        fingerprint, trained_on, names = facts["autoencoder"], facts["schedule"], tuple(map(str, facts["class_names"]))
+    except (KeyError, TypeError):
+        raise UserError(f"{folder / 'facts.json'}: expected autoencoder, schedule and class_names") from None
+    if fingerprint != autoencoder:
+        raise UserError(
+            f"--classifier {place}: it was trained on the latents of another autoencoder than this model's; "
+            "train one with --autoencoder set to this model's folder"
+        )
+    if trained_on != schedule.config():
+        raise UserError(f"--classifier {place}: it was trained with another noise schedule than this model's")
+    if class_names and names != class_names:
+        theirs, ours = _some(names), _some(class_names)
+        raise UserError(f"--classifier {place}: its classes, {theirs}, are not this model's, {ours}")
+    try:
+        classifier = NoisyClassifier.from_pretrained(folder)
+    except (ValueError, OSError) as error:
+        raise UserError(f"--classifier {place}: {error}") from None
+    if classifier.config.num_classes != len(names):
+        raise UserError(f"--classifier {place}: it has {classifier.config.num_classes} classes and {len(names)} names")
+    if size not in (None, classifier.config.sample_size):
+        took = classifier.config.sample_size
+        raise UserError(f"--classifier {place}: it takes latents of {took} x {took}, the U-Net's are {size} x {size}")
+    return classifier, names
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

@@ -1,0 +1,36 @@
+"""Progress bars on a terminal, log lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+logger = logging.getLogger("ldm")
+
+
+def progress(
+    items: Iterable[Item], label: str, *, total: int | None = None, initial: int = 0, every: float = 10.0
+) -> Iterator[Item]:
+    """Yield `items`, showing a tqdm bar on a terminal and otherwise a log line at most every `every` seconds."""
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # type: ignore[arg-type]
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=label, total=total, initial=initial, dynamic_ncols=True)
+        return
+    start = last = time.monotonic()
+    count = initial
+    for item in items:
+        yield item
+        count += 1
+        now = time.monotonic()
+        if now - last >= every and count != total:
+            last = now
+            rate = (count - initial) / (now - start)
+            left = f", {(total - count) / rate:.0f} s left" if total else ""
+            logger.info("%s: %d%s, %.1f a second%s", label, count, f" of {total}" if total else "", rate, left)

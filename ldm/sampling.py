@@ -1,0 +1,38 @@
+"""What to sample, and how."""
+
+from dataclasses import dataclass
+
+from samplers import Spacing
+
+
+@dataclass(frozen=True)
+class Request:
+    """The conditions of one sample. `class_label` is also what a classifier guides towards."""
+
+    prompt: str = ""
+    negative_prompt: str | None = None
+    class_label: int | None = None
+    negative_class: int | None = None
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How samples are drawn."""
+
+    sampler: str = "ddim"
+    """A registered sampler, with options if any: ddpm, "ddim(eta=0.5)", dpmpp_2m; see `ldm list samplers`."""
+    num_inference_steps: int = 50
+    """Network steps."""
+    spacing: Spacing = "trailing"
+    """Which times are visited: leading, trailing, linspace or karras."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance: uncond + scale * (cond - uncond). 1 is the conditional model, 0 the unconditional."""
+    guidance_interval: tuple[float, float] | None = None
+    """Noise ratios sigma / alpha between which classifier-free guidance acts; elsewhere it costs nothing."""
+    classifier_scale: float = 0.0
+    """Classifier guidance: times grad log p(y | x_t) of the noisy classifier. 0 is off."""
+    classifier_interval: tuple[float, float] | None = (0.0, 20.0)
+    """Noise ratios sigma / alpha between which --classifier-scale acts. Far above, x_t tells nothing of the class: the
+    true gradient vanishes with alpha, a network's does not, and the step divides it by alpha."""
+    guidance: tuple[str, ...] = ()
+    """Further guidances, such as "cfg(7.5, interval=[0.3, 5])"; see `ldm list guidances`."""

@@ -1,0 +1,133 @@
+"""Checkpoints: safetensors and JSON, with sizes and SHA-256 in a manifest, written whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+from ldm.files import atomic_folder, atomic_write_json, read_json, sha256_of_file
+
+logger = logging.getLogger("ldm")
+_NAME = re.compile(r"checkpoint-(\d+)")
+_ALWAYS = ("model.safetensors", "optimizer.safetensors", "state.json")
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's state as tensors named `<parameter>/<state>`, in place of a pickled state_dict."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}/{entry}": value
+        for parameter, state in optimizer.state.items()
+        for entry, value in state.items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`: moments take the parameter's device and memory layout.
+
+    The fused AdamW walks through parameter and moments in the order of memory, so the layouts must be the same.
+    """
+    parameters = dict(model.named_parameters())
+    optimizer.state.clear()
+    fused = any(group.get("fused") for group in optimizer.param_groups)
+    for name, value in tensors.items():
+        parameter_name, entry = name.rsplit("/", 1)
+        parameter = parameters[parameter_name]
+        if entry != "step":
+            value = torch.empty_like(parameter, requires_grad=False).copy_(value)
+        elif fused:
+            value = value.to(parameter.device)
+        optimizer.state[parameter][entry] = value
+
+
+def save_checkpoint(
+    run: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], limit: int
+) -> Path:
+    """Write `checkpoint-<step>`; only after it was read back and verified, remove all but the newest `limit`."""
+    target = run / f"checkpoint-{step}"
+    with atomic_folder(target) as folder:
+        for name, values in tensors.items():
+            contiguous = {key: value.detach().contiguous().cpu() for key, value in values.items()}
+            save_file(contiguous, folder / f"{name}.safetensors")
+        atomic_write_json(folder / "state.json", {"step": step, **state})
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+            for path in sorted(folder.iterdir())
+        }
+        atomic_write_json(folder / "manifest.json", files)
+    problem = damage(target)
+    if problem:
+        raise OSError(f"{target}: written but not readable as written: {problem}")
+    for old in checkpoints(run)[: -max(limit, 1)]:
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """All checkpoint folders of a run, oldest first, whole or not."""
+    found = [(int(match[1]), path) for path in run.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files against its manifest, or None."""
+    try:
+        listed = read_json(folder / "manifest.json")
+        manifest = {str(name): (facts["bytes"], facts["sha256"]) for name, facts in listed.items()}
+    except UserError as error:
+        return str(error)
+    except (AttributeError, KeyError, TypeError):
+        return "manifest.json is not one"
+    for name in {*_ALWAYS, *manifest}:
+        path = folder / name
+        if name not in manifest or Path(name).name != name or not path.is_file():
+            return f"{name} is missing"
+        size, sha256 = manifest[name]
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if sha256_of_file(path) != sha256:
+            return f"{name} differs from its SHA-256"
+    return None
+
+
+def newest_whole_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint that agrees with its manifest; damaged ones are named in a warning and passed over."""
+    for folder in reversed(checkpoints(run)):
+        problem = damage(folder)
+        if problem is None:
+            return folder
+        logger.warning("%s is damaged (%s): using the one before it, if any", folder.name, problem)
+    return None
+
+
+def chosen_checkpoint(run: Path, wanted: str) -> Path | None:
+    """The checkpoint to go on from, None to begin anew; `wanted` is "latest" or the name of a whole one."""
+    if wanted == "latest":
+        return newest_whole_checkpoint(run) if run.is_dir() else None
+    folder = run / wanted
+    if not _NAME.fullmatch(wanted) or not folder.is_dir():
+        found = ", ".join(path.name for path in checkpoints(run)) if run.is_dir() else ""
+        raise UserError(f"--resume-from-checkpoint {wanted}: no such checkpoint in {run}; there is {found or 'none'}")
+    if problem := damage(folder):
+        raise UserError(f"--resume-from-checkpoint {wanted}: damaged ({problem}); use latest")
+    return folder
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Load a safetensors file; `UserError` names it when it is absent or not one."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error})") from None

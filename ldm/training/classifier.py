@@ -1,0 +1,145 @@
+"""Training the noisy classifier that guides sampling (Dhariwal & Nichol 2021, section 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ldm.classifier import ClassifierConfig, NoisyClassifier
+from ldm.data import DataConfig, ImageData
+from ldm.errors import UserError, at_least
+from ldm.files import atomic_folder, atomic_write_json
+from ldm.model_folder import read_scheduler
+from ldm.training.config import TrainingConfig, config_facts
+from ldm.training.diffusion import publish_shared
+from ldm.training.latents import (
+    DiffusionConfig,
+    LatentBatch,
+    LatentSource,
+    held_out_latents,
+    latents_folder,
+    load_autoencoder,
+)
+from ldm.training.loop import Loss
+from ldm.training.randomness import BatchPlan, StepRandom
+
+
+@dataclass(frozen=True)
+class ClassifierRun:
+    """`ldm train classifier`: the class of a latent at any noise level, for classifier guidance."""
+
+    dataset: DataConfig = field(default_factory=DataConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    autoencoder: str = ""
+    """Folder of a trained autoencoder, or of the diffusion model to be guided, whose noise schedule is then taken."""
+    latents: str = ""
+    """Folder of the latent cache, made when absent; unset: <output-dir>/latents."""
+    validation_images: int = 512
+    """Held-out images on which the accuracy is measured at each noise level."""
+
+    def __post_init__(self) -> None:
+        at_least(self, validation_images=1)
+
+
+class ClassifierTask:
+    """Cross-entropy at uniform times on noised latents."""
+
+    kind = "classifier"
+
+    def __init__(self, config: ClassifierRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
+        self.config, self.data, self.validation, self.device = config, data, validation, device
+        if len(data.class_names) < 2:
+            raise UserError(f"--data {data.name}: a classifier needs two classes or more; these images have no labels")
+        self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device)
+        root = Path(config.autoencoder)
+        if (root / "scheduler").is_dir():
+            self.schedule, _ = read_scheduler(root)
+            self.diffusion = _diffusion_config(config.diffusion, self.schedule.config())
+        else:
+            self.schedule, self.diffusion = config.diffusion.schedule(), config.diffusion
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.training.seed)
+            built = dataclasses.replace(
+                config.classifier,
+                in_channels=self.autoencoder.latent_channels,
+                sample_size=data.image_size // self.autoencoder.factor,
+                num_classes=len(data.class_names),
+            )
+            try:
+                self.model = NoisyClassifier(built)
+            except ValueError as error:
+                raise UserError(f"classifier settings: {error}") from None
+        folder = latents_folder(config.latents, config.training.output_dir)
+        self.source = LatentSource(self.autoencoder, data, folder, device)
+        self.length = len(data)
+        self.facts: dict[str, Any] = {
+            "data": data.fingerprint,
+            "autoencoder": self.autoencoder.fingerprint(),
+            "classifier": dataclasses.asdict(built),
+            "schedule": self.schedule.config(),
+            "training": config_facts(config.training),
+        }
+
+    def batches(self, plan: BatchPlan) -> Iterator[LatentBatch]:
+        """Posterior moments and labels; the cache is made now if it is absent."""
+        return self.source.batches(plan)
+
+    def loss(self, model: nn.Module, batch: LatentBatch, random: StepRandom) -> Loss:
+        """-log p(y | x_t, t); unlabelled examples do not count."""
+        x0 = batch.sample(random)  # (B, C, h, w)
+        eps = random.normal("eps", x0.shape[1:])
+        t = random.integers("time", self.schedule.num_train_timesteps).to(x0.dtype)  # (B,)
+        alpha, sigma = (value.view(-1, 1, 1, 1) for value in self.schedule.at(t))
+        logits = model(alpha * x0 + sigma * eps, t).float()  # (B, K)
+        counted = (batch.labels >= 0).sum().clamp_min(1)
+        total = cross_entropy(logits, batch.labels, ignore_index=-1, reduction="sum") / counted
+        right = (logits.argmax(-1) == batch.labels).sum() / counted
+        return Loss(total, {"accuracy": right})
+
+    def validate(self, model: nn.Module) -> dict[str, Any]:
+        """Accuracy on held-out images at ten times from 0 to T-1 (and their log-SNR), with fixed noise."""
+        x0 = held_out_latents(self.autoencoder, self.validation, self.config.validation_images, self.device)
+        labels = torch.tensor([self.validation.label(index) for index in range(len(x0))], device=self.device)
+        x0, labels = x0[labels >= 0], labels[labels >= 0]
+        eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        table = []
+        for time in torch.linspace(0, self.schedule.num_train_timesteps - 1, 10).round().tolist():
+            level = self.schedule.level(time)
+            noisy = level.alpha * x0 + level.sigma * eps
+            logits = [model(part, torch.full((len(part),), time, device=self.device)) for part in noisy.split(128)]
+            right = (torch.cat(logits).argmax(-1) == labels).float().mean()
+            table.append({"t": time, "noise_ratio": round(level.noise_ratio, 4), "accuracy": round(float(right), 4)})
+        accuracies = [row["accuracy"] for row in table]
+        return {"accuracy_at_least_noise": accuracies[0], "accuracy": sum(accuracies) / 10, "accuracy_by_noise": table}
+
+    def preview(self, model: nn.Module) -> Tensor | None:
+        """A classifier makes no pictures."""
+        return None
+
+    def publish(self, model: nn.Module, folder: Path) -> None:
+        assert isinstance(model, NoisyClassifier)
+        publish_shared(folder, self.autoencoder, self.autoencoder_folder, self.diffusion)
+        with atomic_folder(folder / "classifier") as target:
+            model.save_pretrained(target)
+            facts = {"autoencoder": self.autoencoder.fingerprint(), "schedule": self.schedule.config()}
+            atomic_write_json(target / "facts.json", {**facts, "class_names": list(self.data.class_names)})
+
+
+def _diffusion_config(config: DiffusionConfig, stored: dict[str, Any]) -> DiffusionConfig:
+    names = {"squaredcos_cap_v2": "cosine"}
+    return dataclasses.replace(
+        config,
+        beta_schedule=names.get(stored["beta_schedule"], stored["beta_schedule"]),
+        num_train_timesteps=stored["num_train_timesteps"],
+        beta_start=stored["beta_start"],
+        beta_end=stored["beta_end"],
+    )

@@ -1,0 +1,95 @@
+"""The settings of the training loop, the same for every training."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ldm.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of the loop, the same for every training."""
+
+    output_dir: str = ""
+    """Run folder: new, empty, or an earlier run of the same command, which is then resumed."""
+    device: str = "auto"
+    """auto (the GPU where there is one), cuda, mps or cpu."""
+    seed: int = 0
+    """All randomness of the training follows from it."""
+    max_train_steps: int = 1000
+    """Optimiser steps in all."""
+    train_batch_size: int = 64
+    """Images an optimiser step, over all processes and accumulation steps."""
+    gradient_accumulation_steps: int = 1
+    """Forward calls that share one optimiser step."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: orthogonalised momentum for kernels and matrices, AdamW for all else; fewer steps for small models."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW."""
+    muon_learning_rate: float = 0.02
+    """Peak learning rate of Muon's kernels and matrices; follows the same schedule."""
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after the warm-up; linear and cosine end at 0."""
+    lr_warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    adam_weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 turns clipping off."""
+    ema_decay: float = 0.999
+    """Decay of the averaged weights, which are the published ones; 0 publishes the last weights."""
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """auto: bf16 on a GPU that has it, float32 on a CPU."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    checkpointing_steps: int = 500
+    """A checkpoint (and the published model) every so many steps, and at the end."""
+    checkpoints_total_limit: int = 2
+    """Checkpoints kept; an old one goes only after the new one was verified."""
+    validation_steps: int = 500
+    """Measures on held-out data and a preview picture every so many steps, and at the end; 0: at the end only."""
+    log_steps: int = 50
+    """A line of metrics.jsonl every so many steps."""
+    dataloader_num_workers: int = 0
+    """Processes that prepare images; the result does not depend on their number."""
+    resume_from_checkpoint: str = "latest"
+    """latest, or the name of a checkpoint of this run such as checkpoint-500."""
+
+    def __post_init__(self) -> None:
+        positive: tuple[str, ...] = (
+            "max_train_steps",
+            "train_batch_size",
+            "gradient_accumulation_steps",
+            "learning_rate",
+        )
+        positive += ("checkpointing_steps", "checkpoints_total_limit", "log_steps", "adam_epsilon")
+        positive += ("muon_learning_rate",)
+        for name in positive:
+            if not getattr(self, name) > 0 or not math.isfinite(getattr(self, name)):
+                raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+        not_negative = ("lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "validation_steps")
+        for name in (*not_negative, "dataloader_num_workers"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(self, name)}")
+        for name in ("ema_decay", "adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}")
+
+
+def config_facts(config: TrainingConfig) -> dict[str, Any]:
+    """The settings of the loop that a resumed run must share: all but those that do not change its result."""
+    free = {"output_dir", "device", "checkpointing_steps", "checkpoints_total_limit"}
+    free |= {
+        "validation_steps",
+        "log_steps",
+        "dataloader_num_workers",
+        "resume_from_checkpoint",
+        "gradient_checkpointing",
+    }
+    if config.lr_scheduler == "constant":
+        free.add("max_train_steps")
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in free}

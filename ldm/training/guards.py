@@ -1,0 +1,55 @@
+"""What surrounds a training: the caller's random states are kept, and signals stop it after a whole step."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+logger = logging.getLogger("ldm")
+
+
+@contextmanager
+def global_random_state_kept() -> Iterator[None]:
+    """Give Python, NumPy and torch their global random states back at the end."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def stop_signals() -> Iterator[dict[str, int]]:
+    """Note SIGINT and SIGTERM instead of dying, so that the step in progress can be finished and saved."""
+    received: dict[str, int] = {}
+
+    owner = os.getpid()
+
+    def note(number: int, _: object) -> None:
+        if os.getpid() != owner:  # a data worker, which Ctrl-C reaches as well: its owner ends it
+            return
+        if received:
+            raise KeyboardInterrupt
+        received["signal"] = number
+        logger.warning("stopping after this step (once more to stop at once)")
+
+    try:
+        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

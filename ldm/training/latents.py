@@ -1,0 +1,133 @@
+"""What diffusion and classifier trainings share: cached latents, labels and noise levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from autoencoders import Autoencoder
+from ldm.data import ImageData
+from ldm.data.latent_cache import CacheKey, LatentCache, check_cache_folder, encode_latents
+from ldm.errors import UserError, at_least
+from ldm.training.autoencoder import plain_batches, to_device
+from ldm.training.randomness import BatchPlan, StepRandom
+from samplers import DiscreteSchedule
+
+_ENCODE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The forward process and what the network predicts."""
+
+    beta_schedule: Literal["linear", "scaled_linear", "cosine"] = "scaled_linear"
+    """linear: linear in beta; scaled_linear: linear in sqrt(beta) (Stable Diffusion); cosine: clipped at 0.999."""
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    """Unused by cosine."""
+    beta_end: float = 0.012
+    """Unused by cosine."""
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    """What the U-Net predicts: the noise, the velocity alpha * eps - sigma * x0, or x0."""
+    snr_gamma: float | None = None
+    """min-SNR weighting of the loss with this gamma (5 in the paper); unset: unweighted."""
+
+    def __post_init__(self) -> None:
+        at_least(self, num_train_timesteps=2)
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise UserError(f"need 0 < --beta-start <= --beta-end < 1, got {self.beta_start} and {self.beta_end}")
+        if self.snr_gamma is not None and not self.snr_gamma > 0:
+            raise UserError(f"--snr-gamma must be above 0, got {self.snr_gamma}")
+
+    def schedule(self) -> DiscreteSchedule:
+        """The noise schedule that these settings describe."""
+        return DiscreteSchedule(self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """scheduler_config.json of diffusers' DDIMScheduler with the same process, spacing and last step."""
+        return {
+            "_class_name": "DDIMScheduler",
+            **self.schedule().config(),
+            "prediction_type": self.prediction_type,
+            "timestep_spacing": "trailing",
+            "steps_offset": 1,
+            "set_alpha_to_one": True,
+            "clip_sample": False,
+            "thresholding": False,
+            "rescale_betas_zero_snr": False,
+        }
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """Posterior mean (B, C, h, w) and std (or None), labels (B,) with -1 for none, and (index, seed) keys."""
+
+    mean: Tensor
+    std: Tensor | None
+    labels: Tensor
+    keys: list[tuple[int, int]]
+
+    def sample(self, random: StepRandom) -> Tensor:
+        """Latents drawn from the posterior, float32."""
+        if self.std is None:
+            return self.mean
+        return self.mean + self.std * random.normal("posterior", self.mean.shape[1:])
+
+
+def latents_folder(latents: str, output_dir: str) -> Path:
+    """Where the cache is: as given, else inside the run folder."""
+    return Path(latents) if latents else Path(output_dir) / "latents"
+
+
+def load_autoencoder(folder: str, device: torch.device) -> tuple[Autoencoder, Path]:
+    """The autoencoder of a run, model or `vae` folder, frozen, with the folder that holds it."""
+    root = Path(folder)
+    if not root.exists():
+        raise UserError(f"--autoencoder {folder}: no such folder; give the output folder of `ldm train autoencoder`")
+    path = root / "vae" if (root / "vae").is_dir() else root
+    config = path / "config.json"
+    if not config.is_file():
+        raise UserError(f"--autoencoder {folder}: no vae/config.json in it; give the folder of a trained autoencoder")
+    try:
+        autoencoder = Autoencoder.from_pretrained(path)
+    except (ValueError, OSError) as error:
+        raise UserError(f"--autoencoder {folder}: {error}") from None
+    return autoencoder.to(device).eval().requires_grad_(False), path
+
+
+class LatentSource:
+    """The latents of a data set's training split, from a cache made when first needed, refused when stale."""
+
+    def __init__(self, autoencoder: Autoencoder, data: ImageData, folder: Path, device: torch.device) -> None:
+        self.autoencoder, self.data, self.folder, self.device = autoencoder, data, folder, device
+        self.labels = torch.tensor([data.label(index) for index in range(len(data))])
+        if data.image_size % autoencoder.factor:
+            raise UserError(f"--image-size {data.image_size}: not divisible by the autoencoder's {autoencoder.factor}")
+        check_cache_folder(folder)
+        if (folder / "manifest.json").is_file():
+            LatentCache.open(folder, CacheKey.of(autoencoder, data))
+
+    def batches(self, plan: BatchPlan) -> Iterator[LatentBatch]:
+        """Posterior moments in the plan's order, half of the examples flipped where the data set flips."""
+        cache = encode_latents(self.autoencoder, self.data, self.folder, batch_size=_ENCODE_BATCH, device=self.device)
+        for keys in plan:
+            indices = torch.tensor([index for index, _ in keys])
+            flips = torch.tensor([cache.has_flips and seed % 2 == 1 for _, seed in keys])
+            mean, std = cache.moments(indices, flips)
+            mean, std = self._placed(mean), None if std is None else self._placed(std)
+            yield LatentBatch(mean, std, self.labels[indices].to(self.device), keys)
+
+    def _placed(self, values: Tensor) -> Tensor:
+        return to_device(values, self.device).float()
+
+
+@torch.no_grad()
+def held_out_latents(autoencoder: Autoencoder, data: ImageData, count: int, device: torch.device) -> Tensor:
+    """Posterior means (N, C, h, w) of the first `count` images of a split."""
+    images = plain_batches(data, range(min(count, len(data))), 64, device)
+    return torch.cat([autoencoder.encode(batch).mean.float() for batch in images])

@@ -1,0 +1,270 @@
+"""The training loop: accumulation, precision, EMA, saving, exact resuming. Never a loss: a task brings that."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+from ldm.files import read_json
+from ldm.images import save_grid
+from ldm.progress import progress
+from ldm.training.checkpoint import (
+    chosen_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    read_tensors,
+    save_checkpoint,
+)
+from ldm.training.config import TrainingConfig
+from ldm.training.ema import ExponentialMovingAverage
+from ldm.training.guards import global_random_state_kept, stop_signals
+from ldm.training.optimization import learning_rate, make_optimizer
+from ldm.training.randomness import BatchPlan, Share, StepRandom, key
+from ldm.training.run_folder import RunFolder
+
+logger = logging.getLogger("ldm")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a task returns: the scalar to minimise, and its named parts for the log."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+class Task(Protocol):
+    """What is trained. The loop calls nothing else of it."""
+
+    kind: str
+    """autoencoder, diffusion or classifier."""
+    model: nn.Module
+    """Everything with weights to train."""
+    length: int
+    """Training examples."""
+    facts: dict[str, Any]
+    """What a resumed run must have in common with this one."""
+
+    def batches(self, plan: BatchPlan) -> Iterable[Any]:
+        """The examples of each forward call, in the plan's order, on the device."""
+
+    def loss(self, model: nn.Module, batch: Any, random: StepRandom) -> Loss:
+        """The loss of one forward call; all randomness comes from `random`."""
+
+    def validate(self, model: nn.Module) -> dict[str, Any]:
+        """Measures on held-out data."""
+
+    def preview(self, model: nn.Module) -> Tensor | None:
+        """Pictures (N, 3, H, W) in [-1, 1] that show the progress, or None."""
+
+    def publish(self, model: nn.Module, folder: Path) -> None:
+        """Write the model folder's parts into `folder`, atomically."""
+
+
+class Interrupted(Exception):  # noqa: N818  (not an error)
+    """The training was asked to stop (SIGINT or SIGTERM); a checkpoint was saved."""
+
+    def __init__(self, signal_number: int, step: int) -> None:
+        super().__init__(f"stopped at step {step}; the same command goes on from there")
+        self.signal_number = signal_number
+
+
+def make_accelerator(config: TrainingConfig, device: torch.device) -> Accelerator:
+    """Accelerate's device, precision and process handling, with `auto` precision resolved."""
+    precision: str = config.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("--mixed-precision fp16 does nothing on a CPU; use no or bf16")
+    if not torch.distributed.is_initialized():  # another training of this process may have had another precision
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=device.type == "cpu", mixed_precision=precision, step_scheduler_with_optimizer=False)
+
+
+def train(task: Task, config: TrainingConfig, settings: str, device: torch.device) -> dict[str, Any]:
+    """Train `task` in the run folder `config.output_dir`, resuming what is there; return the last measures.
+
+    `settings` is the resolved configuration as YAML, stored as config.yaml. Leaves the global random states as they
+    were. Raises `UserError` for a folder of another run, `FloatingPointError` for a loss or gradient that is not
+    finite (before it reaches a weight), `Interrupted` after SIGINT or SIGTERM.
+    """
+    accelerator = make_accelerator(config, device)
+    try:
+        share = Share(
+            config.train_batch_size,
+            config.gradient_accumulation_steps,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+    except ValueError as error:
+        raise UserError(f"--train-batch-size: {error}") from None
+    if config.resume_from_checkpoint != "latest":  # refused, if so, before the folder is touched
+        chosen_checkpoint(Path(config.output_dir), config.resume_from_checkpoint)
+    run = RunFolder.claim(config.output_dir, task.kind, settings, task.facts) if accelerator.is_main_process else None
+    try:
+        with global_random_state_kept(), stop_signals() as stop:
+            return _Training(task, config, accelerator, share, run).steps(stop)
+    finally:
+        if run is not None:
+            run.close()
+
+
+class _Training:
+    """The state of one training between its first and its last step."""
+
+    def __init__(
+        self, task: Task, config: TrainingConfig, accelerator: Accelerator, share: Share, run: RunFolder | None
+    ) -> None:
+        self.task, self.config, self.accelerator, self.share, self.run = task, config, accelerator, share, run
+        self.device = accelerator.device
+        self.model = task.model.to(self.device).to(memory_format=torch.channels_last)  # faster on CPUs too
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        self.ema = ExponentialMovingAverage(self.model, config.ema_decay) if config.ema_decay > 0 else None
+        self.optimizer = make_optimizer(self.model, config)
+        self.step = 0
+        self._resume()
+        self.wrapped, self.prepared = accelerator.prepare(self.model, self.optimizer)
+
+    @property
+    def published(self) -> nn.Module:
+        """The weights that are measured and published."""
+        return self.ema.model if self.ema is not None else self.model
+
+    def steps(self, stop: dict[str, int]) -> dict[str, Any]:
+        config = self.config
+        plan = BatchPlan(self.task.length, config.seed, self.share, self.step, config.max_train_steps)
+        batches = iter(self.task.batches(plan))
+        if self.run is not None:
+            self.run.start_metrics(self.step)
+        measures: dict[str, Any] = {}
+        since, seen = time.monotonic(), 0
+        remaining = range(self.step, config.max_train_steps)
+        for _ in progress(remaining, f"train {self.task.kind}", total=config.max_train_steps, initial=self.step):
+            terms, norm, rate = self._one_step(batches)
+            self.step += 1
+            seen += 1
+            last = self.step == config.max_train_steps
+            if self.run is not None and (self.step % config.log_steps == 0 or last):
+                elapsed = time.monotonic() - since
+                entry = {name: float(value) for name, value in terms.items()}
+                entry |= {"gradient_norm": float(norm), "learning_rate": rate}
+                self.run.log(
+                    {
+                        "step": self.step,
+                        **entry,
+                        "images_per_second": round(seen * config.train_batch_size / elapsed, 1),
+                    }
+                )
+                since, seen = time.monotonic(), 0
+            if last or (config.validation_steps and self.step % config.validation_steps == 0):
+                measures = self._validate()
+                since, seen = time.monotonic(), 0
+            stopping = bool(stop) and not last  # read once: a signal may come while the checkpoint is written
+            if last or stopping or self.step % config.checkpointing_steps == 0:
+                self._save()
+                since, seen = time.monotonic(), 0
+            if stopping:
+                raise Interrupted(stop["signal"], self.step)
+        if not remaining and self.run is not None:  # nothing to do: what was measured then
+            measures = self.run.last_measures()
+        return measures or self._validate()
+
+    def _one_step(self, batches: Iterator[Any]) -> tuple[dict[str, Tensor], Tensor, float]:
+        config, accumulation = self.config, self.share.accumulation
+        rate = learning_rate(
+            self.step, config.learning_rate, config.lr_scheduler, config.lr_warmup_steps, config.max_train_steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["ratio"]
+        torch.manual_seed(key(config.seed, self.step, "dropout", self.share.rank))
+        self.wrapped.train()
+        sums: dict[str, Tensor] = {}
+        for micro in range(accumulation):
+            batch = next(batches)
+            random = StepRandom(config.seed, self.step, micro, self.share, self.device)
+            if micro < accumulation - 1:
+                with self.accelerator.no_sync(self.wrapped):
+                    self._forward_backward(batch, random, sums)
+            else:
+                self._forward_backward(batch, random, sums)
+        limit = config.max_grad_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        scaler = self.accelerator.scaler
+        if not math.isfinite(float(norm)) and scaler is None:
+            parts = ", ".join(f"{name} {float(value):g}" for name, value in sums.items())
+            raise FloatingPointError(f"step {self.step}: the gradient is not finite (loss parts: {parts})")
+        self.prepared.step()
+        self.prepared.zero_grad(set_to_none=True)
+        if self.ema is not None and not self.prepared.step_was_skipped:
+            self.ema.update(self.model, self.step)
+        return sums, norm, rate
+
+    def _forward_backward(self, batch: Any, random: StepRandom, sums: dict[str, Tensor]) -> None:
+        with self.accelerator.autocast():
+            loss = self.task.loss(self.wrapped, batch, random)
+        for name, value in {"loss": loss.total, **loss.terms}.items():
+            value = value.detach() / self.share.accumulation
+            sums[name] = sums[name] + value if name in sums else value
+        self.accelerator.backward(loss.total / self.share.accumulation)
+
+    def _validate(self) -> dict[str, Any]:
+        model = self.published
+        model.eval()
+        if self.run is None:
+            return {}
+        with torch.no_grad():
+            measures = self.task.validate(model)
+            pictures = self.task.preview(model)
+        self.run.log({"step": self.step, "validation": measures})
+        if pictures is not None:
+            save_grid(pictures, self.run.path / "samples" / f"step-{self.step:06d}.png")
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in measures.items() if isinstance(value, float))
+        logger.info("step %d: %s", self.step, shown)
+        return measures
+
+    def _save(self) -> None:
+        if self.run is not None:
+            self.run.sync_metrics()
+            tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
+            if self.ema is not None:
+                tensors["ema"] = self.ema.model.state_dict()
+            scaler = self.accelerator.scaler
+            state = {"scaler": scaler.state_dict() if scaler is not None else None}
+            self.task.publish(self.published, self.run.path)
+            save_checkpoint(self.run.path, self.step, tensors, state, self.config.checkpoints_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> None:
+        folder = chosen_checkpoint(Path(self.config.output_dir), self.config.resume_from_checkpoint)
+        if folder is None:
+            return
+        state = read_json(folder / "state.json")
+        _load(self.model, read_tensors(folder / "model.safetensors"), folder)
+        load_optimizer_tensors(self.optimizer, self.model, read_tensors(folder / "optimizer.safetensors"))
+        if self.ema is not None:
+            _load(self.ema.model, read_tensors(folder / "ema.safetensors"), folder)
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step = int(state["step"])
+        if self.step:
+            logger.info("resuming from %s", folder.name)
+
+
+def _load(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise UserError(f"{folder}: weights of another model ({first})") from None

@@ -1,0 +1,53 @@
+"""Optimiser and learning rate, the latter a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ldm.training.config import TrainingConfig
+from ldm.training.muon import Muon, suits
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+def learning_rate(step: int, peak: float, schedule: Schedule, warmup: int, total: int) -> float:
+    """The rate of step `step` (from 0): linear warm-up over `warmup` steps, then constant, or down to 0 at `total`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    if schedule == "linear":
+        return peak * (1 - progress)
+    if schedule == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    return peak
+
+
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW in its fused form, or Muon; weight decay on matrices and kernels only, not on biases, norms and scalars.
+
+    Each group has a `ratio`, its learning rate over `config.learning_rate`. Embeddings are never Muon's.
+    """
+    embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    chosen: list[nn.Parameter] = []
+    if config.optimizer == "muon":
+        chosen = [p for p in trained if suits(p) and id(p) not in embeddings]
+    ids = {id(p) for p in chosen}
+    groups: list[dict[str, Any]] = [
+        {"params": chosen, "muon": True, "ratio": config.muon_learning_rate / config.learning_rate},
+        {"params": [p for p in trained if p.ndim >= 2 and id(p) not in ids], "muon": False, "ratio": 1.0},
+        {"params": [p for p in trained if p.ndim < 2], "muon": False, "ratio": 1.0, "weight_decay": 0.0},
+    ]
+    make = Muon if config.optimizer == "muon" else torch.optim.AdamW
+    return make(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.adam_weight_decay,
+        fused=trained[0].device.type in ("cpu", "cuda"),
+    )

@@ -1,0 +1,145 @@
+"""A run folder: one owner at a time, its settings, its metrics, its checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import IO, Any
+
+from ldm.errors import UserError
+from ldm.files import atomic_write, atomic_write_json, read_json
+
+RUN_FILE, _METRICS = "run.json", "metrics.jsonl"
+_locks: set[IO[str]] = set()
+
+
+def _forget_locks() -> None:
+    """A forked data worker must not hold the folder: it can outlive a killed training by seconds."""
+    for lock in _locks:
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
+
+
+class RunFolder:
+    """`--output-dir` of one training. Claiming it locks it until the process ends or `close` is called."""
+
+    def __init__(self, path: Path, lock: IO[str]) -> None:
+        self.path = path
+        self._lock = lock
+        self._metrics: IO[str] | None = None
+
+    @classmethod
+    def check(cls, path: str | Path, kind: str) -> None:
+        """Refuse a path that holds something else than a run of this kind, before anything is made."""
+        path = Path(path)
+        if not path.exists():
+            return
+        if not path.is_dir():
+            raise UserError(f"--output-dir {path}: is a file; give a new or empty folder")
+        if not (path / RUN_FILE).is_file():
+            begun = (".lock", f".{RUN_FILE}.tmp-")  # all that is there of a run killed before its first file was whole
+            if any(not entry.name.startswith(begun) for entry in path.iterdir()):
+                raise UserError(f"--output-dir {path}: holds something else; give a new or empty folder")
+            return
+        content = read_json(path / RUN_FILE)
+        if not isinstance(content, dict) or not isinstance(content.get("facts"), dict):
+            raise UserError(f"--output-dir {path}: its {RUN_FILE} is not that of a run; give a new or empty folder")
+        found = content.get("kind")
+        if found != kind:
+            raise UserError(f"--output-dir {path}: holds a run of `train {found}`, not of `train {kind}`")
+
+    @classmethod
+    def claim(cls, path: str | Path, kind: str, settings: str, facts: dict[str, Any]) -> RunFolder:
+        """Open or make the folder, lock it and store `settings` (YAML text) and `facts` (what a resume must match)."""
+        path = Path(path)
+        cls.check(path, kind)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / ".lock", "w")  # noqa: SIM115  (held for the life of the run)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise UserError(
+                f"--output-dir {path}: another process is training there; wait for it or choose another"
+            ) from None
+        _locks.add(lock)
+        run = cls(path, lock)
+        try:
+            if (path / RUN_FILE).exists():
+                run._refuse_other_facts(facts)
+            for pattern in (".*.tmp-*", ".*.old-*", "samples/.*.tmp-*"):  # of a run that was killed
+                for leftover in path.glob(pattern):
+                    shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
+            atomic_write_json(path / RUN_FILE, {"kind": kind, "facts": facts})  # first: with it the folder is a run's
+            atomic_write(path / "config.yaml", settings)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def _refuse_other_facts(self, facts: dict[str, Any]) -> None:
+        stored = _flat(read_json(self.path / RUN_FILE)["facts"])
+        current = _flat(json.loads(json.dumps(facts)))
+        differing = [name for name in sorted({*stored, *current}) if stored.get(name) != current.get(name)]
+        if differing:
+            shown = "; ".join(f"{name} was {stored.get(name)!r}, is {current.get(name)!r}" for name in differing[:5])
+            raise UserError(f"--output-dir {self.path}: its run has other settings ({shown}); give another folder")
+
+    def start_metrics(self, step: int) -> None:
+        """Open metrics.jsonl for appending, having dropped every line after `step` and any half-written one."""
+        kept = [entry for entry in self._entries() if entry["step"] <= step]
+        atomic_write(self.path / _METRICS, "".join(json.dumps(entry) + "\n" for entry in kept))
+        self._metrics = open(self.path / _METRICS, "a", encoding="utf-8")  # noqa: SIM115
+
+    def last_measures(self) -> dict[str, Any]:
+        """What the last validation found, as logged; {} if there was none."""
+        found = [entry["validation"] for entry in self._entries() if "validation" in entry]
+        return found[-1] if found else {}
+
+    def _entries(self) -> list[dict[str, Any]]:
+        path, entries = self.path / _METRICS, []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+            with contextlib.suppress(json.JSONDecodeError):
+                entries.append(json.loads(line))
+        return [entry for entry in entries if isinstance(entry, dict) and "step" in entry]
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl; numbers that are not finite become null, for JSON has none."""
+        assert self._metrics is not None, "start_metrics comes first"
+        self._metrics.write(json.dumps(_finite(entry), allow_nan=False) + "\n")
+        self._metrics.flush()
+
+    def sync_metrics(self) -> None:
+        """Flush the metrics to the disk, before a checkpoint that vouches for them."""
+        if self._metrics is not None:
+            os.fsync(self._metrics.fileno())
+
+    def close(self) -> None:
+        """Release the folder."""
+        if self._metrics is not None:
+            self._metrics.close()
+        _locks.discard(self._lock)
+        self._lock.close()
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"training": {"seed": 0}} as {"training.seed": 0}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,171 @@
+"""Noise -> sample, for any callable: torch and the standard library, and nothing of networks, images or files.
+
+Everywhere x_t = alpha * x0 + sigma * eps. A solver is a generator; the caller owns progress, previews and early
+stopping:
+
+    >>> import torch
+    >>> from samplers import ClassifierFree, DiscreteSchedule, Prediction, SampleNoise, dpmpp_2m, guide, make_levels
+    >>> def evaluate(x, level, branches):  # the exact denoiser of data N(mean, 0.1), one mean a branch
+    ...     def x0(mean):
+    ...         return mean + 0.1 * level.alpha * (x - level.alpha * mean) / (0.1 * level.alpha**2 + level.sigma**2)
+    ...     return {name: Prediction(x, level, x0({"cond": 2.0, "uncond": 0.0}[name])) for name in branches}
+    >>> levels = make_levels(DiscreteSchedule("cosine"), 20)
+    >>> noise = SampleNoise(seed=0, indices=range(4))
+    >>> denoise = guide(evaluate, [ClassifierFree(1.5, interval=[0.1, 10])])
+    >>> for step in dpmpp_2m(denoise, noise.initial((3,), torch.float64), levels, noise=noise):
+    ...     pass  # step.x, step.level, step.denoised, step.index
+    >>> step.x.shape, bool((step.x.mean() > 2.0).item())
+    (torch.Size([4, 3]), True)
+"""
+
+from samplers.guidance import (
+    AdaptiveProjected,
+    Against,
+    CFGPlusPlus,
+    Classifier,
+    ClassifierFree,
+    DynamicThreshold,
+    FrequencyDecoupled,
+    Keep,
+    Rescale,
+    Tangential,
+    ZeroStar,
+    autoguidance,
+    colour,
+    energy,
+    guide,
+    inpainting,
+    perturbed_attention,
+    similarity,
+    skip_layer,
+    smoothed_energy,
+    with_energy,
+)
+from samplers.level import Denoise, Evaluate, Guidance, Level, Noise, Prediction, Solver, Step
+from samplers.likelihood import Bound, bits_per_dim, flow_log_likelihood, variational_bound
+from samplers.noise import BrownianNoise, SampleNoise, interpolate
+from samplers.parameterization import Target, edm_scales, min_snr_weight, training_target, x0_from_output
+from samplers.registry import (
+    GuidanceInfo,
+    SamplerInfo,
+    get_guidance,
+    get_sampler,
+    guidance,
+    guidances,
+    parse_call,
+    parse_guidance,
+    parse_sampler,
+    sampler,
+    samplers,
+)
+from samplers.schedule import DiscreteSchedule, EDMSchedule, Final, FlowSchedule, Schedule, Spacing
+from samplers.solvers import (
+    ddim,
+    ddim_inversion,
+    ddpm,
+    deis,
+    dpm_2,
+    dpm_2_ancestral,
+    dpm_solver,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_2s,
+    dpmpp_2s_ancestral,
+    dpmpp_3m,
+    dpmpp_3m_sde,
+    dpmpp_sde,
+    euler,
+    euler_ancestral,
+    heun,
+    lms,
+    plms,
+    rk45,
+    unipc,
+)
+from samplers.spacing import karras_ratios, levels_at, make_levels, spaced_times
+
+__all__ = [
+    "AdaptiveProjected",
+    "Against",
+    "Bound",
+    "BrownianNoise",
+    "CFGPlusPlus",
+    "Classifier",
+    "ClassifierFree",
+    "Denoise",
+    "DiscreteSchedule",
+    "DynamicThreshold",
+    "EDMSchedule",
+    "Evaluate",
+    "Final",
+    "FlowSchedule",
+    "FrequencyDecoupled",
+    "Guidance",
+    "GuidanceInfo",
+    "Keep",
+    "Level",
+    "Noise",
+    "Prediction",
+    "Rescale",
+    "SampleNoise",
+    "SamplerInfo",
+    "Schedule",
+    "Solver",
+    "Spacing",
+    "Step",
+    "Tangential",
+    "Target",
+    "ZeroStar",
+    "autoguidance",
+    "bits_per_dim",
+    "colour",
+    "ddim",
+    "ddim_inversion",
+    "ddpm",
+    "deis",
+    "dpm_2",
+    "dpm_2_ancestral",
+    "dpm_solver",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "dpmpp_2s_ancestral",
+    "dpmpp_3m",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
+    "edm_scales",
+    "energy",
+    "euler",
+    "euler_ancestral",
+    "flow_log_likelihood",
+    "get_guidance",
+    "get_sampler",
+    "guidance",
+    "guidances",
+    "guide",
+    "heun",
+    "inpainting",
+    "interpolate",
+    "karras_ratios",
+    "levels_at",
+    "lms",
+    "make_levels",
+    "min_snr_weight",
+    "parse_call",
+    "parse_guidance",
+    "parse_sampler",
+    "perturbed_attention",
+    "plms",
+    "rk45",
+    "sampler",
+    "samplers",
+    "similarity",
+    "skip_layer",
+    "smoothed_energy",
+    "spaced_times",
+    "training_target",
+    "unipc",
+    "variational_bound",
+    "with_energy",
+    "x0_from_output",
+]

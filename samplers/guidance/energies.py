@@ -1,0 +1,96 @@
+"""Guidance by any differentiable function: p(y | x) of a classifier becomes exp(-energy(x)) (Bansal et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from samplers.level import Evaluate, Level, Prediction
+
+Energy: TypeAlias = Callable[[Tensor], Tensor]  # (B, ...) -> (B,)
+
+
+class with_energy:  # noqa: N801 - reads as the function that it is
+    """`evaluate` with one more branch, `name`, whose shift is minus the gradient in x_t of `energy`.
+
+    of="x0": of the denoised estimate of "cond", by default through the denoiser's Jacobian (which `evaluate` must let
+    autograd see); without it, dx0 / dx_t is taken as alpha / sigma^2, that of a posterior of unit variance, so that the
+    estimate moves by minus the gradient and nothing is differentiated but the energy. of="x": of x_t itself.
+    """
+
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        energy: Energy,
+        *,
+        name: str = "energy",
+        of: Literal["x0", "x"] = "x0",
+        jacobian: bool = True,
+    ) -> None:
+        if of not in ("x0", "x"):
+            raise ValueError(f'an energy is of "x0" or of "x"; got {of!r}')
+        self.evaluate, self.energy, self.name, self.of, self.jacobian = evaluate, energy, name, of, jacobian
+        known = getattr(evaluate, "branches", None)
+        if known is not None:
+            if name in known:
+                raise ValueError(f'there is a branch "{name}" already; give this energy another name')
+            self.branches = frozenset(known) | {name}
+
+    def __call__(self, x: Tensor, level: Level, branches: Sequence[str]) -> Mapping[str, Prediction]:
+        if self.name not in branches:
+            return self.evaluate(x, level, branches)
+        others = tuple(dict.fromkeys(["cond", *(name for name in branches if name != self.name)]))
+        through = self.of == "x0" and self.jacobian
+        with torch.enable_grad() if through else nullcontext():
+            x_in = x.detach().requires_grad_() if through else x
+            raw = dict(self.evaluate(x_in, level, others))
+        with torch.enable_grad():
+            at = x_in if through else (x if self.of == "x" else raw["cond"].x0).detach().requires_grad_()
+            value = self.energy(raw["cond"].x0 if through else at)
+            if value.shape != x.shape[:1]:
+                raise ValueError(f"an energy gives a number a sample, shape ({len(x)},); got {tuple(value.shape)}")
+            (gradient,) = torch.autograd.grad(value.sum(), at)
+        if self.of == "x0" and not self.jacobian:
+            gradient = level.alpha / level.sigma**2 * gradient
+        raw = {name: _detached(p, x) for name, p in raw.items()} if through else raw
+        raw[self.name] = replace(raw["cond"], shift=-gradient)
+        return raw
+
+
+def _detached(p: Prediction, x: Tensor) -> Prediction:
+    def cut(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.detach()
+
+    return Prediction(x, p.level, p.x0.detach(), cut(p.renoise), cut(p.shift), cut(p.variance_fraction))
+
+
+def colour(target: Sequence[float]) -> Energy:
+    """The squared distance of each picture's mean colour, (B, C, H, W) -> (B, C), from `target`."""
+
+    def energy(x0: Tensor) -> Tensor:
+        return (x0.flatten(2).mean(2) - x0.new_tensor(target)).square().sum(1)
+
+    return energy
+
+
+def inpainting(known: Tensor, mask: Tensor) -> Energy:
+    """The squared distance from `known` where `mask` is 1, summed; both broadcast against (B, C, H, W)."""
+
+    def energy(x0: Tensor) -> Tensor:
+        return (mask * (x0 - known)).square().flatten(1).sum(1)
+
+    return energy
+
+
+def similarity(features: Callable[[Tensor], Tensor], reference: Tensor) -> Energy:
+    """1 - cosine between features(x0) and those of a reference, (B, D) or (1, D)."""
+
+    def energy(x0: Tensor) -> Tensor:
+        return 1 - torch.nn.functional.cosine_similarity(features(x0).flatten(1), reference.flatten(1), dim=1)
+
+    return energy

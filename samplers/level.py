@@ -1,0 +1,184 @@
+"""The words that schedules, solvers and guidances share: a noise level, a belief about one x_t, one step.
+
+Everywhere x_t = alpha * x0 + sigma * eps, with eps a unit normal.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+_ZERO = torch.zeros(())  # of no dimension: takes on the dtype and the device of the other operand
+
+
+class Path(Protocol):
+    """What a level lies on: gives the level of any finite log-SNR."""
+
+    def level_of(self, log_snr: float) -> Level: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One noise level. Python floats, so that a solver's coefficients are float64 and never wait for a device."""
+
+    t: float  # what the network is told, in [0, T-1]
+    alpha: float
+    sigma: float
+    path: Path | None = field(default=None, compare=False, repr=False)  # for solvers that look between two levels
+
+    @property
+    def log_snr(self) -> float:
+        """lambda = log(alpha / sigma), half the logarithm of the signal-to-noise ratio; +-inf at the two ends."""
+        if self.sigma == 0:
+            return math.inf
+        return math.log(self.alpha / self.sigma) if self.alpha > 0 else -math.inf
+
+    @property
+    def noise_ratio(self) -> float:
+        """sigma / alpha: the sigma of k-diffusion and EDM; inf where alpha is 0."""
+        return self.sigma / self.alpha if self.alpha > 0 else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What is believed about one batch of x_t.
+
+    `x0` is the denoised estimate after the linear guidances; `shift`, the sum of the scaled grad_x log p(y | x_t), is
+    kept apart because ODE solvers and ancestral ones use it differently. `renoise` is the noise with which a solver
+    goes on where it is not the one that `x0` implies (CFG++).
+    """
+
+    x: Tensor  # (B, ...)
+    level: Level
+    x0: Tensor  # (B, ...)
+    renoise: Tensor | None = None
+    shift: Tensor | None = None
+    variance_fraction: Tensor | None = None  # learned variance: 0 is the small one, 1 the large one
+
+    @property
+    def denoised(self) -> Tensor:
+        """x0 + sigma^2 / alpha * shift: Tweedie's formula for the guided score (at alpha = 0, just x0)."""
+        if self.shift is None or self.level.alpha == 0:
+            return self.x0
+        return self.x0 + (self.level.sigma**2 / self.level.alpha) * self.shift
+
+    @property
+    def eps(self) -> Tensor:
+        """The noise to go on with: eps, or `renoise`, minus sigma * shift (Dhariwal & Nichol 2021, Algorithm 2)."""
+        alpha, sigma = self.level.alpha, self.level.sigma
+        if sigma == 0:
+            raise ValueError("the noise in x is undefined at sigma = 0: x is x0 there")
+        eps = (self.x - alpha * self.x0) / sigma if self.renoise is None else self.renoise
+        return eps if self.shift is None else eps - sigma * self.shift
+
+    @property
+    def anchor(self) -> Tensor:
+        """alpha * denoised + sigma * eps, where an exponential integrator goes on from: x, except under CFG++."""
+        return self.x if self.renoise is None else self.level.alpha * self.x0 + self.level.sigma * self.renoise
+
+    @property
+    def velocity(self) -> Tensor:
+        """v = alpha * eps - sigma * x0 (Salimans & Ho 2022, appendix D)."""
+        return self.level.alpha * self.eps - self.level.sigma * self.denoised
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a solver yields after each of its steps: x at `level`, and the denoised estimate that led there."""
+
+    x: Tensor
+    level: Level
+    denoised: Tensor
+    index: int  # 0, 1, ..., len(levels) - 2
+
+
+Denoise: TypeAlias = Callable[[Tensor, Level], Prediction]
+Evaluate: TypeAlias = Callable[[Tensor, Level, Sequence[str]], Mapping[str, Prediction]]
+Solver: TypeAlias = Callable[..., Iterator[Step]]
+
+
+class Noise(Protocol):
+    """A source of unit-variance noise for the step now -> next; the interval is told so that Brownian paths fit."""
+
+    def __call__(self, like: Tensor, now: Level, next: Level) -> Tensor: ...
+
+
+class Guidance(Protocol):
+    """Changes a prediction with the help of other branches of it.
+
+    `branches(level)` names the predictions that it needs at this level besides "cond": () where it does nothing, and
+    then `apply` returns what it was given. `stage` orders a list of them: 0 for the linear ones (which commute), more
+    for others.
+    """
+
+    @property
+    def stage(self) -> int: ...
+
+    def branches(self, level: Level) -> tuple[str, ...]: ...
+
+    def apply(self, prediction: Prediction, raw: Mapping[str, Prediction]) -> Prediction: ...
+
+
+def pairs(levels: Sequence[Level]) -> Iterator[tuple[int, Level, Level]]:
+    """(0, now, next), (1, now, next), ...: the steps of a solver."""
+    for i, (now, next) in enumerate(itertools.pairwise(levels)):
+        yield i, now, next
+
+
+def mix(a: float, x: Tensor, *terms: tuple[float, Tensor]) -> Tensor:
+    """a * x + b * y + ...: a new tensor, by one operation a term."""
+    total = torch.add(_ZERO, x, alpha=a)  # for the host this is a third quicker than a * x
+    for b, y in terms:
+        total.add_(y, alpha=b)
+    return total
+
+
+def advance(p: Prediction, next: Level, eps: Tensor | None = None) -> Tensor:
+    """From p.x to the level `next` along the noise `eps`; by default the prediction's own, which is DDIM's step.
+
+    It is the straight line y' = y + (r' - r) eps of the probability flow in y = x / alpha, r = sigma / alpha.
+    """
+    now = p.level
+    if eps is None:
+        if next.sigma == 0:
+            return next.alpha * p.denoised
+        a = next.sigma / now.sigma
+        return mix(a, p.anchor, (next.alpha - a * now.alpha, p.denoised))
+    if now.alpha == 0:
+        return mix(next.alpha, p.denoised, (next.sigma, eps))
+    a = next.alpha / now.alpha
+    return mix(a, p.anchor, (next.sigma - a * now.sigma, eps))
+
+
+def decay(now: Level, next: Level) -> float:
+    """e^-h, where h is the step in log-SNR; with no logarithm of 0, so that it is 0 where either end is infinite."""
+    return (now.alpha * next.sigma) / (now.sigma * next.alpha)
+
+
+def check_levels(levels: Sequence[Level], *, rising: bool = False, between: bool = False) -> tuple[Level, ...]:
+    """The levels as a tuple, or a ValueError that names the first one that no solver can step to."""
+    levels = tuple(levels)
+    if len(levels) < 2:
+        raise ValueError(f"a solver needs at least one step, that is two levels; got {len(levels)}")
+    for i, level in enumerate(levels):
+        if not (0 <= level.alpha < math.inf and 0 <= level.sigma < math.inf and level.alpha + level.sigma > 0):
+            raise ValueError(
+                f"level {i}: alpha and sigma must be finite, not negative, not both 0; got {level.alpha}, {level.sigma}"
+            )
+        if between and level.path is None:
+            raise ValueError(
+                f"this solver looks between the levels: level {i} must know its path (make_levels sees to it)"
+            )
+    for i, now, next in pairs(levels):
+        falls, last = now.noise_ratio > next.noise_ratio, i == len(levels) - 2
+        fine = now.noise_ratio < next.noise_ratio if rising else falls or (last and now == next and now.sigma > 0)
+        if not fine:
+            change = f"from {now.noise_ratio:.6g} to {next.noise_ratio:.6g} at step {i}"
+            raise ValueError(f"noise must {'rise' if rising else 'fall'} at every step; sigma / alpha goes {change}")
+    return levels

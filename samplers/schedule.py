@@ -1,0 +1,236 @@
+"""Noise schedules: alpha and sigma as functions of t. Which levels a sampler visits is decided in spacing.py."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from samplers.level import Level
+
+BetaSchedule = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
+Spacing = Literal[
+    "leading",
+    "trailing",
+    "linspace",
+    "quadratic",
+    "beta",
+    "karras",
+    "exponential",
+    "log_snr",
+    "ays_sd",
+    "ays_sdxl",
+    "ays_svd",
+]
+Final = Literal["zero", "first"]
+
+_DIFFUSERS_NAMES = {"cosine": "squaredcos_cap_v2"}
+
+
+class Schedule(Protocol):
+    """What a sampler and a training loop ask of a noise schedule; times are floats in [0, T-1]."""
+
+    @property
+    def num_train_timesteps(self) -> int: ...
+
+    def at(self, t: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def level(self, t: float) -> Level: ...
+
+    def level_of(self, log_snr: float) -> Level: ...
+
+
+def _betas(kind: str, T: int, start: float, end: float) -> list[float]:
+    if kind == "cosine":  # Nichol & Dhariwal 2021, eq. 17, with s = 0.008 and betas clipped at 0.999
+        f = [math.cos((i / T + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(T + 1)]
+        return [min(1 - f[i + 1] / f[i], 0.999) for i in range(T)]
+    if kind == "sigmoid":  # Xu et al. 2022 (GeoDiff), arXiv:2203.02923, appendix
+        return [start + (end - start) / (1 + math.exp(6 - 12 * i / (T - 1))) for i in range(T)]
+    power = 2 if kind == "scaled_linear" else 1
+    a, b = start ** (1 / power), end ** (1 / power)
+    return [(a + (b - a) * i / (T - 1)) ** power for i in range(T)]
+
+
+class DiscreteSchedule:
+    """The variance-preserving schedule of DDPM: T betas, alpha_bar_t = prod(1 - beta), between them linear in log-SNR.
+
+    `linear` is linear in beta (Ho et al. 2020), `scaled_linear` in sqrt(beta) (latent diffusion calls that "linear"),
+    `cosine` follows Nichol & Dhariwal 2021, `sigmoid` GeoDiff. `rescale_zero_snr` makes the last level pure noise (Lin
+    et al. 2024, Algorithm 1).
+    """
+
+    def __init__(
+        self,
+        beta_schedule: BetaSchedule = "linear",
+        num_train_timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        rescale_zero_snr: bool = False,
+    ) -> None:
+        if beta_schedule not in get_args(BetaSchedule):
+            raise ValueError(f"beta_schedule must be one of {', '.join(get_args(BetaSchedule))}; got {beta_schedule!r}")
+        if num_train_timesteps < 2:
+            raise ValueError(f"num_train_timesteps must be at least 2; got {num_train_timesteps}")
+        if not 0 < beta_start <= beta_end < 1:
+            raise ValueError(f"expected 0 < beta_start <= beta_end < 1; got {beta_start}, {beta_end}")
+        self.beta_schedule, self.num_train_timesteps = beta_schedule, int(num_train_timesteps)
+        self.beta_start, self.beta_end, self.rescale_zero_snr = (
+            float(beta_start),
+            float(beta_end),
+            bool(rescale_zero_snr),
+        )
+
+        log_alpha, levels = 0.0, []
+        for t, beta in enumerate(_betas(beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end)):
+            log_alpha += 0.5 * math.log1p(-beta)
+            levels.append(Level(float(t), math.exp(log_alpha), math.sqrt(-math.expm1(2 * log_alpha)), self))
+        if rescale_zero_snr:
+            first, last = levels[0].alpha, levels[-1].alpha
+            alphas = [(level.alpha - last) * first / (first - last) for level in levels]
+            levels = [Level(float(t), a, math.sqrt(1 - a * a), self) for t, a in enumerate(alphas)]
+        self._levels = levels
+        self._log_snr = [level.log_snr for level in levels]
+        self._tables: dict[torch.device, Tensor] = {}
+
+    def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma, shaped like t: float32, or float64 where t is. Times are in [0, T-1], fractions allowed."""
+        dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
+        _check_times(t, self.num_train_timesteps)
+        table = self._table(t.device)  # (2, T): alpha, sigma
+        low = t.floor().long().clamp(0, self.num_train_timesteps - 1)
+        high = (low + 1).clamp(max=self.num_train_timesteps - 1)
+        w = t.to(table.dtype) - low
+        a0, s0, a1, s1 = *table[:, low], *table[:, high]  # each shaped like t
+        # linear in log-SNR: alpha / sigma is the weighted geometric mean of its two neighbours
+        alpha, sigma = a0 ** (1 - w) * a1**w, s0 ** (1 - w) * s1**w
+        norm = torch.hypot(alpha, sigma)
+        whole = w == 0
+        return torch.where(whole, a0, alpha / norm).to(dtype), torch.where(whole, s0, sigma / norm).to(dtype)
+
+    def level(self, t: float) -> Level:
+        """The same for one time, in Python floats."""
+        _check_time(t, self.num_train_timesteps)
+        low = math.floor(t)
+        if low == t:
+            return self._levels[low]
+        a, b, w = self._levels[low], self._levels[low + 1], t - low
+        alpha, sigma = a.alpha ** (1 - w) * b.alpha**w, a.sigma ** (1 - w) * b.sigma**w
+        norm = math.hypot(alpha, sigma)
+        return Level(float(t), alpha / norm, sigma / norm, self)
+
+    def level_of(self, log_snr: float) -> Level:
+        """The level of a finite log-SNR; beyond the ends of the schedule the network is told its first or last time."""
+        ratio = math.exp(-log_snr)
+        return Level(self.time_of(log_snr), 1 / math.hypot(1, ratio), ratio / math.hypot(1, ratio), self)
+
+    def time_of(self, log_snr: float) -> float:
+        """The time of a log-SNR, the inverse of `level`; clipped to [0, T-1]."""
+        T = self.num_train_timesteps
+        high = bisect.bisect_left(self._log_snr, -log_snr, key=lambda value: -value)  # log-SNR falls with t
+        if high == 0 or high == T:
+            return float(min(high, T - 1))
+        a, b = self._log_snr[high - 1], self._log_snr[high]
+        return high - 1 + (a - log_snr) / (a - b) if math.isfinite(b) else float(high - 1 if log_snr > a - 1 else high)
+
+    def config(self) -> dict[str, Any]:
+        """The keys of a diffusers scheduler_config.json that describe this schedule."""
+        return {
+            "num_train_timesteps": self.num_train_timesteps,
+            "beta_schedule": _DIFFUSERS_NAMES.get(self.beta_schedule, self.beta_schedule),
+            "beta_start": self.beta_start,
+            "beta_end": self.beta_end,
+            "rescale_betas_zero_snr": self.rescale_zero_snr,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> DiscreteSchedule:
+        """From a diffusers scheduler configuration; keys that say nothing of the schedule are ignored."""
+        if config.get("trained_betas") is not None:
+            raise ValueError("trained_betas in the scheduler configuration are not supported; name a beta_schedule")
+        ours = {theirs: name for name, theirs in _DIFFUSERS_NAMES.items()}
+        name = config.get("beta_schedule", "linear")
+        return cls(
+            beta_schedule=ours.get(name, name),
+            num_train_timesteps=config.get("num_train_timesteps", 1000),
+            beta_start=config.get("beta_start", 1e-4),
+            beta_end=config.get("beta_end", 0.02),
+            rescale_zero_snr=config.get("rescale_betas_zero_snr", False),
+        )
+
+    def _table(self, device: torch.device) -> Tensor:
+        if device not in self._tables:
+            dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+            rows = [[level.alpha for level in self._levels], [level.sigma for level in self._levels]]
+            self._tables[device] = torch.tensor(rows, dtype=torch.float64).to(device=device, dtype=dtype)
+        return self._tables[device]
+
+
+class EDMSchedule:
+    """The variance-exploding path of EDM: alpha = 1, log sigma linear in t between its ends (Karras et al. 2022).
+
+    Samples start from levels[0].sigma * noise, not from unit noise.
+    """
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, num_train_timesteps: int = 1000) -> None:
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise ValueError(f"expected 0 < sigma_min < sigma_max; got {sigma_min}, {sigma_max}")
+        if num_train_timesteps < 2:
+            raise ValueError(f"num_train_timesteps must be at least 2; got {num_train_timesteps}")
+        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
+        self.num_train_timesteps = int(num_train_timesteps)
+        self._rate = math.log(self.sigma_max / self.sigma_min) / (self.num_train_timesteps - 1)
+
+    def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        _check_times(t, self.num_train_timesteps)
+        sigma = self.sigma_min * torch.exp(self._rate * (t if t.dtype == torch.float64 else t.float()))
+        return torch.ones_like(sigma), sigma
+
+    def level(self, t: float) -> Level:
+        _check_time(t, self.num_train_timesteps)
+        return Level(float(t), 1.0, self.sigma_min * math.exp(self._rate * t), self)
+
+    def level_of(self, log_snr: float) -> Level:
+        """The level of a finite log-SNR; beyond the ends of the schedule the network is told its first or last time."""
+        t = (-log_snr - math.log(self.sigma_min)) / self._rate
+        return Level(min(max(t, 0.0), self.num_train_timesteps - 1.0), 1.0, math.exp(-log_snr), self)
+
+
+class FlowSchedule:
+    """Rectified flow: alpha = 1 - s, sigma = s, with s = (t + 1) / T (Liu et al. 2022; Esser et al. 2024).
+
+    The last level, s = 1, is pure noise. Stable Diffusion 3 and its kin tell their network T s, that is t + 1.
+    """
+
+    def __init__(self, num_train_timesteps: int = 1000) -> None:
+        if num_train_timesteps < 2:
+            raise ValueError(f"num_train_timesteps must be at least 2; got {num_train_timesteps}")
+        self.num_train_timesteps = int(num_train_timesteps)
+
+    def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        _check_times(t, self.num_train_timesteps)
+        sigma = ((t if t.dtype == torch.float64 else t.float()) + 1) / self.num_train_timesteps
+        return 1 - sigma, sigma
+
+    def level(self, t: float) -> Level:
+        _check_time(t, self.num_train_timesteps)
+        s = (t + 1) / self.num_train_timesteps
+        return Level(float(t), 1 - s, s, self)
+
+    def level_of(self, log_snr: float) -> Level:
+        """The level of a finite log-SNR; beyond the first time the network is told that time."""
+        s = 1 / (1 + math.exp(log_snr))
+        return Level(max(s * self.num_train_timesteps - 1, 0.0), 1 - s, s, self)
+
+
+def _check_time(t: float, T: int) -> None:
+    if not 0 <= t <= T - 1:
+        raise ValueError(f"times must be in [0, {T - 1}]; got {t}")
+
+
+def _check_times(t: Tensor, T: int) -> None:
+    if t.device.type == "cpu" and t.numel() and not (t.min() >= 0 and t.max() <= T - 1):  # elsewhere it would wait
+        raise ValueError(f"times must be in [0, {T - 1}]; got {t.min().item()} to {t.max().item()}")

@@ -1,0 +1,50 @@
+"""Ancestral sampling from the learned reverse process (Ho et al. 2020, arXiv:2006.11239)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from samplers.level import Denoise, Level, Noise, Prediction, Step, decay, mix, pairs
+from samplers.registry import sampler
+
+
+@sampler("ddpm", order=1, draws=True, source="Ho et al. 2020, arXiv:2006.11239, Algorithm 2")
+def ddpm(
+    denoise: Denoise,
+    x: Tensor,
+    levels: Sequence[Level],
+    *,
+    noise: Noise,
+    variance: Literal["small", "large", "learned"] = "small",
+) -> Iterator[Step]:
+    """x_s ~ N(posterior mean of x0, variance), for any pair of levels t > s.
+
+    `small` is the variance of q(x_s | x_t, x0), `large` that of q(x_t | x_s) (section 3.2); `learned` lies between the
+    two where Prediction.variance_fraction says. Gradient guidance moves the mean by variance * shift (Dhariwal &
+    Nichol 2021, Algorithm 1). The last step, to sigma = 0, draws nothing.
+    """
+    for i, now, next in pairs(levels):
+        p = denoise(x, now)
+        keep = decay(now, next) ** 2  # a^2 sigma_s^2 / sigma_t^2, with a = alpha_t / alpha_s
+        small, large = next.sigma**2 * (1 - keep), now.sigma**2 * (1 - keep)
+        shrink = now.alpha / next.alpha * (next.sigma / now.sigma) ** 2
+        x = mix(shrink, p.anchor, (next.alpha * (1 - keep), p.x0))  # eq. 7
+        std = _std(p, small, large, variance)
+        if p.shift is not None:
+            x = x + std**2 * p.shift
+        if next.sigma > 0 and large > 0:
+            x = x + std * noise(x, now, next)
+        yield Step(x, next, p.denoised, i)
+
+
+def _std(p: Prediction, small: float, large: float, variance: str) -> float | Tensor:
+    if variance != "learned" or small == 0:
+        return math.sqrt(large if variance == "large" else small)
+    if p.variance_fraction is None:
+        raise ValueError("ddpm with variance = learned needs a network that predicts Prediction.variance_fraction")
+    # Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15
+    return (0.5 * (math.log(small) + (math.log(large) - math.log(small)) * p.variance_fraction)).exp()

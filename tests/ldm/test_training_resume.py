@@ -1,0 +1,142 @@
+"""A training that was killed or stopped, and started again, ends with the same bits as one that was left alone."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+STEPS = 12
+EVERY = ["--checkpointing-steps", 3, "--checkpoints-total-limit", 2, "--validation-steps", 5]
+CASES = {
+    "kl": ("autoencoder", ["--gradient-accumulation-steps", 2]),
+    "vq": ("autoencoder", ["--bottleneck", "vq", "--num-codes", 16, "--revive-after", 2]),
+    "text": ("diffusion", ["--lr-scheduler", "cosine", "--lr-warmup-steps", 4, "--preview-images", 2]),
+    "muon": ("diffusion", ["--optimizer", "muon", "--validation-images", 8]),
+    "classifier": ("classifier", ["--dropout", 0.2, "--adam-weight-decay", 0.05]),
+}
+
+
+def losses(folder):
+    """By step, and the steps as they stand in the file."""
+    text = (folder / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    steps = [entry for entry in lines if "loss" in entry]
+    return {entry["step"]: entry["loss"] for entry in steps}, [entry["step"] for entry in steps]
+
+
+def state(folder):
+    """All bits of the last checkpoint, and of the published models."""
+    last = folder / f"checkpoint-{STEPS}"
+    found = {path.name: load_file(path) for path in last.glob("*.safetensors")}
+    assert found.keys() == {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
+    bits = {
+        f"{file}/{name}": value.numpy().tobytes() for file, tensors in found.items() for name, value in tensors.items()
+    }
+    for part in ("vae", "unet", "classifier", "text_encoder"):
+        for path in (folder / part).glob("*.safetensors"):
+            bits[f"{part}/{path.name}"] = path.read_bytes()
+    return bits
+
+
+def started(arguments):
+    """The command in a child process of its own, which needs no new start of Python; its process id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 99
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1), os.dup2(null, 2)
+        from ldm.cli.main import main
+
+        code = main([str(argument) for argument in arguments])
+    finally:
+        os._exit(code)
+
+
+def interrupted(arguments, folder, number, after):
+    """Start the command and send it a signal once step `after` is logged; its wait status."""
+    child = started(arguments)
+    deadline = time.monotonic() + 60
+    while not (folder / "metrics.jsonl").exists() or after not in losses(folder)[0]:
+        assert time.monotonic() < deadline and os.waitpid(child, os.WNOHANG) == (0, 0), "ended too early"
+        time.sleep(0.002)
+    os.kill(child, number)
+    return os.waitpid(child, 0)[1]
+
+
+@pytest.fixture
+def command(models):
+    def build(case, folder, *more):
+        kind, flags = CASES[case]
+        return models.command(kind, folder, *flags, *EVERY, *more, steps=STEPS)
+
+    return build
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_and_started_again(case, command, ldm, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert ldm(*command(case, whole)).code == 0
+    more = ["--dataloader-num-workers", 2] if case == "vq" else []  # the number of workers changes nothing
+    for after in (2, 7):  # before the first checkpoint, and between two
+        status = interrupted(command(case, parts, *more), parts, signal.SIGKILL, after)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    found = ldm(*command(case, parts, *more))
+    assert found.code == 0, found.err
+    again, expected = state(parts), state(whole)
+    assert again.keys() == expected.keys()
+    assert [name for name in expected if again[name] != expected[name]] == []
+    assert losses(parts) == losses(whole)
+    assert losses(parts)[1] == list(range(1, STEPS + 1)), "each step once"
+    assert sorted(path.name for path in parts.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-9"]
+    assert not list(parts.glob(".*tmp*")) + list(parts.glob("samples/.*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_saves_and_goes_on(number, command, ldm, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert ldm(*command("kl", whole)).code == 0
+    status = interrupted(command("kl", parts, "--checkpointing-steps", 100), parts, number, 4)
+    assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 128 + number
+    (checkpoint,) = parts.glob("checkpoint-*")
+    step = int(checkpoint.name.split("-")[1])
+    assert losses(parts)[1] == list(range(1, step + 1)) and 4 <= step < STEPS
+    assert ldm(*command("kl", parts)).code == 0
+    assert state(parts) == state(whole)
+    assert losses(parts) == losses(whole)
+
+
+def test_looking_changes_nothing(command, ldm, tmp_path):
+    """Validation, previews and their number of pictures leave the weights alone, with EMA and without."""
+    for ema in (0.9, 0):
+        often, never = tmp_path / f"often{ema}", tmp_path / f"never{ema}"
+        looks = ["--validation-steps", 3, "--preview-images", 3, "--checkpointing-steps", 5, "--ema-decay", ema]
+        assert ldm(*command("text", often, *looks)).code == 0
+        rarely = ["--validation-steps", 0, "--preview-images", 0, "--checkpointing-steps", 100, "--ema-decay", ema]
+        assert ldm(*command("text", never, *rarely)).code == 0
+        for file in ("model", "optimizer"):
+            a, b = (load_file(run / f"checkpoint-{STEPS}" / f"{file}.safetensors") for run in (often, never))
+            assert all(a[name].equal(b[name]) for name in a) and a.keys() == b.keys()
+        assert len(list((often / "samples").glob("*.png"))) == STEPS / 3 and not (never / "samples").exists()
+
+
+def test_a_diffusion_step_is_the_same_in_pieces(command, ldm, tmp_path):
+    """Times, noise and dropped conditions belong to the example, not to the piece of the batch that it is in."""
+    for pieces in (1, 4):
+        folder = tmp_path / str(pieces)
+        assert ldm(*command("text", folder, "--gradient-accumulation-steps", pieces)).code == 0
+    one, four = (losses(tmp_path / name)[0] for name in ("1", "4"))
+    assert max(abs(one[step] - four[step]) for step in one) < 1e-4
+
+
+def test_an_averaged_codebook_is_published(models, ldm, tmp_path):
+    """An EMA codebook moves without a gradient; the published average of the weights must have it."""
+    assert ldm(*models.command("autoencoder", tmp_path, *CASES["vq"][1], steps=8)).code == 0
+    last = {file: load_file(tmp_path / "checkpoint-8" / f"{file}.safetensors") for file in ("model", "ema")}
+    name = "quantize.embedding.weight"
+    assert last["ema"][name].equal(last["model"][name])
+    assert load_file(tmp_path / "vae" / "diffusion_pytorch_model.safetensors")[name].equal(last["model"][name])

@@ -1,0 +1,140 @@
+"""Our solvers are diffusers' schedulers to 1e-8, once those compute their tables in float64."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+
+from samplers import DiscreteSchedule, ddim, ddpm, dpmpp_2m, levels_at, make_levels, spaced_times
+
+TARGETS = ["epsilon", "v_prediction", "sample"]
+SPACINGS = ["leading", "trailing", "linspace"]
+SCHEDULE = DiscreteSchedule("scaled_linear", beta_start=0.00085, beta_end=0.012)
+
+
+def config(target, spacing):
+    return {**SCHEDULE.config(), "prediction_type": target, "timestep_spacing": spacing}
+
+
+@pytest.mark.parametrize("n", [10, 50])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("eta", "final"), [(0.0, "first"), (1.0, "zero")])
+def test_ddim(float64_scheduler, toy, start, run, target, spacing, n, eta, final, shared_noise, assert_close):
+    theirs = float64_scheduler(
+        DDIMScheduler, **config(target, spacing), clip_sample=False, set_alpha_to_one=final == "zero"
+    )
+    theirs.set_timesteps(n)
+    times = theirs.timesteps.tolist()
+    levels = make_levels(SCHEDULE, n, spacing, final=final)
+    assert [level.t for level in levels[:-1]] == times
+    x, net, noise = start, toy(target), shared_noise(3)
+    for i, t in enumerate(times):
+        if spacing == "linspace" and i + 1 < n:
+            # diffusers steps to t - T // n although the next time of its list is another: have it use
+            # the list
+            theirs.num_inference_steps = 1000 // (t - times[i + 1])
+            assert 1000 // theirs.num_inference_steps == t - times[i + 1]
+        last = i + 1 == n
+        drawn = noise(x) if eta and not last else torch.zeros_like(x)
+        if spacing == "linspace" and last:
+            theirs.num_inference_steps = 1
+        x = theirs.step(net.output(x, t), t, x, eta=eta, variance_noise=drawn if eta else None).prev_sample
+    assert_close(run(ddim(net, start, levels, noise=shared_noise(3), eta=eta)), x)
+
+
+@pytest.mark.parametrize("n", [10, 50])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_ddpm(float64_scheduler, toy, start, target, spacing, n, variance, shared_noise, assert_close):
+    theirs = float64_scheduler(
+        DDPMScheduler, **config(target, spacing), clip_sample=False, variance_type=f"fixed_{variance}"
+    )
+    theirs.set_timesteps(n)
+    times = theirs.timesteps.tolist()
+    theirs.set_timesteps(timesteps=times)  # else linspace steps to t - T // n instead of the next time of the list
+    levels = make_levels(SCHEDULE, n, spacing)
+    net, x, generator = toy(target), start, torch.Generator().manual_seed(3)
+    expected = []
+    for t in times:
+        x = theirs.step(net.output(x, t), t, x, generator=generator).prev_sample
+        expected.append(x)
+    ours = [step.x for step in ddpm(net, start, levels, noise=shared_noise(3), variance=variance)]
+    # With the large variance diffusers adds noise to the finished sample unless the last time is 0; we never do.
+    steps = n if variance == "small" or times[-1] == 0 else n - 1
+    for a, b in zip(ours[:steps], expected[:steps], strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize("n", [10, 50])
+@pytest.mark.parametrize("spacing", [*SPACINGS, "karras"])
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("final", ["zero", "first"])
+def test_dpmpp_2m(float64_scheduler, toy, start, run, target, spacing, n, final, assert_close):
+    karras = spacing == "karras"
+    theirs = float64_scheduler(
+        DPMSolverMultistepScheduler,
+        **config(target, "leading" if karras else spacing),
+        solver_order=2,
+        use_karras_sigmas=karras,
+        final_sigmas_type="zero" if final == "zero" else "sigma_min",
+    )
+    theirs.set_timesteps(n)
+    levels = make_levels(SCHEDULE, n, spacing, drop_last=not karras, final=final, round_times=karras)
+    assert [level.t for level in levels[:-1]] == theirs.timesteps.tolist()
+    if karras and final == "first":
+        levels = levels[:-1]  # there diffusers' list names sigma_min twice, and its last step is 0 / 0
+    x, net = start, toy(target)
+    for t in theirs.timesteps[: len(levels) - 1]:
+        x = theirs.step(net.output(x, t), t, x).prev_sample
+    short = not (karras and final == "first")
+    assert_close(run(dpmpp_2m(net, start, levels, lower_order_final=short)), x)
+
+
+@pytest.mark.parametrize("n", [10, 50])
+@pytest.mark.parametrize("target", TARGETS)
+def test_ddpm_with_learned_variance(float64_scheduler, toy, start, run, target, n, shared_noise, assert_close):
+    theirs = float64_scheduler(
+        DDPMScheduler, **config(target, "trailing"), clip_sample=False, variance_type="learned_range"
+    )
+    theirs.set_timesteps(n)
+    net, x, generator = toy(target), start, torch.Generator().manual_seed(3)
+
+    def fraction(x):
+        return torch.sin(3 * x) / 2 + 0.5
+
+    def denoise(x, level):
+        return replace(net(x, level), variance_fraction=fraction(x))
+
+    steps = ddpm(denoise, start, make_levels(SCHEDULE, n), noise=shared_noise(3), variance="learned")
+    for t, step in list(zip(theirs.timesteps.tolist(), steps, strict=True))[
+        :-1
+    ]:  # it adds noise to the finished sample
+        output = torch.cat([net.output(x, t), 2 * fraction(x) - 1], 1)
+        x = theirs.step(output, t, x, generator=generator).prev_sample
+        assert_close(step.x, x)
+    with pytest.raises(ValueError, match=r"predicts Prediction\.variance_fraction"):
+        run(ddpm(net, start, make_levels(SCHEDULE, n), noise=shared_noise(3), variance="learned"))
+
+
+def test_ddim_with_all_steps_and_eta_1_is_ddpm_with_the_small_variance(toy, start, run, shared_noise, assert_close):
+    levels = make_levels(DiscreteSchedule("cosine", 60), 60, "leading")
+    a = run(ddim(toy("sample"), start, levels, noise=shared_noise(0), eta=1.0))
+    b = run(ddpm(toy("sample"), start, levels, noise=shared_noise(0)))
+    assert_close(a, b)
+
+
+def test_dpmpp_of_order_1_is_ddim(toy, start, run, assert_close):
+    levels = levels_at(SCHEDULE, [600.0])
+    assert_close(run(dpmpp_2m(toy(), start, levels)), run(ddim(toy(), start, levels)))
+
+
+def test_explicit_times_reach_what_no_spacing_gives(toy, start, run, assert_close):
+    times = spaced_times(1000, 4, "leading", steps_offset=1)
+    assert times == [751.0, 501.0, 251.0, 1.0]
+    assert_close(
+        run(ddim(toy(), start, levels_at(SCHEDULE, times))),
+        run(ddim(toy(), start, make_levels(SCHEDULE, 4, "leading", steps_offset=1))),
+    )
