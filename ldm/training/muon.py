@@ -14,14 +14,19 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: the quintic wh
 def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
     """U V^T, nearly, of matrices U S V^T (B, m, n) with m <= n: singular values are brought to about 0.7 to 1.2.
 
-    Newton-Schulz iteration, which needs products only.
+    Newton-Schulz iteration, which needs products only. Every iterate is P X with P a polynomial in A = X X^T, so all
+    of it happens on the small (m, m) side: for n = 9 m a third of the arithmetic of iterating on X itself.
     """
     a, b, c = _NEWTON_SCHULZ
     x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        square = x @ x.mT  # (B, m, m)
-        x = a * x + (b * square + c * square @ square) @ x
-    return x
+    identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    square, product = x @ x.mT, identity  # (B, m, m): A of this iterate, and P
+    for step in range(steps):
+        factor = torch.baddbmm(b * square, square, square, alpha=c) + a * identity  # (B, m, m)
+        product = factor @ product if step else factor
+        if step < steps - 1:
+            square = factor @ square @ factor  # they commute
+    return product @ x
 
 
 def suits(parameter: Tensor) -> bool:

@@ -54,7 +54,8 @@ def test_picture_shows_what_the_attributes_say(size: int) -> None:
         assert np.abs(border - np.array(BACKGROUNDS[told["background"]])[:, None]).max() < 0.01  # wholly inside
         from_colour = np.abs(image - np.array(COLOURS[told["colour"]])[:, None, None]).max(0)
         assert from_colour.min() < (0.01 if size >= 32 else 90)
-        cover = np.abs(image - border[:, :1, None]).max(0) > 20
+        contrast = np.abs(np.subtract(COLOURS[told["colour"]], BACKGROUNDS[told["background"]])).max()
+        cover = np.abs(image - border[:, :1, None]).max(0) / contrast  # share of each pixel
         area.setdefault((told["shape"], told["size"]), []).append(cover.mean())
     for shape in SHAPES:
         assert max(area[shape, "small"]) < min(area[shape, "large"])
