@@ -138,7 +138,7 @@ def _sample_all(root: Path, settings: QuickstartRun, times: dict[str, float]) ->
         ("'a large circle', 7.5", "large-circle", circles, sampling(7.5), circle),
         ("'a large circle', 7.5, --negative-prompt red", "large-circle-not-red", unlike_red, sampling(7.5), circle),
         ("no guidance, no prompt", "unconditional", [Request()] * count, sampling(0.0), shapes),
-        ("--classifier-scale 4 alone, no prompt", "classifier", classes, sampling(0.0, 4.0), shapes),
+        ("--classifier-scale 10 alone, no prompt", "classifier", classes, sampling(0.0, 10.0), shapes),
     ]
     rows, files = [], root / "pictures"
     for title, file, requests, config, wanted in plan:
