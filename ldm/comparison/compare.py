@@ -30,7 +30,10 @@ from ldm.pipeline import Pipeline, SamplingConfig
 
 PLAN, RESULT, TABLE, PICTURE = "plan.json", "comparison.json", "comparison.txt", "comparison.png"
 
-_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer", "classifier")
+_PARTS = (
+    "vae", "unet", "scheduler", "text_encoder", "tokenizer", "classifier", "classifiers/*", "weak_unet",
+    "weak_conditioning",
+)  # fmt: skip
 
 
 def compare(
@@ -111,13 +114,18 @@ def compare(
 
 
 def model_identity(*folders: str | Path) -> str:
-    """A name for the content of a model folder (and of a classifier's that stands apart): SHA-256 over their parts."""
+    """A name for the content of a model folder (and of classifiers and a weak network apart): SHA-256 over their parts.
+
+    Of a training checkpoint its manifest counts, which holds the checksums of the rest.
+    """
     digests = {}
     for number, folder in enumerate(folders):
         for part in _PARTS:
-            for path in sorted((Path(folder) / part).glob("*")):
+            for path in sorted(Path(folder).glob(f"{part}/*")):
                 if path.is_file():
-                    digests[f"{number}/{part}/{path.name}"] = sha256_of_file(path)
+                    digests[f"{number}/{path.relative_to(folder)}"] = sha256_of_file(path)
+        if (Path(folder) / "manifest.json").is_file():
+            digests[f"{number}/manifest.json"] = sha256_of_file(Path(folder) / "manifest.json")
     return fingerprint(digests)
 
 
