@@ -72,8 +72,11 @@ def _model(settings: EvaluateRun, device: object) -> EvaluationResult:
     from ldm.data import open_data
 
     pipeline = Pipeline.load(
-        settings.model, device=device, classifier=settings.classifier or None, weak=settings.weak or None
-    )  # type: ignore[arg-type]
+        settings.model,
+        device=device,  # type: ignore[arg-type]
+        classifier=settings.classifier or None,
+        weak=settings.weak or None,
+    )
     reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
     check_size(pipeline, reference.image_size)
     return evaluate_model(pipeline, reference, settings.sampling, settings.evaluation, train_data=train)

@@ -65,9 +65,11 @@ class ClassifierTask:
         self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device)
         root = Path(config.autoencoder)
         process = read_scheduler(root) if (root / "scheduler").is_dir() else config.diffusion.process()
-        if not isinstance(process.schedule, DiscreteSchedule):  # guidance finds the time of the same log-SNR
-            process = Process(DiscreteSchedule("scaled_linear", beta_start=0.00085, beta_end=0.012), "epsilon")
-        self.process, self.schedule = process, process.schedule
+        schedule = process.schedule
+        if not isinstance(schedule, DiscreteSchedule):  # guidance finds the time of the same log-SNR
+            schedule = DiscreteSchedule("scaled_linear", beta_start=0.00085, beta_end=0.012)
+            process = Process(schedule, "epsilon")
+        self.process, self.schedule = process, schedule
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
             built = dataclasses.replace(
