@@ -11,7 +11,7 @@ from torch import nn
 from autoencoders import Autoencoder
 from ldm.conditioning import Condition, Conditioner, class_id
 from ldm.denoiser import Branch, ClassifierBranch, Denoiser
-from ldm.energies import Energy
+from ldm.energies import Energy, energy_names
 from ldm.errors import UserError
 from ldm.model_folder import Guide
 from ldm.perturbation import Kind, Perturbation
@@ -22,6 +22,11 @@ from ldm.weak import Weak
 from samplers import Against, Classifier, ClassifierFree, Evaluate, Guidance, parse_guidance, with_energy
 
 PERTURBED: dict[str, Kind] = {"perturbed": "identity", "blurred": "blur", "skipped": "skip"}
+_SETTINGS_OF = {
+    "perturbed_layers": ({"perturbed", "blurred"}, "pag(3)"),
+    "blur_sigma": ({"blurred"}, "seg(3)"),
+    "skipped_layers": ({"skipped"}, "slg(3)"),
+}
 
 
 @dataclass(frozen=True)
@@ -122,19 +127,10 @@ class Networks:
             raise UserError(
                 f"--guidance: no network for the branch {unknown[0]!r}; there are {', '.join(sorted(there))}"
             )
-        if unused := sorted(energies.keys() - named(sampling)):
-            raise UserError(
-                f"--energy: nothing guides by {unused[0]!r}; add --guidance \"energy(50, name='{unused[0]}')\""
-            )
         self._perturbations(sampling, needed)
 
     def _perturbations(self, sampling: SamplingConfig, needed: set[str]) -> dict[str, Perturbation]:
         """The perturbations of the branches that are needed; `UserError` for what this U-Net lacks."""
-        settings = (("perturbed_layers", {"perturbed", "blurred"}), ("blur_sigma", {"blurred"}))
-        for name, by in (*settings, ("skipped_layers", {"skipped"})):
-            if getattr(sampling, name) not in (None, ()) and not by & named(sampling):
-                guidance = {"perturbed_layers": "pag(3)", "blur_sigma": "seg(3)", "skipped_layers": "slg(3)"}[name]
-                raise UserError(f'--{name.replace("_", "-")}: does nothing without a guidance such as "{guidance}"')
         found = {}
         for name, kind in PERTURBED.items():
             if name in needed:
@@ -211,6 +207,18 @@ def named(sampling: SamplingConfig) -> set[str]:
     return {each.against for each in found if isinstance(each, Against)} | {
         each.name for each in found if isinstance(each, Classifier)
     }
+
+
+def check_used(*samplings: SamplingConfig) -> None:
+    """`UserError` for a setting of a guidance that none of these settings asks for."""
+    used = set[str]().union(*map(named, samplings))
+    for sampling in samplings:
+        if unused := [name for name in energy_names(sampling.energy) if name not in used]:
+            guidance = "energy(50)" if unused[0] == "energy" else f"energy(50, name='{unused[0]}')"
+            raise UserError(f'--energy: nothing guides by {unused[0]!r}; add --guidance "{guidance}"')
+        for name, (branches, guidance) in _SETTINGS_OF.items():
+            if getattr(sampling, name) not in (None, ()) and not branches & used:
+                raise UserError(f'--{name.replace("_", "-")}: does nothing without a guidance such as "{guidance}"')
 
 
 def _unguided(sampling: SamplingConfig) -> bool:

@@ -62,19 +62,30 @@ def parse_energies(texts: Sequence[str], model: Surroundings) -> dict[str, Energ
     fit or cannot be read.
     """
     found: dict[str, Energy] = {}
-    for number, text in enumerate(texts, 1):
+    for name, text in zip(energy_names(texts), texts, strict=True):
         try:
             kind, args, options = parse_call(text)
-            name = options.pop("name", "energy" if number == 1 else f"energy{number}")
-            energy = _energy(kind, args, options, model)
+            options.pop("name", None)
+            found[name] = _energy(kind, args, options, model)
+        except ValueError as error:
+            raise UserError(f"--energy {text}: {error}") from None
+    return found
+
+
+def energy_names(texts: Sequence[str]) -> tuple[str, ...]:
+    """The names of energies given as text, each once; nothing else of them is checked."""
+    found: list[str] = []
+    for number, text in enumerate(texts, 1):
+        try:
+            name = parse_call(text)[2].get("name", "energy" if number == 1 else f"energy{number}")
         except ValueError as error:
             raise UserError(f"--energy {text}: {error}") from None
         if not isinstance(name, str) or not name.isidentifier():
             raise UserError(f"--energy {text}: a name is a word of letters and digits; got {name!r}")
         if name in found:
             raise UserError(f"--energy {text}: there are two of the name {name!r}")
-        found[name] = energy
-    return found
+        found.append(name)
+    return tuple(found)
 
 
 def files_of(texts: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar
 
 import tyro
 
+from ldm.branches import check_used
 from ldm.config import Repeated, parse, read_settings
 from ldm.data import DataConfig
 from ldm.errors import UserError
@@ -58,6 +59,7 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"--{'fake' if settings.real else 'real'} is missing: two folders are compared")
     if settings.output and Path(settings.output).is_dir():
         raise UserError(f"--output {settings.output}: is a folder; give a file name such as figures.json")
+    check_used(settings.sampling)
     device = resolve_device(settings.device)
     if folders:
         result = evaluate_folders(settings.real, settings.fake, settings.evaluation, device=device)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from ldm.branches import check_used
 from ldm.config import Repeated, parse
 from ldm.energies import files_of
 from ldm.errors import UserError
@@ -80,6 +81,7 @@ def run(arguments: list[str]) -> None:
         requests, seed, first = [request], facts["seed"], facts["index"]
     else:
         requests = requests_of(settings, pipeline)
+    check_used(sampling)
     start = time.monotonic()
     batches = pipeline.generate(requests, sampling, seed=seed, first_index=first, batch_size=settings.batch_size)
     count = -(-len(requests) // settings.batch_size)

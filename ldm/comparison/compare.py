@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ldm.branches import check_used
 from ldm.comparison.config import ComparisonConfig
 from ldm.comparison.methods import Variant, plan, why_not
 from ldm.comparison.picture import save_strip, side_by_side
@@ -60,6 +61,7 @@ def compare(
     cells, left_out = plan(config.methods, pipeline, data, sampling, config.guidance_scales, config.classifier_scales)
     guided = why_not("classifier", pipeline, data) is None  # whatever the cells, so that all comparisons ask the same
     drawn = draw_conditions(pipeline, data, evaluation.num_images, evaluation.seed, classifier=guided)
+    check_used(*(cell.sampling for cell in cells))
     for cell in cells:
         pipeline.check([each.request for each in _told(drawn, pipeline, cell)], cell.sampling)
     folder = Path(output_dir)

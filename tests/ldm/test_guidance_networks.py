@@ -11,10 +11,14 @@ from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
+from ldm.comparison import ComparisonConfig, compare
 from ldm.conditioning import Condition
+from ldm.data.shapes import ShapesData
 from ldm.denoiser import Branch, ClassifierBranch, Denoiser
 from ldm.energies import Energy
 from ldm.errors import UserError
+from ldm.evaluation import EvaluationConfig
+from ldm.evaluation.evaluate import Instruments
 from ldm.perturbation import Perturbation, blurred
 from ldm.pipeline import Pipeline, Request, SamplingConfig
 from ldm.process import Process
@@ -64,7 +68,7 @@ def test_every_guidance_acts_and_at_no_strength_does_nothing(text, name):
     base = replace(base, energy=(RED,)) if name == "energy" else base
     requests = [Request(PROMPT, class_label=number) for number in (1, 4)]
     heard = replace(base, guidance=(*base.guidance, "classifier(0)"))  # so that the label is for somebody
-    plain = drawn(text, requests, replace(heard, energy=()))
+    plain = drawn(text, requests, heard)
     before = text.evaluations
     guided = drawn(text, requests, replace(heard, guidance=(*heard.guidance, acting)))
     assert text.evaluations == before + calls * 2 * 4
@@ -435,6 +439,38 @@ def test_guidances_repeat_on_the_command_line_and_stand_in_yaml(models, ldm, tmp
     second = ldm("sample", models.text, *flags, *shared, "--output-dir", tmp_path / "b")
     assert second.code == 0 and "18 network evaluations" in second.out, second.err
     assert (tmp_path / "a" / "000001.png").read_bytes() == (tmp_path / "b" / "000001.png").read_bytes()
+
+
+def test_a_comparison_takes_any_guidance_as_a_method(models, tmp_path):
+    pipeline = Pipeline.load(models.classes, weak=models.unconditional)
+    methods = ("none", "pag(3)", "energy(5)", "autoguidance(2)", "autoguidance(3)")
+    shared = {
+        "output_dir": tmp_path, "evaluation": EvaluationConfig(num_images=4, num_reference=4),
+        "sampling": replace(FAST, num_inference_steps=2, energy=(RED,)), "instruments": Instruments(None, None),
+    }  # fmt: skip
+    data = ShapesData("validation", 16, (64, 32))
+    found = compare(pipeline, data, ComparisonConfig(methods, rows=2), **shared)
+    assert [cell.label for cell in found.cells] == list(methods)
+    assert [cell.result.evaluations_per_image for cell in found.cells] == [2, 4, 2, 4, 4]
+    assert len({path.read_bytes() for path in (tmp_path / "cells").glob("*.png")}) == 5
+    with pytest.raises(UserError, match="nothing guides by 'energy'"):
+        compare(pipeline, data, ComparisonConfig(("none", "pag(3)")), **shared | {"output_dir": tmp_path / "other"})
+    with pytest.raises(UserError, match="--methods: .*pag"):
+        ComparisonConfig(("pag",))
+
+
+def test_a_picture_made_again_reads_no_files_unasked(models, ldm, refused, tmp_path):
+    picture = tmp_path / "red.png"
+    Image.new("RGB", (16, 16), (230, 40, 40)).save(picture)
+    energy = ["--energy", f"similarity({str(picture)!r})"]
+    shared = ["--num-inference-steps", 2, "--device", "cpu"]
+    guided = ["--guidance", "energy(3)", "--num-images", 1, "--prompt", PROMPT, *shared]
+    assert ldm("sample", models.text, *guided, *energy, "--output-dir", tmp_path / "out").code == 0
+    made = tmp_path / "out" / "000000.png"
+    again = ["sample", models.text, "--recreate", made, *shared]
+    refused([*again, "--output-dir", tmp_path / "again"], "--recreate", "read files", "similarity")
+    assert ldm(*again, *energy, "--output-dir", tmp_path / "again").code == 0
+    assert (tmp_path / "again" / "000000.png").read_bytes() == made.read_bytes()
 
 
 def test_the_list_says_what_each_guidance_needs(ldm):
