@@ -154,7 +154,7 @@ class Networks:
         conditional = null if base_is_null else self._condition(requests, negative=False)
         negative = any(r.negative_prompt is not None or r.negative_class is not None for r in requests)
         branches: dict[str, Branch | ClassifierBranch] = {"cond": Branch(self.unet, conditional)}
-        if "uncond" in needed:
+        if "uncond" in needed or self.condition_dropout:  # a plug-in may ask for it without saying so in `needs`
             branches["uncond"] = Branch(self.unet, self._condition(requests, negative=True) if negative else null)
         for name, perturbation in self._perturbations(sampling, needed).items():
             branches[name] = Branch(self.unet, conditional, perturbation)

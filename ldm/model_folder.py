@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -135,7 +135,9 @@ def read_classifier(folder: Path, what: str, autoencoder: str, size: int | None,
 def held_classifiers(root: Path) -> dict[str, tuple[Path, str]]:
     """The classifiers that a model folder holds: by name, where and what to call them in a refusal."""
     places = [root / "classifier", *sorted((root / "classifiers").glob("[!.]*"))]
-    return {place.name: (place, f"--classifier {place.parent}") for place in places if place.is_dir()}
+    found = {place.name: (place, f"--classifier {place.parent}") for place in places if place.is_dir()}
+    _check_names(found, str(root))
+    return found
 
 
 def given_classifiers(classifier: Classifiers | None) -> dict[str, tuple[Path, str]]:
@@ -153,10 +155,14 @@ def given_classifiers(classifier: Classifiers | None) -> dict[str, tuple[Path, s
             if name in named:
                 raise UserError(f"--classifier {text}: there are two of the name {name!r}")
             named[name] = folder
-    for name in named:
-        if not name.isidentifier() or name in _TAKEN:
-            raise UserError(f"--classifier {name}=...: not a free name; take one such as classifier2")
+    _check_names(named, "--classifier")
     return {name: (Path(folder) / "classifier", f"--classifier {folder}") for name, folder in named.items()}
+
+
+def _check_names(names: Iterable[str], what: str) -> None:
+    for name in names:
+        if not name.isidentifier() or name in _TAKEN:
+            raise UserError(f"{what}: {name!r} is not a free name for a classifier; take one such as classifier2")
 
 
 def _some(names: tuple[str, ...]) -> str:

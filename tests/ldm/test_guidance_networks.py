@@ -23,7 +23,7 @@ from ldm.perturbation import Perturbation, blurred
 from ldm.pipeline import Pipeline, Request, SamplingConfig
 from ldm.process import Process
 from ldm.unet import UNet, UNetConfig
-from samplers import DiscreteSchedule, EDMSchedule, FlowSchedule, guidances
+from samplers import DiscreteSchedule, EDMSchedule, FlowSchedule, Prediction, guidances, with_energy
 
 PROMPT = "a large red circle on a blue background"
 FAST = SamplingConfig(num_inference_steps=4)
@@ -286,6 +286,33 @@ def test_an_energys_gradient_is_that_of_finite_differences(text):
             part.float()
 
 
+def test_energies_around_each_other_are_as_alone():
+    calls = []
+
+    def evaluate(x, level, names):
+        calls.append(names)
+        return {name: Prediction(x, level, torch.tanh(2 * x)) for name in names}
+
+    def height(x0):
+        return (x0**3).sum((1, 2, 3))
+
+    def wave(x0):
+        return x0.sin().sum((1, 2, 3))
+
+    kinds = {"a": (height, {}), "b": (wave, {}), "c": (wave, {"jacobian": False}), "d": (height, {"of": "x"})}
+    level, x = DiscreteSchedule().level(200), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    every = evaluate
+    for name, (function, options) in kinds.items():
+        every = with_energy(every, function, name=name, **options)
+    found = every(x, level, ("cond", "uncond", *kinds))
+    assert calls == [("cond", "uncond")] and not any(p.x0.requires_grad for p in found.values())
+    for name, (function, options) in kinds.items():
+        alone = with_energy(evaluate, function, name=name, **options)(x, level, ("cond", name))[name]
+        torch.testing.assert_close(found[name].shift, alone.shift, rtol=0, atol=1e-12)
+    slope = -2 * (1 - torch.tanh(2 * x) ** 2) * 3 * torch.tanh(2 * x) ** 2  # by hand
+    torch.testing.assert_close(found["a"].shift, slope, rtol=0, atol=1e-12)
+
+
 def test_several_energies_add_up_in_one_evaluation(text, tmp_path):
     picture = tmp_path / "red.png"
     Image.new("RGB", (20, 16), (230, 40, 40)).save(picture)
@@ -411,6 +438,10 @@ def test_what_cannot_be_is_refused_in_one_line(models, text, refused, tmp_path):
         guided("autoguidance(2)", "--weak", models.text / "checkpoint-7"), "no such checkpoint; there is checkpoint-60"
     )
     case(guided("autoguidance(2)", "--weak", models.other_classifier), "--weak", "model_index.json")
+    alien = tmp_path / "alien"
+    shutil.copytree(models.unconditional, alien)
+    shutil.copytree(models.other_autoencoder / "vae", alien / "vae", dirs_exist_ok=True)
+    case(guided("autoguidance(2)", "--weak", alien), "--weak", "latents of another autoencoder")
     case(guided("energy(2)"), "no classifier or energy 'energy'", "--energy")
     case(guided("energy(2)", "--energy", "color([1, 1, 1])"), 'did you mean "colour"?')
     case(guided("energy(2)", "--energy", "colour([1, 1])"), "[red, green, blue]")
@@ -424,7 +455,7 @@ def test_what_cannot_be_is_refused_in_one_line(models, text, refused, tmp_path):
     case(["--perturbed-layers", "mid_block"], "does nothing without")
     case(guided("seg(2)", "--blur-sigma", "-1"), "--blur-sigma")
     case(guided("classifier(1, name='late')", "--classifier", models.classifier), "'late'", "--classifier late=FOLDER")
-    case(["--classifier", f"weak={models.classifier}"], "not a free name")
+    case(["--classifier", f"weak={models.classifier}"], "'weak' is not a free name")
     command = models.command("diffusion", tmp_path / "run", "--beta-schedule", "edm", "--prediction-type", "epsilon")
     refused(command, "--prediction-type epsilon", "must be edm")
 
@@ -455,7 +486,7 @@ def test_a_comparison_takes_any_guidance_as_a_method(models, tmp_path):
     assert len({path.read_bytes() for path in (tmp_path / "cells").glob("*.png")}) == 5
     with pytest.raises(UserError, match="nothing guides by 'energy'"):
         compare(pipeline, data, ComparisonConfig(("none", "pag(3)")), **shared | {"output_dir": tmp_path / "other"})
-    with pytest.raises(UserError, match="--methods: .*pag"):
+    with pytest.raises(UserError, match=r"--methods: .*pag"):
         ComparisonConfig(("pag",))
 
 
