@@ -30,7 +30,7 @@ class Energy:
 
     `space`: "image", it takes decoded pictures (B, 3, H, W), about [-1, 1] and not clipped; "latent", latents (B, C, h,
     w) of unit variance. `of` and `jacobian` as in `samplers.with_energy`: of the denoised estimate, through the
-    network's derivative or not, or of the noisy latents themselves.
+    network's derivative or not, or of the noisy latents themselves (decoded as they are, for "image").
     """
 
     function: Function
