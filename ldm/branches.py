@@ -73,16 +73,18 @@ class Networks:
         """Refuse, before any work, what these networks cannot do; `UserError` says what would be right."""
         if not requests:
             raise UserError("nothing to sample: no conditions given")
-        needed = needs(sampling)
+        needed, spoken_of = needs(sampling), named(sampling)
         self._check_guidances(sampling, needed, energies)
+        weak_hears = "weak" in spoken_of and self.weak is not None and self.weak.conditioner.num_classes > 0
+        label_heard = self.conditioner.num_classes > 0 or weak_hears or bool(spoken_of & self.guides.keys())
         for request in requests:
-            self._check_request(request, sampling)
+            self._check_request(request, sampling, label_heard)
         if needed & self.guides.keys() and any(request.class_label is None for request in requests):
             raise UserError("classifier guidance needs to know towards what: give --class-label")
         if "weak" in needed and self.weak is not None:
-            self.weak.condition(requests, self.class_names, null=False)
+            self.weak.check({request.class_label for request in requests}, self.class_names)
 
-    def _check_request(self, request: Request, sampling: SamplingConfig) -> None:
+    def _check_request(self, request: Request, sampling: SamplingConfig, label_heard: bool) -> None:
         has_text, has_classes = self.conditioner.has_text, self.conditioner.num_classes > 0
         known = f"its classes are {', '.join(self.class_names)}" if has_classes else "it is unconditional"
         if request.prompt and not has_text:
@@ -93,8 +95,7 @@ class Networks:
             raise UserError("--negative-class: this model's U-Net knows no classes; use --negative-prompt")
         if request.class_label is not None:
             self.class_id(request.class_label)
-            weak = named(sampling) & {"weak"} and self.weak is not None and self.weak.conditioner.num_classes
-            if not has_classes and not weak and not named(sampling) & self.guides.keys():
+            if not label_heard:
                 raise UserError(
                     "--class-label: this model's U-Net knows no classes; add --classifier-scale or use --prompt"
                 )

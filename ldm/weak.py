@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +32,15 @@ class Weak:
     conditioner: Conditioner
     process: Process
 
+    def check(self, labels: Iterable[int | None], class_names: Sequence[str]) -> None:
+        """`UserError` for a class, given by its place in `class_names`, that this network should know and does not."""
+        for label in labels if self.conditioner.num_classes else ():
+            self._label(label, class_names)
+
     def condition(self, requests: Sequence[Request], class_names: Sequence[str], *, null: bool) -> Condition:
         """The same requests in this network's own terms: classes by name, texts where it knows text.
 
-        `class_names` are the names of the requests' numbers. `UserError` for a class that it does not know.
+        `class_names` are the names of the requests' numbers. `UserError` as `check`.
         """
         if null:
             return self.conditioner.null(len(requests), self.conditioner.device)

@@ -228,6 +228,10 @@ def test_a_weak_network_has_its_own_conditions_and_is_saved_with_the_model(text,
     weak_alone = drawn(text, request, sampling)
     assert difference(weak_alone, drawn(Pipeline.load(models.classes), Request(class_label=2))) < 1e-6
     assert difference(weak_alone, drawn(text, replace(request, class_label=3), sampling)) > 1e-4
+    weak = text.networks.weak
+    assert weak.condition([request], ["star", "ring", "circle"], null=False).class_labels.tolist() == [0], "by name"
+    with pytest.raises(UserError, match="does not know the class 'dog', only circle"):
+        weak.check([None, 0], ["dog"])
     text.save(tmp_path / "model")
     again = Pipeline.load(tmp_path / "model")
     assert torch.equal(drawn(again, request, sampling), weak_alone)
