@@ -89,6 +89,10 @@ class NoisyClassifier(Encoder):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, width, shape.norm_eps)
         self.pool = AttentionPool(width, side * side, width // config.attention_head_dim, config.num_classes)
 
+    def features(self, x: Tensor, t: Tensor) -> Tensor:
+        """The middle of the network, averaged over space: (B, D)."""
+        return self._encode(x, t).h.mean((2, 3))
+
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         size = self.config.sample_size
         if x.shape[2:] != (size, size):

@@ -19,6 +19,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from ldm.errors import UserError, suggest
 
 Settings = TypeVar("Settings")
+Repeated = tyro.conf.UseAppendAction[tuple[str, ...]]  # a flag that is given once for each of its values
 _LIMIT = 2**20  # bytes of a settings file
 
 
@@ -125,11 +126,11 @@ def _keys_beside(schema: type, key: str) -> list[str]:
 def parse(schema: type[Settings], arguments: Sequence[str], command: str, base: Settings | None = None) -> Settings:
     """Settings from `base` (or the defaults), `--config NAME_OR_FILE` if given, then flags; what comes later wins.
 
-    `_` and `-` in flags are the same.
+    `_` and `-` in flags are the same; a flag that takes several strings may also be repeated.
 
     `UserError` in one line for what cannot be read; `--help` prints and exits.
     """
-    names, rest = _take_option(list(arguments), "--config")
+    names, rest = _take_option(_joined(list(arguments), _string_lists(schema)), "--config")
     default = read_settings(schema, find_config(names[-1]), base) if names else base
     printed = io.StringIO()
     try:
@@ -162,6 +163,35 @@ def _take_option(arguments: list[str], name: str) -> tuple[list[str], list[str]]
         else:
             rest.append(argument)
     return values, rest
+
+
+def _string_lists(schema: type) -> set[str]:
+    """The flags of a dataclass, and of those in it, that take several strings."""
+    found: set[str] = set()
+    for name, hint in get_type_hints(schema, include_extras=True).items():
+        if hint == tuple[str, ...]:
+            found.add(f"--{name.replace('_', '-')}")
+        elif dataclasses.is_dataclass(hint):
+            found |= _string_lists(hint)  # type: ignore[arg-type]
+    return found
+
+
+def _joined(arguments: list[str], flags: set[str]) -> list[str]:
+    """`--guidance a --guidance b` as `--guidance a b`, which is how the parser wants it."""
+    given: dict[str, list[list[str]]] = {}
+    rest: list[str] = []
+    current = rest
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, _, value = argument.partition("=")
+            flag = name.replace("_", "-")
+            current = rest
+            if flag in flags:
+                current = [value] if value else []
+                given.setdefault(flag, []).append(current)
+                continue
+        current.append(argument)
+    return rest + [word for flag, lists in given.items() for word in (flag, *(each for one in lists for each in one))]
 
 
 def _one_line(box: str) -> str:

@@ -1,7 +1,8 @@
-"""From networks to predictions: each branch is (model, condition); branches of one model share one call."""
+"""From networks to predictions: a branch is (model, condition, perturbation); those of one model share one call."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,15 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioning import Condition
-from samplers import Level, Prediction, Target, x0_from_output
+from ldm.perturbation import Perturbation
+from ldm.process import Process, same_schedule
+from samplers import Level, Prediction, Schedule
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A denoising network with the condition of each sample of the batch."""
+    """A denoising network with the condition of each sample of the batch, and what is changed in it on purpose."""
 
     model: nn.Module
     condition: Condition
+    perturbation: Perturbation | None = None
+    process: Process | None = None  # what this network was trained for; None: what the sampler goes by
 
 
 @dataclass(frozen=True)
@@ -26,21 +31,23 @@ class ClassifierBranch:
 
     model: nn.Module
     labels: Tensor  # (B,)
+    schedule: Schedule | None = None  # that it was trained on; None: the sampler's
 
 
 class Denoiser:
     """The `Evaluate` of the samplers over networks: the only place where sampling calls a network.
 
+    A network of another schedule is shown x_t at its own time of the same log-SNR, scaled to its own alpha and sigma.
     The count `evaluations` grows by one a sample and branch, the cost in which samplers are compared.
     """
 
     def __init__(
         self,
         branches: Mapping[str, Branch | ClassifierBranch],
-        prediction_type: Target,
+        process: Process,
         autocast: torch.dtype | None = None,
     ) -> None:
-        self.branches, self.prediction_type, self.autocast = dict(branches), prediction_type, autocast
+        self.branches, self.process, self.autocast = dict(branches), process, autocast
         self.evaluations = 0
 
     def __call__(self, x: Tensor, level: Level, names: Sequence[str]) -> Mapping[str, Prediction]:
@@ -53,34 +60,60 @@ class Denoiser:
             raise ValueError(f"no branch {unknown[0]!r} here; there are {', '.join(self.branches)}")
         self.evaluations += len(names) * len(x)
         found: dict[str, Prediction] = {}
-        together: dict[nn.Module, list[str]] = {}
+        together: dict[nn.Module, dict[str, Branch]] = {}
         for name in names:
             branch = self.branches[name]
             if isinstance(branch, ClassifierBranch):
                 found[name] = Prediction(x, level, x, shift=self._gradient(branch, x, level))
             else:
-                together.setdefault(branch.model, []).append(name)
+                together.setdefault(branch.model, {})[name] = branch
         for model, group in together.items():
-            for name, x0 in zip(group, self._denoised(model, group, x, level), strict=True):
+            for name, x0 in zip(group, self._denoised(model, list(group.values()), x, level), strict=True):
                 found[name] = Prediction(x, level, x0)
         return found
 
-    def _denoised(self, model: nn.Module, names: Sequence[str], x: Tensor, level: Level) -> Sequence[Tensor]:
-        conditions = [branch.condition for name in names if isinstance(branch := self.branches[name], Branch)]
-        joined = Condition.cat(conditions)
-        repeated = x.repeat(len(names), 1, 1, 1)  # (names * B, C, h, w)
-        t = torch.full((len(repeated),), level.t, device=x.device, dtype=x.dtype)
+    def _denoised(self, model: nn.Module, branches: Sequence[Branch], x: Tensor, level: Level) -> Sequence[Tensor]:
+        process = branches[0].process or self.process
+        own, scale = self._own(process.schedule, level)
+        count = len(branches)
+        repeated = (x if scale == 1 else scale * x).repeat(count, 1, 1, 1)  # (count * B, C, h, w)
+        shown, time = process.shown(repeated, own.t, own.alpha, own.sigma)
+        t = torch.full((len(shown),), time, device=x.device, dtype=x.dtype)
+        joined = Condition.cat([branch.condition for branch in branches])
+        changes = [
+            (branch.perturbation, _only(place, count, x))
+            for place, branch in enumerate(branches)
+            if branch.perturbation is not None
+        ]
+        perturbed = {"perturbations": changes} if changes else {}
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
-            output = model(repeated, t, class_labels=joined.class_labels, context=joined.context)
-        x0 = x0_from_output(self.prediction_type, output.to(x.dtype), repeated, level.alpha, level.sigma)
-        return x0.chunk(len(names))
+            output = model(shown, t, class_labels=joined.class_labels, context=joined.context, **perturbed)
+        return process.x0(output.to(x.dtype), repeated, own.alpha, own.sigma).chunk(count)
 
     def _gradient(self, branch: ClassifierBranch, x: Tensor, level: Level) -> Tensor:
         """grad_x log p(y | x_t), (B, C, h, w) (Dhariwal & Nichol 2021, section 4)."""
+        own, scale = self._own(branch.schedule, level)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            t = torch.full((len(x),), level.t, device=x.device, dtype=x.dtype)
+            t = torch.full((len(x),), own.t, device=x.device, dtype=x.dtype)
             with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
-                logits = branch.model(leaf, t)  # (B, K)
+                logits = branch.model(leaf if scale == 1 else scale * leaf, t)  # (B, K)
             log_p = logits.to(x.dtype).log_softmax(-1).gather(-1, branch.labels[:, None])
             return torch.autograd.grad(log_p.sum(), leaf)[0]
+
+    def _own(self, schedule: Schedule | None, level: Level) -> tuple[Level, float]:
+        """The level of the same log-SNR on a network's own schedule, and the factor from x here to x there."""
+        if schedule is None or schedule is self.process.schedule or same_schedule(schedule, self.process.schedule):
+            return level, 1.0
+        if math.isinf(level.log_snr):  # pure noise: the nearest that the network knows
+            own = schedule.level(schedule.num_train_timesteps - 1)
+            return own, math.hypot(own.alpha, own.sigma) / level.sigma
+        own = schedule.level_of(level.log_snr)
+        return own, own.sigma / level.sigma
+
+
+def _only(place: int, count: int, x: Tensor) -> Tensor:
+    """The samples of branch `place` among `count` joined ones: booleans (count * B,)."""
+    mask = torch.zeros(count, len(x), dtype=torch.bool, device=x.device)
+    mask[place] = True
+    return mask.flatten()

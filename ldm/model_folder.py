@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeAlias
 
 from ldm.classifier import NoisyClassifier
 from ldm.conditioning.conditioner import FACTS_NAME
 from ldm.errors import UserError
 from ldm.files import atomic_folder, atomic_write_json, read_json
-from samplers import DiscreteSchedule, Target
+from ldm.process import Process
+from samplers import DiscreteSchedule, Schedule
 
 INDEX = "model_index.json"
-_OWN_PARTS = {"unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
 _KNOWN_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")  # transformers makes do without, and reads nothing
+_TAKEN = ("cond", "uncond", "weak", "perturbed", "blurred", "skipped")  # branches that are no classifier
 _FACTS = "_conditioning"  # marks a folder of ours: its conditioning.json may not be guessed when it is gone
 
+Classifiers: TypeAlias = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 
-def write_index(folder: Path, text_parts: dict[str, list[str]], vae_class: str = "AutoencoderKL") -> None:
+
+def write_index(
+    folder: Path,
+    text_parts: dict[str, list[str]],
+    vae_class: str = "AutoencoderKL",
+    scheduler_class: str = "DDIMScheduler",
+) -> None:
     """model_index.json, written last: with it the folder is a model. A text model is a StableDiffusionPipeline.
 
     `text_parts` are the entries of text_encoder and tokenizer, {} for a model without text.
     """
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline" if text_parts else "DiffusionPipeline"}
-    index |= {"vae": ["diffusers", vae_class], **_OWN_PARTS, **text_parts, _FACTS: FACTS_NAME}
+    index |= {"vae": ["diffusers", vae_class], "unet": ["diffusers", "UNet2DConditionModel"]}
+    index |= {"scheduler": ["diffusers", scheduler_class], **text_parts, _FACTS: FACTS_NAME}
     if text_parts:
         index |= {part: [None, None] for part in ("safety_checker", "feature_extractor", "image_encoder")}
         index["requires_safety_checker"] = False
@@ -67,55 +78,91 @@ def copy_part(source: Path, target: Path) -> None:
                 shutil.copy2(path, folder / path.name)
 
 
-def read_scheduler(folder: Path) -> tuple[DiscreteSchedule, Target]:
-    """Schedule and prediction type of a model folder's scheduler/scheduler_config.json."""
-    config = read_json(folder / "scheduler" / "scheduler_config.json")
+def read_scheduler(folder: Path) -> Process:
+    """The process of a model folder's scheduler/scheduler_config.json; `UserError` for one that is not known here."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(path)
     try:
-        prediction = config.get("prediction_type", "epsilon")
-        if prediction not in get_args(Target):
-            raise ValueError(f"prediction_type must be one of {', '.join(get_args(Target))}; got {prediction!r}")
-        return DiscreteSchedule.from_config(config), prediction
+        return Process.from_config(config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'scheduler' / 'scheduler_config.json'}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
-def read_classifier(
-    place: Path, autoencoder: str, schedule: DiscreteSchedule, size: int | None, class_names: tuple[str, ...]
-) -> tuple[NoisyClassifier, tuple[str, ...]]:
-    """The classifier of a folder and its class names; `UserError` if it is not for the latents and classes of a model.
+@dataclass(frozen=True)
+class Guide:
+    """A noisy classifier with its class names and the schedule that it was trained on."""
 
-    `autoencoder` is the fingerprint of the model's, `size` the side of its latents, `class_names` what it is told.
+    network: NoisyClassifier
+    class_names: tuple[str, ...]
+    schedule: Schedule
+    folder: Path  # that holds config.json, the weights and facts.json
+
+
+def read_classifier(folder: Path, what: str, autoencoder: str, size: int | None, class_names: tuple[str, ...]) -> Guide:
+    """The classifier of a folder; `UserError`, starting with `what`, if it is not for a model's latents and classes.
+
+    `autoencoder` is the fingerprint of the model's, `size` the side of its latents, `class_names` what it is told. The
+    schedule may be another than the model's.
     """
-    folder = place / "classifier"
     if not (folder / "config.json").is_file():
-        raise UserError(
-            f"--classifier {place}: no classifier/config.json in it; give the output of `ldm train classifier`"
-        )
+        raise UserError(f"{what}: no classifier/config.json in it; give the output of `ldm train classifier`")
     facts = read_json(folder / "facts.json")
     try:
-        fingerprint, trained_on, names = facts["autoencoder"], facts["schedule"], tuple(map(str, facts["class_names"]))
-    except (KeyError, TypeError):
+        fingerprint, names = facts["autoencoder"], tuple(map(str, facts["class_names"]))
+        schedule = DiscreteSchedule.from_config(facts["schedule"])
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{folder / 'facts.json'}: expected autoencoder, schedule and class_names") from None
     if fingerprint != autoencoder:
         raise UserError(
-            f"--classifier {place}: it was trained on the latents of another autoencoder than this model's; "
+            f"{what}: it was trained on the latents of another autoencoder than this model's; "
             "train one with --autoencoder set to this model's folder"
         )
-    if trained_on != schedule.config():
-        raise UserError(f"--classifier {place}: it was trained with another noise schedule than this model's")
     if class_names and names != class_names:
         theirs, ours = _some(names), _some(class_names)
-        raise UserError(f"--classifier {place}: its classes, {theirs}, are not this model's, {ours}")
+        raise UserError(f"{what}: its classes, {theirs}, are not this model's, {ours}")
     try:
         classifier = NoisyClassifier.from_pretrained(folder)
     except (ValueError, OSError) as error:
-        raise UserError(f"--classifier {place}: {error}") from None
+        raise UserError(f"{what}: {error}") from None
     if classifier.config.num_classes != len(names):
-        raise UserError(f"--classifier {place}: it has {classifier.config.num_classes} classes and {len(names)} names")
+        raise UserError(f"{what}: it has {classifier.config.num_classes} classes and {len(names)} names")
     if size not in (None, classifier.config.sample_size):
         took = classifier.config.sample_size
-        raise UserError(f"--classifier {place}: it takes latents of {took} x {took}, the U-Net's are {size} x {size}")
-    return classifier, names
+        raise UserError(f"{what}: it takes latents of {took} x {took}, the U-Net's are {size} x {size}")
+    return Guide(classifier, names, schedule, folder)
+
+
+def held_classifiers(root: Path) -> dict[str, tuple[Path, str]]:
+    """The classifiers that a model folder holds: by name, where and what to call them in a refusal."""
+    places = [root / "classifier", *sorted((root / "classifiers").glob("[!.]*"))]
+    found = {place.name: (place, f"--classifier {place.parent}") for place in places if place.is_dir()}
+    _check_names(found, str(root))
+    return found
+
+
+def given_classifiers(classifier: Classifiers | None) -> dict[str, tuple[Path, str]]:
+    """The classifiers that the user names, likewise."""
+    if classifier is None:
+        return {}
+    if isinstance(classifier, Mapping):
+        named = {name: str(folder) for name, folder in classifier.items()}
+    else:
+        named = {}
+        for text in [classifier] if isinstance(classifier, str | Path) else classifier:
+            name, sign, folder = str(text).partition("=")
+            if not sign or not name.isidentifier() or Path(text).is_dir():
+                name, folder = "classifier" if not named else f"classifier{len(named) + 1}", str(text)
+            if name in named:
+                raise UserError(f"--classifier {text}: there are two of the name {name!r}")
+            named[name] = folder
+    _check_names(named, "--classifier")
+    return {name: (Path(folder) / "classifier", f"--classifier {folder}") for name, folder in named.items()}
+
+
+def _check_names(names: Iterable[str], what: str) -> None:
+    for name in names:
+        if not name.isidentifier() or name in _TAKEN:
+            raise UserError(f"{what}: {name!r} is not a free name for a classifier; take one such as classifier2")
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -1,6 +1,6 @@
 """The blocks of the U-Net and of the noisy classifier, under the parameter names of diffusers.
 
-x is (B, C, H, W) in any memory format, `emb` is silu(time embedding) (B, E), `context` the text states (B L, D).
+x is (B, C, H, W) in any memory format, `emb` is silu(time embedding) (B, E), `told` the text states and perturbations.
 Tokens of a whole batch stand in one matrix (B N, C), so that a linear layer is a single product without reshaping.
 The last convolution of a residual block starts at zero, so that the block starts as the identity (DDPM code; ADM,
 appendix H). A transformer's last layer does not: from zero, the text is not listened to for hundreds of steps.
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ldm.perturbation import Edits, Told
 
 Run = Callable[..., Tensor]  # run(function, *inputs): plainly, or recomputed in the backward pass
 
@@ -133,13 +135,16 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(source, channels, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])  # a list, for the name `to_out.0`
 
-    def forward(self, tokens: Tensor, batch: int, context: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, batch: int, context: Tensor | None = None, edits: Edits | None = None) -> Tensor:
         source = tokens if context is None else context
         q, k, v = (
             projected.view(batch, -1, self.heads, projected.shape[1] // self.heads).transpose(1, 2)
             for projected in (self.to_q(tokens), self.to_k(source), self.to_v(source))
         )  # (B, heads, N or L, C / heads)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        if edits is None:
+            mixed = F.scaled_dot_product_attention(q, k, v)
+        else:
+            mixed = edits.mixed(v, F.scaled_dot_product_attention(edits.queries(q), k, v))
         return self.to_out[0](mixed.transpose(1, 2).reshape(tokens.shape))  # (B N, C)
 
 
@@ -151,8 +156,9 @@ class SelfAttention(Attention):
         self.group_norm = nn.GroupNorm(groups, channels, eps)
         zeroed(self.to_out)
 
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:  # type: ignore[override]
-        return x + to_image(super().forward(to_tokens(self.group_norm(x)), len(x)), x)
+    def forward(self, x: Tensor, told: Told) -> Tensor:  # type: ignore[override]
+        tokens = to_tokens(self.group_norm(x))
+        return x + to_image(super().forward(tokens, len(x), edits=told.edits.get(self)), x)
 
 
 class GEGLU(nn.Module):
@@ -192,10 +198,10 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(channels)
         self.crosses = context_dim is not None
 
-    def forward(self, tokens: Tensor, batch: int, context: Tensor | None) -> Tensor:
-        tokens = tokens + self.attn1(self.norm1(tokens), batch)
+    def forward(self, tokens: Tensor, batch: int, told: Told) -> Tensor:
+        tokens = tokens + self.attn1(self.norm1(tokens), batch, edits=told.edits.get(self.attn1))
         if self.crosses:
-            tokens = tokens + self.attn2(self.norm2(tokens), batch, context)
+            tokens = tokens + self.attn2(self.norm2(tokens), batch, told.text)
         return tokens + self.ff(self.norm3(tokens))
 
 
@@ -211,10 +217,10 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, heads, context_dim) for _ in range(layers))
         self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, told: Told) -> Tensor:
         tokens = _pointwise(self.proj_in, to_tokens(self.norm(x)))  # (B HW, C)
         for block in self.transformer_blocks:
-            tokens = block(tokens, len(x), context)
+            tokens = block(tokens, len(x), told)
         return x + to_image(_pointwise(self.proj_out, tokens), x)
 
 
@@ -250,10 +256,10 @@ class Block(nn.Module):
             self.attentions = nn.ModuleList(attentions)
         self.attends = bool(attentions)
 
-    def layer(self, index: int, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+    def layer(self, index: int, x: Tensor, emb: Tensor, told: Told) -> Tensor:
         """The residual block `index` and the attention after it."""
-        x = self.resnets[index](x, emb)
-        return self.attentions[index](x, context) if self.attends else x
+        x = told.kept(self.resnets[index], x, self.resnets[index](x, emb))
+        return told.kept(self.attentions[index], x, self.attentions[index](x, told)) if self.attends else x
 
 
 class DownBlock(Block):
@@ -263,9 +269,9 @@ class DownBlock(Block):
         super().__init__(resnets, attentions)
         self.downsamplers = None if downsample is None else nn.ModuleList([downsample])
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, skips: list[Tensor], run: Run) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, told: Told, skips: list[Tensor], run: Run) -> Tensor:
         for index in range(len(self.resnets)):
-            x = run(self.layer, index, x, emb, context)
+            x = run(self.layer, index, x, emb, told)
             skips.append(x)
         if self.downsamplers is not None:
             x = self.downsamplers[0](x)
@@ -276,9 +282,9 @@ class DownBlock(Block):
 class MidBlock(Block):
     """Residual block; then, with attention, attention and another residual block."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, run: Run) -> Tensor:
-        x = run(self.layer, 0, x, emb, context)
-        return run(self.resnets[1], x, emb) if self.attends else x
+    def forward(self, x: Tensor, emb: Tensor, told: Told, run: Run) -> Tensor:
+        x = run(self.layer, 0, x, emb, told)
+        return told.kept(self.resnets[1], x, run(self.resnets[1], x, emb)) if self.attends else x
 
 
 class UpBlock(Block):
@@ -288,9 +294,9 @@ class UpBlock(Block):
         super().__init__(resnets, attentions)
         self.upsamplers = None if upsample is None else nn.ModuleList([upsample])
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, skips: list[Tensor], run: Run) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, told: Told, skips: list[Tensor], run: Run) -> Tensor:
         for index in range(len(self.resnets)):
-            x = run(self.layer, index, torch.cat((x, skips.pop()), dim=1), emb, context)
+            x = run(self.layer, index, torch.cat((x, skips.pop()), dim=1), emb, told)
         return x if self.upsamplers is None else self.upsamplers[0](x)
 
 

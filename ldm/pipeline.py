@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -11,68 +11,87 @@ import torch
 from torch import Tensor
 
 from autoencoders import Autoencoder
+from ldm.branches import Networks, guidances
 from ldm.classifier import NoisyClassifier
-from ldm.conditioning import Condition, Conditioner
-from ldm.denoiser import Branch, ClassifierBranch, Denoiser
+from ldm.conditioning import Conditioner
+from ldm.energies import Energy, Function, Surroundings, as_energies, parse_energies
 from ldm.errors import UserError
 from ldm.files import atomic_folder, atomic_write_json, read_json
-from ldm.model_folder import check_parts, copy_part, read_classifier, read_scheduler
+from ldm.model_folder import (
+    Classifiers,
+    Guide,
+    check_parts,
+    copy_part,
+    given_classifiers,
+    held_classifiers,
+    read_classifier,
+    read_scheduler,
+)
+from ldm.process import Process
 from ldm.sampling import Request, SamplingConfig
 from ldm.unet import UNet
+from ldm.weak import Weak, load_weak, read_weak
 from samplers import (
-    Classifier,
-    ClassifierFree,
-    DiscreteSchedule,
-    Guidance,
+    Evaluate,
     Level,
     SampleNoise,
+    Schedule,
     Step,
     Target,
     get_sampler,
     guide,
     make_levels,
-    parse_guidance,
     parse_sampler,
 )
 
-_Solve: TypeAlias = Callable[[Denoiser, Tensor, SampleNoise], Iterator[Step]]
+_Solve: TypeAlias = Callable[[Evaluate, Tensor, SampleNoise], Iterator[Step]]
+Energies: TypeAlias = Mapping[str, Function | Energy]
 
 
 class Pipeline:
-    """A trained latent diffusion model. Images are (B, 3, H, W) in [-1, 1], latents (B, C, h, w) of unit variance."""
+    """A trained latent diffusion model. Images are (B, 3, H, W) in [-1, 1], latents (B, C, h, w) of unit variance.
+
+    `networks` are its parts: the autoencoder, the U-Net, the conditioner, the noise process, and where there are any
+    the classifiers and the weak network of autoguidance.
+    """
 
     def __init__(
         self,
         autoencoder: Autoencoder,
         unet: UNet,
         conditioner: Conditioner,
-        schedule: DiscreteSchedule,
-        prediction_type: Target,
+        process: Process,
         *,
-        classifier: NoisyClassifier | None = None,
-        classifier_names: tuple[str, ...] = (),
+        guides: Mapping[str, Guide] | None = None,
+        weak: Weak | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)
-        networks = [autoencoder, unet, conditioner, *([classifier] if classifier is not None else [])]
-        for network in networks:
+        self.networks = Networks(autoencoder, unet, conditioner, process, dict(guides or {}), weak)
+        for network in self.networks.modules():
             network.to(self.device).eval().requires_grad_(False)
             if self.device.type == "cuda":
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.autoencoder, self.unet, self.conditioner, self.classifier = autoencoder, unet, conditioner, classifier
-        self.schedule, self.prediction_type, self.classifier_names = schedule, prediction_type, classifier_names
+        self.autoencoder, self.unet, self.conditioner = autoencoder, unet, conditioner
         self.autocast = torch.bfloat16 if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else None
         self.evaluations = 0
         self._folder: Path | None = None
-        self._classifier_folder: Path | None = None
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, device: torch.device | str = "cpu", classifier: str | Path | None = None
+        cls,
+        folder: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        classifier: Classifiers | None = None,
+        weak: str | Path | None = None,
     ) -> Pipeline:
-        """Load a model or run folder; `classifier` is the folder of a classifier training where it stands apart.
+        """Load a model or run folder.
 
-        Raises `UserError` for a missing or damaged part, and for a classifier of other latents than the U-Net's.
+        `classifier`: folders of classifier trainings where they stand apart, several as a list (the branches
+        "classifier", "classifier2", ..., or as NAME=FOLDER says) or by name. `weak`: the network of autoguidance,
+        another model or run folder or RUN/checkpoint-STEP. Raises `UserError` for a missing or damaged part, and for a
+        classifier or a weak network of other latents than the U-Net's.
         """
         root = check_parts(folder)
         try:
@@ -83,29 +102,28 @@ class Pipeline:
             raise
         except (ValueError, OSError) as error:
             raise UserError(f"{folder}: {error}") from None
-        schedule, prediction_type = read_scheduler(root)
-        noisy: NoisyClassifier | None = None
-        names: tuple[str, ...] = ()
-        place: Path | None = None
-        if classifier is not None or (root / "classifier").is_dir():
-            place = Path(classifier) if classifier is not None else root
-            size, told = unet.config.sample_size, conditioner.class_names
-            noisy, names = read_classifier(place, autoencoder.fingerprint(), schedule, size, told)
+        facts = autoencoder.fingerprint(), unet.config.sample_size, conditioner.class_names
+        guides = {
+            name: read_classifier(place, what, *facts)
+            for name, (place, what) in {**held_classifiers(root), **given_classifiers(classifier)}.items()
+        }
+        told = {guide.class_names for guide in guides.values()}
+        if len(told) > 1:
+            raise UserError("--classifier: the classifiers are of different classes; give those of one data set")
         pipeline = cls(
             autoencoder,
             unet,
             conditioner,
-            schedule,
-            prediction_type,
-            classifier=noisy,
-            classifier_names=names,
+            read_scheduler(root),
+            guides=guides,
+            weak=load_weak(weak, autoencoder, unet) if weak is not None else read_weak(root, unet),
             device=device,
         )
-        pipeline._folder, pipeline._classifier_folder = root, place
+        pipeline._folder = root
         return pipeline
 
     def save(self, folder: str | Path) -> None:
-        """Write a loaded pipeline, its classifier included, as one model folder."""
+        """Write a loaded pipeline, its classifiers and its weak network included, as one model folder."""
         if self._folder is None:
             raise ValueError("only a pipeline that was loaded from a folder can be saved to another")
         source = self._folder
@@ -113,10 +131,30 @@ class Pipeline:
             for part in ("vae", "unet", "scheduler", "text_encoder", "tokenizer"):
                 if (source / part).is_dir():
                     copy_part(source / part, target / part)
-            if self._classifier_folder is not None:
-                copy_part(self._classifier_folder / "classifier", target / "classifier")
+            for name, guide in self.networks.guides.items():
+                copy_part(guide.folder, target / ("classifier" if name == "classifier" else f"classifiers/{name}"))
+            if self.networks.weak is not None:
+                self.networks.weak.save(target)
             atomic_write_json(target / "conditioning.json", self.conditioner.facts())
             atomic_write_json(target / "model_index.json", read_json(source / "model_index.json"))
+
+    @property
+    def process(self) -> Process:
+        """The noise process with what the network predicts."""
+        return self.networks.process
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.process.schedule
+
+    @property
+    def prediction_type(self) -> Target:
+        return self.process.target
+
+    @property
+    def classifier(self) -> NoisyClassifier | None:
+        """The first of the classifiers."""
+        return next((guide.network for guide in self.networks.guides.values()), None)
 
     @property
     def image_size(self) -> int:
@@ -133,8 +171,8 @@ class Pipeline:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Classes of the U-Net, else of the classifier, else of nothing: ()."""
-        return self.conditioner.class_names or self.classifier_names
+        """Classes of the U-Net, else of the classifiers, else of the weak network, else of nothing: ()."""
+        return self.networks.class_names
 
     @property
     def has_text(self) -> bool:
@@ -147,20 +185,16 @@ class Pipeline:
 
     @property
     def has_classifier(self) -> bool:
-        return self.classifier is not None
+        return bool(self.networks.guides)
 
     @property
     def condition_dropout(self) -> float:
         """How often the condition was left out in training; 0 of an unconditional model, which has none."""
-        return self.conditioner.dropout if self.has_text or self.has_classes else 0.0
+        return self.networks.condition_dropout
 
     def class_id(self, name: str | int) -> int:
         """The number of a class from its name or number; `UserError` with the known names otherwise."""
-        from ldm.conditioning import class_id
-
-        if not self.class_names:
-            raise UserError(f"class {name!r}: this model knows no classes and has no classifier")
-        return class_id(name, self.class_names)
+        return self.networks.class_id(name)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images to latents (the posterior's mean)."""
@@ -172,71 +206,22 @@ class Pipeline:
         with torch.no_grad():
             return self.autoencoder.decode(latents.to(self.device)).float().clamp(-1, 1)
 
-    def check(self, requests: Sequence[Request], sampling: SamplingConfig) -> None:
-        """Refuse, before any work, what this model cannot do; `UserError` says what would be right."""
-        if not requests:
-            raise UserError("nothing to sample: no conditions given")
-        known = f"its classes are {', '.join(self.class_names)}" if self.has_classes else "it is unconditional"
-        for request in requests:
-            if request.prompt and not self.has_text:
-                raise UserError(f"--prompt: this model was not trained on text ({known})")
-            if request.negative_prompt is not None and not self.has_text:
-                raise UserError(
-                    f"--negative-prompt: this model was not trained on text ({known}); use --negative-class"
-                )
-            if request.negative_class is not None and not self.has_classes:
-                raise UserError("--negative-class: this model's U-Net knows no classes; use --negative-prompt")
-            if request.class_label is not None:
-                self.class_id(request.class_label)
-                if (
-                    not self.has_classes
-                    and not sampling.classifier_scale
-                    and "classifier" not in " ".join(sampling.guidance)
-                ):
-                    raise UserError(
-                        "--class-label: this model's U-Net knows no classes; add --classifier-scale or use --prompt"
-                    )
-            negative = request.negative_prompt is not None or request.negative_class is not None
-            if negative and sampling.guidance_scale in (0, 1) and not sampling.guidance:
-                raise UserError("a negative prompt or class acts through --guidance-scale, which is off; try 7.5")
-        needed = self._branches_of(sampling)
-        if (sampling.guidance_scale != 1 or "uncond" in needed) and self.condition_dropout == 0:
-            why = "this model was trained without condition dropout, so it has no unconditional branch"
-            remedy = "use 1, or train with --condition-dropout 0.1"
-            if not (self.has_text or self.has_classes):
-                why, remedy = "this model is unconditional, so there is nothing to guide towards", "use 1"
-            flag = f"--guidance-scale {sampling.guidance_scale}" if sampling.guidance_scale != 1 else "--guidance"
-            raise UserError(f"{flag}: {why}; {remedy}")
-        if unknown := sorted(needed - {"uncond", "classifier"}):
-            raise UserError(f"--guidance: no network for the branch {unknown[0]!r}; there are uncond and classifier")
-        needs_classifier = "classifier" in needed
-        if needs_classifier and self.classifier is None:
-            raise UserError(
-                "classifier guidance: this model has no classifier; train one and give it with --classifier"
-            )
-        if needs_classifier and any(request.class_label is None for request in requests):
-            raise UserError("classifier guidance needs to know towards what: give --class-label")
+    def check(
+        self, requests: Sequence[Request], sampling: SamplingConfig, energies: Energies | None = None
+    ) -> dict[str, Energy]:
+        """Refuse, before any work, what this model cannot do; `UserError` says what would be right.
 
-    def guidances(self, sampling: SamplingConfig) -> list[Guidance]:
-        """The guidances that the settings ask for."""
-        found: list[Guidance] = []
-        try:
-            if not self._unguided(sampling):
-                found.append(ClassifierFree(sampling.guidance_scale, interval=sampling.guidance_interval))
-            if sampling.classifier_scale:
-                found.append(Classifier(sampling.classifier_scale, interval=sampling.classifier_interval))
-            found.extend(parse_guidance(text) for text in sampling.guidance)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        Returns the energies by name: those of the settings and the given ones, which are as in `generate`.
+        """
+        found = as_energies(energies or {})
+        if sampling.energy:
+            around = Surroundings(self.autoencoder, self.classifier, self.image_size, self.device)
+            parsed = parse_energies(sampling.energy, around)
+            if twice := found.keys() & parsed.keys():
+                raise UserError(f"--energy: there are two of the name {min(twice)!r}")
+            found |= parsed
+        self.networks.check(requests, sampling, found)
         return found
-
-    def _unguided(self, sampling: SamplingConfig) -> bool:
-        """Whether the base prediction is all of classifier-free guidance: at scale 1, and everywhere at scale 0."""
-        return sampling.guidance_scale == 1 or (sampling.guidance_scale == 0 and sampling.guidance_interval is None)
-
-    def _branches_of(self, sampling: SamplingConfig) -> set[str]:
-        """Branches besides "cond" that the guidances may ask for."""
-        return {name for each in self.guidances(sampling) for name in getattr(each, "needs", ())}
 
     def levels(self, sampling: SamplingConfig) -> tuple[Level, ...]:
         """The noise levels that the sampler visits, down to 0."""
@@ -254,17 +239,21 @@ class Pipeline:
         first_index: int = 0,
         batch_size: int = 64,
         on_step: Callable[[Step], None] | None = None,
+        energies: Energies | None = None,
     ) -> Iterator[Tensor]:
         """Draw one image a request: batches (b, 3, H, W) in [-1, 1] on the device, in order.
 
         Sample i depends on (seed, first_index + i) and its request alone, not on the batch size.
         `evaluations` counts network evaluations (samples x branches) of the latest call. Raises `UserError` as `check`.
+        `energies` are the user's own differentiable functions by name, (b, 3, H, W) -> (b,), of the decoded, not yet
+        clipped estimate of the pictures, for guidances such as "energy(50, name='mine')"; wrapped in
+        `ldm.energies.Energy` they may be of latents or of x_t.
         """
         sampling = sampling or SamplingConfig()
-        self.check(requests, sampling)
+        found = self.check(requests, sampling, energies)
         solve = self._solve(sampling)
         self.evaluations = 0
-        return self._batches(list(requests), sampling, solve, seed, first_index, batch_size, on_step)
+        return self._batches(list(requests), sampling, solve, found, seed, first_index, batch_size, on_step)
 
     def _solve(self, sampling: SamplingConfig) -> _Solve:
         """The sampler with its options, levels and guidances: from (evaluate, x, noise) to steps."""
@@ -272,14 +261,15 @@ class Pipeline:
             name, options = parse_sampler(sampling.sampler)
         except ValueError as error:
             raise UserError(f"--sampler: {error}") from None
-        solver, levels, guidances = get_sampler(name).function, self.levels(sampling), self.guidances(sampling)
-        return lambda evaluate, x, noise: solver(guide(evaluate, guidances), x, levels, noise=noise, **options)
+        solver, levels, guided = get_sampler(name).function, self.levels(sampling), guidances(sampling)
+        return lambda evaluate, x, noise: solver(guide(evaluate, guided), x, levels, noise=noise, **options)
 
     def _batches(
         self,
         requests: list[Request],
         sampling: SamplingConfig,
         solve: _Solve,
+        energies: Mapping[str, Energy],
         seed: int,
         first_index: int,
         batch_size: int,
@@ -291,32 +281,13 @@ class Pipeline:
             chunk = requests[start : start + batch_size]
             noise = SampleNoise(seed, range(first_index + start, first_index + start + len(chunk)))
             with torch.no_grad():
-                denoiser = self._denoiser(chunk, sampling)
+                denoiser = self.networks.denoiser(chunk, sampling, self.device, self.autocast)
+                evaluate = self.networks.evaluate(denoiser, energies)
                 x = std * noise.initial((self.autoencoder.latent_channels, size, size), torch.float32, self.device)
-                for step in solve(denoiser, x, noise):
+                for step in solve(evaluate, x, noise):
                     x = step.x
                     if on_step is not None:
                         on_step(step)
                 images = self.decode(x)
             self.evaluations += denoiser.evaluations
             yield images
-
-    def _denoiser(self, requests: Sequence[Request], sampling: SamplingConfig) -> Denoiser:
-        null = self.conditioner.null(len(requests), self.device)
-        base_is_null = sampling.guidance_scale == 0 and self._unguided(sampling)
-        conditional = null if base_is_null else self._condition(requests, negative=False)
-        negative = any(r.negative_prompt is not None or r.negative_class is not None for r in requests)
-        against = self._condition(requests, negative=True) if negative else null
-        branches: dict[str, Branch | ClassifierBranch] = {
-            "cond": Branch(self.unet, conditional),
-            "uncond": Branch(self.unet, against),
-        }
-        if self.classifier is not None and all(request.class_label is not None for request in requests):
-            labels = torch.tensor([request.class_label for request in requests], device=self.device)
-            branches["classifier"] = ClassifierBranch(self.classifier, labels)
-        return Denoiser(branches, self.prediction_type, self.autocast)
-
-    def _condition(self, requests: Sequence[Request], *, negative: bool) -> Condition:
-        labels = [request.negative_class if negative else request.class_label for request in requests]
-        texts = [(request.negative_prompt or "") if negative else request.prompt for request in requests]
-        return self.conditioner.encode(labels if self.has_classes else None, texts if self.has_text else None)

@@ -24,7 +24,7 @@ class SamplingConfig:
     num_inference_steps: int = 50
     """Network steps."""
     spacing: Spacing = "trailing"
-    """Which times are visited: leading, trailing, linspace or karras."""
+    """Which times are visited: by time (leading, trailing, linspace, quadratic, beta) or by noise (the others)."""
     guidance_scale: float = 1.0
     """Classifier-free guidance: uncond + scale * (cond - uncond). 1 is the conditional model, 0 the unconditional."""
     guidance_interval: tuple[float, float] | None = None
@@ -36,3 +36,14 @@ class SamplingConfig:
     true gradient vanishes with alpha, a network's does not, and the step divides it by alpha."""
     guidance: tuple[str, ...] = ()
     """Further guidances, such as "cfg(7.5, interval=[0.3, 5])"; see `ldm list guidances`."""
+    energy: tuple[str, ...] = ()
+    """What "energy(50)" guides down: "colour([0.8, -0.6, -0.6])", "inpainting('image.png', 'mask.png')" (white is drawn
+    anew), "similarity('reference.png')". The first is the branch energy, the next energy2, ..., or as name='...' says;
+    of='x' takes the noisy latents for the denoised ones, jacobian=False leaves the network's derivative out."""
+    perturbed_layers: tuple[str, ...] = ()
+    """Where pag and seg perturb the self-attention, such as mid_block or down_blocks.1.attentions.0. Default: in the
+    middle, else at the lowest resolution that has any."""
+    blur_sigma: float | None = None
+    """How far seg blurs the queries, in tokens; unset: infinitely."""
+    skipped_layers: tuple[str, ...] = ()
+    """Which layers slg leaves out, such as mid_block.resnets.1. Default: the attention of the middle."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ldm.errors import UserError
+from ldm.errors import UserError, suggest
 from ldm.nn import (
+    Attention,
     DownBlock,
     Downsample,
     MidBlock,
@@ -27,6 +29,7 @@ from ldm.nn import (
     sinusoidal_embedding,
     zeroed,
 )
+from ldm.perturbation import Kind, Perturbation, Told, edits_of
 from ldm.unet_config import UNetConfig
 from ldm.weights import load_weights, read_config, save_network
 
@@ -40,7 +43,7 @@ class Encoded(NamedTuple):
 
     h: Tensor  # (B, C, H / factor, W / factor)
     emb: Tensor  # (B, 4 C0), silu of the embedding
-    context: Tensor | None  # (B L, D)
+    told: Told
     skips: list[Tensor]
     run: Run
 
@@ -115,7 +118,12 @@ class Encoder(nn.Module):
         )
 
     def _encode(
-        self, x: Tensor, t: Tensor, class_labels: Tensor | None = None, context: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        class_labels: Tensor | None = None,
+        context: Tensor | None = None,
+        perturbations: Sequence[tuple[Perturbation, Tensor]] = (),
     ) -> Encoded:
         self._check(x, t, class_labels, context)
         shape = self._shape
@@ -133,15 +141,17 @@ class Encoder(nn.Module):
         if context is not None and shape.pooled_context_heads is not None:
             emb = emb + self.add_embedding(context)
         emb = F.silu(emb)  # shared by all residual blocks
-        flat = None if context is None else context.flatten(0, 1)  # (B L, D)
+        text = None if context is None else context.flatten(0, 1)  # (B L, D)
+        aspect = x.shape[2] / x.shape[3]
+        told = Told(text, edits_of(self, perturbations, aspect)) if perturbations else Told(text)
         run = self._run()
         h = self.conv_in(x)
         skips = [h]
         for block in self.down_blocks:
-            h = block(h, emb, flat, skips, run)
+            h = block(h, emb, told, skips, run)
         if self.mid_block is not None:
-            h = self.mid_block(h, emb, flat, run)
-        return Encoded(h, emb, flat, skips, run)
+            h = self.mid_block(h, emb, told, run)
+        return Encoded(h, emb, told, skips, run)
 
     def _run(self) -> Run:
         if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -203,13 +213,29 @@ class UNet(Encoder):
         self.conv_out = zeroed(nn.Conv2d(widths[0], config.out_channels, 3, padding=1))
 
     def forward(
-        self, x: Tensor, t: Tensor, *, class_labels: Tensor | None = None, context: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        *,
+        class_labels: Tensor | None = None,
+        context: Tensor | None = None,
+        perturbations: Sequence[tuple[Perturbation, Tensor]] = (),
     ) -> Tensor:
-        encoded = self._encode(x, t, class_labels, context)
+        """`perturbations`: each with the samples (B,), as booleans, in which it is done."""
+        encoded = self._encode(x, t, class_labels, context, perturbations)
         h = encoded.h
         for block in self.up_blocks:
-            h = block(h, encoded.emb, encoded.context, encoded.skips, encoded.run)
+            h = block(h, encoded.emb, encoded.told, encoded.skips, encoded.run)
         return self.conv_out(F.silu(self.conv_norm_out(h)))
+
+    def layers(self, kind: Kind, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+        """The modules that a perturbation of this kind changes, by their names in the state dict.
+
+        `wanted` names modules, or parts of the network ("mid_block", "down_blocks.1") for all that they hold. Default:
+        those of the middle, else of the lowest resolution that has any; of several kinds to skip, the attention.
+        `UserError` for a name that holds none, and for a network without self-attention.
+        """
+        return chosen_layers(self, kind, wanted)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that diffusers' `UNet2DConditionModel.from_pretrained` reads as well."""
@@ -223,6 +249,39 @@ class UNet(Encoder):
             network = cls(config)
         load_weights(folder, network, dtype)
         return network.eval()
+
+
+def chosen_layers(network: UNet, kind: Kind, wanted: Sequence[str]) -> tuple[str, ...]:
+    """As `UNet.layers`."""
+    attention = [name for name, module in network.named_modules() if _attends_to_itself(name, module)]
+    whole = [name for name, module in network.named_modules() if isinstance(module, SelfAttention | SpatialTransformer)]
+    same = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, ResnetBlock) and module.conv_shortcut is None
+    ]
+    known = [*whole, *same] if kind == "skip" else attention
+    if not known:
+        what = "layer that can be left out" if kind == "skip" else "self-attention, which this guidance perturbs"
+        raise UserError(f"--guidance: this model's U-Net has no {what}")
+    if not wanted:
+        best = whole or same if kind == "skip" else attention
+        middle = [name for name in best if name.startswith("mid_block.")]
+        lowest = [name for name in best if name.startswith("down_blocks.")] or best
+        level = ".".join(lowest[-1].split(".")[:2])
+        return tuple(middle or [name for name in lowest if name.startswith(f"{level}.")])
+    found: dict[str, None] = {}
+    for name in wanted:
+        held = [each for each in known if each == name or each.startswith(f"{name}.")]
+        if not held:
+            flag = "--skipped-layers" if kind == "skip" else "--perturbed-layers"
+            raise UserError(f"{flag} {name}: no such layer in this model's U-Net{suggest(name, known)}")
+        found |= dict.fromkeys(held)
+    return tuple(found)
+
+
+def _attends_to_itself(name: str, module: nn.Module) -> bool:
+    return isinstance(module, SelfAttention) or (isinstance(module, Attention) and name.endswith("attn1"))
 
 
 def _plainly(function: Run, *inputs: object) -> Tensor:

@@ -14,14 +14,14 @@ SOURCES = {
 }
 OURS = ("autoencoders", "samplers", "ldm")
 LONG_FOR_A_REASON = {
-    "ldm/pipeline.py": "one class: what a model folder can be asked for, each answer short",
     "ldm/nn.py": "the blocks that U-Net and classifier share, in the order of their use",
 }
 # Of ldm, lowest first. A module imports its own floor or a lower one; what is named here imports nothing above it.
 FLOORS = [
-    {"errors", "files", "progress", "device", "images", "weights", "sampling"},
+    {"errors", "files", "progress", "device", "images", "weights", "sampling", "process", "perturbation"},
     {"nn", "unet_config", "unet", "conditioning", "classifier", "data"},
-    {"denoiser", "model_folder"},
+    {"denoiser", "model_folder", "energies", "weak"},
+    {"branches"},
     {"pipeline"},
     {"evaluation", "config"},
     {"training", "comparison"},

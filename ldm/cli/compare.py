@@ -9,6 +9,7 @@ import tyro
 
 from ldm.cli.evaluate import check_size, parse_for_model
 from ldm.comparison import ComparisonConfig, compare, model_identity
+from ldm.config import Repeated
 from ldm.data import DataConfig
 from ldm.errors import UserError
 from ldm.evaluation import EvaluationConfig
@@ -27,8 +28,11 @@ class CompareRun:
     dataset: DataConfig = field(default_factory=DataConfig)
     split: str = "validation"
     """Which images of the data are the reference: train or validation."""
-    classifier: str = ""
-    """Output folder of `ldm train classifier`, where the model folder holds none."""
+    classifier: Repeated = ()
+    """Output folder of `ldm train classifier`, where the model folder holds none; repeat the flag for several, which
+    are the branches classifier, classifier2, ..., or name them: NAME=FOLDER."""
+    weak: str = ""
+    """The weak network of autoguidance: another model or run folder, or RUN/checkpoint-STEP."""
     output_dir: str = ""
     """New or empty folder, or that of the same comparison, which is then continued."""
     device: str = "auto"
@@ -46,10 +50,15 @@ def run(arguments: list[str]) -> None:
     if not settings.output_dir:
         raise UserError("--output-dir is missing: give the folder to write to")
     pipeline = Pipeline.load(
-        settings.model, device=resolve_device(settings.device), classifier=settings.classifier or None
+        settings.model,
+        device=resolve_device(settings.device),
+        classifier=settings.classifier or None,
+        weak=settings.weak or None,
     )
     reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
     check_size(pipeline, reference.image_size)
+    guides = pipeline.networks.guides.values()
+    apart = [guide.folder.parent for guide in guides] + ([settings.weak] if settings.weak else [])
     found = compare(
         pipeline,
         reference,
@@ -58,7 +67,7 @@ def run(arguments: list[str]) -> None:
         sampling=settings.sampling,
         evaluation=settings.evaluation,
         train_data=train,
-        model=model_identity(settings.model, *([settings.classifier] if settings.classifier else [])),
+        model=model_identity(settings.model, *apart),
     )
     print(found.table())
     for method, reason in found.left_out.items():

@@ -8,7 +8,8 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from ldm.config import parse, read_settings
+from ldm.branches import check_used
+from ldm.config import Repeated, parse, read_settings
 from ldm.data import DataConfig
 from ldm.errors import UserError
 from ldm.evaluation import EvaluationConfig, EvaluationResult, evaluate_folders, evaluate_model
@@ -35,8 +36,11 @@ class EvaluateRun:
     dataset: DataConfig = field(default_factory=DataConfig)
     split: str = "validation"
     """Which images of the data are the reference: train or validation."""
-    classifier: str = ""
-    """Output folder of `ldm train classifier`, where the model folder holds none."""
+    classifier: Repeated = ()
+    """Output folder of `ldm train classifier`, where the model folder holds none; repeat the flag for several, which
+    are the branches classifier, classifier2, ..., or name them: NAME=FOLDER."""
+    weak: str = ""
+    """The weak network of autoguidance: another model or run folder, or RUN/checkpoint-STEP."""
     output: str = ""
     """A JSON file for figures and manifest."""
     device: str = "auto"
@@ -55,6 +59,7 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"--{'fake' if settings.real else 'real'} is missing: two folders are compared")
     if settings.output and Path(settings.output).is_dir():
         raise UserError(f"--output {settings.output}: is a folder; give a file name such as figures.json")
+    check_used(settings.sampling)
     device = resolve_device(settings.device)
     if folders:
         result = evaluate_folders(settings.real, settings.fake, settings.evaluation, device=device)
@@ -68,7 +73,12 @@ def run(arguments: list[str]) -> None:
 def _model(settings: EvaluateRun, device: object) -> EvaluationResult:
     from ldm.data import open_data
 
-    pipeline = Pipeline.load(settings.model, device=device, classifier=settings.classifier or None)  # type: ignore[arg-type]
+    pipeline = Pipeline.load(
+        settings.model,
+        device=device,  # type: ignore[arg-type]
+        classifier=settings.classifier or None,
+        weak=settings.weak or None,
+    )
     reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
     check_size(pipeline, reference.image_size)
     return evaluate_model(pipeline, reference, settings.sampling, settings.evaluation, train_data=train)

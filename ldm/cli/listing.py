@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ldm.config import config_names
 from ldm.errors import UserError, suggest
-from samplers import guidances, samplers
+from samplers import GuidanceInfo, guidances, samplers
 
 KINDS = ("samplers", "guidances", "configs")
 
@@ -30,8 +30,8 @@ def run(arguments: list[str]) -> int:
             ],
         )
     else:
-        rows = [(info.name, _options(info.options), info.source) for info in guidances().values()]
-        _table(("name", "options", "source"), rows)
+        rows = [(i.name, _options(i.options), i.evaluations, _needs(i), i.source) for i in guidances().values()]
+        _table(("name", "options", "more calls a step", "needs", "source"), rows)
     return 0
 
 
@@ -39,6 +39,29 @@ def _options(options: Mapping[str, object]) -> str:
     """`scale, interval=None`: without a default the name alone."""
     shown = [name if value is inspect.Parameter.empty else f"{name}={value}" for name, value in options.items()]
     return ", ".join(shown) or "-"
+
+
+_REMEDIES = {
+    "uncond": "condition dropout in training",
+    "classifier": "--classifier",
+    "energy": "--energy",
+    "weak": "--weak",
+    "perturbed": "self-attention",
+    "blurred": "self-attention",
+    "skipped": "-",
+}
+
+
+def _needs(info: GuidanceInfo) -> str:
+    """The branches that a guidance asks for, and what each takes: `weak (--weak)`."""
+    given = {name: 2.0 for name, default in info.options.items() if default is inspect.Parameter.empty}
+    try:
+        names = getattr(info.function(**given), "needs", ())
+    except (TypeError, ValueError):  # a plug-in's, whose options are not numbers
+        return "?"
+    return (
+        ", ".join(f"{name} ({_REMEDIES[name]})" if _REMEDIES.get(name, "-") != "-" else name for name in names) or "-"
+    )
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:

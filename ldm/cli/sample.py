@@ -8,12 +8,12 @@ from typing import Annotated
 
 import tyro
 
-from ldm.config import parse
+from ldm.branches import check_used
+from ldm.config import Repeated, parse
+from ldm.energies import files_of
 from ldm.errors import UserError
 from ldm.pipeline import Pipeline, Request, SamplingConfig
 from ldm.progress import progress
-
-Repeated = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,11 @@ class SampleRun:
     """Class name or number; repeat the flag for several. Default of a class-conditional model: all classes in turn."""
     negative_class: str | None = None
     """Class to stay away from: takes the place of the null class in classifier-free guidance."""
-    classifier: str = ""
-    """Output folder of `ldm train classifier`, for --classifier-scale, where the model folder holds none."""
+    classifier: Repeated = ()
+    """Output folder of `ldm train classifier`, where the model folder holds none; repeat the flag for several, which
+    are the branches classifier, classifier2, ..., or name them: NAME=FOLDER."""
+    weak: str = ""
+    """The weak network of autoguidance: another model or run folder, or RUN/checkpoint-STEP."""
     num_images: int = 16
     seed: int = 0
     """Picture i depends on the seed and i alone."""
@@ -65,13 +68,20 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"--first-index must be 0 or more, got {settings.first_index}")
     folder = check_output(settings.output_dir, settings.overwrite)
     device = resolve_device(settings.device)
-    pipeline = Pipeline.load(settings.model, device=device, classifier=settings.classifier or None)
+    pipeline = Pipeline.load(
+        settings.model, device=device, classifier=settings.classifier or None, weak=settings.weak or None
+    )
     sampling, seed, first = settings.sampling, settings.seed, settings.first_index
     if settings.recreate:
         request, sampling, facts = read_settings_of(settings.recreate)
+        if strange := sorted(set(files_of(sampling.energy)) - set(settings.sampling.energy)):
+            raise UserError(
+                f"--recreate: the picture asks to read files ({strange[0]}); allow it by giving that --energy"
+            )
         requests, seed, first = [request], facts["seed"], facts["index"]
     else:
         requests = requests_of(settings, pipeline)
+    check_used(sampling)
     start = time.monotonic()
     batches = pipeline.generate(requests, sampling, seed=seed, first_index=first, batch_size=settings.batch_size)
     count = -(-len(requests) // settings.batch_size)
@@ -80,7 +90,13 @@ def run(arguments: list[str]) -> None:
         progress(batches, "sample (batches)", total=count),
         requests,
         sampling,
-        {"model": settings.model, "classifier": settings.classifier, "seed": seed, "first_index": first},
+        {
+            "model": settings.model,
+            "classifier": list(settings.classifier),
+            "weak": settings.weak,
+            "seed": seed,
+            "first_index": first,
+        },
     )
     seconds = time.monotonic() - start
     print(f"{len(requests)} pictures, {pipeline.evaluations} network evaluations, {seconds:.1f} s: {shown}")

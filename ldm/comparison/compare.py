@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ldm.branches import check_used
 from ldm.comparison.config import ComparisonConfig
 from ldm.comparison.methods import Variant, plan, why_not
 from ldm.comparison.picture import save_strip, side_by_side
@@ -30,7 +31,10 @@ from ldm.pipeline import Pipeline, SamplingConfig
 
 PLAN, RESULT, TABLE, PICTURE = "plan.json", "comparison.json", "comparison.txt", "comparison.png"
 
-_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer", "classifier")
+_PARTS = (
+    "vae", "unet", "scheduler", "text_encoder", "tokenizer", "classifier", "classifiers/*", "weak_unet",
+    "weak_conditioning",
+)  # fmt: skip
 
 
 def compare(
@@ -57,6 +61,7 @@ def compare(
     cells, left_out = plan(config.methods, pipeline, data, sampling, config.guidance_scales, config.classifier_scales)
     guided = why_not("classifier", pipeline, data) is None  # whatever the cells, so that all comparisons ask the same
     drawn = draw_conditions(pipeline, data, evaluation.num_images, evaluation.seed, classifier=guided)
+    check_used(*(cell.sampling for cell in cells))
     for cell in cells:
         pipeline.check([each.request for each in _told(drawn, pipeline, cell)], cell.sampling)
     folder = Path(output_dir)
@@ -111,13 +116,18 @@ def compare(
 
 
 def model_identity(*folders: str | Path) -> str:
-    """A name for the content of a model folder (and of a classifier's that stands apart): SHA-256 over their parts."""
+    """A name for the content of a model folder (and of classifiers and a weak network apart): SHA-256 over their parts.
+
+    Of a training checkpoint its manifest counts, which holds the checksums of the rest.
+    """
     digests = {}
     for number, folder in enumerate(folders):
         for part in _PARTS:
-            for path in sorted((Path(folder) / part).glob("*")):
+            for path in sorted(Path(folder).glob(f"{part}/*")):
                 if path.is_file():
-                    digests[f"{number}/{part}/{path.name}"] = sha256_of_file(path)
+                    digests[f"{number}/{path.relative_to(folder)}"] = sha256_of_file(path)
+        if (Path(folder) / "manifest.json").is_file():
+            digests[f"{number}/manifest.json"] = sha256_of_file(Path(folder) / "manifest.json")
     return fingerprint(digests)
 
 

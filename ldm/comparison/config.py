@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from ldm.comparison.methods import METHODS
-from ldm.errors import UserError, suggest
+from ldm.comparison.methods import check_method
+from ldm.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,8 @@ class ComparisonConfig:
     """Which guidance methods to compare, at which scales; all on the same seeds and the same conditions."""
 
     methods: tuple[str, ...] = ()
-    """unconditional, none, cfg, classifier, cfg+classifier; none given: all that the model can do."""
+    """unconditional, none, cfg, classifier, cfg+classifier, or any guidance of `ldm list guidances` with its options,
+    such as "autoguidance(2)" or "pag(3)"; none given: those of the five that the model can do."""
     guidance_scales: tuple[float, ...] = (1.5, 3.0, 7.5)
     """Scales of classifier-free guidance."""
     classifier_scales: tuple[float, ...] = (1.0, 4.0)
@@ -21,8 +22,7 @@ class ComparisonConfig:
 
     def __post_init__(self) -> None:
         for name in self.methods:
-            if name not in METHODS:
-                raise UserError(f"--methods: unknown method {name!r}{suggest(name, METHODS)}")
+            check_method(name)
         if self.rows < 1:
             raise UserError(f"--rows: expected 1 or more, got {self.rows}")
         for flag, scales in (("guidance", self.guidance_scales), ("classifier", self.classifier_scales)):

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ldm.data.protocol import ImageData
-from ldm.errors import UserError
+from ldm.errors import UserError, suggest
+from ldm.files import fingerprint
 from ldm.pipeline import Pipeline, SamplingConfig
+from samplers import parse_guidance
 
 METHODS = {
     "unconditional": "the conditions dropped: what guidance starts from",
@@ -16,6 +18,18 @@ METHODS = {
     "classifier": "classifier guidance of the unconditional prediction (of the conditional one without dropout)",
     "cfg+classifier": "both",
 }
+
+
+def check_method(name: str) -> None:
+    """`UserError` unless it is one of METHODS or a guidance with its options, such as "pag(3)"."""
+    if name in METHODS:
+        return
+    if "(" not in name:
+        raise UserError(f'--methods: unknown method {name!r}{suggest(name, METHODS)}; or a guidance such as "pag(3)"')
+    try:
+        parse_guidance(name)
+    except ValueError as error:
+        raise UserError(f"--methods: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +51,8 @@ class Variant:
     def slug(self) -> str:
         """A file name that tells method and scales apart to the last digit."""
         scales = [repr(float(scale)) for scale in (self.guidance_scale, self.classifier_scale) if scale is not None]
+        if self.method not in METHODS:
+            return f"{self.method.split('(')[0].strip()}-{fingerprint(self.method)[:12]}"
         return "-".join([self.method.replace("+", "-"), *scales])
 
 
@@ -66,6 +82,8 @@ def variants(
     classifier_scales: Sequence[float],
 ) -> list[Variant]:
     """The cells of one method; combined methods take every pair of scales."""
+    if method not in METHODS:
+        return [Variant(method, replace(base, guidance=(*base.guidance, method)))]
     if method in ("unconditional", "none"):
         return [Variant(method, replace(base, guidance_scale=float(method == "none")))]
     if method == "cfg":

@@ -17,6 +17,7 @@ from ldm.data import DataConfig, ImageData
 from ldm.errors import UserError, at_least
 from ldm.files import atomic_folder, atomic_write_json
 from ldm.model_folder import read_scheduler
+from ldm.process import Process
 from ldm.training.config import TrainingConfig, config_facts
 from ldm.training.diffusion import publish_shared
 from ldm.training.latents import (
@@ -29,6 +30,7 @@ from ldm.training.latents import (
 )
 from ldm.training.loop import Loss
 from ldm.training.randomness import BatchPlan, StepRandom
+from samplers import DiscreteSchedule
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class ClassifierRun:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     autoencoder: str = ""
-    """Folder of a trained autoencoder, or of the diffusion model to be guided, whose noise schedule is then taken."""
+    """Folder of a trained autoencoder, or of the diffusion model to be guided, whose noise schedule is then taken (that
+    of Stable Diffusion for a flow or EDM model, which is guided at the times of equal log-SNR)."""
     latents: str = ""
     """Folder of the latent cache, made when absent; unset: <output-dir>/latents."""
     validation_images: int = 512
@@ -61,11 +64,12 @@ class ClassifierTask:
             raise UserError(f"--data {data.name}: a classifier needs two classes or more; these images have no labels")
         self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device)
         root = Path(config.autoencoder)
-        if (root / "scheduler").is_dir():
-            self.schedule, _ = read_scheduler(root)
-            self.diffusion = _diffusion_config(config.diffusion, self.schedule.config())
-        else:
-            self.schedule, self.diffusion = config.diffusion.schedule(), config.diffusion
+        process = read_scheduler(root) if (root / "scheduler").is_dir() else config.diffusion.process()
+        schedule = process.schedule
+        if not isinstance(schedule, DiscreteSchedule):  # guidance finds the time of the same log-SNR
+            schedule = DiscreteSchedule("scaled_linear", beta_start=0.00085, beta_end=0.012)
+            process = Process(schedule, "epsilon")
+        self.process, self.schedule = process, schedule
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
             built = dataclasses.replace(
@@ -127,19 +131,8 @@ class ClassifierTask:
 
     def publish(self, model: nn.Module, folder: Path) -> None:
         assert isinstance(model, NoisyClassifier)
-        publish_shared(folder, self.autoencoder, self.autoencoder_folder, self.diffusion)
+        publish_shared(folder, self.autoencoder_folder, self.process)
         with atomic_folder(folder / "classifier") as target:
             model.save_pretrained(target)
             facts = {"autoencoder": self.autoencoder.fingerprint(), "schedule": self.schedule.config()}
             atomic_write_json(target / "facts.json", {**facts, "class_names": list(self.data.class_names)})
-
-
-def _diffusion_config(config: DiffusionConfig, stored: dict[str, Any]) -> DiffusionConfig:
-    names = {"squaredcos_cap_v2": "cosine"}
-    return dataclasses.replace(
-        config,
-        beta_schedule=names.get(stored["beta_schedule"], stored["beta_schedule"]),
-        num_train_timesteps=stored["num_train_timesteps"],
-        beta_start=stored["beta_start"],
-        beta_end=stored["beta_end"],
-    )

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoencoders import Autoencoder
 from ldm.conditioning import Conditioner, ConditioningConfig
 from ldm.data import DataConfig, ImageData
 from ldm.errors import UserError, at_least
 from ldm.files import atomic_folder, atomic_write_json
 from ldm.model_folder import INDEX, copy_part, write_index
 from ldm.pipeline import Pipeline, Request, SamplingConfig
+from ldm.process import Process
 from ldm.training.config import TrainingConfig, config_facts
 from ldm.training.latents import (
     DiffusionConfig,
@@ -30,7 +30,7 @@ from ldm.training.latents import (
 from ldm.training.loop import Loss
 from ldm.training.randomness import BatchPlan, StepRandom
 from ldm.unet import UNet, UNetConfig
-from samplers import min_snr_weight, training_target
+from samplers import min_snr_weight
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class DiffusionTask:
     def __init__(self, config: DiffusionRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
         self.config, self.data, self.validation, self.device = config, data, validation, device
         self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device)
-        self.schedule = config.diffusion.schedule()
+        self.process = config.diffusion.process()
+        self.schedule = self.process.schedule
         captions = [data.captions(index) for index in range(len(data))] if data.has_captions else []
         seed = config.training.seed
         conditioner = Conditioner.build(
@@ -115,7 +116,7 @@ class DiffusionTask:
             "autoencoder": self.autoencoder.fingerprint(),
             "unet": unet_config.to_diffusers(),
             "conditioning": dataclasses.asdict(config.conditioning),
-            "diffusion": dataclasses.asdict(config.diffusion),
+            "diffusion": dataclasses.asdict(config.diffusion) | {"prediction_type": self.process.target},
             "first_caption_probability": first,
             "training": config_facts(config.training),
         }
@@ -129,18 +130,21 @@ class DiffusionTask:
         config, unwrapped = self.config, self.model.conditioner
         x0 = batch.sample(random)  # (B, C, h, w)
         eps = random.normal("eps", x0.shape[1:])
-        t = random.integers("time", config.diffusion.num_train_timesteps).to(x0.dtype)  # (B,)
+        integers = random.integers("time", config.diffusion.num_train_timesteps)
+        t = self.process.training_times(integers, random.normal("log sigma", ())).to(x0.dtype)  # (B,)
         dropped = random.uniform("dropout") < unwrapped.dropout
         labels = batch.labels if unwrapped.num_classes else None
         tokens = self.captions.choose(batch.keys).to(self.device) if self.captions is not None else None
         labels, tokens = unwrapped.drop(labels, tokens, dropped)
         alpha, sigma = (value.view(-1, 1, 1, 1) for value in self.schedule.at(t))  # (B, 1, 1, 1)
-        output = model(alpha * x0 + sigma * eps, t, labels, tokens)
-        target = training_target(config.diffusion.prediction_type, x0, eps, alpha, sigma)
+        shown, own_t = self.process.shown(alpha * x0 + sigma * eps, t, alpha, sigma)
+        output = model(shown, own_t, labels, tokens)
+        target = self.process.wanted(x0, eps, alpha, sigma)
         error = (output.float() - target).square().mean((1, 2, 3))  # (B,)
         if config.diffusion.snr_gamma is None:
             return Loss(error.mean(), {})
-        weight = min_snr_weight(config.diffusion.prediction_type, alpha, sigma, config.diffusion.snr_gamma).flatten()
+        gamma, sigma_data = config.diffusion.snr_gamma, self.process.sigma_data
+        weight = min_snr_weight(self.process.target, alpha, sigma, gamma, sigma_data).flatten()
         return Loss((weight * error).mean(), {"mse": error.mean()})
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
@@ -160,12 +164,9 @@ class DiffusionTask:
                 [texts[index] for index in part] if conditioner.has_text else None,
             )
             alpha, sigma = (value.view(-1, 1, 1, 1) for value in self.schedule.at(t[part]))
-            noisy = alpha * x0[part] + sigma * eps[part]
-            if condition.class_labels is None and condition.context is None:
-                output = model.unet(noisy, t[part])
-            else:
-                output = model.unet(noisy, t[part], class_labels=condition.class_labels, context=condition.context)
-            target = training_target(self.config.diffusion.prediction_type, x0[part], eps[part], alpha, sigma)
+            noisy, own_t = self.process.shown(alpha * x0[part] + sigma * eps[part], t[part], alpha, sigma)
+            output = model.unet(noisy, own_t, class_labels=condition.class_labels, context=condition.context)
+            target = self.process.wanted(x0[part], eps[part], alpha, sigma)
             errors.append((output - target).square().mean((1, 2, 3)))
         error = torch.cat(errors)  # (N,)
         quarters = [float(part.mean()) for part in error.tensor_split(4)]
@@ -178,8 +179,7 @@ class DiffusionTask:
             self.autoencoder,
             model.unet,
             model.conditioner,
-            self.schedule,
-            self.config.diffusion.prediction_type,
+            self.process,
             device=self.device,
         )
 
@@ -212,22 +212,22 @@ class DiffusionTask:
     def publish(self, model: nn.Module, folder: Path) -> None:
         """Write the model folder; model_index.json comes last."""
         assert isinstance(model, DiffusionModel)
-        publish_shared(folder, self.autoencoder, self.autoencoder_folder, self.config.diffusion)
+        publish_shared(folder, self.autoencoder_folder, self.process)
         with atomic_folder(folder / "unet") as target:
             model.unet.save_pretrained(target)
         model.conditioner.save_pretrained(folder)
         if not (folder / INDEX).is_file():
             vae_class = "VQModel" if self.autoencoder.config.bottleneck == "vq" else "AutoencoderKL"
-            write_index(folder, model.conditioner.index_entries(), vae_class)
+            write_index(folder, model.conditioner.index_entries(), vae_class, self.process.config()["_class_name"])
 
 
-def publish_shared(folder: Path, autoencoder: Autoencoder, source: Path, diffusion: DiffusionConfig) -> None:
+def publish_shared(folder: Path, source: Path, process: Process) -> None:
     """The autoencoder and the scheduler settings, once a run."""
     if not (folder / "vae").is_dir():
         copy_part(source, folder / "vae")
     if not (folder / "scheduler").is_dir():
         with atomic_folder(folder / "scheduler") as target:
-            atomic_write_json(target / "scheduler_config.json", diffusion.scheduler_config())
+            atomic_write_json(target / "scheduler_config.json", process.config())
 
 
 class _CaptionTokens:

@@ -14,9 +14,10 @@ from autoencoders import Autoencoder
 from ldm.data import ImageData
 from ldm.data.latent_cache import CacheKey, LatentCache, check_cache_folder, encode_latents
 from ldm.errors import UserError, at_least
+from ldm.process import FAMILIES, Process
 from ldm.training.autoencoder import plain_batches, to_device
 from ldm.training.randomness import BatchPlan, StepRandom
-from samplers import DiscreteSchedule
+from samplers import DiscreteSchedule, EDMSchedule, FlowSchedule
 
 _ENCODE_BATCH = 64
 
@@ -25,15 +26,18 @@ _ENCODE_BATCH = 64
 class DiffusionConfig:
     """The forward process and what the network predicts."""
 
-    beta_schedule: Literal["linear", "scaled_linear", "cosine"] = "scaled_linear"
-    """linear: linear in beta; scaled_linear: linear in sqrt(beta) (Stable Diffusion); cosine: clipped at 0.999."""
+    beta_schedule: Literal["linear", "scaled_linear", "cosine", "flow", "edm"] = "scaled_linear"
+    """linear: linear in beta; scaled_linear: linear in sqrt(beta) (Stable Diffusion); cosine: clipped at 0.999; flow:
+    rectified flow; edm: x0 + sigma * eps with sigma from 0.002 to 80 (Karras et al. 2022)."""
     num_train_timesteps: int = 1000
     beta_start: float = 0.00085
-    """Unused by cosine."""
+    """Unused by cosine, flow and edm."""
     beta_end: float = 0.012
-    """Unused by cosine."""
-    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
-    """What the U-Net predicts: the noise, the velocity alpha * eps - sigma * x0, or x0."""
+    """Unused by cosine, flow and edm."""
+    prediction_type: Literal["auto", "epsilon", "v_prediction", "sample", "flow_prediction", "edm"] = "auto"
+    """What the U-Net predicts: epsilon, the noise; v_prediction, the velocity alpha * eps - sigma * x0; sample, x0;
+    flow_prediction, the velocity eps - x0; edm, with Karras' preconditioning. auto: epsilon, and on flow and edm
+    theirs, the only ones that they take."""
     snr_gamma: float | None = None
     """min-SNR weighting of the loss with this gamma (5 in the paper); unset: unweighted."""
 
@@ -43,24 +47,22 @@ class DiffusionConfig:
             raise UserError(f"need 0 < --beta-start <= --beta-end < 1, got {self.beta_start} and {self.beta_end}")
         if self.snr_gamma is not None and not self.snr_gamma > 0:
             raise UserError(f"--snr-gamma must be above 0, got {self.snr_gamma}")
+        family = self.beta_schedule if self.beta_schedule in FAMILIES else "variance preserving"
+        if self.prediction_type not in ("auto", *FAMILIES[family]):
+            raise UserError(
+                f"--prediction-type {self.prediction_type}: with --beta-schedule {self.beta_schedule} it must be "
+                f"{' or '.join(FAMILIES[family])}"
+            )
 
-    def schedule(self) -> DiscreteSchedule:
-        """The noise schedule that these settings describe."""
-        return DiscreteSchedule(self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
-
-    def scheduler_config(self) -> dict[str, Any]:
-        """scheduler_config.json of diffusers' DDIMScheduler with the same process, spacing and last step."""
-        return {
-            "_class_name": "DDIMScheduler",
-            **self.schedule().config(),
-            "prediction_type": self.prediction_type,
-            "timestep_spacing": "trailing",
-            "steps_offset": 1,
-            "set_alpha_to_one": True,
-            "clip_sample": False,
-            "thresholding": False,
-            "rescale_betas_zero_snr": False,
-        }
+    def process(self) -> Process:
+        """The noise schedule that these settings describe, with the target."""
+        target: Any = self.prediction_type
+        if self.beta_schedule == "flow":
+            return Process(FlowSchedule(self.num_train_timesteps), "flow_prediction")
+        if self.beta_schedule == "edm":
+            return Process(EDMSchedule(num_train_timesteps=self.num_train_timesteps), "edm")
+        schedule = DiscreteSchedule(self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
+        return Process(schedule, "epsilon" if target == "auto" else target)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,11 @@ class Classifier:
         return replace(prediction, shift=shift if prediction.shift is None else prediction.shift + shift)
 
 
-@guidance("energy", source="Bansal et al. 2023, arXiv:2302.07121; Yu et al. 2023, arXiv:2303.09833 (energy guidance)")
+@guidance(
+    "energy",
+    source="Bansal et al. 2023, arXiv:2302.07121; Yu et al. 2023, arXiv:2303.09833 (energy guidance)",
+    evaluations=0,
+)
 def energy(scale: float, name: str = "energy", interval: Interval = None, curve: Curve = "constant") -> Classifier:
     """Down the gradient of a function of x_t or of x0, that `with_energy` makes a branch of."""
     return Classifier(scale, name, interval, curve)

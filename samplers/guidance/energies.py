@@ -20,7 +20,8 @@ class with_energy:  # noqa: N801 - reads as the function that it is
 
     of="x0": of the denoised estimate of "cond", by default through the denoiser's Jacobian (which `evaluate` must let
     autograd see); without it, dx0 / dx_t is taken as alpha / sigma^2, that of a posterior of unit variance, so that the
-    estimate moves by minus the gradient and nothing is differentiated but the energy. of="x": of x_t itself.
+    estimate moves by minus the gradient and nothing is differentiated but the energy. of="x": of x_t itself. Several
+    energies are one around the other, and share one evaluation.
     """
 
     def __init__(
@@ -34,32 +35,46 @@ class with_energy:  # noqa: N801 - reads as the function that it is
     ) -> None:
         if of not in ("x0", "x"):
             raise ValueError(f'an energy is of "x0" or of "x"; got {of!r}')
-        self.evaluate, self.energy, self.name, self.of, self.jacobian = evaluate, energy, name, of, jacobian
         known = getattr(evaluate, "branches", None)
         if known is not None:
             if name in known:
                 raise ValueError(f'there is a branch "{name}" already; give this energy another name')
             self.branches = frozenset(known) | {name}
+        self.energy, self.name, self.of, self.jacobian = energy, name, of, jacobian
+        self.evaluate: Evaluate = evaluate.evaluate if isinstance(evaluate, with_energy) else evaluate
+        before = evaluate.energies if isinstance(evaluate, with_energy) else ()
+        self.energies: tuple[with_energy, ...] = (*before, self)  # all of them, around `self.evaluate`
+
+    @property
+    def _through(self) -> bool:
+        return self.of == "x0" and self.jacobian
 
     def __call__(self, x: Tensor, level: Level, branches: Sequence[str]) -> Mapping[str, Prediction]:
-        if self.name not in branches:
+        wanted = [each for each in self.energies if each.name in branches]
+        if not wanted:
             return self.evaluate(x, level, branches)
-        others = tuple(dict.fromkeys(["cond", *(name for name in branches if name != self.name)]))
-        through = self.of == "x0" and self.jacobian
+        names = {each.name for each in wanted}
+        others = tuple(dict.fromkeys(["cond", *(name for name in branches if name not in names)]))
+        through = any(each._through for each in wanted)
         with torch.enable_grad() if through else nullcontext():
             x_in = x.detach().requires_grad_() if through else x
             raw = dict(self.evaluate(x_in, level, others))
+        x0 = raw["cond"].x0
+        shifts = {each.name: -each._gradient(x_in, x0, level) for each in wanted}
+        raw = {name: _detached(p, x) for name, p in raw.items()} if through else raw
+        return raw | {name: replace(raw["cond"], shift=shift) for name, shift in shifts.items()}
+
+    def _gradient(self, x: Tensor, x0: Tensor, level: Level) -> Tensor:
+        """The energy's gradient in x_t, (B, ...); the graph from x to x0 is kept for other energies."""
         with torch.enable_grad():
-            at = x_in if through else (x if self.of == "x" else raw["cond"].x0).detach().requires_grad_()
-            value = self.energy(raw["cond"].x0 if through else at)
+            at = x if self._through else (x if self.of == "x" else x0).detach().requires_grad_()
+            value = self.energy(x0 if self._through else at)
             if value.shape != x.shape[:1]:
                 raise ValueError(f"an energy gives a number a sample, shape ({len(x)},); got {tuple(value.shape)}")
-            (gradient,) = torch.autograd.grad(value.sum(), at)
+            (gradient,) = torch.autograd.grad(value.sum(), at, retain_graph=self._through)
         if self.of == "x0" and not self.jacobian:
             gradient = level.alpha / level.sigma**2 * gradient
-        raw = {name: _detached(p, x) for name, p in raw.items()} if through else raw
-        raw[self.name] = replace(raw["cond"], shift=-gradient)
-        return raw
+        return gradient
 
 
 def _detached(p: Prediction, x: Tensor) -> Prediction:
