@@ -18,6 +18,7 @@ from ldm.errors import UserError
 from ldm.files import atomic_folder, atomic_write_json, read_json
 from ldm.model_folder import check_parts, copy_part, read_classifier, read_scheduler
 from ldm.sampling import Request, SamplingConfig
+from ldm.start import PathNoise, Start, noise_of
 from ldm.unet import UNet
 from samplers import (
     Classifier,
@@ -25,6 +26,7 @@ from samplers import (
     DiscreteSchedule,
     Guidance,
     Level,
+    Prediction,
     SampleNoise,
     Step,
     Target,
@@ -33,9 +35,10 @@ from samplers import (
     make_levels,
     parse_guidance,
     parse_sampler,
+    x0_from_output,
 )
 
-_Solve: TypeAlias = Callable[[Denoiser, Tensor, SampleNoise], Iterator[Step]]
+_Solve: TypeAlias = Callable[[Denoiser, Tensor, SampleNoise | PathNoise], Iterator[Step]]
 
 
 class Pipeline:
@@ -216,6 +219,25 @@ class Pipeline:
             )
         if needs_classifier and any(request.class_label is None for request in requests):
             raise UserError("classifier guidance needs to know towards what: give --class-label")
+        self._rehearse(sampling)
+
+    def _rehearse(self, sampling: SamplingConfig) -> None:
+        """Run the sampler's own arithmetic on zeros without the network, so that what it refuses is refused now."""
+
+        def nothing(x: Tensor, level: Level) -> Prediction:
+            x0 = x0_from_output(self.prediction_type, torch.zeros_like(x), x, level.alpha, level.sigma)
+            return Prediction(x, level, x0)
+
+        levels = self.levels(sampling)
+        try:
+            name, options = parse_sampler(sampling.sampler)
+            x = torch.zeros(1, self.autoencoder.latent_channels, 1, 1, dtype=torch.float64)
+            for step in get_sampler(name).function(nothing, x, levels, noise=SampleNoise(0, [0]), **options):
+                x = step.x
+        except ValueError as error:
+            raise UserError(f"--sampler {sampling.sampler}: {error}") from None
+        if not torch.isfinite(x).all():
+            raise UserError(f"--sampler {sampling.sampler}: gives no finite number on this model's noise schedule")
 
     def guidances(self, sampling: SamplingConfig) -> list[Guidance]:
         """The guidances that the settings ask for."""
@@ -254,45 +276,52 @@ class Pipeline:
         first_index: int = 0,
         batch_size: int = 64,
         on_step: Callable[[Step], None] | None = None,
+        start: Start | None = None,
     ) -> Iterator[Tensor]:
         """Draw one image a request: batches (b, 3, H, W) in [-1, 1] on the device, in order.
 
-        Sample i depends on (seed, first_index + i) and its request alone, not on the batch size.
-        `evaluations` counts network evaluations (samples x branches) of the latest call. Raises `UserError` as `check`.
+        Sample i depends on (seed, first_index + i), its request and `start` alone, not on the batch size; samples on a
+        path (`Request.toward`) all depend on (seed, first_index). `start` begins elsewhere than in pure noise: see
+        `ldm.editing`. `evaluations` counts network evaluations (samples x branches) of the latest call. Raises
+        `UserError` as `check`.
         """
         sampling = sampling or SamplingConfig()
         self.check(requests, sampling)
-        solve = self._solve(sampling)
+        levels = self.levels(sampling) if start is None else start.levels(self.levels(sampling))
+        solve = self._solve(sampling, levels, start)
         self.evaluations = 0
-        return self._batches(list(requests), sampling, solve, seed, first_index, batch_size, on_step)
+        return self._batches(list(requests), sampling, levels, solve, seed, first_index, batch_size, on_step, start)
 
-    def _solve(self, sampling: SamplingConfig) -> _Solve:
+    def _solve(self, sampling: SamplingConfig, levels: Sequence[Level], start: Start | None) -> _Solve:
         """The sampler with its options, levels and guidances: from (evaluate, x, noise) to steps."""
         try:
             name, options = parse_sampler(sampling.sampler)
         except ValueError as error:
             raise UserError(f"--sampler: {error}") from None
-        solver, levels, guidances = get_sampler(name).function, self.levels(sampling), self.guidances(sampling)
+        solver, guidances = get_sampler(name).function, self.guidances(sampling)
+        guidances += start.guidances if start is not None else []
         return lambda evaluate, x, noise: solver(guide(evaluate, guidances), x, levels, noise=noise, **options)
 
     def _batches(
         self,
         requests: list[Request],
         sampling: SamplingConfig,
+        levels: Sequence[Level],
         solve: _Solve,
         seed: int,
         first_index: int,
         batch_size: int,
         on_step: Callable[[Step], None] | None,
+        start: Start | None,
     ) -> Iterator[Tensor]:
-        size, first = self.latent_size, self.levels(sampling)[0]
-        std = math.hypot(first.alpha, first.sigma)  # of x_t, for latents of unit variance
-        for start in range(0, len(requests), batch_size):
-            chunk = requests[start : start + batch_size]
-            noise = SampleNoise(seed, range(first_index + start, first_index + start + len(chunk)))
+        size, std = self.latent_size, math.hypot(levels[0].alpha, levels[0].sigma)  # of x_t, for unit latents
+        for place in range(0, len(requests), batch_size):
+            chunk = requests[place : place + batch_size]
+            noise = noise_of(chunk, seed, first_index, place)
             with torch.no_grad():
                 denoiser = self._denoiser(chunk, sampling)
-                x = std * noise.initial((self.autoencoder.latent_channels, size, size), torch.float32, self.device)
+                x = noise.initial((self.autoencoder.latent_channels, size, size), torch.float32, self.device)
+                x = std * x if start is None else start.begin(x, levels[0])
                 for step in solve(denoiser, x, noise):
                     x = step.x
                     if on_step is not None:
@@ -300,6 +329,10 @@ class Pipeline:
                 images = self.decode(x)
             self.evaluations += denoiser.evaluations
             yield images
+
+    def denoiser(self, requests: Sequence[Request]) -> Denoiser:
+        """The networks under these conditions, one sample each, without guidance: branch "cond" is the model's."""
+        return self._denoiser(requests, SamplingConfig())
 
     def _denoiser(self, requests: Sequence[Request], sampling: SamplingConfig) -> Denoiser:
         null = self.conditioner.null(len(requests), self.device)
@@ -319,4 +352,10 @@ class Pipeline:
     def _condition(self, requests: Sequence[Request], *, negative: bool) -> Condition:
         labels = [request.negative_class if negative else request.class_label for request in requests]
         texts = [(request.negative_prompt or "") if negative else request.prompt for request in requests]
-        return self.conditioner.encode(labels if self.has_classes else None, texts if self.has_text else None)
+        found = self.conditioner.encode(labels if self.has_classes else None, texts if self.has_text else None)
+        if negative or found.context is None or all(request.toward_prompt is None for request in requests):
+            return found
+        ends = [request.prompt if request.toward_prompt is None else request.toward_prompt for request in requests]
+        w = found.context.new_tensor([request.toward or 0.0 for request in requests])[:, None, None]  # (B, 1, 1)
+        other = self.conditioner.encode(labels if self.has_classes else None, ends).context
+        return Condition(found.class_labels, (1 - w) * found.context + w * other)  # (B, L, D); exact at both ends

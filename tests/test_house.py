@@ -19,10 +19,10 @@ LONG_FOR_A_REASON = {
 }
 # Of ldm, lowest first. A module imports its own floor or a lower one; what is named here imports nothing above it.
 FLOORS = [
-    {"errors", "files", "progress", "device", "images", "weights", "sampling"},
+    {"errors", "files", "progress", "device", "images", "weights", "sampling", "start"},
     {"nn", "unet_config", "unet", "conditioning", "classifier", "data"},
     {"denoiser", "model_folder"},
-    {"pipeline"},
+    {"pipeline", "editing"},
     {"evaluation", "config"},
     {"training", "comparison"},
     {"cli"},
