@@ -14,19 +14,27 @@ from samplers import DiscreteSchedule, Target
 
 INDEX = "model_index.json"
 _OWN_PARTS = {"unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
+_VAE_CLASSES = {
+    "kl": ("diffusers", "AutoencoderKL"),
+    "vq": ("diffusers", "VQModel"),
+    "identity": ("autoencoders", "IdentityAutoencoder"),
+}
 _KNOWN_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")  # transformers makes do without, and reads nothing
 _FACTS = "_conditioning"  # marks a folder of ours: its conditioning.json may not be guessed when it is gone
 
 
-def write_index(folder: Path, text_parts: dict[str, list[str]], vae_class: str = "AutoencoderKL") -> None:
+def write_index(folder: Path, text_parts: dict[str, list[str]], bottleneck: str = "kl") -> None:
     """model_index.json, written last: with it the folder is a model. A text model is a StableDiffusionPipeline.
 
-    `text_parts` are the entries of text_encoder and tokenizer, {} for a model without text.
+    `text_parts` are the entries of text_encoder and tokenizer, {} for a model without text. A model of pixels has a
+    `vae` that changes nothing, of a class that diffusers has not, so that no pipeline of diffusers fits it.
     """
-    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline" if text_parts else "DiffusionPipeline"}
-    index |= {"vae": ["diffusers", vae_class], **_OWN_PARTS, **text_parts, _FACTS: FACTS_NAME}
-    if text_parts:
+    vae = _VAE_CLASSES[bottleneck]
+    stable_diffusion = bool(text_parts) and bottleneck != "identity"
+    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline" if stable_diffusion else "DiffusionPipeline"}
+    index |= {"vae": list(vae), **_OWN_PARTS, **text_parts, _FACTS: FACTS_NAME}
+    if stable_diffusion:
         index |= {part: [None, None] for part in ("safety_checker", "feature_extractor", "image_encoder")}
         index["requires_safety_checker"] = False
     atomic_write_json(folder / INDEX, index)

@@ -1,4 +1,4 @@
-"""Where sampling begins, where that is not pure noise of one seed: a picture, its inversion, or a point between seeds."""
+"""Where sampling begins if not in the noise of one seed: in a picture, in its inversion, or between two seeds."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class PathNoise:
 
 
 def noise_of(requests: Sequence[Request], seed: int, first_index: int, place: int) -> SampleNoise | PathNoise:
-    """The noise of a batch that begins at `place` of the samples; all points of a path have the number `first_index`."""
+    """The noise of the samples from `place` on; all points of a path have the number `first_index`."""
     numbers = [first_index + (place + row if request.toward is None else 0) for row, request in enumerate(requests)]
     if all(request.toward_seed is None for request in requests):
         return SampleNoise(seed, numbers)

@@ -81,8 +81,8 @@ class EditRecord:
 
     def flags(self, given: EditFlags, where: str) -> EditFlags:
         """The flags that make the picture again, with the user's own files."""
-        flag, file = ("--invert", given.invert) if self.kind == "invert" else ("--init-image", given.init_image)
-        for flag, file, name in ((flag, file, self.image), ("--mask", given.mask, self.mask)):
+        picture = given.invert if self.kind == "invert" else given.init_image
+        for flag, file, name in ((f"--{self.kind}", picture, self.image), ("--mask", given.mask, self.mask)):
             if name and not file:
                 raise UserError(f"--recreate {where}: it was made from the picture {name}; give that with {flag}")
         kept = {name: getattr(self, name) for name in ("unmasked", "source_prompt", "inversion_iterations")}
@@ -151,8 +151,8 @@ def _inverted(
         inversion_iterations=flags.inversion_iterations,
     )
     line = (
-        f"inverted with {found.evaluations} network evaluations; drawn again: {float(psnr(again, plain)):.1f} dB PSNR of "
-        f"the plain reconstruction, {float(psnr(again, original)):.1f} dB of the picture "
+        f"inverted with {found.evaluations} network evaluations; drawn again: {float(psnr(again, plain)):.1f} dB PSNR "
+        f"of the plain reconstruction, {float(psnr(again, original)):.1f} dB of the picture "
         f"(plain reconstruction: {float(psnr(plain, original)):.1f} dB)"
     )
     return Prepared(Edit(found.start, lambda images: images), record, {"reconstruction": found.reconstruction}, (line,))

@@ -24,7 +24,6 @@ from ldm.training.latents import (
     LatentBatch,
     LatentSource,
     held_out_latents,
-    latents_folder,
     load_autoencoder,
 )
 from ldm.training.loop import Loss
@@ -40,7 +39,8 @@ class ClassifierRun:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     autoencoder: str = ""
-    """Folder of a trained autoencoder, or of the diffusion model to be guided, whose noise schedule is then taken."""
+    """Folder of a trained autoencoder, or of the diffusion model to be guided, whose noise schedule is then taken;
+    identity: pixels."""
     latents: str = ""
     """Folder of the latent cache, made when absent; unset: <output-dir>/latents."""
     validation_images: int = 512
@@ -78,8 +78,10 @@ class ClassifierTask:
                 self.model = NoisyClassifier(built)
             except ValueError as error:
                 raise UserError(f"classifier settings: {error}") from None
-        folder = latents_folder(config.latents, config.training.output_dir)
-        self.source = LatentSource(self.autoencoder, data, folder, device)
+        training = config.training
+        self.source = LatentSource(
+            self.autoencoder, data, config.latents, training.output_dir, device, training.dataloader_num_workers
+        )
         self.length = len(data)
         self.facts: dict[str, Any] = {
             "data": data.fingerprint,
