@@ -358,4 +358,5 @@ class Pipeline:
         ends = [request.prompt if request.toward_prompt is None else request.toward_prompt for request in requests]
         w = found.context.new_tensor([request.toward or 0.0 for request in requests])[:, None, None]  # (B, 1, 1)
         other = self.conditioner.encode(labels if self.has_classes else None, ends).context
+        assert other is not None  # as in `found`
         return Condition(found.class_labels, (1 - w) * found.context + w * other)  # (B, L, D); exact at both ends

@@ -164,5 +164,8 @@ def path_of(flags: EditFlags, request: Request, count: int) -> list[Request]:
         raise UserError(
             f"--interpolate-seed, --interpolate-prompt: a path has 2 points or more, got --num-images {count}"
         )
-    ends = {"toward_prompt": flags.interpolate_prompt, "toward_seed": flags.interpolate_seed}
-    return [dataclasses.replace(request, toward=number / (count - 1), **ends) for number in range(count)]
+    to, seed = flags.interpolate_prompt, flags.interpolate_seed
+    return [
+        dataclasses.replace(request, toward=number / (count - 1), toward_prompt=to, toward_seed=seed)
+        for number in range(count)
+    ]
