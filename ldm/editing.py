@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ldm.data.decode import BadImageError, crop_square, decode_rgb, fit
@@ -20,6 +21,7 @@ from ldm.sampling import Request, SamplingConfig
 from ldm.start import Start
 from samplers import ddim, ddim_inversion, guide
 
+MAX_ITERATIONS = 100  # of the fixed point; 10 leave nothing but rounding
 Unmasked = Literal["reconstruction", "original"]
 
 
@@ -82,7 +84,8 @@ def read_mask(path: str | Path, picture: Picture) -> tuple[Tensor, str]:
     return mask, digest
 
 
-def _decoded(path: str | Path, flag: str):  # type: ignore[no-untyped-def]
+def _decoded(path: str | Path, flag: str) -> tuple[Image.Image, str]:
+    """The upright RGB image in a file and the SHA-256 of its bytes."""
     if not Path(path).is_file():
         raise UserError(f"{flag} {path}: no such file")
     try:
@@ -133,8 +136,10 @@ def invert(
     Over the levels of `sampling`, with `iterations` of the fixed point a step (see `samplers.ddim_inversion`). Raises
     `UserError` as `Pipeline.check`, and for a schedule that ends in pure noise, which remembers nothing.
     """
-    if iterations < 1:
-        raise UserError(f"--inversion-iterations: expected 1 or more, got {iterations}")
+    if not 1 <= iterations <= MAX_ITERATIONS:
+        raise UserError(f"--inversion-iterations: expected 1 to {MAX_ITERATIONS}, got {iterations}")
+    if source.class_label is None and pipeline.has_classes and pipeline.condition_dropout == 0:
+        raise UserError("--invert: this model has no null class; say what the picture shows with --source-class")
     plain_sampling = SamplingConfig(num_inference_steps=sampling.num_inference_steps, spacing=sampling.spacing)
     pipeline.check([source], plain_sampling)
     levels = pipeline.levels(plain_sampling)

@@ -199,6 +199,10 @@ class Pipeline:
                     raise UserError(
                         "--class-label: this model's U-Net knows no classes; add --classifier-scale or use --prompt"
                     )
+            if request.toward is not None and not 0 <= request.toward <= 1:
+                raise UserError(f"a point of a path lies at 0 to 1 of it, got {request.toward}")
+            if request.toward_prompt is not None and not self.has_text:
+                raise UserError(f"--interpolate-prompt: this model was not trained on text ({known})")
             negative = request.negative_prompt is not None or request.negative_class is not None
             if negative and sampling.guidance_scale in (0, 1) and not sampling.guidance:
                 raise UserError("a negative prompt or class acts through --guidance-scale, which is off; try 7.5")

@@ -9,7 +9,17 @@ from typing import Literal
 
 from torch import Tensor
 
-from ldm.editing import Edit, Picture, Unmasked, check_strength, image_to_image, invert, read_mask, read_picture
+from ldm.editing import (
+    MAX_ITERATIONS,
+    Edit,
+    Picture,
+    Unmasked,
+    check_strength,
+    image_to_image,
+    invert,
+    read_mask,
+    read_picture,
+)
 from ldm.errors import UserError
 from ldm.evaluation.image_quality import psnr
 from ldm.pipeline import Pipeline, Request, SamplingConfig
@@ -60,8 +70,8 @@ class EditFlags:
             raise UserError(f"{flag}: tells what the picture of --invert shows; give that too")
         if self.invert and self.interpolates:
             raise UserError("--invert: draws from the picture's own noise; leave out --interpolate-seed and -prompt")
-        if self.inversion_iterations < 1:
-            raise UserError(f"--inversion-iterations: expected 1 or more, got {self.inversion_iterations}")
+        if not 1 <= self.inversion_iterations <= MAX_ITERATIONS:
+            raise UserError(f"--inversion-iterations: expected 1 to {MAX_ITERATIONS}, got {self.inversion_iterations}")
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ def test_refused_in_one_line_before_any_work(models, refused, files):
         ("--init-image", picture, "--mask", black): ["nothing is white"],
         ("--init-image", picture, "--invert", picture): ["give one of them"],
         ("--source-prompt", "a"): ["--source-prompt", "--invert"],
-        ("--invert", picture, "--inversion-iterations", 0): ["--inversion-iterations", "1 or more"],
+        ("--invert", picture, "--inversion-iterations", 0): ["--inversion-iterations", "1 to 100"],
         ("--invert", picture, "--interpolate-seed", 1): ["--invert", "own noise"],
         ("--interpolate-seed", 1, "--num-images", 1): ["2 points or more"],
         ("--interpolate-prompt", "a", "--prompt", "b", "--prompt", "c"): ["one --prompt"],
@@ -221,6 +221,7 @@ def test_refused_in_one_line_before_any_work(models, refused, files):
     flags = ["--device", "cpu", "--output-dir", files / "out"]
     refused(["sample", models.unconditional, *flags, "--interpolate-prompt", "a"], "not trained on text")
     refused(["sample", models.classes, *flags, "--interpolate-seed", "1"], "--class-label")
+    refused(["sample", models.no_dropout, *flags, "--invert", picture], "no null class", "--source-class")
 
 
 def test_a_picture_is_not_made_again_from_another_one(models, ldm, refused, files):
@@ -228,5 +229,11 @@ def test_a_picture_is_not_made_again_from_another_one(models, ldm, refused, file
     assert ldm("sample", models.text, *SHORT, *flags).code == 0
     again = ["sample", models.text, "--recreate", files / "out" / "000000.png", "--device", "cpu"]
     refused([*again, "--output-dir", files / "b"], "picture.png", "--init-image")
+    hostile = settings_in(files / "out" / "000000.png")
+    for part, key, value in (("request", "toward", 7.0), ("edit", "strength", -1), ("edit", "image", ["a"])):
+        changed = {**hostile, part: {**hostile[part], key: value}}
+        save_png(Image.open(files / "picture.png"), files / "hostile.png", {"ldm": json.dumps(changed)})
+        given = ["--init-image", files / "picture.png", "--device", "cpu", "--output-dir", files / "b"]
+        refused(["sample", models.text, "--recreate", files / "hostile.png", *given])
     other = ["--init-image", files / "mask.png"]
     refused([*again, *other, "--output-dir", files / "b"], "SHA-256")
