@@ -141,7 +141,11 @@ def prepare(
         mask_sha256=mask_sha256,
         unmasked=flags.unmasked,
     )
-    return Prepared(edit, record, {})
+    nothing_kept = edit.start.repaint is not None and bool(edit.start.repaint.all())
+    note = (
+        "note: --mask touches every latent, so what is repainted cannot see what is kept; a smaller mask would let it"
+    )
+    return Prepared(edit, record, {}, (note,) if nothing_kept else ())
 
 
 def _inverted(

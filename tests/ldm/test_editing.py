@@ -224,6 +224,16 @@ def test_refused_in_one_line_before_any_work(models, refused, files):
     refused(["sample", models.no_dropout, *flags, "--invert", picture], "no null class", "--source-class")
 
 
+def test_a_mask_that_leaves_no_latent_is_told(models, ldm, files):
+    speckled = np.zeros((16, 16), dtype=np.uint8)
+    speckled[::2, ::2] = 255  # one pixel of each latent's 2 x 2
+    Image.fromarray(speckled).save(files / "speckled.png")
+    flags = ["--init-image", files / "picture.png", "--num-images", 1, "--num-inference-steps", 2, "--device", "cpu"]
+    for mask, told in (("speckled.png", True), ("mask.png", False)):
+        found = ldm("sample", models.text, *flags, "--mask", files / mask, "--output-dir", files / mask[:-4])
+        assert found.code == 0 and ("touches every latent" in found.out) == told
+
+
 def test_a_picture_is_not_made_again_from_another_one(models, ldm, refused, files):
     flags = ["--init-image", files / "picture.png", "--num-images", 1, "--output-dir", files / "out"]
     assert ldm("sample", models.text, *SHORT, *flags).code == 0
