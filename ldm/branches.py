@@ -99,6 +99,10 @@ class Networks:
                 raise UserError(
                     "--class-label: this model's U-Net knows no classes; add --classifier-scale or use --prompt"
                 )
+        if request.toward is not None and not 0 <= request.toward <= 1:
+            raise UserError(f"a point of a path lies at 0 to 1 of it, got {request.toward}")
+        if request.toward_prompt is not None and not has_text:
+            raise UserError(f"--interpolate-prompt: this model was not trained on text ({known})")
         negative = request.negative_prompt is not None or request.negative_class is not None
         if negative and sampling.guidance_scale in (0, 1) and not sampling.guidance:
             raise UserError("a negative prompt or class acts through --guidance-scale, which is off; try 7.5")
@@ -180,7 +184,14 @@ class Networks:
         labels = [request.negative_class if negative else request.class_label for request in requests]
         texts = [(request.negative_prompt or "") if negative else request.prompt for request in requests]
         has_text, has_classes = self.conditioner.has_text, self.conditioner.num_classes > 0
-        return self.conditioner.encode(labels if has_classes else None, texts if has_text else None)
+        found = self.conditioner.encode(labels if has_classes else None, texts if has_text else None)
+        if negative or found.context is None or all(request.toward_prompt is None for request in requests):
+            return found
+        ends = [request.prompt if request.toward_prompt is None else request.toward_prompt for request in requests]
+        w = found.context.new_tensor([request.toward or 0.0 for request in requests])[:, None, None]  # (B, 1, 1)
+        other = self.conditioner.encode(labels if has_classes else None, ends).context
+        assert other is not None  # as in `found`
+        return Condition(found.class_labels, (1 - w) * found.context + w * other)  # (B, L, D); exact at both ends
 
 
 def guidances(sampling: SamplingConfig) -> list[Guidance]:

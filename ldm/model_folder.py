@@ -16,6 +16,11 @@ from ldm.process import Process
 from samplers import DiscreteSchedule, Schedule
 
 INDEX = "model_index.json"
+_VAE_CLASSES = {
+    "kl": ("diffusers", "AutoencoderKL"),
+    "vq": ("diffusers", "VQModel"),
+    "identity": ("autoencoders", "IdentityAutoencoder"),
+}
 _KNOWN_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")  # transformers makes do without, and reads nothing
 _TAKEN = ("cond", "uncond", "weak", "perturbed", "blurred", "skipped")  # branches that are no classifier
@@ -25,19 +30,19 @@ Classifiers: TypeAlias = str | Path | Sequence[str | Path] | Mapping[str, str | 
 
 
 def write_index(
-    folder: Path,
-    text_parts: dict[str, list[str]],
-    vae_class: str = "AutoencoderKL",
-    scheduler_class: str = "DDIMScheduler",
+    folder: Path, text_parts: dict[str, list[str]], bottleneck: str = "kl", scheduler_class: str = "DDIMScheduler"
 ) -> None:
     """model_index.json, written last: with it the folder is a model. A text model is a StableDiffusionPipeline.
 
-    `text_parts` are the entries of text_encoder and tokenizer, {} for a model without text.
+    `text_parts` are the entries of text_encoder and tokenizer, {} for a model without text. A model of pixels has a
+    `vae` that changes nothing, of a class that diffusers has not, so that no pipeline of diffusers fits it.
     """
-    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline" if text_parts else "DiffusionPipeline"}
-    index |= {"vae": ["diffusers", vae_class], "unet": ["diffusers", "UNet2DConditionModel"]}
+    vae = _VAE_CLASSES[bottleneck]
+    stable_diffusion = bool(text_parts) and bottleneck != "identity"
+    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline" if stable_diffusion else "DiffusionPipeline"}
+    index |= {"vae": list(vae), "unet": ["diffusers", "UNet2DConditionModel"]}
     index |= {"scheduler": ["diffusers", scheduler_class], **text_parts, _FACTS: FACTS_NAME}
-    if text_parts:
+    if stable_diffusion:
         index |= {part: [None, None] for part in ("safety_checker", "feature_extractor", "image_encoder")}
         index["requires_safety_checker"] = False
     atomic_write_json(folder / INDEX, index)

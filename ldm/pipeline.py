@@ -14,6 +14,7 @@ from autoencoders import Autoencoder
 from ldm.branches import Networks, guidances
 from ldm.classifier import NoisyClassifier
 from ldm.conditioning import Conditioner
+from ldm.denoiser import Denoiser
 from ldm.energies import Energy, Function, Surroundings, as_energies, parse_energies
 from ldm.errors import UserError
 from ldm.files import atomic_folder, atomic_write_json, read_json
@@ -27,8 +28,9 @@ from ldm.model_folder import (
     read_classifier,
     read_scheduler,
 )
-from ldm.process import Process
+from ldm.process import Process, rehearse
 from ldm.sampling import Request, SamplingConfig
+from ldm.start import PathNoise, Start, noise_of
 from ldm.unet import UNet
 from ldm.weak import Weak, load_weak, read_weak
 from samplers import (
@@ -44,7 +46,7 @@ from samplers import (
     parse_sampler,
 )
 
-_Solve: TypeAlias = Callable[[Evaluate, Tensor, SampleNoise], Iterator[Step]]
+_Solve: TypeAlias = Callable[[Evaluate, Tensor, SampleNoise | PathNoise], Iterator[Step]]
 Energies: TypeAlias = Mapping[str, Function | Energy]
 
 
@@ -221,6 +223,7 @@ class Pipeline:
                 raise UserError(f"--energy: there are two of the name {min(twice)!r}")
             found |= parsed
         self.networks.check(requests, sampling, found)
+        rehearse(self.process, self.levels(sampling), sampling.sampler)
         return found
 
     def levels(self, sampling: SamplingConfig) -> tuple[Level, ...]:
@@ -240,50 +243,59 @@ class Pipeline:
         batch_size: int = 64,
         on_step: Callable[[Step], None] | None = None,
         energies: Energies | None = None,
+        start: Start | None = None,
     ) -> Iterator[Tensor]:
         """Draw one image a request: batches (b, 3, H, W) in [-1, 1] on the device, in order.
 
-        Sample i depends on (seed, first_index + i) and its request alone, not on the batch size.
-        `evaluations` counts network evaluations (samples x branches) of the latest call. Raises `UserError` as `check`.
+        Sample i depends on (seed, first_index + i), its request and `start` alone, not on the batch size; samples on a
+        path (`Request.toward`) all depend on (seed, first_index). `start` begins elsewhere than in pure noise: see
+        `ldm.editing`. `evaluations` counts network evaluations (samples x branches) of the latest call. Raises
+        `UserError` as `check`.
         `energies` are the user's own differentiable functions by name, (b, 3, H, W) -> (b,), of the decoded, not yet
         clipped estimate of the pictures, for guidances such as "energy(50, name='mine')"; wrapped in
         `ldm.energies.Energy` they may be of latents or of x_t.
         """
         sampling = sampling or SamplingConfig()
         found = self.check(requests, sampling, energies)
-        solve = self._solve(sampling)
+        levels = self.levels(sampling) if start is None else start.levels(self.levels(sampling))
+        solve = self._solve(sampling, levels, start)
         self.evaluations = 0
-        return self._batches(list(requests), sampling, solve, found, seed, first_index, batch_size, on_step)
+        return self._batches(
+            list(requests), sampling, levels, solve, found, seed, first_index, batch_size, on_step, start
+        )
 
-    def _solve(self, sampling: SamplingConfig) -> _Solve:
+    def _solve(self, sampling: SamplingConfig, levels: Sequence[Level], start: Start | None) -> _Solve:
         """The sampler with its options, levels and guidances: from (evaluate, x, noise) to steps."""
         try:
             name, options = parse_sampler(sampling.sampler)
         except ValueError as error:
             raise UserError(f"--sampler: {error}") from None
-        solver, levels, guided = get_sampler(name).function, self.levels(sampling), guidances(sampling)
+        solver, guided = get_sampler(name).function, guidances(sampling)
+        guided += start.guidances if start is not None else []
         return lambda evaluate, x, noise: solver(guide(evaluate, guided), x, levels, noise=noise, **options)
 
     def _batches(
         self,
         requests: list[Request],
         sampling: SamplingConfig,
+        levels: Sequence[Level],
         solve: _Solve,
         energies: Mapping[str, Energy],
         seed: int,
         first_index: int,
         batch_size: int,
         on_step: Callable[[Step], None] | None,
+        start: Start | None,
     ) -> Iterator[Tensor]:
-        size, first = self.latent_size, self.levels(sampling)[0]
-        std = math.hypot(first.alpha, first.sigma)  # of x_t, for latents of unit variance
-        for start in range(0, len(requests), batch_size):
-            chunk = requests[start : start + batch_size]
-            noise = SampleNoise(seed, range(first_index + start, first_index + start + len(chunk)))
+        size, std = self.latent_size, math.hypot(levels[0].alpha, levels[0].sigma)  # of x_t, for unit latents
+        for place in range(0, len(requests), batch_size):
+            chunk = requests[place : place + batch_size]
+            noise = noise_of(chunk, seed, first_index, place)
             with torch.no_grad():
                 denoiser = self.networks.denoiser(chunk, sampling, self.device, self.autocast)
                 evaluate = self.networks.evaluate(denoiser, energies)
-                x = std * noise.initial((self.autoencoder.latent_channels, size, size), torch.float32, self.device)
+                x = noise.initial((self.autoencoder.latent_channels, size, size), torch.float32, self.device)
+                x = std * x if start is None else start.begin(x, levels[0])
                 for step in solve(evaluate, x, noise):
                     x = step.x
                     if on_step is not None:
@@ -291,3 +303,7 @@ class Pipeline:
                 images = self.decode(x)
             self.evaluations += denoiser.evaluations
             yield images
+
+    def denoiser(self, requests: Sequence[Request]) -> Denoiser:
+        """The networks under these conditions, one sample each, without guidance: branch "cond" is the model's."""
+        return self.networks.denoiser(requests, SamplingConfig(), self.device, self.autocast)

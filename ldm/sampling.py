@@ -7,12 +7,19 @@ from samplers import Spacing
 
 @dataclass(frozen=True)
 class Request:
-    """The conditions of one sample. `class_label` is also what a classifier guides towards."""
+    """The conditions of one sample. `class_label` is also what a classifier guides towards.
+
+    With `toward` in [0, 1] the sample is a point on a path: from this prompt to `toward_prompt`, linear in the text's
+    states, and from its own noise to that of `toward_seed`, on the great circle; what is None stays as it is.
+    """
 
     prompt: str = ""
     negative_prompt: str | None = None
     class_label: int | None = None
     negative_class: int | None = None
+    toward: float | None = None
+    toward_prompt: str | None = None
+    toward_seed: int | None = None
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,8 @@ def interpolate(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """From noise a to noise b, of unit variance all the way: the great circle between independent normals."""
     if not 0 <= weight <= 1:
         raise ValueError(f"the weight must be in [0, 1]; got {weight!r}")
+    if weight in (0, 1):  # the ends are a and b to the last bit, which cos(pi / 2) > 0 would spoil
+        return b if weight else a
     return math.cos(weight * math.pi / 2) * a + math.sin(weight * math.pi / 2) * b
 
 

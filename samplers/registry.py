@@ -53,6 +53,10 @@ _guidances: dict[str, GuidanceInfo] = {}
 _plugged: set[str] = set()
 
 
+class _TwiceError(ValueError):
+    """Two solvers or two guidances of one name."""
+
+
 def sampler(
     name: str,
     *,
@@ -175,7 +179,7 @@ def _add(table: dict[str, Any], info: Any) -> None:
     known = table.get(info.name)
     if known is not None:
         modules = sorted({inspect.unwrap(f).__module__ for f in (known.function, info.function)})
-        raise ValueError(f"the name {info.name!r} is registered twice, by {' and '.join(modules)}")
+        raise _TwiceError(f"the name {info.name!r} is registered twice, by {' and '.join(modules)}")
     table[info.name] = info
 
 
@@ -234,12 +238,24 @@ def _check_option(what: str, hint: Any, value: Any) -> None:
 
 
 def _load_plugins(kind: str) -> None:
+    """Import what installed packages offer; ValueError, in one line with the package's name, for one that fails."""
     if kind in _plugged:
         return
-    _plugged.add(kind)
     for point in importlib.metadata.entry_points(group=GROUPS[kind]):
-        point.load()
+        package = getattr(getattr(point, "dist", None), "name", None) or point.value.partition(":")[0]
+        try:
+            point.load()
+        except Exception as error:  # a package's import may raise anything
+            problem = str(error) if isinstance(error, _TwiceError) else f"cannot be imported ({_told(error)})"
+            raise ValueError(f"plug-in {package} ({point.value}): {problem}; mend it or uninstall it") from None
         if point.name not in (_samplers if kind == "sampler" else _guidances):
             raise ValueError(
-                f"plug-in {point.value} registers no {kind} named {point.name!r}; decorate it with samplers.{kind}"
+                f"plug-in {package} ({point.value}) registers no {kind} named {point.name!r}; "
+                f"decorate it with samplers.{kind}"
             )
+    _plugged.add(kind)
+
+
+def _told(error: Exception) -> str:
+    """The kind and the text of an error in one short line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> None:
     from ldm.data import open_data
     from ldm.data.latent_cache import encode_latents
     from ldm.device import resolve_device
-    from ldm.training.latents import load_autoencoder
+    from ldm.training.latents import is_identity, load_autoencoder
 
     for name in ("autoencoder", "output_dir"):
         if not getattr(settings, name):
@@ -39,6 +39,10 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"--batch-size must be above 0, got {settings.batch_size}")
     device = resolve_device(settings.device)
     autoencoder, _ = load_autoencoder(settings.autoencoder, device)
+    if is_identity(autoencoder):
+        raise UserError(
+            f"--autoencoder {settings.autoencoder}: pixels need no cache; train on them without `ldm encode`"
+        )
     data = open_data(settings.dataset, "train")
     folder = Path(settings.output_dir)
     cache = encode_latents(autoencoder, data, folder, batch_size=settings.batch_size, device=device)

@@ -12,7 +12,7 @@ from ldm.branches import check_used
 from ldm.config import Repeated, parse, read_settings
 from ldm.data import DataConfig
 from ldm.errors import UserError
-from ldm.evaluation import EvaluationConfig, EvaluationResult, evaluate_folders, evaluate_model
+from ldm.evaluation import EvaluationConfig, EvaluationResult, LikelihoodConfig, evaluate_folders, evaluate_model
 from ldm.files import atomic_write_json
 from ldm.model_folder import check_parts
 from ldm.pipeline import Pipeline, SamplingConfig
@@ -23,7 +23,8 @@ Settings = TypeVar("Settings")
 
 @dataclass(frozen=True)
 class EvaluateRun:
-    """Distances (and a judge's accuracies) of a model's samples from its data, or of one folder from another."""
+    """Distances (and a judge's accuracies) of a model's samples from its data, or of one folder from another; and the
+    likelihood of its data (--metrics bits_per_dim)."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ""
     """Model folder; none with --real and --fake."""
@@ -33,6 +34,7 @@ class EvaluateRun:
     """Folder of generated images."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
     dataset: DataConfig = field(default_factory=DataConfig)
     split: str = "validation"
     """Which images of the data are the reference: train or validation."""
@@ -81,7 +83,14 @@ def _model(settings: EvaluateRun, device: object) -> EvaluationResult:
     )
     reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
     check_size(pipeline, reference.image_size)
-    return evaluate_model(pipeline, reference, settings.sampling, settings.evaluation, train_data=train)
+    return evaluate_model(
+        pipeline,
+        reference,
+        settings.sampling,
+        settings.evaluation,
+        train_data=train,
+        likelihood=settings.likelihood,
+    )
 
 
 def parse_for_model(schema: type[Settings], arguments: list[str], command: str) -> Settings:
@@ -120,6 +129,8 @@ def _show(result: EvaluationResult) -> None:
         "seed",
     )
     print("; ".join(f"{name} {facts[name]}" for name in kept if name in facts))
+    if "likelihood" in facts:
+        print("likelihood: " + "; ".join(f"{name} {value}" for name, value in facts["likelihood"].items()))
     if "sampling" in facts:
         print("; ".join(f"{name} {value}" for name, value in facts["sampling"].items() if value not in (None, (), [])))
     for warning in result.warnings:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from ldm.config import config_names
 from ldm.errors import UserError, suggest
 from samplers import GuidanceInfo, guidances, samplers
 
+Info = TypeVar("Info")
 KINDS = ("samplers", "guidances", "configs")
 
 
@@ -26,13 +28,21 @@ def run(arguments: list[str]) -> int:
             ("name", "order", "random", "calls a step", "options", "source"),
             [
                 (i.name, i.order, "no" if i.deterministic else "yes", i.evaluations, _options(i.options), i.source)
-                for i in samplers().values()
+                for i in _known(samplers)
             ],
         )
     else:
-        rows = [(i.name, _options(i.options), i.evaluations, _needs(i), i.source) for i in guidances().values()]
-        _table(("name", "options", "more calls a step", "needs", "source"), rows)
+        rows = [(i.name, f"+{i.evaluations}", _options(i.options), _needs(i), i.source) for i in _known(guidances)]
+        _table(("name", "calls", "options", "needs", "source"), rows)
     return 0
+
+
+def _known(table: Callable[[], Mapping[str, Info]]) -> list[Info]:
+    """All entries of a registry; `UserError` for a plug-in that cannot be used."""
+    try:
+        return list(table().values())
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _options(options: Mapping[str, object]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm.cli.editing import EditRecord
 from ldm.config import from_mapping
 from ldm.errors import UserError
 from ldm.files import atomic_folder, atomic_write_json, read_json
@@ -47,22 +48,29 @@ def write_samples(
     sampling: SamplingConfig,
     facts: dict[str, Any],
     columns: int | None = None,
+    *,
+    edit: EditRecord | None = None,
+    beside: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write `000000.png` ..., grid.png and settings.json; returns the grid's path.
 
     `facts` holds seed, first_index, model and whatever else a picture needs to be made again; it goes into each PNG,
-    with the picture's own index in place of the first, so that a picture made again is the same file.
+    with the picture's own index in place of the first, so that a picture made again is the same file. `edit` tells of
+    the picture that they were made from; the images `beside`, (3, H, W), are written under their names.
     """
     shared = {"kind": "samples", **facts, "sampling": dataclasses.asdict(sampling)}
+    if edit is not None:
+        shared["edit"] = dataclasses.asdict(edit)
     each = {name: value for name, value in shared.items() if name != "first_index"}
     with atomic_folder(folder) as target:
         shown: list[Tensor] = []
         number = 0
         for images in batches:
             for image in images.cpu():
+                on_path = requests[number].toward is not None  # whose points share the number of their noise
                 own = {
                     **each,
-                    "index": facts["first_index"] + number,
+                    "index": facts["first_index"] + (0 if on_path else number),
                     "request": dataclasses.asdict(requests[number]),
                 }
                 save_png(to_pil(image), target / f"{number:06d}.png", {"ldm": json.dumps(own)})
@@ -70,14 +78,16 @@ def write_samples(
                     shown.append(image)
                 number += 1
         save_png(enlarged(grid(torch.stack(shown), columns)), target / "grid.png", {"ldm": json.dumps(shared)})
+        for name, image in (beside or {}).items():
+            save_png(to_pil(image.cpu()), target / f"{name}.png")
         atomic_write_json(
             target / SETTINGS, {**shared, "requests": [dataclasses.asdict(request) for request in requests]}
         )
     return folder / "grid.png"
 
 
-def read_settings_of(picture: str) -> tuple[Request, SamplingConfig, dict[str, int]]:
-    """What a PNG of ours was made with: its request, sampling settings, seed and index, read as settings are.
+def read_settings_of(picture: str) -> tuple[Request, SamplingConfig, dict[str, int], EditRecord | None]:
+    """What a PNG of ours was made with: its request, sampling settings, seed and index, and of which picture if any.
 
     `UserError` if it does not say. Nothing else in it is used: not the name of the model.
     """
@@ -87,7 +97,8 @@ def read_settings_of(picture: str) -> tuple[Request, SamplingConfig, dict[str, i
         facts = json.loads(text[:_METADATA_LIMIT])
         request = from_mapping(Request, facts["request"])
         sampling = from_mapping(SamplingConfig, facts["sampling"])
-        return request, sampling, {name: int(facts[name]) for name in ("seed", "index")}
+        edit = from_mapping(EditRecord, facts["edit"]) if "edit" in facts else None
+        return request, sampling, {name: int(facts[name]) for name in ("seed", "index")}, edit
     except FileNotFoundError:
         raise UserError(f"--recreate {picture}: no such file") from None
     except (OSError, KeyError, TypeError, ValueError, RecursionError):

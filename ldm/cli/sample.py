@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from ldm.branches import check_used
+from ldm.cli.editing import EditFlags, path_of, prepare
 from ldm.config import Repeated, parse
 from ldm.energies import files_of
 from ldm.errors import UserError
@@ -43,8 +44,10 @@ class SampleRun:
     """Number of the first picture: `--first-index 7 --num-images 1` makes number 7 alone."""
     batch_size: int = 16
     """Pictures drawn at once; does not change them."""
+    editing: EditFlags = field(default_factory=EditFlags)
     recreate: str = ""
-    """A PNG made by this command: make it again (its own settings are taken from it)."""
+    """A PNG made by this command: make it again (its own settings are taken from it; of the pictures that it was made
+    from, only what they must be)."""
     output_dir: str = ""
     """New or empty folder for the pictures."""
     overwrite: bool = False
@@ -66,6 +69,8 @@ def run(arguments: list[str]) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(settings, name)}")
     if settings.first_index < 0:
         raise UserError(f"--first-index must be 0 or more, got {settings.first_index}")
+    flags, record = settings.editing, None
+    flags.check()
     folder = check_output(settings.output_dir, settings.overwrite)
     device = resolve_device(settings.device)
     pipeline = Pipeline.load(
@@ -73,17 +78,30 @@ def run(arguments: list[str]) -> None:
     )
     sampling, seed, first = settings.sampling, settings.seed, settings.first_index
     if settings.recreate:
-        request, sampling, facts = read_settings_of(settings.recreate)
+        request, sampling, facts, record = read_settings_of(settings.recreate)
         if strange := sorted(set(files_of(sampling.energy)) - set(settings.sampling.energy)):
             raise UserError(
                 f"--recreate: the picture asks to read files ({strange[0]}); allow it by giving that --energy"
             )
         requests, seed, first = [request], facts["seed"], facts["index"]
+        if record is None and (flags.init_image or flags.invert):
+            raise UserError(f"--recreate {settings.recreate}: it was made from noise; leave out the picture")
+        flags = record.flags(flags, settings.recreate) if record is not None else flags
     else:
         requests = requests_of(settings, pipeline)
     check_used(sampling)
+    prepared = prepare(flags, pipeline, requests, sampling, record)
     start = time.monotonic()
-    batches = pipeline.generate(requests, sampling, seed=seed, first_index=first, batch_size=settings.batch_size)
+    batches = pipeline.generate(
+        requests,
+        sampling,
+        seed=seed,
+        first_index=first,
+        batch_size=settings.batch_size,
+        start=prepared.edit.start if prepared is not None else None,
+    )
+    if prepared is not None:
+        batches = map(prepared.edit.finish, batches)
     count = -(-len(requests) // settings.batch_size)
     shown = write_samples(
         folder,
@@ -97,23 +115,37 @@ def run(arguments: list[str]) -> None:
             "seed": seed,
             "first_index": first,
         },
+        edit=prepared.record if prepared is not None else None,
+        beside=prepared.beside if prepared is not None else None,
     )
     seconds = time.monotonic() - start
     print(f"{len(requests)} pictures, {pipeline.evaluations} network evaluations, {seconds:.1f} s: {shown}")
+    for line in prepared.lines if prepared is not None else ():
+        print(line)
 
 
 def requests_of(settings: SampleRun, pipeline: Pipeline) -> list[Request]:
-    """The conditions of each picture: prompts and classes take turns."""
+    """The conditions of each picture: prompts and classes take turns; of an inversion, one of each; of a path, one."""
     labels: list[int | None] = [pipeline.class_id(name) for name in settings.class_label]
-    if not labels and pipeline.has_classes and not settings.prompt:
+    inverts, interpolates = bool(settings.editing.invert), settings.editing.interpolates
+    if interpolates and (len(labels) > 1 or len(settings.prompt) > 1):
+        raise UserError(
+            "--interpolate-seed, --interpolate-prompt: one --prompt or --class-label is where a path begins"
+        )
+    if interpolates and pipeline.has_classes and not labels:
+        raise UserError("--interpolate-seed: this model draws classes; say which one with --class-label")
+    if settings.editing.interpolate_prompt is not None and not pipeline.has_text:
+        raise UserError("--interpolate-prompt: this model was not trained on text; use --interpolate-seed")
+    if not labels and pipeline.has_classes and not settings.prompt and not inverts:
         labels = list(range(len(pipeline.class_names)))
     labels = labels or [None]
     prompts = settings.prompt or ("",)
     if settings.negative_class is not None and not pipeline.has_classes:
         raise UserError("--negative-class: this model's U-Net knows no classes; use --negative-prompt")
     negative = None if settings.negative_class is None else pipeline.class_id(settings.negative_class)
-    numbers = range(settings.first_index, settings.first_index + settings.num_images)
-    return [
+    count = max(len(prompts), len(labels)) if inverts else settings.num_images
+    numbers = [settings.first_index] if interpolates else range(settings.first_index, settings.first_index + count)
+    requests = [
         Request(
             prompt=prompts[number % len(prompts)],
             negative_prompt=settings.negative_prompt,
@@ -122,3 +154,4 @@ def requests_of(settings: SampleRun, pipeline: Pipeline) -> list[Request]:
         )
         for number in numbers
     ]
+    return path_of(settings.editing, requests[0], count) if interpolates else requests

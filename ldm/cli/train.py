@@ -57,7 +57,7 @@ def train_with(kind: str, settings: Any) -> dict[str, Any]:
     if not settings.training.output_dir:
         raise UserError("--output-dir is missing: give the folder to write to")
     if kind != "autoencoder" and not settings.autoencoder:
-        raise UserError("--autoencoder is missing: give the output folder of `ldm train autoencoder`")
+        raise UserError("--autoencoder is missing: give the output folder of `ldm train autoencoder`, or identity")
     device = resolve_device(settings.training.device)
     RunFolder.check(settings.training.output_dir, kind)
     data, validation = open_data(settings.dataset, "train"), open_data(settings.dataset, "validation")

@@ -58,6 +58,8 @@ def compare(
     """
     config, sampling = config or ComparisonConfig(), sampling or SamplingConfig()
     evaluation = evaluation or EvaluationConfig()
+    if evaluation.distances != evaluation.metrics:
+        raise UserError("--metrics bits_per_dim: is the model's, whatever the guidance; measure it with `ldm evaluate`")
     cells, left_out = plan(config.methods, pipeline, data, sampling, config.guidance_scales, config.classifier_scales)
     guided = why_not("classifier", pipeline, data) is None  # whatever the cells, so that all comparisons ask the same
     drawn = draw_conditions(pipeline, data, evaluation.num_images, evaluation.seed, classifier=guided)

@@ -7,6 +7,7 @@ from ldm.evaluation.frechet import Gaussian, frechet_distance
 from ldm.evaluation.image_quality import psnr, ssim
 from ldm.evaluation.judge import Judge, trained_judge
 from ldm.evaluation.kid import KernelDistance, kernel_distance
+from ldm.evaluation.likelihood import Likelihood, LikelihoodConfig, measure_likelihood
 from ldm.evaluation.records import EvaluationResult, Figure
 
 __all__ = [
@@ -19,11 +20,14 @@ __all__ = [
     "Instruments",
     "Judge",
     "KernelDistance",
+    "Likelihood",
+    "LikelihoodConfig",
     "evaluate_folders",
     "evaluate_model",
     "frechet_distance",
     "inception_extractor",
     "kernel_distance",
+    "measure_likelihood",
     "prepare_instruments",
     "psnr",
     "ssim",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,6 +47,18 @@ def draw_conditions(
             asked[judge.class_head] = data.class_names[label]
         drawn.append(Drawn(Request(prompt=prompt, class_label=label if label >= 0 else None), asked))
     return drawn
+
+
+def conditions_of(pipeline: Pipeline, data: ImageData, indices: Sequence[int]) -> list[Request]:
+    """The conditions of these very images: first caption for a text model, label for a class model (-1: the null)."""
+    if pipeline.has_text and not data.has_captions:
+        raise UserError(f"{data.name}: no captions, which this text model needs; give the data that it was trained on")
+    if pipeline.has_classes:
+        _check_classes(pipeline, data)
+    labels = [data.label(index) if pipeline.has_classes else -1 for index in indices]
+    prompts = [data.captions(index)[0] if pipeline.has_text else "" for index in indices]
+    pairs = zip(prompts, labels, strict=True)
+    return [Request(prompt=prompt, class_label=label if label >= 0 else None) for prompt, label in pairs]
 
 
 def uses_classifier(sampling: SamplingConfig) -> bool:

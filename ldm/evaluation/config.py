@@ -5,7 +5,8 @@ from typing import Literal
 
 from ldm.errors import UserError, suggest
 
-METRICS = ("fid", "kid")
+DISTANCES = ("fid", "kid")
+METRICS = (*DISTANCES, "bits_per_dim")
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,8 @@ class EvaluationConfig:
     """What to measure, on how many images, with which features."""
 
     metrics: tuple[str, ...] = ("fid", "kid")
-    """Distances between real and generated images: fid (Frechet), kid (kernel, with its standard error)."""
+    """Distances between real and generated images: fid (Frechet), kid (kernel, with its standard error). And
+    bits_per_dim, the likelihood of real images; alone it draws no samples."""
     num_images: int = 1000
     """Images to generate. Distances depend on it: compare only equal numbers; published FIDs use 50000."""
     num_reference: int = 50000
@@ -31,6 +33,16 @@ class EvaluationConfig:
     """Download the Inception weights (96 MB) to where clean-fid keeps them, if they are not there."""
     judge: bool = True
     """Also measure how often a judge, trained on the data set's attributes or labels, finds what was asked for."""
+
+    @property
+    def distances(self) -> tuple[str, ...]:
+        """The metrics that compare samples with images."""
+        return tuple(name for name in self.metrics if name in DISTANCES)
+
+    @property
+    def likelihood_alone(self) -> bool:
+        """Whether nothing is asked for that needs samples."""
+        return bool(self.metrics) and not self.distances
 
     def __post_init__(self) -> None:
         for name in self.metrics:

@@ -22,6 +22,7 @@ from ldm.evaluation.folder_images import FolderImages
 from ldm.evaluation.frechet import Gaussian, frechet_distance
 from ldm.evaluation.judge import Judge, Score, trained_judge
 from ldm.evaluation.kid import kernel_distance
+from ldm.evaluation.likelihood import LikelihoodConfig, refuse_guidance, with_likelihood
 from ldm.evaluation.records import EvaluationResult, Figure
 from ldm.pipeline import Pipeline, SamplingConfig
 from ldm.progress import progress
@@ -52,7 +53,7 @@ def prepare_instruments(
 ) -> Instruments:
     """Inception or the network trained on `data`, and the judge; trained now unless they are in the user's cache."""
     extractor: Extractor | None = None
-    if config.metrics:
+    if config.distances:
         if config.extractor != "trained":
             extractor = inception_extractor(config.inception_weights, device=device, download=config.download_inception)
             if extractor is None and config.extractor == "inception":
@@ -76,13 +77,17 @@ def evaluate_model(
     *,
     instruments: Instruments | None = None,
     train_data: ImageData | None = None,
+    likelihood: LikelihoodConfig | None = None,
 ) -> EvaluationResult:
-    """Sample under conditions drawn from `data` and compare with its images.
+    """Sample under conditions drawn from `data` and compare with its images; measure their likelihood if asked to.
 
     `instruments` default to those trained on `train_data`, which defaults to `data`; they are trained after the model
     was found to be able to do what is asked, so a refusal costs nothing.
     """
     sampling, config = sampling or SamplingConfig(), config or EvaluationConfig()
+    if config.likelihood_alone:
+        refuse_guidance(sampling)
+        return with_likelihood(None, pipeline, data, config, likelihood)
     target = uses_classifier(sampling)
     requests = [
         drawn.request for drawn in draw_conditions(pipeline, data, config.num_images, config.seed, classifier=target)
@@ -93,13 +98,14 @@ def evaluate_model(
     reference = reference_features(data, instruments, config)
     found = measure(pipeline, drawn, sampling, config, instruments, reference)
     manifest = describe(data, config, instruments) | {"sampling": asdict(sampling)}
-    return EvaluationResult(
+    result = EvaluationResult(
         found.figures,
         manifest,
         found.evaluations_per_image,
         found.seconds_per_image,
         cautions(config.num_images, manifest["num_reference"], instruments),
     )
+    return with_likelihood(result, pipeline, data, config, likelihood) if "bits_per_dim" in config.metrics else result
 
 
 def evaluate_folders(
@@ -115,8 +121,9 @@ def evaluate_folders(
     Without Inception's weights the features are trained on the folder `real`.
     """
     config = config or EvaluationConfig()
-    if not config.metrics:
-        raise UserError("--metrics: two folders can only be compared by fid or kid, and none is asked for")
+    if not config.distances or config.distances != config.metrics:
+        asked = "none is asked for" if not config.metrics else f"{config.metrics[-1]} needs a model"
+        raise UserError(f"--metrics: two folders can only be compared by fid or kid, and {asked}")
     folders = FolderImages(real), FolderImages(fake)
     if instruments is None or instruments.extractor is None:
         instruments = prepare_instruments(folders[0], config, device=device)
@@ -240,7 +247,7 @@ def cautions(num_images: int, num_reference: int, instruments: Instruments) -> t
 
 def _distances(real: Tensor, fake: Tensor, config: EvaluationConfig, extractor: Extractor) -> tuple[Figure, ...]:
     figures = []
-    for metric in config.metrics:
+    for metric in config.distances:
         name = figure_name(metric, extractor)
         if metric == "fid":
             figures.append(Figure(metric, name, frechet_distance(Gaussian.fit(real), Gaussian.fit(fake))))

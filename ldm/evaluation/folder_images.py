@@ -24,7 +24,7 @@ from ldm.progress import progress
 class FolderImages:
     """An unlabelled `ImageData` over all images of a folder; `images()` gives them in their own sizes.
 
-    The sheet `grid.png` that `ldm sample` writes beside its pictures is not one of them.
+    `grid.png` and `reconstruction.png`, which `ldm sample` writes beside its pictures, are not among them.
     """
 
     split = "train"
@@ -38,7 +38,7 @@ class FolderImages:
         self.folder = Path(folder)
         sampled = (self.folder / "settings.json").is_file()
         names = list_folder(self.folder).names
-        self.names = tuple(name for name in names if not (sampled and name == "grid.png"))
+        self.names = tuple(name for name in names if not (sampled and name in ("grid.png", "reconstruction.png")))
         if len(self.names) < 2:
             raise UserError(f"{shown(self.folder)}: holds {len(self.names)} image; a distance needs two or more")
         self.name = self.folder.resolve().name

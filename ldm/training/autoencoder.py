@@ -46,7 +46,10 @@ class AutoencoderTask:
 
     def __init__(self, config: AutoencoderRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
         if config.autoencoder.bottleneck == "identity":
-            raise UserError("--bottleneck identity: there is nothing to train; use kl or vq")
+            raise UserError(
+                "--bottleneck identity: there is nothing to train; use kl or vq, "
+                "or go straight to `ldm train diffusion --autoencoder identity`"
+            )
         if config.autoencoder.in_channels != 3:
             raise UserError(f"--in-channels {config.autoencoder.in_channels}: images have 3 channels")
         self.config, self.data, self.validation, self.device = config, data, validation, device

@@ -25,7 +25,6 @@ from ldm.training.latents import (
     LatentBatch,
     LatentSource,
     held_out_latents,
-    latents_folder,
     load_autoencoder,
 )
 from ldm.training.loop import Loss
@@ -43,7 +42,7 @@ class ClassifierRun:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     autoencoder: str = ""
     """Folder of a trained autoencoder, or of the diffusion model to be guided, whose noise schedule is then taken (that
-    of Stable Diffusion for a flow or EDM model, which is guided at the times of equal log-SNR)."""
+    of Stable Diffusion for a flow or EDM model, which is guided at the times of equal log-SNR); identity: pixels."""
     latents: str = ""
     """Folder of the latent cache, made when absent; unset: <output-dir>/latents."""
     validation_images: int = 512
@@ -82,8 +81,10 @@ class ClassifierTask:
                 self.model = NoisyClassifier(built)
             except ValueError as error:
                 raise UserError(f"classifier settings: {error}") from None
-        folder = latents_folder(config.latents, config.training.output_dir)
-        self.source = LatentSource(self.autoencoder, data, folder, device)
+        training = config.training
+        self.source = LatentSource(
+            self.autoencoder, data, config.latents, training.output_dir, device, training.dataloader_num_workers
+        )
         self.length = len(data)
         self.facts: dict[str, Any] = {
             "data": data.fingerprint,
@@ -131,7 +132,7 @@ class ClassifierTask:
 
     def publish(self, model: nn.Module, folder: Path) -> None:
         assert isinstance(model, NoisyClassifier)
-        publish_shared(folder, self.autoencoder_folder, self.process)
+        publish_shared(folder, self.autoencoder, self.autoencoder_folder, self.process)
         with atomic_folder(folder / "classifier") as target:
             model.save_pretrained(target)
             facts = {"autoencoder": self.autoencoder.fingerprint(), "schedule": self.schedule.config()}

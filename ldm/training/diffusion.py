@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoencoders import Autoencoder
 from ldm.conditioning import Conditioner, ConditioningConfig
 from ldm.data import DataConfig, ImageData
 from ldm.errors import UserError, at_least
@@ -24,7 +25,6 @@ from ldm.training.latents import (
     LatentBatch,
     LatentSource,
     held_out_latents,
-    latents_folder,
     load_autoencoder,
 )
 from ldm.training.loop import Loss
@@ -43,7 +43,7 @@ class DiffusionRun:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     autoencoder: str = ""
-    """Output folder of `ldm train autoencoder` (or any folder with a `vae`)."""
+    """Output folder of `ldm train autoencoder` (or any folder with a `vae`); identity: diffusion in pixels."""
     latents: str = ""
     """Folder of the latent cache, made when absent; unset: <output-dir>/latents."""
     first_caption_probability: float = 0.0
@@ -104,8 +104,10 @@ class DiffusionTask:
             except ValueError as error:
                 raise UserError(f"unet settings: {error}") from None
         self.model.unet.gradient_checkpointing = config.training.gradient_checkpointing
-        folder = latents_folder(config.latents, config.training.output_dir)
-        self.source = LatentSource(self.autoencoder, data, folder, device)
+        training = config.training
+        self.source = LatentSource(
+            self.autoencoder, data, config.latents, training.output_dir, device, training.dataloader_num_workers
+        )
         self.length = len(data)
         first = config.first_caption_probability
         if not 0 <= first <= 1:
@@ -212,19 +214,23 @@ class DiffusionTask:
     def publish(self, model: nn.Module, folder: Path) -> None:
         """Write the model folder; model_index.json comes last."""
         assert isinstance(model, DiffusionModel)
-        publish_shared(folder, self.autoencoder_folder, self.process)
+        publish_shared(folder, self.autoencoder, self.autoencoder_folder, self.process)
         with atomic_folder(folder / "unet") as target:
             model.unet.save_pretrained(target)
         model.conditioner.save_pretrained(folder)
         if not (folder / INDEX).is_file():
-            vae_class = "VQModel" if self.autoencoder.config.bottleneck == "vq" else "AutoencoderKL"
-            write_index(folder, model.conditioner.index_entries(), vae_class, self.process.config()["_class_name"])
+            index, scheduler = model.conditioner.index_entries(), self.process.config()["_class_name"]
+            write_index(folder, index, self.autoencoder.config.bottleneck, scheduler)
 
 
-def publish_shared(folder: Path, source: Path, process: Process) -> None:
-    """The autoencoder and the scheduler settings, once a run."""
+def publish_shared(folder: Path, autoencoder: Autoencoder, source: Path | None, process: Process) -> None:
+    """The autoencoder, a copy of its folder where it has one, and the scheduler settings, once a run."""
     if not (folder / "vae").is_dir():
-        copy_part(source, folder / "vae")
+        if source is not None:
+            copy_part(source, folder / "vae")
+        else:
+            with atomic_folder(folder / "vae") as target:
+                autoencoder.save_pretrained(target)
     if not (folder / "scheduler").is_dir():
         with atomic_folder(folder / "scheduler") as target:
             atomic_write_json(target / "scheduler_config.json", process.config())

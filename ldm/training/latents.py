@@ -10,15 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from autoencoders import Autoencoder
+from autoencoders import Autoencoder, AutoencoderConfig
 from ldm.data import ImageData
 from ldm.data.latent_cache import CacheKey, LatentCache, check_cache_folder, encode_latents
 from ldm.errors import UserError, at_least
 from ldm.process import FAMILIES, Process
-from ldm.training.autoencoder import plain_batches, to_device
+from ldm.training.autoencoder import image_batches, plain_batches, to_device
 from ldm.training.randomness import BatchPlan, StepRandom
 from samplers import DiscreteSchedule, EDMSchedule, FlowSchedule
 
+IDENTITY = "identity"  # what --autoencoder is called where the latents are the pixels
 _ENCODE_BATCH = 64
 
 
@@ -81,16 +82,19 @@ class LatentBatch:
         return self.mean + self.std * random.normal("posterior", self.mean.shape[1:])
 
 
-def latents_folder(latents: str, output_dir: str) -> Path:
-    """Where the cache is: as given, else inside the run folder."""
-    return Path(latents) if latents else Path(output_dir) / "latents"
+def load_autoencoder(folder: str, device: torch.device) -> tuple[Autoencoder, Path | None]:
+    """The autoencoder of a run, model or `vae` folder, frozen, with the folder that holds it.
 
-
-def load_autoencoder(folder: str, device: torch.device) -> tuple[Autoencoder, Path]:
-    """The autoencoder of a run, model or `vae` folder, frozen, with the folder that holds it."""
+    "identity" is the one without a folder, of diffusion in pixels: its latents are the images in [-1, 1] as they are,
+    with no calibration, as in Ho et al. 2020, section 3.3.
+    """
+    if folder == IDENTITY:
+        return Autoencoder(AutoencoderConfig(bottleneck="identity")).to(device).eval(), None
     root = Path(folder)
     if not root.exists():
-        raise UserError(f"--autoencoder {folder}: no such folder; give the output folder of `ldm train autoencoder`")
+        raise UserError(
+            f"--autoencoder {folder}: no such folder; give the output folder of `ldm train autoencoder`, or identity"
+        )
     path = root / "vae" if (root / "vae").is_dir() else root
     config = path / "config.json"
     if not config.is_file():
@@ -102,20 +106,46 @@ def load_autoencoder(folder: str, device: torch.device) -> tuple[Autoencoder, Pa
     return autoencoder.to(device).eval().requires_grad_(False), path
 
 
-class LatentSource:
-    """The latents of a data set's training split, from a cache made when first needed, refused when stale."""
+def is_identity(autoencoder: Autoencoder) -> bool:
+    """Whether the latents are the pixels."""
+    return autoencoder.config.bottleneck == "identity"
 
-    def __init__(self, autoencoder: Autoencoder, data: ImageData, folder: Path, device: torch.device) -> None:
-        self.autoencoder, self.data, self.folder, self.device = autoencoder, data, folder, device
+
+class LatentSource:
+    """The latents of a data set's training split, from a cache made when first needed, refused when stale.
+
+    Pixels need no cache: they are read and augmented from the data set itself, by `workers` processes.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        data: ImageData,
+        latents: str,
+        output_dir: str,
+        device: torch.device,
+        workers: int,
+    ) -> None:
+        self.autoencoder, self.data, self.device, self.workers = autoencoder, data, device, workers
+        self.folder = folder = Path(latents) if latents else Path(output_dir) / "latents"
         self.labels = torch.tensor([data.label(index) for index in range(len(data))])
         if data.image_size % autoencoder.factor:
             raise UserError(f"--image-size {data.image_size}: not divisible by the autoencoder's {autoencoder.factor}")
+        if is_identity(autoencoder):
+            if latents:
+                raise UserError(f"--latents {latents}: a model of pixels takes no latent cache; leave it out")
+            return
         check_cache_folder(folder)
         if (folder / "manifest.json").is_file():
             LatentCache.open(folder, CacheKey.of(autoencoder, data))
 
     def batches(self, plan: BatchPlan) -> Iterator[LatentBatch]:
         """Posterior moments in the plan's order, half of the examples flipped where the data set flips."""
+        if is_identity(self.autoencoder):
+            for batch, keys in zip(image_batches(self.data, plan, self.workers), plan, strict=True):
+                labels = batch.labels.to(self.device)
+                yield LatentBatch(to_device(batch.images, self.device), None, labels, keys)
+            return
         cache = encode_latents(self.autoencoder, self.data, self.folder, batch_size=_ENCODE_BATCH, device=self.device)
         for keys in plan:
             indices = torch.tensor([index for index, _ in keys])

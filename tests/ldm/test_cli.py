@@ -113,7 +113,7 @@ def test_lists(ldm):
     assert {"ddim", "ddpm", "dpmpp_2m"} <= rows.keys()
     assert re.match(r"ddim +1 +no +1 +eta=0.0 ", rows["ddim"]) and re.match(r"ddpm +1 +yes +1 ", rows["ddpm"])
     guidances = ldm("list", "guidances").out
-    assert re.search(r"^cfg +scale, against=uncond, ", guidances, re.MULTILINE) and "inspect" not in guidances
+    assert re.search(r"^cfg +\+1 +scale, against=uncond, ", guidances, re.MULTILINE) and "inspect" not in guidances
     configs = ldm("list", "configs").out.splitlines()
     assert configs == sorted(configs) and "cifar10/diffusion" in configs
 

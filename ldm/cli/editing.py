@@ -1,0 +1,185 @@
+"""The flags of `ldm sample` that begin in a picture or go between two samples, checked and carried out."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from ldm.editing import (
+    MAX_ITERATIONS,
+    Edit,
+    Picture,
+    Unmasked,
+    check_strength,
+    image_to_image,
+    invert,
+    read_mask,
+    read_picture,
+)
+from ldm.errors import UserError
+from ldm.evaluation.image_quality import psnr
+from ldm.pipeline import Pipeline, Request, SamplingConfig
+
+
+@dataclass(frozen=True)
+class EditFlags:
+    """Begin in a picture instead of in noise, or go from one sample to another."""
+
+    init_image: str = ""
+    """A picture to begin from, of any size: cut to a square, encoded, noised, and sampled on from there."""
+    strength: float | None = None
+    """Share of the sampling steps that --init-image goes through, in (0, 1]; 1 is pure noise. Unset: 0.6, with --mask
+    1."""
+    mask: str = ""
+    """A picture of the size of --init-image: what is white is repainted, the rest kept."""
+    unmasked: Unmasked = "reconstruction"
+    """Where the pixels kept by --mask come from: reconstruction (of the autoencoder; no seam) or original."""
+    invert: str = ""
+    """A picture whose noise is sought by DDIM inversion; one picture is drawn from it for each prompt or class."""
+    source_prompt: str | None = None
+    """What the picture of --invert shows; unset: the (first) --prompt."""
+    source_class: str | None = None
+    """The class of the picture of --invert; unset: the (first) --class-label."""
+    inversion_iterations: int = 3
+    """Network evaluations a step of the inversion: more are more exact."""
+    interpolate_seed: int | None = None
+    """Go from the picture of --seed to that of this seed, in --num-images points."""
+    interpolate_prompt: str | None = None
+    """Go from --prompt to this prompt, in --num-images points."""
+
+    @property
+    def interpolates(self) -> bool:
+        return self.interpolate_seed is not None or self.interpolate_prompt is not None
+
+    def check(self) -> None:
+        """`UserError` for flags that do not go together, before anything is loaded."""
+        if self.init_image and self.invert:
+            raise UserError("--init-image and --invert: give one of them")
+        if self.mask and not self.init_image:
+            raise UserError("--mask: needs the picture to repaint; give it with --init-image")
+        if self.strength is not None:
+            if not self.init_image:
+                raise UserError("--strength: needs the picture to begin from; give it with --init-image")
+            check_strength(self.strength)
+        if not self.invert and (self.source_prompt is not None or self.source_class is not None):
+            flag = "--source-prompt" if self.source_prompt is not None else "--source-class"
+            raise UserError(f"{flag}: tells what the picture of --invert shows; give that too")
+        if self.invert and self.interpolates:
+            raise UserError("--invert: draws from the picture's own noise; leave out --interpolate-seed and -prompt")
+        if not 1 <= self.inversion_iterations <= MAX_ITERATIONS:
+            raise UserError(f"--inversion-iterations: expected 1 to {MAX_ITERATIONS}, got {self.inversion_iterations}")
+
+
+@dataclass(frozen=True)
+class EditRecord:
+    """What a PNG says of the picture that it was made from; files by name and SHA-256 only."""
+
+    kind: Literal["init-image", "invert"]
+    image: str
+    image_sha256: str
+    strength: float = 1.0
+    mask: str = ""
+    mask_sha256: str = ""
+    unmasked: Unmasked = "reconstruction"
+    source_prompt: str = ""
+    source_class: int | None = None
+    inversion_iterations: int = 1
+
+    def flags(self, given: EditFlags, where: str) -> EditFlags:
+        """The flags that make the picture again, with the user's own files."""
+        picture = given.invert if self.kind == "invert" else given.init_image
+        for flag, file, name in ((f"--{self.kind}", picture, self.image), ("--mask", given.mask, self.mask)):
+            if name and not file:
+                raise UserError(f"--recreate {where}: it was made from the picture {name}; give that with {flag}")
+        kept = {name: getattr(self, name) for name in ("unmasked", "source_prompt", "inversion_iterations")}
+        strength = self.strength if self.kind == "init-image" else None
+        label = None if self.source_class is None else str(self.source_class)
+        return dataclasses.replace(given, **kept, strength=strength, source_class=label)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An edit ready to be sampled, what PNGs say of it, pictures to write beside the samples, and lines to print."""
+
+    edit: Edit
+    record: EditRecord
+    beside: dict[str, Tensor]
+    lines: tuple[str, ...] = ()
+
+
+def prepare(
+    flags: EditFlags,
+    pipeline: Pipeline,
+    requests: list[Request],
+    sampling: SamplingConfig,
+    expected: EditRecord | None = None,
+) -> Prepared | None:
+    """Read the pictures, refuse what cannot be, then encode or invert; None where the flags ask for no picture."""
+    if not (flags.init_image or flags.invert):
+        return None
+    flag, path = ("--invert", flags.invert) if flags.invert else ("--init-image", flags.init_image)
+    picture = read_picture(path, pipeline.image_size, flag)
+    mask, mask_sha256 = read_mask(flags.mask, picture) if flags.mask else (None, "")
+    if expected is not None and (picture.sha256, mask_sha256) != (expected.image_sha256, expected.mask_sha256):
+        which = f"{flag} {path}" if picture.sha256 != expected.image_sha256 else f"--mask {flags.mask}"
+        raise UserError(f"{which}: not the file that the picture to recreate was made from (its SHA-256 differs)")
+    pipeline.check(requests, sampling)
+    if flags.invert:
+        return _inverted(flags, pipeline, requests, sampling, picture)
+    strength = flags.strength or (1.0 if flags.mask else 0.6)
+    edit = image_to_image(pipeline, picture.pixels, sampling, strength, mask=mask, unmasked=flags.unmasked)
+    record = EditRecord(
+        kind="init-image",
+        image=Path(path).name,
+        image_sha256=picture.sha256,
+        strength=strength,
+        mask=Path(flags.mask).name if flags.mask else "",
+        mask_sha256=mask_sha256,
+        unmasked=flags.unmasked,
+    )
+    nothing_kept = edit.start.repaint is not None and bool(edit.start.repaint.all())
+    note = (
+        "note: --mask touches every latent, so what is repainted cannot see what is kept; a smaller mask would let it"
+    )
+    return Prepared(edit, record, {}, (note,) if nothing_kept else ())
+
+
+def _inverted(
+    flags: EditFlags, pipeline: Pipeline, requests: list[Request], sampling: SamplingConfig, picture: Picture
+) -> Prepared:
+    prompt = requests[0].prompt if flags.source_prompt is None else flags.source_prompt
+    label = requests[0].class_label if flags.source_class is None else pipeline.class_id(flags.source_class)
+    source = Request(prompt=prompt, class_label=label if pipeline.has_classes else None)
+    found = invert(pipeline, picture.pixels, source, sampling, iterations=flags.inversion_iterations)
+    again, plain, original = (x[None].cpu() for x in (found.reconstruction, found.plain, picture.pixels))
+    record = EditRecord(
+        kind="invert",
+        image=Path(flags.invert).name,
+        image_sha256=picture.sha256,
+        source_prompt=prompt,
+        source_class=source.class_label,
+        inversion_iterations=flags.inversion_iterations,
+    )
+    line = (
+        f"inverted with {found.evaluations} network evaluations; drawn again: {float(psnr(again, plain)):.1f} dB PSNR "
+        f"of the plain reconstruction, {float(psnr(again, original)):.1f} dB of the picture "
+        f"(plain reconstruction: {float(psnr(plain, original)):.1f} dB)"
+    )
+    return Prepared(Edit(found.start, lambda images: images), record, {"reconstruction": found.reconstruction}, (line,))
+
+
+def path_of(flags: EditFlags, request: Request, count: int) -> list[Request]:
+    """The points of an interpolation from one end to the other."""
+    if count < 2:
+        raise UserError(
+            f"--interpolate-seed, --interpolate-prompt: a path has 2 points or more, got --num-images {count}"
+        )
+    to, seed = flags.interpolate_prompt, flags.interpolate_seed
+    return [
+        dataclasses.replace(request, toward=number / (count - 1), toward_prompt=to, toward_seed=seed)
+        for number in range(count)
+    ]

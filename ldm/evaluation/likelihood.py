@@ -1,0 +1,188 @@
+"""Bits per dimension of held-out images: the variational bound, and the density by the probability-flow ODE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.data.protocol import ImageData
+from ldm.errors import UserError, at_least
+from ldm.evaluation.conditions import conditions_of
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.records import EvaluationResult, Figure
+from ldm.pipeline import Pipeline, SamplingConfig
+from ldm.progress import progress
+from samplers import (
+    Level,
+    SampleNoise,
+    bits_per_dim,
+    flow_log_likelihood,
+    guide,
+    make_levels,
+    variational_bound,
+)
+
+_BINS = 256  # values of a pixel's channel
+
+
+@dataclass(frozen=True)
+class LikelihoodConfig:
+    """How --metrics bits_per_dim is measured."""
+
+    likelihood_images: int = 128
+    """Held-out images, drawn at random."""
+    bound_steps: int = 250
+    """Steps of the variational bound, equal in log-SNR; with fewer it is looser. 0: no bound."""
+    flow_steps: int = 50
+    """Heun steps of the probability-flow ODE, equal in log-SNR. 0: no ODE."""
+    flow_probes: int = 2
+    """Hutchinson's random vectors an image."""
+
+    def __post_init__(self) -> None:
+        at_least(self, likelihood_images=2, bound_steps=0, flow_steps=0, flow_probes=1)
+        if not self.bound_steps and not self.flow_steps:
+            raise UserError("--bound-steps 0 --flow-steps 0: nothing to measure; give one of them")
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Figures in bits a dimension, and what their dimensions are."""
+
+    figures: tuple[Figure, ...]
+    manifest: dict[str, Any]
+
+
+def measure_likelihood(
+    pipeline: Pipeline, data: ImageData, config: LikelihoodConfig, *, seed: int = 0, batch_size: int = 64
+) -> Likelihood:
+    """Bits per dimension, with standard errors over images, of images of `data` under their own captions or classes.
+
+    Of a model of pixels: of the 8-bit values, by the bound with the discretised decoder (Ho et al. 2020, eq. 13), by
+    the ODE as a density of (value + u) / 128 - 1, u uniform in [0, 1), times the width of a bin (Theis et al. 2016;
+    Song et al. 2021, arXiv:2011.13456, section 4.3). Of a model of latents: of the density of calibrated latents drawn
+    from the encoder's posterior (the mean of an encoder without one). This can be negative, and is comparable under
+    the same autoencoder alone. Neither is guided: a guided sampler has no density of its own. In float32.
+
+    `UserError` for a schedule that ends in pure noise, and for conditions that `data` cannot give.
+    """
+    asked = {"bound": config.bound_steps, "flow": config.flow_steps}
+    levels = {name: _levels(pipeline, steps) for name, steps in asked.items() if steps}
+    count = min(config.likelihood_images, len(data))
+    chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(data))[:count].tolist()
+    requests = conditions_of(pipeline, data, chosen)
+    pixels = pipeline.autoencoder.config.bottleneck == "identity"
+    nats: dict[str, list[Tensor]] = {}  # figure: -log p or a term of it, (b,) each
+    evaluations, dimensions = 0, 0
+    for place in progress(range(0, count, batch_size), "likelihood (batches)"):
+        rows = range(place, min(place + batch_size, count))
+        images = torch.stack([data[chosen[row]].image for row in rows])  # (b, 3, H, W)
+        with torch.no_grad():
+            denoiser = pipeline.denoiser([requests[row] for row in rows])
+        denoiser.autocast = None
+        denoise = guide(denoiser)
+        noise = SampleNoise(seed, rows, "likelihood")
+        x0 = _data(pipeline, images, noise)  # (b, C, h, w)
+        dimensions = x0[0].numel()
+        if "bound" in levels:
+            with torch.no_grad():
+                bound = variational_bound(denoise, x0, levels["bound"], noise=noise, bins=_BINS if pixels else None)
+            for term in ("total", "prior", "diffusion", "reconstruction"):
+                nats.setdefault("bound" if term == "total" else f"bound/{term}", []).append(getattr(bound, term).cpu())
+        if "flow" in levels:
+            y = _dequantised(images, noise).to(x0) if pixels else x0
+            probes = _probes(seed, rows, y, config.flow_probes)
+            nats.setdefault("flow", []).append(
+                -flow_log_likelihood(denoise, y, levels["flow"][::-1], probes=probes).cpu()
+            )
+        evaluations += denoiser.evaluations
+    space = f"{_BINS} values a pixel and channel" if pixels else "density of calibrated latents"
+    figures = tuple(_figure(name, torch.cat(found).double(), dimensions, pixels) for name, found in nats.items())
+    manifest = {
+        "likelihood_images": count,
+        "dimensions": dimensions,
+        "dimensions_are": f"{'x'.join(map(str, x0.shape[1:]))} of {'pixels' if pixels else 'latents'}",
+        "bits_of": space,
+        "bound_steps": config.bound_steps,
+        "flow_steps": config.flow_steps,
+        "flow_probes": config.flow_probes,
+        "guidance": "none",
+        "evaluations_per_image": evaluations / count,
+    }
+    return Likelihood(figures, manifest)
+
+
+def _levels(pipeline: Pipeline, steps: int) -> tuple[Level, ...]:
+    """From the noisiest level to that of t = 0; the flow takes them the other way round."""
+    try:
+        return make_levels(pipeline.schedule, steps, "log_snr", final="first")
+    except ValueError as error:
+        raise UserError(f"--metrics bits_per_dim: {error}") from None
+
+
+def _data(pipeline: Pipeline, images: Tensor, noise: SampleNoise) -> Tensor:
+    """What the model models: pixels, or latents drawn from the posterior; float32 on the device."""
+    with torch.no_grad():
+        encoding = pipeline.autoencoder.encode(images.to(pipeline.device))
+    latents = encoding.mean.float()
+    if encoding.std is None:
+        return latents
+    drawn = SampleNoise(noise.seed, noise.indices, "posterior").initial(
+        latents.shape[1:], latents.dtype, latents.device
+    )
+    return latents + encoding.std.float() * drawn
+
+
+def _dequantised(images: Tensor, noise: SampleNoise) -> Tensor:
+    """8-bit values of images in [-1, 1], as (value + u) / 128 - 1 with u uniform in [0, 1)."""
+    values = ((images + 1) * 127.5).round()
+    normal = SampleNoise(noise.seed, noise.indices, "dequantisation").initial(images.shape[1:], torch.float64)
+    return (values + torch.special.ndtr(normal)) / 128 - 1
+
+
+def _probes(seed: int, rows: Sequence[int], like: Tensor, count: int) -> list[Tensor]:
+    """Random signs, one stream an image and probe."""
+    drawn = (SampleNoise(seed, rows, f"probe {k}").initial(like.shape[1:]) for k in range(count))
+    return [torch.where(normal > 0, 1.0, -1.0).to(like) for normal in drawn]
+
+
+def _figure(name: str, nats: Tensor, dimensions: int, pixels: bool) -> Figure:
+    # the bound's decoder gives probabilities already; the flow's density is read over a bin of the values
+    bits = bits_per_dim(nats, dimensions, bins=_BINS if pixels and name == "flow" else None)
+    error = float(bits.std()) / math.sqrt(len(bits))
+    what, _, term = name.partition("/")
+    title = f"bits/dim[{'8-bit pixels' if pixels else 'latent density'}, {what}]" + (f" {term}" if term else "")
+    return Figure(f"bits_per_dim/{name}", title, float(bits.mean()), error)
+
+
+def refuse_guidance(sampling: SamplingConfig) -> None:
+    """`UserError` for settings of sampling under which a likelihood would be asked for that there is not."""
+    if sampling.guidance_scale != 1 or sampling.classifier_scale or sampling.guidance:
+        raise UserError(
+            "--metrics bits_per_dim: is the model's own; a guided sampler has no density, leave guidance off"
+        )
+
+
+def with_likelihood(
+    result: EvaluationResult | None,
+    pipeline: Pipeline,
+    data: ImageData,
+    config: EvaluationConfig,
+    likelihood: LikelihoodConfig | None,
+) -> EvaluationResult:
+    """The likelihood's figures after those of the samples, if there are any."""
+    found = measure_likelihood(
+        pipeline, data, likelihood or LikelihoodConfig(), seed=config.seed, batch_size=config.batch_size
+    )
+    if result is None:
+        facts = {name: getattr(data, name) for name in ("split", "image_size")}
+        facts |= {"data": data.name, "data_fingerprint": data.fingerprint, "seed": config.seed}
+        return EvaluationResult(found.figures, facts | {"likelihood": found.manifest})
+    return replace(
+        result, figures=result.figures + found.figures, manifest={**result.manifest, "likelihood": found.manifest}
+    )
