@@ -150,6 +150,12 @@ def read_picture(path: object, size: int) -> Tensor:
     return torch.tensor(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
-def as_energies(given: Mapping[str, Function | Energy]) -> dict[str, Energy]:
-    """A user's functions by name; a bare one is of the decoded picture of x0_hat, through the Jacobian."""
-    return {name: each if isinstance(each, Energy) else Energy(each) for name, each in given.items()}
+def all_energies(
+    given: Mapping[str, Function | Energy], texts: Sequence[str], model: Surroundings
+) -> dict[str, Energy]:
+    """A user's functions by name and those of the settings; a bare function is of the decoded picture of x0_hat."""
+    found = {name: each if isinstance(each, Energy) else Energy(each) for name, each in given.items()}
+    parsed = parse_energies(texts, model)
+    if twice := found.keys() & parsed.keys():
+        raise UserError(f"--energy: there are two of the name {min(twice)!r}")
+    return found | parsed

@@ -15,7 +15,7 @@ from ldm.branches import Networks, guidances
 from ldm.classifier import NoisyClassifier
 from ldm.conditioning import Conditioner
 from ldm.denoiser import Denoiser
-from ldm.energies import Energy, Function, Surroundings, as_energies, parse_energies
+from ldm.energies import Energy, Function, Surroundings, all_energies
 from ldm.errors import UserError
 from ldm.files import atomic_folder, atomic_write_json, read_json
 from ldm.model_folder import (
@@ -215,13 +215,8 @@ class Pipeline:
 
         Returns the energies by name: those of the settings and the given ones, which are as in `generate`.
         """
-        found = as_energies(energies or {})
-        if sampling.energy:
-            around = Surroundings(self.autoencoder, self.classifier, self.image_size, self.device)
-            parsed = parse_energies(sampling.energy, around)
-            if twice := found.keys() & parsed.keys():
-                raise UserError(f"--energy: there are two of the name {min(twice)!r}")
-            found |= parsed
+        around = Surroundings(self.autoencoder, self.classifier, self.image_size, self.device)
+        found = all_energies(energies or {}, sampling.energy, around)
         self.networks.check(requests, sampling, found)
         rehearse(self.process, self.levels(sampling), sampling.sampler)
         return found
@@ -249,11 +244,10 @@ class Pipeline:
 
         Sample i depends on (seed, first_index + i), its request and `start` alone, not on the batch size; samples on a
         path (`Request.toward`) all depend on (seed, first_index). `start` begins elsewhere than in pure noise: see
-        `ldm.editing`. `evaluations` counts network evaluations (samples x branches) of the latest call. Raises
-        `UserError` as `check`.
-        `energies` are the user's own differentiable functions by name, (b, 3, H, W) -> (b,), of the decoded, not yet
-        clipped estimate of the pictures, for guidances such as "energy(50, name='mine')"; wrapped in
-        `ldm.energies.Energy` they may be of latents or of x_t.
+        `ldm.editing`. `evaluations` counts network evaluations (samples x branches) of the latest call. `energies` are
+        the user's own differentiable functions by name, (b, 3, H, W) -> (b,), of the decoded, not yet clipped estimate
+        of the pictures, for guidances such as "energy(50, name='mine')"; wrapped in `ldm.energies.Energy` they may be
+        of latents or of x_t. Raises `UserError` as `check`.
         """
         sampling = sampling or SamplingConfig()
         found = self.check(requests, sampling, energies)
@@ -266,10 +260,7 @@ class Pipeline:
 
     def _solve(self, sampling: SamplingConfig, levels: Sequence[Level], start: Start | None) -> _Solve:
         """The sampler with its options, levels and guidances: from (evaluate, x, noise) to steps."""
-        try:
-            name, options = parse_sampler(sampling.sampler)
-        except ValueError as error:
-            raise UserError(f"--sampler: {error}") from None
+        name, options = parse_sampler(sampling.sampler)
         solver, guided = get_sampler(name).function, guidances(sampling)
         guided += start.guidances if start is not None else []
         return lambda evaluate, x, noise: solver(guide(evaluate, guided), x, levels, noise=noise, **options)

@@ -13,6 +13,7 @@ from ldm.conditioning import Conditioner, ConditioningConfig
 from ldm.data.protocol import Example
 from ldm.evaluation import EvaluationConfig, LikelihoodConfig, evaluate_model, measure_likelihood
 from ldm.pipeline import Pipeline
+from ldm.process import Process
 from samplers import DiscreteSchedule
 
 STD, MEANS, SIDE = 0.2, (-0.3, 0.3), 4
@@ -61,7 +62,7 @@ class Images:
 
 def pipeline_of(autoencoder, unet):
     conditioner = Conditioner.build(ConditioningConfig(text_encoder=None), ("a", "b"), None, seed=0)
-    return Pipeline(autoencoder, unet, conditioner, SCHEDULE, "sample")
+    return Pipeline(autoencoder, unet, conditioner, Process(SCHEDULE, "sample"))
 
 
 @pytest.fixture(scope="module")

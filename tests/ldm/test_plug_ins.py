@@ -81,7 +81,7 @@ def test_a_solver_and_a_guidance_of_another_package(models, ldm, site, tmp_path)
     install(site, "plug", files, ["mine = plug.solver:mine"], ["theirs = plug.guidance:Theirs"])
     listed = {kind: ldm("list", kind).out for kind in ("samplers", "guidances")}
     assert re.search(r"^mine +1 +no +1 +strength=1.0 +Doe 2026, eq. 1$", listed["samplers"], re.MULTILINE)
-    assert re.search(r"^theirs +\+0 +gain, offset=0.0 +Doe 2026, eq. 2$", listed["guidances"], re.MULTILINE)
+    assert re.search(r"^theirs +\+0 +gain, offset=0.0 +- +Doe 2026, eq. 2$", listed["guidances"], re.MULTILINE)
     short = ["--num-inference-steps", 4, "--num-images", 2, "--device", "cpu", "--prompt", "a star"]
 
     def drawn(name, *flags):
