@@ -135,10 +135,11 @@ def _sample_all(root: Path, settings: QuickstartRun, times: dict[str, float]) ->
     plan = [
         ("full captions, --guidance-scale 1", "captions-scale-1", described, sampling(1.0), asked),
         ("full captions, --guidance-scale 7.5", "captions-scale-7.5", described, sampling(7.5), asked),
+        ("'a large circle', 1", "large-circle-scale-1", circles, sampling(1.0), circle),
         ("'a large circle', 7.5", "large-circle", circles, sampling(7.5), circle),
         ("'a large circle', 7.5, --negative-prompt red", "large-circle-not-red", unlike_red, sampling(7.5), circle),
         ("no guidance, no prompt", "unconditional", [Request()] * count, sampling(0.0), shapes),
-        ("--classifier-scale 10 alone, no prompt", "classifier", classes, sampling(0.0, 10.0), shapes),
+        ("--classifier-scale 15 alone, no prompt", "classifier", classes, sampling(0.0, 15.0), shapes),
     ]
     rows, files = [], root / "pictures"
     for title, file, requests, config, wanted in plan:
