@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -202,7 +202,11 @@ def guidances(sampling: SamplingConfig) -> list[Guidance]:
             found.append(ClassifierFree(sampling.guidance_scale, interval=sampling.guidance_interval))
         if sampling.classifier_scale:
             found.append(Classifier(sampling.classifier_scale, interval=sampling.classifier_interval))
-        found.extend(parse_guidance(text) for text in sampling.guidance)
+        for text in sampling.guidance:
+            guidance = parse_guidance(text)
+            if isinstance(guidance, Classifier) and guidance.interval is None:
+                guidance = replace(guidance, interval=sampling.classifier_interval)
+            found.append(guidance)
     except ValueError as error:
         raise UserError(str(error)) from None
     return found

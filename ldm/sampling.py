@@ -39,8 +39,9 @@ class SamplingConfig:
     classifier_scale: float = 0.0
     """Classifier guidance: times grad log p(y | x_t) of the noisy classifier. 0 is off."""
     classifier_interval: tuple[float, float] | None = (0.0, 20.0)
-    """Noise ratios sigma / alpha between which --classifier-scale acts. Far above, x_t tells nothing of the class: the
-    true gradient vanishes with alpha, a network's does not, and the step divides it by alpha."""
+    """Noise ratios sigma / alpha between which gradients (--classifier-scale, and the classifiers and energies of
+    --guidance that name no interval) act. Far above, x_t tells nothing of the class: the true gradient vanishes with
+    alpha, a network's does not, and the step divides it by alpha. None: everywhere."""
     guidance: tuple[str, ...] = ()
     """Further guidances, such as "cfg(7.5, interval=[0.3, 5])"; see `ldm list guidances`."""
     energy: tuple[str, ...] = ()

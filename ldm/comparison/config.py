@@ -12,7 +12,8 @@ class ComparisonConfig:
 
     methods: tuple[str, ...] = ()
     """unconditional, none, cfg, classifier, cfg+classifier, or any guidance of `ldm list guidances` with its options,
-    such as "autoguidance(2)" or "pag(3)"; none given: those of the five that the model can do."""
+    such as "autoguidance(2)", or several with " + " between: "cfg(7.5) + rescale(0.7)"; none given: those of the five
+    that the model can do."""
     guidance_scales: tuple[float, ...] = (1.5, 3.0, 7.5)
     """Scales of classifier-free guidance."""
     classifier_scales: tuple[float, ...] = (1.0, 4.0)

@@ -21,15 +21,21 @@ METHODS = {
 
 
 def check_method(name: str) -> None:
-    """`UserError` unless it is one of METHODS or a guidance with its options, such as "pag(3)"."""
+    """`UserError` unless it is one of METHODS or guidances with options: "pag(3)", "cfg(7.5) + rescale(0.7)"."""
     if name in METHODS:
         return
     if "(" not in name:
         raise UserError(f'--methods: unknown method {name!r}{suggest(name, METHODS)}; or a guidance such as "pag(3)"')
     try:
-        parse_guidance(name)
+        for text in together(name):
+            parse_guidance(text)
     except ValueError as error:
         raise UserError(f"--methods: {error}") from None
+
+
+def together(method: str) -> tuple[str, ...]:
+    """The guidances of a method that is none of METHODS: those between its " + "."""
+    return tuple(text.strip() for text in method.split(" + "))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +89,7 @@ def variants(
 ) -> list[Variant]:
     """The cells of one method; combined methods take every pair of scales."""
     if method not in METHODS:
-        return [Variant(method, replace(base, guidance=(*base.guidance, method)))]
+        return [Variant(method, replace(base, guidance=(*base.guidance, *together(method))))]
     if method in ("unconditional", "none"):
         return [Variant(method, replace(base, guidance_scale=float(method == "none")))]
     if method == "cfg":

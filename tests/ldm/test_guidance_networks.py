@@ -11,6 +11,7 @@ from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
+from ldm import branches
 from ldm.comparison import ComparisonConfig, compare
 from ldm.conditioning import Condition
 from ldm.data.shapes import ShapesData
@@ -485,7 +486,7 @@ def test_guidances_repeat_on_the_command_line_and_stand_in_yaml(models, ldm, tmp
 
 def test_a_comparison_takes_any_guidance_as_a_method(models, tmp_path):
     pipeline = Pipeline.load(models.classes, weak=models.unconditional)
-    methods = ("none", "pag(3)", "energy(5)", "autoguidance(2)", "autoguidance(3)")
+    methods = ("none", "pag(3)", "energy(5)", "autoguidance(2)", "autoguidance(3)", "pag(3) + rescale(0.7)")
     shared = {
         "output_dir": tmp_path, "evaluation": EvaluationConfig(num_images=4, num_reference=4),
         "sampling": replace(FAST, num_inference_steps=2, energy=(RED,)), "instruments": Instruments(None, None),
@@ -493,8 +494,8 @@ def test_a_comparison_takes_any_guidance_as_a_method(models, tmp_path):
     data = ShapesData("validation", 16, (64, 32))
     found = compare(pipeline, data, ComparisonConfig(methods, rows=2), **shared)
     assert [cell.label for cell in found.cells] == list(methods)
-    assert [cell.result.evaluations_per_image for cell in found.cells] == [2, 4, 2, 4, 4]
-    assert len({path.read_bytes() for path in (tmp_path / "cells").glob("*.png")}) == 5
+    assert [cell.result.evaluations_per_image for cell in found.cells] == [2, 4, 2, 4, 4, 4]
+    assert len({path.read_bytes() for path in (tmp_path / "cells").glob("*.png")}) == 6
     with pytest.raises(UserError, match="nothing guides by 'energy'"):
         compare(pipeline, data, ComparisonConfig(("none", "pag(3)")), **shared | {"output_dir": tmp_path / "other"})
     with pytest.raises(UserError, match=r"--methods: .*pag"):
@@ -519,3 +520,10 @@ def test_the_list_says_what_each_guidance_needs(ldm):
     rows = {line.split()[0]: line for line in ldm("list", "guidances").out.splitlines()}
     assert "weak (--weak)" in rows["autoguidance"] and "perturbed (self-attention)" in rows["pag"]
     assert "energy (--energy)" in rows["energy"] and "arXiv" in rows["seg"]
+
+
+def test_gradients_keep_to_the_interval_of_the_settings_unless_they_name_their_own():
+    texts = ("energy(3)", "classifier(2, interval=[0, 1])", "classifier(2, name='late')", "cfg(3)")
+    found = branches.guidances(SamplingConfig(guidance=texts, classifier_interval=(0.5, 4.0)))
+    assert [each.interval for each in found] == [(0.5, 4.0), [0, 1], (0.5, 4.0), None]
+    assert branches.guidances(SamplingConfig(guidance=texts, classifier_interval=None))[0].interval is None
