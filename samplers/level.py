@@ -131,6 +131,15 @@ def pairs(levels: Sequence[Level]) -> Iterator[tuple[int, Level, Level]]:
         yield i, now, next
 
 
+def leaps(now: Level, next: Level) -> bool:
+    """Whether a step is too long for a correction that averages eps over it: then it is taken at first order.
+
+    So are steps from pure noise and to none; and those over which sigma / alpha falls more than a hundredfold, such as
+    the first of a cosine schedule (from 2e4): the correction multiplies what two eps differ in by half that factor.
+    """
+    return next.sigma == 0 or now.alpha == 0 or now.noise_ratio > 100 * next.noise_ratio
+
+
 def mix(a: float, x: Tensor, *terms: tuple[float, Tensor]) -> Tensor:
     """a * x + b * y + ...: a new tensor, by one operation a term."""
     total = torch.add(_ZERO, x, alpha=a)  # for the host this is a third quicker than a * x

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from samplers.level import Denoise, Level, Noise, Step, advance, decay, pairs
+from samplers.level import Denoise, Level, Noise, Step, advance, decay, leaps, pairs
 from samplers.registry import sampler
 
 
@@ -60,7 +60,7 @@ def heun(
         x, hat = churn(x, now, len(levels) - 1, noise, s_churn, s_tmin, s_tmax, s_noise)
         p = denoise(x, hat)
         x = advance(p, next)
-        if next.sigma > 0 and hat.alpha > 0:
+        if not leaps(hat, next):
             q = denoise(x, next)
             x = advance(p, next, (p.eps + q.eps) / 2)
         yield Step(x, next, p.denoised, i)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from samplers.level import Denoise, Level, Noise, Step, advance, mix, pairs
+from samplers.level import Denoise, Level, Noise, Step, advance, leaps, mix, pairs
 from samplers.registry import sampler
 
 
@@ -24,7 +24,7 @@ def plms(denoise: Denoise, x: Tensor, levels: Sequence[Level], *, noise: Noise |
         past = [p.eps, *past[:3]]
         w = weights[len(past)]
         x = advance(p, next, mix(w[0], past[0], *zip(w[1:], past[1:], strict=True)))
-        if i == 0 and next.sigma > 0:
+        if i == 0 and not leaps(now, next):
             x = advance(p, next, (p.eps + denoise(x, next).eps) / 2)
         yield Step(x, next, p.denoised, i)
 

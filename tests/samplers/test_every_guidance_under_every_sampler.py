@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from samplers import DiscreteSchedule, SampleNoise, get_sampler, guidances, guide, make_levels, parse_guidance, samplers
+from samplers import (
+    DiscreteSchedule,
+    Prediction,
+    SampleNoise,
+    get_sampler,
+    guidances,
+    guide,
+    make_levels,
+    parse_guidance,
+    samplers,
+)
 
 # name -> (a list of calls that changes the sample, one of zero strength, and what that must not change)
 CALLS = {
@@ -63,3 +73,16 @@ def test_a_step_of_no_length_and_pure_noise_at_the_start_work(mixture, start, ru
     silent = make_levels(DiscreteSchedule(rescale_zero_snr=True), 5)
     assert silent[0].alpha == 0
     assert torch.isfinite(run(solver(guide(mixture.evaluate()), start, silent, noise=noise))).all()
+
+
+@pytest.mark.parametrize("name", sorted(samplers()))
+def test_the_long_first_step_of_a_cosine_schedule_leads_to_the_data(run, name):
+    """From sigma / alpha = 2e4 to 18 in one step, with a network that is a little wrong, as all are."""
+
+    def network(x, level):  # data of N(0, 1), for which x0 = alpha x
+        return Prediction(x, level, level.alpha * x + 0.05 * torch.sin(3 * x + level.t))
+
+    noise = SampleNoise(3, range(64))
+    levels = make_levels(DiscreteSchedule("cosine"), 25, "trailing")
+    x = run(get_sampler(name).function(network, noise.initial((8,), torch.float64), levels, noise=noise))
+    assert 0.85 < x.std() < 1.15 and x.mean().abs() < 0.2
