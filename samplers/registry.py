@@ -212,12 +212,16 @@ def _bind(name: str, options: Mapping[str, Any], args: Sequence[Any], kwargs: Ma
 
 
 def _check_options(info: SamplerInfo, given: Mapping[str, Any]) -> None:
-    types = typing.get_type_hints(inspect.unwrap(info.function))
     for key, value in given.items():
         if key not in info.options:
             raise ValueError(f"{info.name} has no option {key!r}{_known(key, info.options, 'its options are')}")
         if value != info.options[key]:
-            _check_option(f"{info.name}: {key}", types[key], value)
+            _check_option(f"{info.name}: {key}", _types(info.function)[key], value)
+
+
+@functools.cache  # reading the annotations takes as long as ten steps
+def _types(function: Callable[..., Any]) -> dict[str, Any]:
+    return typing.get_type_hints(inspect.unwrap(function))
 
 
 def _check_option(what: str, hint: Any, value: Any) -> None:
