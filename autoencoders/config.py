@@ -1,8 +1,11 @@
 """The settings of an autoencoder, checked when they are made."""
 
 import reprlib
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args, get_origin
+
+from autoencoders.checks import is_int as _is_int
+from autoencoders.checks import is_number as _is_number
 
 _LIMITS = {  # far above any real model: what a hostile config.json may ask for
     "in_channels": 64,
@@ -13,6 +16,8 @@ _LIMITS = {  # far above any real model: what a hostile config.json may ask for
     "code_channels": 4096,
     "sample_size": 2**16,
 }
+_OWN_SETTINGS: dict[str, type[Any]] = {}  # the settings of a bottleneck's own, in the field of its name
+_SHARED_SETTINGS: dict[str, tuple[str, ...]] = {}  # which of the others it obeys
 _MAX_LEVELS = 8
 _MAX_WIDTH = 16384
 
@@ -24,8 +29,9 @@ class AutoencoderConfig:
     The latents are smaller than the image by the factor 2 ** (len(block_out_channels) - 1) on each side.
     """
 
-    bottleneck: Literal["kl", "vq", "identity"] = "kl"
-    """kl: diagonal Gaussian; vq: codebook; identity: the latents are the image itself, nothing is learned."""
+    bottleneck: Literal["kl", "vq", "none", "identity"] = "kl"
+    """kl: diagonal Gaussian; vq: codebook; none: a plain autoencoder, the latents are what the encoder gives; identity:
+    the latents are the image itself, nothing is learned."""
     in_channels: int = 3
     """Channels of the image."""
     latent_channels: int = 4
@@ -85,6 +91,28 @@ class AutoencoderConfig:
         return self.code_channels or self.latent_channels
 
 
+def own_settings(config: AutoencoderConfig) -> dict[str, Any]:
+    """What the bottleneck is told by the dataclass of its own name and by the shared settings that it obeys."""
+    own = {name: getattr(config, name) for name in _SHARED_SETTINGS.get(config.bottleneck, ())}
+    if config.bottleneck in _OWN_SETTINGS:
+        own |= asdict(getattr(config, config.bottleneck))
+    return own
+
+
+def settings_of(bottleneck: str, values: object) -> dict[str, Any]:
+    """`own_settings` undone, from untrusted JSON: arguments of `AutoencoderConfig`; `ValueError` for another key."""
+    shared = _SHARED_SETTINGS.get(bottleneck, ())
+    schema = _OWN_SETTINGS.get(bottleneck)
+    known = {*shared, *(field.name for field in (fields(schema) if schema else ()))}
+    if not isinstance(values, dict) or not set(values) <= known:
+        expected = f"an object with {', '.join(sorted(known))}" if known else "an empty object"
+        raise ValueError(f"settings: expected {expected}, got {reprlib.repr(values)}")
+    taken: dict[str, Any] = {name: value for name, value in values.items() if name in shared}
+    if schema:
+        taken[bottleneck] = schema(**{name: value for name, value in values.items() if name not in shared})
+    return taken
+
+
 def _check_choices(config: AutoencoderConfig) -> None:
     for field in fields(config):
         choices = get_args(field.type) if get_origin(field.type) is Literal else ()
@@ -125,11 +153,3 @@ def _check_levels(config: AutoencoderConfig) -> None:
     levels = config.attention_levels
     if not isinstance(levels, tuple) or any(not _is_int(i) or not 0 <= i < len(widths) for i in levels):
         raise ValueError(f"attention_levels: expected levels from 0 to {len(widths) - 1}, got {reprlib.repr(levels)}")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,7 +1,9 @@
 """Bottlenecks by name."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
@@ -9,7 +11,9 @@ from autoencoders.bottlenecks.base import Bottleneck, BottleneckOutput, Encoding
 from autoencoders.bottlenecks.gaussian import Gaussian, gaussian_kl
 from autoencoders.bottlenecks.identity import Identity
 from autoencoders.bottlenecks.vector_quantizer import VectorQuantizer, perplexity, straight_through
-from autoencoders.config import AutoencoderConfig
+
+if TYPE_CHECKING:  # the settings import those of the bottlenecks, which stand in their files
+    from autoencoders.config import AutoencoderConfig
 
 
 def _vector_quantizer(config: AutoencoderConfig) -> nn.Module:
@@ -27,6 +31,7 @@ def _vector_quantizer(config: AutoencoderConfig) -> nn.Module:
 BOTTLENECKS: dict[str, Callable[[AutoencoderConfig], nn.Module]] = {
     "kl": lambda config: Gaussian(),
     "vq": _vector_quantizer,
+    "none": lambda config: Identity(),
     "identity": lambda config: Identity(),
 }
 
