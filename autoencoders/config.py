@@ -1,9 +1,10 @@
 """The settings of an autoencoder, checked when they are made."""
 
 import reprlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
 
+from autoencoders.bottlenecks.batch_norm import BatchNormConfig
 from autoencoders.checks import is_int as _is_int
 from autoencoders.checks import is_number as _is_number
 
@@ -16,7 +17,9 @@ _LIMITS = {  # far above any real model: what a hostile config.json may ask for
     "code_channels": 4096,
     "sample_size": 2**16,
 }
-_OWN_SETTINGS: dict[str, type[Any]] = {}  # the settings of a bottleneck's own, in the field of its name
+_OWN_SETTINGS: dict[str, type[Any]] = {
+    "bn": BatchNormConfig
+}  # the settings of a bottleneck's own, in the field of its name
 _SHARED_SETTINGS: dict[str, tuple[str, ...]] = {}  # which of the others it obeys
 _MAX_LEVELS = 8
 _MAX_WIDTH = 16384
@@ -29,9 +32,9 @@ class AutoencoderConfig:
     The latents are smaller than the image by the factor 2 ** (len(block_out_channels) - 1) on each side.
     """
 
-    bottleneck: Literal["kl", "vq", "none", "identity"] = "kl"
-    """kl: diagonal Gaussian; vq: codebook; none: a plain autoencoder, the latents are what the encoder gives; identity:
-    the latents are the image itself, nothing is learned."""
+    bottleneck: Literal["kl", "vq", "none", "bn", "identity"] = "kl"
+    """kl: diagonal Gaussian; vq: codebook; none: a plain autoencoder, the latents are what the encoder gives; bn:
+    kl with batch-normalised means; identity: the latents are the image itself, nothing is learned."""
     in_channels: int = 3
     """Channels of the image."""
     latent_channels: int = 4
@@ -64,6 +67,7 @@ class AutoencoderConfig:
     """vq: the term that commitment_beta multiplies; codebook: as in taming-transformers and latent-diffusion."""
     revive_after: int = 50
     """vq: a code without a member for so many training steps is put on a random latent of the batch; 0: never."""
+    bn: BatchNormConfig = field(default_factory=BatchNormConfig)
 
     def __post_init__(self) -> None:
         for name in ("block_out_channels", "attention_levels"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from torch import nn
 
 from autoencoders.bottlenecks.base import Bottleneck, BottleneckOutput, Encoding
+from autoencoders.bottlenecks.batch_norm import BatchNormConfig, BatchNormGaussian
 from autoencoders.bottlenecks.gaussian import Gaussian, gaussian_kl
 from autoencoders.bottlenecks.identity import Identity
 from autoencoders.bottlenecks.vector_quantizer import VectorQuantizer, perplexity, straight_through
@@ -32,6 +33,7 @@ BOTTLENECKS: dict[str, Callable[[AutoencoderConfig], nn.Module]] = {
     "kl": lambda config: Gaussian(),
     "vq": _vector_quantizer,
     "none": lambda config: Identity(),
+    "bn": lambda config: BatchNormGaussian(config.channels, config.bn.mean_scale),
     "identity": lambda config: Identity(),
 }
 
@@ -43,6 +45,8 @@ def make_bottleneck(config: AutoencoderConfig) -> Bottleneck:
 
 __all__ = [
     "BOTTLENECKS",
+    "BatchNormConfig",
+    "BatchNormGaussian",
     "Bottleneck",
     "BottleneckOutput",
     "Encoding",
