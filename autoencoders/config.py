@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
 
 from autoencoders.bottlenecks.batch_norm import BatchNormConfig
+from autoencoders.bottlenecks.von_mises_fisher import VonMisesFisherConfig
 from autoencoders.checks import is_int as _is_int
 from autoencoders.checks import is_number as _is_number
 
@@ -17,9 +18,11 @@ _LIMITS = {  # far above any real model: what a hostile config.json may ask for
     "code_channels": 4096,
     "sample_size": 2**16,
 }
-_OWN_SETTINGS: dict[str, type[Any]] = {
-    "bn": BatchNormConfig
-}  # the settings of a bottleneck's own, in the field of its name
+# What the folder of a bottleneck that diffusers has not says of it:
+_OWN_SETTINGS: dict[str, type[Any]] = {  # the field of its own name
+    "bn": BatchNormConfig,
+    "vmf": VonMisesFisherConfig,
+}
 _SHARED_SETTINGS: dict[str, tuple[str, ...]] = {}  # which of the others it obeys
 _MAX_LEVELS = 8
 _MAX_WIDTH = 16384
@@ -32,9 +35,10 @@ class AutoencoderConfig:
     The latents are smaller than the image by the factor 2 ** (len(block_out_channels) - 1) on each side.
     """
 
-    bottleneck: Literal["kl", "vq", "none", "bn", "identity"] = "kl"
-    """kl: diagonal Gaussian; vq: codebook; none: a plain autoencoder, the latents are what the encoder gives; bn:
-    kl with batch-normalised means; identity: the latents are the image itself, nothing is learned."""
+    bottleneck: Literal["kl", "vq", "none", "bn", "vmf", "identity"] = "kl"
+    """kl: diagonal Gaussian; bn: the same, means batch-normalised; vmf: von Mises-Fisher, on a sphere; vq: codebook;
+    none: a plain autoencoder, the latents are what the encoder gives; identity: the latents are the image itself,
+    nothing is learned."""
     in_channels: int = 3
     """Channels of the image."""
     latent_channels: int = 4
@@ -68,6 +72,7 @@ class AutoencoderConfig:
     revive_after: int = 50
     """vq: a code without a member for so many training steps is put on a random latent of the batch; 0: never."""
     bn: BatchNormConfig = field(default_factory=BatchNormConfig)
+    vmf: VonMisesFisherConfig = field(default_factory=VonMisesFisherConfig)
 
     def __post_init__(self) -> None:
         for name in ("block_out_channels", "attention_levels"):
@@ -81,6 +86,8 @@ class AutoencoderConfig:
             raise ValueError('commitment_on="codebook" needs codebook="gradient": an EMA codebook has no loss term')
         if self.code_channels is not None and self.bottleneck != "vq":
             raise ValueError(f'code_channels belongs to bottleneck="vq", not "{self.bottleneck}"')
+        if self.bottleneck == "vmf" and self.latent_channels < 2:
+            raise ValueError(f"latent_channels: expected 2 or more for a sphere (vmf), got {self.latent_channels}")
 
     @property
     def factor(self) -> int:
@@ -107,7 +114,7 @@ def settings_of(bottleneck: str, values: object) -> dict[str, Any]:
     """`own_settings` undone, from untrusted JSON: arguments of `AutoencoderConfig`; `ValueError` for another key."""
     shared = _SHARED_SETTINGS.get(bottleneck, ())
     schema = _OWN_SETTINGS.get(bottleneck)
-    known = {*shared, *(field.name for field in (fields(schema) if schema else ()))}
+    known = {*shared, *(each.name for each in (fields(schema) if schema else ()))}
     if not isinstance(values, dict) or not set(values) <= known:
         expected = f"an object with {', '.join(sorted(known))}" if known else "an empty object"
         raise ValueError(f"settings: expected {expected}, got {reprlib.repr(values)}")
@@ -118,13 +125,13 @@ def settings_of(bottleneck: str, values: object) -> dict[str, Any]:
 
 
 def _check_choices(config: AutoencoderConfig) -> None:
-    for field in fields(config):
-        choices = get_args(field.type) if get_origin(field.type) is Literal else ()
-        value = getattr(config, field.name)
+    for each in fields(config):
+        choices = get_args(each.type) if get_origin(each.type) is Literal else ()
+        value = getattr(config, each.name)
         if choices and value not in choices:
-            raise ValueError(f"{field.name}: expected one of {', '.join(choices)}, got {reprlib.repr(value)}")
-        if field.type is bool and not isinstance(value, bool):
-            raise ValueError(f"{field.name}: expected true or false, got {reprlib.repr(value)}")
+            raise ValueError(f"{each.name}: expected one of {', '.join(choices)}, got {reprlib.repr(value)}")
+        if each.type is bool and not isinstance(value, bool):
+            raise ValueError(f"{each.name}: expected true or false, got {reprlib.repr(value)}")
 
 
 def _check_numbers(config: AutoencoderConfig) -> None:

@@ -12,6 +12,7 @@ from autoencoders.bottlenecks.batch_norm import BatchNormConfig, BatchNormGaussi
 from autoencoders.bottlenecks.gaussian import Gaussian, gaussian_kl
 from autoencoders.bottlenecks.identity import Identity
 from autoencoders.bottlenecks.vector_quantizer import VectorQuantizer, perplexity, straight_through
+from autoencoders.bottlenecks.von_mises_fisher import VonMisesFisher, VonMisesFisherConfig
 
 if TYPE_CHECKING:  # the settings import those of the bottlenecks, which stand in their files
     from autoencoders.config import AutoencoderConfig
@@ -34,6 +35,7 @@ BOTTLENECKS: dict[str, Callable[[AutoencoderConfig], nn.Module]] = {
     "vq": _vector_quantizer,
     "none": lambda config: Identity(),
     "bn": lambda config: BatchNormGaussian(config.channels, config.bn.mean_scale),
+    "vmf": lambda config: VonMisesFisher(config.channels, config.vmf.kappa),
     "identity": lambda config: Identity(),
 }
 
@@ -53,6 +55,8 @@ __all__ = [
     "Gaussian",
     "Identity",
     "VectorQuantizer",
+    "VonMisesFisher",
+    "VonMisesFisherConfig",
     "gaussian_kl",
     "make_bottleneck",
     "perplexity",

@@ -47,6 +47,10 @@ def test_every_bottleneck_from_training_to_pictures(name, models, ldm, tmp_path)
     [
         (["--mask-probability", 2], ["mask_probability", "from 0 to 1", "2"]),
         (["--mask-patch", 0], ["mask_patch", "whole number"]),
+        (["--bottleneck", "bn", "--mean-scale", 0], ["mean_scale", "above 0"]),
+        (["--bottleneck", "vmf", "--kappa", 0], ["kappa", "above 0", "got 0"]),
+        (["--bottleneck", "vmf", "--kappa", -3], ["kappa", "above 0", "-3"]),
+        (["--bottleneck", "vmf", "--latent-channels", 1], ["latent_channels", "2 or more"]),
     ],
 )
 def test_a_wrong_option_is_refused_in_one_line(flags, words, models, refused, tmp_path):
