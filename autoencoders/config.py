@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
 
 from autoencoders.bottlenecks.batch_norm import BatchNormConfig
+from autoencoders.bottlenecks.finite_scalar import FiniteScalarConfig
 from autoencoders.bottlenecks.von_mises_fisher import VonMisesFisherConfig
 from autoencoders.checks import is_int as _is_int
 from autoencoders.checks import is_number as _is_number
@@ -22,6 +23,7 @@ _LIMITS = {  # far above any real model: what a hostile config.json may ask for
 _OWN_SETTINGS: dict[str, type[Any]] = {  # the field of its own name
     "bn": BatchNormConfig,
     "vmf": VonMisesFisherConfig,
+    "fsq": FiniteScalarConfig,
 }
 _SHARED_SETTINGS: dict[str, tuple[str, ...]] = {}  # which of the others it obeys
 _MAX_LEVELS = 8
@@ -35,8 +37,9 @@ class AutoencoderConfig:
     The latents are smaller than the image by the factor 2 ** (len(block_out_channels) - 1) on each side.
     """
 
-    bottleneck: Literal["kl", "vq", "none", "bn", "vmf", "identity"] = "kl"
+    bottleneck: Literal["kl", "vq", "none", "bn", "vmf", "fsq", "identity"] = "kl"
     """kl: diagonal Gaussian; bn: the same, means batch-normalised; vmf: von Mises-Fisher, on a sphere; vq: codebook;
+    fsq: channels rounded to a few levels;
     none: a plain autoencoder, the latents are what the encoder gives; identity: the latents are the image itself,
     nothing is learned."""
     in_channels: int = 3
@@ -73,6 +76,7 @@ class AutoencoderConfig:
     """vq: a code without a member for so many training steps is put on a random latent of the batch; 0: never."""
     bn: BatchNormConfig = field(default_factory=BatchNormConfig)
     vmf: VonMisesFisherConfig = field(default_factory=VonMisesFisherConfig)
+    fsq: FiniteScalarConfig = field(default_factory=FiniteScalarConfig)
 
     def __post_init__(self) -> None:
         for name in ("block_out_channels", "attention_levels"):
@@ -86,6 +90,9 @@ class AutoencoderConfig:
             raise ValueError('commitment_on="codebook" needs codebook="gradient": an EMA codebook has no loss term')
         if self.code_channels is not None and self.bottleneck != "vq":
             raise ValueError(f'code_channels belongs to bottleneck="vq", not "{self.bottleneck}"')
+        if self.bottleneck == "fsq" and len(self.fsq.levels) != self.latent_channels:
+            expected = f"latent_channels = {self.latent_channels} numbers"
+            raise ValueError(f"levels: expected {expected}, got {len(self.fsq.levels)}")
         if self.bottleneck == "vmf" and self.latent_channels < 2:
             raise ValueError(f"latent_channels: expected 2 or more for a sphere (vmf), got {self.latent_channels}")
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from autoencoders.bottlenecks.base import Bottleneck, BottleneckOutput, Encoding
 from autoencoders.bottlenecks.batch_norm import BatchNormConfig, BatchNormGaussian
+from autoencoders.bottlenecks.finite_scalar import FiniteScalar, FiniteScalarConfig
 from autoencoders.bottlenecks.gaussian import Gaussian, gaussian_kl
 from autoencoders.bottlenecks.identity import Identity
 from autoencoders.bottlenecks.vector_quantizer import VectorQuantizer, perplexity, straight_through
@@ -36,6 +37,7 @@ BOTTLENECKS: dict[str, Callable[[AutoencoderConfig], nn.Module]] = {
     "none": lambda config: Identity(),
     "bn": lambda config: BatchNormGaussian(config.channels, config.bn.mean_scale),
     "vmf": lambda config: VonMisesFisher(config.channels, config.vmf.kappa),
+    "fsq": lambda config: FiniteScalar(config.fsq.levels),
     "identity": lambda config: Identity(),
 }
 
@@ -52,6 +54,8 @@ __all__ = [
     "Bottleneck",
     "BottleneckOutput",
     "Encoding",
+    "FiniteScalar",
+    "FiniteScalarConfig",
     "Gaussian",
     "Identity",
     "VectorQuantizer",

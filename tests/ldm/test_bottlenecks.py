@@ -50,6 +50,8 @@ def test_every_bottleneck_from_training_to_pictures(name, models, ldm, tmp_path)
         (["--bottleneck", "bn", "--mean-scale", 0], ["mean_scale", "above 0"]),
         (["--bottleneck", "vmf", "--kappa", 0], ["kappa", "above 0", "got 0"]),
         (["--bottleneck", "vmf", "--kappa", -3], ["kappa", "above 0", "-3"]),
+        (["--bottleneck", "fsq", "--levels", 8, 1, 5, 5], ["levels", "from 3", "1"]),
+        (["--bottleneck", "fsq", "--levels", 8, 8], ["levels", "latent_channels = 4", "got 2"]),
         (["--bottleneck", "vmf", "--latent-channels", 1], ["latent_channels", "2 or more"]),
     ],
 )
