@@ -24,7 +24,8 @@ class AutoencoderOutput:
     """What a training pass gives: the reconstruction (B, C, H, W), and the bottleneck's scalar losses and metrics.
 
     Where there is a rate (see `rate`), the metrics have "bits_per_pixel" too.
-    Losses are in their own units: "kl" in nats an image; "codebook" and "commitment" with beta already on one of them.
+    Losses are in their own units: "kl" in nats an image; "codebook", "commitment" and "entropy" with the
+    bottleneck's own weights already on them.
     """
 
     reconstruction: Tensor

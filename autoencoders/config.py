@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from autoencoders.bottlenecks.batch_norm import BatchNormConfig
 from autoencoders.bottlenecks.finite_scalar import FiniteScalarConfig
+from autoencoders.bottlenecks.lookup_free import MAX_BITS, LookupFreeConfig
 from autoencoders.bottlenecks.von_mises_fisher import VonMisesFisherConfig
 from autoencoders.checks import is_int as _is_int
 from autoencoders.checks import is_number as _is_number
@@ -24,8 +25,9 @@ _OWN_SETTINGS: dict[str, type[Any]] = {  # the field of its own name
     "bn": BatchNormConfig,
     "vmf": VonMisesFisherConfig,
     "fsq": FiniteScalarConfig,
+    "lfq": LookupFreeConfig,
 }
-_SHARED_SETTINGS: dict[str, tuple[str, ...]] = {}  # which of the others it obeys
+_SHARED_SETTINGS = {"lfq": ("commitment_beta",)}  # which of the others it obeys
 _MAX_LEVELS = 8
 _MAX_WIDTH = 16384
 
@@ -37,9 +39,9 @@ class AutoencoderConfig:
     The latents are smaller than the image by the factor 2 ** (len(block_out_channels) - 1) on each side.
     """
 
-    bottleneck: Literal["kl", "vq", "none", "bn", "vmf", "fsq", "identity"] = "kl"
+    bottleneck: Literal["kl", "vq", "none", "bn", "vmf", "fsq", "lfq", "identity"] = "kl"
     """kl: diagonal Gaussian; bn: the same, means batch-normalised; vmf: von Mises-Fisher, on a sphere; vq: codebook;
-    fsq: channels rounded to a few levels;
+    fsq: channels rounded to a few levels; lfq: channels rounded to one bit;
     none: a plain autoencoder, the latents are what the encoder gives; identity: the latents are the image itself,
     nothing is learned."""
     in_channels: int = 3
@@ -69,7 +71,7 @@ class AutoencoderConfig:
     codebook_decay: float = 0.99
     """vq: decay of the running means of an EMA codebook."""
     commitment_beta: float = 0.25
-    """vq: weight of the commitment term, which draws the encoder to the codes."""
+    """vq, lfq: weight of the commitment term, which draws the encoder to the codes."""
     commitment_on: Literal["encoder", "codebook"] = "encoder"
     """vq: the term that commitment_beta multiplies; codebook: as in taming-transformers and latent-diffusion."""
     revive_after: int = 50
@@ -77,6 +79,7 @@ class AutoencoderConfig:
     bn: BatchNormConfig = field(default_factory=BatchNormConfig)
     vmf: VonMisesFisherConfig = field(default_factory=VonMisesFisherConfig)
     fsq: FiniteScalarConfig = field(default_factory=FiniteScalarConfig)
+    lfq: LookupFreeConfig = field(default_factory=LookupFreeConfig)
 
     def __post_init__(self) -> None:
         for name in ("block_out_channels", "attention_levels"):
@@ -93,6 +96,8 @@ class AutoencoderConfig:
         if self.bottleneck == "fsq" and len(self.fsq.levels) != self.latent_channels:
             expected = f"latent_channels = {self.latent_channels} numbers"
             raise ValueError(f"levels: expected {expected}, got {len(self.fsq.levels)}")
+        if self.bottleneck == "lfq" and self.latent_channels > MAX_BITS:
+            raise ValueError(f"latent_channels: expected at most {MAX_BITS} bits (lfq), got {self.latent_channels}")
         if self.bottleneck == "vmf" and self.latent_channels < 2:
             raise ValueError(f"latent_channels: expected 2 or more for a sphere (vmf), got {self.latent_channels}")
 

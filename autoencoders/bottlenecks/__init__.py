@@ -12,6 +12,7 @@ from autoencoders.bottlenecks.batch_norm import BatchNormConfig, BatchNormGaussi
 from autoencoders.bottlenecks.finite_scalar import FiniteScalar, FiniteScalarConfig
 from autoencoders.bottlenecks.gaussian import Gaussian, gaussian_kl
 from autoencoders.bottlenecks.identity import Identity
+from autoencoders.bottlenecks.lookup_free import LookupFree, LookupFreeConfig
 from autoencoders.bottlenecks.vector_quantizer import VectorQuantizer, perplexity, straight_through
 from autoencoders.bottlenecks.von_mises_fisher import VonMisesFisher, VonMisesFisherConfig
 
@@ -31,6 +32,11 @@ def _vector_quantizer(config: AutoencoderConfig) -> nn.Module:
     )
 
 
+def _lookup_free(config: AutoencoderConfig) -> nn.Module:
+    own = config.lfq
+    return LookupFree(config.channels, own.entropy_weight, own.entropy_temperature, config.commitment_beta)
+
+
 BOTTLENECKS: dict[str, Callable[[AutoencoderConfig], nn.Module]] = {
     "kl": lambda config: Gaussian(),
     "vq": _vector_quantizer,
@@ -38,6 +44,7 @@ BOTTLENECKS: dict[str, Callable[[AutoencoderConfig], nn.Module]] = {
     "bn": lambda config: BatchNormGaussian(config.channels, config.bn.mean_scale),
     "vmf": lambda config: VonMisesFisher(config.channels, config.vmf.kappa),
     "fsq": lambda config: FiniteScalar(config.fsq.levels),
+    "lfq": _lookup_free,
     "identity": lambda config: Identity(),
 }
 
@@ -58,6 +65,8 @@ __all__ = [
     "FiniteScalarConfig",
     "Gaussian",
     "Identity",
+    "LookupFree",
+    "LookupFreeConfig",
     "VectorQuantizer",
     "VonMisesFisher",
     "VonMisesFisherConfig",

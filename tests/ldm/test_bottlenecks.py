@@ -52,6 +52,7 @@ def test_every_bottleneck_from_training_to_pictures(name, models, ldm, tmp_path)
         (["--bottleneck", "vmf", "--kappa", -3], ["kappa", "above 0", "-3"]),
         (["--bottleneck", "fsq", "--levels", 8, 1, 5, 5], ["levels", "from 3", "1"]),
         (["--bottleneck", "fsq", "--levels", 8, 8], ["levels", "latent_channels = 4", "got 2"]),
+        (["--bottleneck", "lfq", "--entropy-temperature", 0], ["entropy_temperature", "above 0"]),
         (["--bottleneck", "vmf", "--latent-channels", 1], ["latent_channels", "2 or more"]),
     ],
 )
