@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autoencoders import folder
-from autoencoders.bottlenecks import BottleneckOutput, Encoding, make_bottleneck
+from autoencoders.bottlenecks import BottleneckOutput, Encoding, Gumbel, make_bottleneck
 from autoencoders.coder import Decoder, Encoder
 from autoencoders.config import AutoencoderConfig
 
@@ -111,6 +111,11 @@ class Autoencoder(nn.Module):
         output = self.quantize(self._features(images), generator)
         metrics = {**output.metrics, **rate(output, images.shape[2] * images.shape[3])}
         return AutoencoderOutput(self._images(output.latents), output.losses, metrics)
+
+    def at_step(self, step: int) -> None:
+        """Say which training step comes next, counted from 0: a temperature that is annealed is a function of it."""
+        if isinstance(self.quantize, Gumbel):
+            self.quantize.step = step
 
     def calibrate(self, mean: Tensor, std: Tensor) -> None:
         """Store the statistics (C,) of the raw latents, as `measure_latents` gives them; replaces older ones."""

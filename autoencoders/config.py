@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from autoencoders.bottlenecks.batch_norm import BatchNormConfig
 from autoencoders.bottlenecks.finite_scalar import FiniteScalarConfig
+from autoencoders.bottlenecks.gumbel import GumbelConfig
 from autoencoders.bottlenecks.lookup_free import MAX_BITS, LookupFreeConfig
 from autoencoders.bottlenecks.von_mises_fisher import VonMisesFisherConfig
 from autoencoders.checks import is_int as _is_int
@@ -26,8 +27,9 @@ _OWN_SETTINGS: dict[str, type[Any]] = {  # the field of its own name
     "vmf": VonMisesFisherConfig,
     "fsq": FiniteScalarConfig,
     "lfq": LookupFreeConfig,
+    "gumbel": GumbelConfig,
 }
-_SHARED_SETTINGS = {"lfq": ("commitment_beta",)}  # which of the others it obeys
+_SHARED_SETTINGS = {"lfq": ("commitment_beta",), "gumbel": ("num_codes",)}  # which of the others it obeys
 _MAX_LEVELS = 8
 _MAX_WIDTH = 16384
 
@@ -39,9 +41,9 @@ class AutoencoderConfig:
     The latents are smaller than the image by the factor 2 ** (len(block_out_channels) - 1) on each side.
     """
 
-    bottleneck: Literal["kl", "vq", "none", "bn", "vmf", "fsq", "lfq", "identity"] = "kl"
+    bottleneck: Literal["kl", "vq", "none", "bn", "vmf", "fsq", "lfq", "gumbel", "identity"] = "kl"
     """kl: diagonal Gaussian; bn: the same, means batch-normalised; vmf: von Mises-Fisher, on a sphere; vq: codebook;
-    fsq: channels rounded to a few levels; lfq: channels rounded to one bit;
+    fsq: channels rounded to a few levels; lfq: channels rounded to one bit; gumbel: codebook, softly chosen (dVAE);
     none: a plain autoencoder, the latents are what the encoder gives; identity: the latents are the image itself,
     nothing is learned."""
     in_channels: int = 3
@@ -63,7 +65,7 @@ class AutoencoderConfig:
     use_quant_conv: bool = True
     """kl: 1x1 convolutions around the latents (Stable Diffusion 1 and 2, SDXL: yes; Flux, SD 3: no)."""
     num_codes: int = 512
-    """vq: size of the codebook."""
+    """vq, gumbel: size of the codebook."""
     code_channels: int | None = None
     """vq: channels of a code, and so of the latents, where they differ from latent_channels."""
     codebook: Literal["gradient", "ema"] = "ema"
@@ -80,6 +82,7 @@ class AutoencoderConfig:
     vmf: VonMisesFisherConfig = field(default_factory=VonMisesFisherConfig)
     fsq: FiniteScalarConfig = field(default_factory=FiniteScalarConfig)
     lfq: LookupFreeConfig = field(default_factory=LookupFreeConfig)
+    gumbel: GumbelConfig = field(default_factory=GumbelConfig)
 
     def __post_init__(self) -> None:
         for name in ("block_out_channels", "attention_levels"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from autoencoders.config import AutoencoderConfig, own_settings, settings_of
 
 _CLASS_NAMES = {"kl": "AutoencoderKL", "vq": "VQModel", "identity": "IdentityAutoencoder"}
 _OWN_CLASS = "Autoencoder"  # of the bottlenecks that diffusers has not
+_OWN_BOTTLENECKS = [
+    name for name in get_args(AutoencoderConfig.__annotations__["bottleneck"]) if name not in _CLASS_NAMES
+]
 _TRAINING_KEYS = ("codebook", "codebook_decay", "commitment_beta", "commitment_on", "revive_after")
 _BLOCKS = {False: ("DownEncoderBlock2D", "UpDecoderBlock2D"), True: ("AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D")}
 _FILE_NAMES = {
@@ -125,7 +128,8 @@ def config_of(entries: Mapping[str, Any]) -> AutoencoderConfig:
         return AutoencoderConfig(**settings)
     except ValueError as error:
         name, colon, rest = str(error).partition(":")
-        raise ValueError(_FILE_NAMES.get(name, name) + colon + rest) from None
+        theirs = name if (class_name, name) == (_OWN_CLASS, "num_codes") else _FILE_NAMES.get(name, name)
+        raise ValueError(theirs + colon + rest) from None
 
 
 def _coder_settings(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,9 +170,10 @@ def _bottleneck_settings(class_name: str, values: Mapping[str, Any]) -> dict[str
             raise ValueError("use_quant_conv and use_post_quant_conv: only both or neither is supported")
         return {"bottleneck": "kl", "use_quant_conv": values["use_quant_conv"]}
     if class_name == _OWN_CLASS:
-        if values["bottleneck"] in _CLASS_NAMES or not isinstance(values["bottleneck"], str):
-            raise ValueError(f"bottleneck: expected one that only we have, got {reprlib.repr(values['bottleneck'])}")
-        return {"bottleneck": values["bottleneck"], **settings_of(values["bottleneck"], values["settings"])}
+        name = values["bottleneck"]
+        if name not in _OWN_BOTTLENECKS:
+            raise ValueError(f"bottleneck: expected one of {', '.join(_OWN_BOTTLENECKS)}, got {reprlib.repr(name)}")
+        return {"bottleneck": name, **settings_of(name, values["settings"])}
     training = values.get("_training", {})
     if not isinstance(training, dict) or not set(training) <= set(_TRAINING_KEYS):
         raise ValueError(

@@ -11,6 +11,7 @@ from autoencoders.bottlenecks.base import Bottleneck, BottleneckOutput, Encoding
 from autoencoders.bottlenecks.batch_norm import BatchNormConfig, BatchNormGaussian
 from autoencoders.bottlenecks.finite_scalar import FiniteScalar, FiniteScalarConfig
 from autoencoders.bottlenecks.gaussian import Gaussian, gaussian_kl
+from autoencoders.bottlenecks.gumbel import Gumbel, GumbelConfig, gumbel_softmax, uniform_kl
 from autoencoders.bottlenecks.identity import Identity
 from autoencoders.bottlenecks.lookup_free import LookupFree, LookupFreeConfig
 from autoencoders.bottlenecks.vector_quantizer import VectorQuantizer, perplexity, straight_through
@@ -45,6 +46,7 @@ BOTTLENECKS: dict[str, Callable[[AutoencoderConfig], nn.Module]] = {
     "vmf": lambda config: VonMisesFisher(config.channels, config.vmf.kappa),
     "fsq": lambda config: FiniteScalar(config.fsq.levels),
     "lfq": _lookup_free,
+    "gumbel": lambda config: Gumbel(config.num_codes, config.channels, config.gumbel),
     "identity": lambda config: Identity(),
 }
 
@@ -64,6 +66,8 @@ __all__ = [
     "FiniteScalar",
     "FiniteScalarConfig",
     "Gaussian",
+    "Gumbel",
+    "GumbelConfig",
     "Identity",
     "LookupFree",
     "LookupFreeConfig",
@@ -71,7 +75,9 @@ __all__ = [
     "VonMisesFisher",
     "VonMisesFisherConfig",
     "gaussian_kl",
+    "gumbel_softmax",
     "make_bottleneck",
     "perplexity",
     "straight_through",
+    "uniform_kl",
 ]

@@ -1,5 +1,7 @@
-"""The spherical bottleneck: a von Mises-Fisher posterior (Davidson et al. 2018, arXiv:1804.00891; Xu and Durrett 2018,
-arXiv:1808.10805)."""
+"""The spherical bottleneck: a von Mises-Fisher posterior and a uniform prior.
+
+Davidson et al. 2018, arXiv:1804.00891; Xu and Durrett 2018, arXiv:1808.10805 (concentration as a setting).
+"""
 
 from __future__ import annotations
 

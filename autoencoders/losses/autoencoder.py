@@ -27,7 +27,7 @@ class LossConfig:
     reconstruction: Literal["l1", "l2"] = "l1"
     """Mean absolute or mean squared error."""
     kl_weight: float = 1e-6
-    """kl: weight of the KL in nats an image against the error summed over an image."""
+    """kl, bn, vmf, gumbel: weight of the KL in nats an image against the error summed over an image."""
     codebook_weight: float = 1.0
     """vq, lfq: weight of the codebook, commitment and entropy terms."""
 

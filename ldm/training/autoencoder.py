@@ -82,6 +82,7 @@ class AutoencoderTask:
 
     def loss(self, model: nn.Module, batch: Tensor, random: StepRandom) -> Loss:
         damaged = corrupt(batch, self.config.corruption, random.generator("corruption"))
+        self.model.at_step(random.step)
         output = model(damaged, generator=random.generator("posterior"))
         result = autoencoder_loss(self.config.loss, batch, output)
         return Loss(result.total, {**result.terms, **output.metrics})

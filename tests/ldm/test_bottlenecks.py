@@ -4,10 +4,12 @@ import json
 
 import pytest
 
-from autoencoders import BOTTLENECKS
+from autoencoders import BOTTLENECKS, Autoencoder, AutoencoderConfig
+from ldm.config import read_settings, to_yaml
 from ldm.pipeline import Pipeline
+from ldm.training.autoencoder import AutoencoderRun
 
-OPTIONS = {"vq": ["--num-codes", 16]}
+OPTIONS = {"vq": ["--num-codes", 16], "gumbel": ["--num-codes", 16, "--temperature-steps", 2]}
 RATELESS = {"none"}
 
 
@@ -19,6 +21,8 @@ def test_every_bottleneck_from_training_to_pictures(name, models, ldm, tmp_path)
     assert found.code == 0, found.err
     steps = [json.loads(line) for line in (vae / "metrics.jsonl").read_text().splitlines()]
     assert ("bits_per_pixel" in steps[0]) == (name not in RATELESS)
+    if name == "gumbel":
+        assert [round(step["temperature"], 5) for step in steps if "loss" in step] == [1.0, 0.53125, 0.0625]
     own = ["--autoencoder", vae, "--latents", tmp_path / "latents"]
     found = ldm(*models.command("diffusion", model, *own, steps=2))
     assert found.code == 0, found.err
@@ -53,8 +57,44 @@ def test_every_bottleneck_from_training_to_pictures(name, models, ldm, tmp_path)
         (["--bottleneck", "fsq", "--levels", 8, 1, 5, 5], ["levels", "from 3", "1"]),
         (["--bottleneck", "fsq", "--levels", 8, 8], ["levels", "latent_channels = 4", "got 2"]),
         (["--bottleneck", "lfq", "--entropy-temperature", 0], ["entropy_temperature", "above 0"]),
+        (["--bottleneck", "gumbel", "--temperature", 0], ["temperature", "above 0", "got 0"]),
+        (["--bottleneck", "gumbel", "--temperature-end", -1], ["temperature_end", "above 0"]),
         (["--bottleneck", "vmf", "--latent-channels", 1], ["latent_channels", "2 or more"]),
     ],
 )
 def test_a_wrong_option_is_refused_in_one_line(flags, words, models, refused, tmp_path):
     refused(models.command("autoencoder", tmp_path / "run", *flags), *words)
+
+
+def test_the_settings_of_a_bottleneck_stand_under_its_name_in_yaml(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("autoencoder: {bottleneck: fsq, latent_channels: 3, fsq: {levels: [7, 5, 3]}, vmf: {kappa: 2}}")
+    settings = read_settings(AutoencoderRun, path)
+    assert settings.autoencoder.fsq.levels == (7, 5, 3)
+    path.write_text(to_yaml(settings))
+    assert read_settings(AutoencoderRun, path) == settings
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"settings": {"levels": [8, 5, 5, 1]}}, "levels: expected whole numbers"),
+        ({"settings": {"levels": [8, 5, 5, 5], "kappa": 1}}, "settings: expected an object with levels"),
+        ({"settings": "none"}, "settings: expected an object with levels"),
+        ({"bottleneck": "os.system"}, "bottleneck: expected one of none, bn, vmf, fsq, lfq, gumbel"),
+        ({"bottleneck": "none"}, "settings: expected an empty object"),
+        ({"bottleneck": "kl", "settings": {}}, "bottleneck: expected one of none"),
+        ({"bottleneck": ["fsq"]}, "bottleneck: expected one of none"),
+        ({"bottleneck": "lfq", "settings": {"commitment_beta": -1}}, "commitment_beta"),
+        ({"bottleneck": "gumbel", "settings": {"num_codes": 10**12}}, "num_codes"),
+        ({"colour": 1}, "unknown keys 'colour' for Autoencoder"),
+    ],
+)
+def test_a_damaged_folder_of_our_own_class_is_refused_in_one_line(entries, message, tmp_path):
+    Autoencoder(AutoencoderConfig(bottleneck="fsq", block_out_channels=(8,))).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **entries}))
+    with pytest.raises(ValueError, match=message) as refusal:
+        Autoencoder.from_pretrained(tmp_path)
+    assert str(file) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
