@@ -3,6 +3,7 @@
 from autoencoders.autoencoder import Autoencoder, AutoencoderOutput, measure_latents
 from autoencoders.bottlenecks import BOTTLENECKS, Bottleneck, BottleneckOutput, Encoding
 from autoencoders.config import AutoencoderConfig
+from autoencoders.corruption import CorruptionConfig, corrupt, patch_mask
 from autoencoders.losses import LossConfig, LossOutput, autoencoder_loss
 
 __all__ = [
@@ -12,9 +13,12 @@ __all__ = [
     "AutoencoderOutput",
     "Bottleneck",
     "BottleneckOutput",
+    "CorruptionConfig",
     "Encoding",
     "LossConfig",
     "LossOutput",
     "autoencoder_loss",
+    "corrupt",
     "measure_latents",
+    "patch_mask",
 ]

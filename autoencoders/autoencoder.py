@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autoencoders import folder
-from autoencoders.bottlenecks import Encoding, make_bottleneck
+from autoencoders.bottlenecks import BottleneckOutput, Encoding, Gumbel, make_bottleneck
 from autoencoders.coder import Decoder, Encoder
 from autoencoders.config import AutoencoderConfig
 
@@ -22,7 +23,9 @@ from autoencoders.config import AutoencoderConfig
 class AutoencoderOutput:
     """What a training pass gives: the reconstruction (B, C, H, W), and the bottleneck's scalar losses and metrics.
 
-    Losses are in their own units: "kl" in nats an image; "codebook" and "commitment" with beta already on one of them.
+    Where there is a rate (see `rate`), the metrics have "bits_per_pixel" too.
+    Losses are in their own units: "kl" in nats an image; "codebook", "commitment" and "entropy" with the
+    bottleneck's own weights already on them.
     """
 
     reconstruction: Tensor
@@ -70,7 +73,7 @@ class Autoencoder(nn.Module):
         )
         self.encoder = Encoder(config.in_channels, features, *shape)
         self.decoder = Decoder(config.latent_channels, config.in_channels, *shape)
-        if config.bottleneck == "vq" or config.use_quant_conv:
+        if config.bottleneck == "vq" or (config.bottleneck == "kl" and config.use_quant_conv):
             self.quant_conv = nn.Conv2d(features, self.quantize.feature_channels(config.channels), 1)
             self.post_quant_conv = nn.Conv2d(config.channels, config.latent_channels, 1)
 
@@ -106,7 +109,13 @@ class Autoencoder(nn.Module):
         if self.training and generator is None:
             raise ValueError("a forward pass in training mode needs a generator; in evaluation mode it may be None")
         output = self.quantize(self._features(images), generator)
-        return AutoencoderOutput(self._images(output.latents), output.losses, output.metrics)
+        metrics = {**output.metrics, **rate(output, images.shape[2] * images.shape[3])}
+        return AutoencoderOutput(self._images(output.latents), output.losses, metrics)
+
+    def at_step(self, step: int) -> None:
+        """Say which training step comes next, counted from 0: a temperature that is annealed is a function of it."""
+        if isinstance(self.quantize, Gumbel):
+            self.quantize.step = step
 
     def calibrate(self, mean: Tensor, std: Tensor) -> None:
         """Store the statistics (C,) of the raw latents, as `measure_latents` gives them; replaces older ones."""
@@ -178,6 +187,19 @@ class Autoencoder(nn.Module):
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """The calibration as (C, 1, 1), on the device and in the type of `like`."""
         return self.latents_mean[:, None, None].to(like), self.latents_std[:, None, None].to(like)
+
+
+def rate(output: BottleneckOutput, pixels: int) -> dict[str, Tensor]:
+    """{"bits_per_pixel": what the latents of an image of so many pixels cost}; {} of a bottleneck without a rate.
+
+    From the KL if there is one; else from the entropy of the codes of this batch, as if all places were independent.
+    """
+    if "kl" in output.losses:
+        return {"bits_per_pixel": output.losses["kl"].detach() / (math.log(2) * pixels)}
+    if "perplexity" in output.metrics:
+        places = output.latents.shape[2] * output.latents.shape[3]
+        return {"bits_per_pixel": output.metrics["perplexity"].log2() * (places / pixels)}
+    return {}
 
 
 @torch.no_grad()

@@ -1,8 +1,16 @@
 """The settings of an autoencoder, checked when they are made."""
 
 import reprlib
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin
+
+from autoencoders.bottlenecks.batch_norm import BatchNormConfig
+from autoencoders.bottlenecks.finite_scalar import FiniteScalarConfig
+from autoencoders.bottlenecks.gumbel import GumbelConfig
+from autoencoders.bottlenecks.lookup_free import MAX_BITS, LookupFreeConfig
+from autoencoders.bottlenecks.von_mises_fisher import VonMisesFisherConfig
+from autoencoders.checks import is_int as _is_int
+from autoencoders.checks import is_number as _is_number
 
 _LIMITS = {  # far above any real model: what a hostile config.json may ask for
     "in_channels": 64,
@@ -13,6 +21,15 @@ _LIMITS = {  # far above any real model: what a hostile config.json may ask for
     "code_channels": 4096,
     "sample_size": 2**16,
 }
+# What the folder of a bottleneck that diffusers has not says of it:
+_OWN_SETTINGS: dict[str, type[Any]] = {  # the field of its own name
+    "bn": BatchNormConfig,
+    "vmf": VonMisesFisherConfig,
+    "fsq": FiniteScalarConfig,
+    "lfq": LookupFreeConfig,
+    "gumbel": GumbelConfig,
+}
+_SHARED_SETTINGS = {"lfq": ("commitment_beta",), "gumbel": ("num_codes",)}  # which of the others it obeys
 _MAX_LEVELS = 8
 _MAX_WIDTH = 16384
 
@@ -24,8 +41,11 @@ class AutoencoderConfig:
     The latents are smaller than the image by the factor 2 ** (len(block_out_channels) - 1) on each side.
     """
 
-    bottleneck: Literal["kl", "vq", "identity"] = "kl"
-    """kl: diagonal Gaussian; vq: codebook; identity: the latents are the image itself, nothing is learned."""
+    bottleneck: Literal["kl", "vq", "none", "bn", "vmf", "fsq", "lfq", "gumbel", "identity"] = "kl"
+    """kl: diagonal Gaussian; bn: the same, means batch-normalised; vmf: von Mises-Fisher, on a sphere; vq: codebook;
+    fsq: channels rounded to a few levels; lfq: channels rounded to one bit; gumbel: codebook, softly chosen (dVAE);
+    none: a plain autoencoder, the latents are what the encoder gives; identity: the latents are the image itself,
+    nothing is learned."""
     in_channels: int = 3
     """Channels of the image."""
     latent_channels: int = 4
@@ -45,7 +65,7 @@ class AutoencoderConfig:
     use_quant_conv: bool = True
     """kl: 1x1 convolutions around the latents (Stable Diffusion 1 and 2, SDXL: yes; Flux, SD 3: no)."""
     num_codes: int = 512
-    """vq: size of the codebook."""
+    """vq, gumbel: size of the codebook."""
     code_channels: int | None = None
     """vq: channels of a code, and so of the latents, where they differ from latent_channels."""
     codebook: Literal["gradient", "ema"] = "ema"
@@ -53,11 +73,16 @@ class AutoencoderConfig:
     codebook_decay: float = 0.99
     """vq: decay of the running means of an EMA codebook."""
     commitment_beta: float = 0.25
-    """vq: weight of the commitment term, which draws the encoder to the codes."""
+    """vq, lfq: weight of the commitment term, which draws the encoder to the codes."""
     commitment_on: Literal["encoder", "codebook"] = "encoder"
     """vq: the term that commitment_beta multiplies; codebook: as in taming-transformers and latent-diffusion."""
     revive_after: int = 50
     """vq: a code without a member for so many training steps is put on a random latent of the batch; 0: never."""
+    bn: BatchNormConfig = field(default_factory=BatchNormConfig)
+    vmf: VonMisesFisherConfig = field(default_factory=VonMisesFisherConfig)
+    fsq: FiniteScalarConfig = field(default_factory=FiniteScalarConfig)
+    lfq: LookupFreeConfig = field(default_factory=LookupFreeConfig)
+    gumbel: GumbelConfig = field(default_factory=GumbelConfig)
 
     def __post_init__(self) -> None:
         for name in ("block_out_channels", "attention_levels"):
@@ -71,6 +96,13 @@ class AutoencoderConfig:
             raise ValueError('commitment_on="codebook" needs codebook="gradient": an EMA codebook has no loss term')
         if self.code_channels is not None and self.bottleneck != "vq":
             raise ValueError(f'code_channels belongs to bottleneck="vq", not "{self.bottleneck}"')
+        if self.bottleneck == "fsq" and len(self.fsq.levels) != self.latent_channels:
+            expected = f"latent_channels = {self.latent_channels} numbers"
+            raise ValueError(f"levels: expected {expected}, got {len(self.fsq.levels)}")
+        if self.bottleneck == "lfq" and self.latent_channels > MAX_BITS:
+            raise ValueError(f"latent_channels: expected at most {MAX_BITS} bits (lfq), got {self.latent_channels}")
+        if self.bottleneck == "vmf" and self.latent_channels < 2:
+            raise ValueError(f"latent_channels: expected 2 or more for a sphere (vmf), got {self.latent_channels}")
 
     @property
     def factor(self) -> int:
@@ -85,14 +117,36 @@ class AutoencoderConfig:
         return self.code_channels or self.latent_channels
 
 
+def own_settings(config: AutoencoderConfig) -> dict[str, Any]:
+    """What the bottleneck is told by the dataclass of its own name and by the shared settings that it obeys."""
+    own = {name: getattr(config, name) for name in _SHARED_SETTINGS.get(config.bottleneck, ())}
+    if config.bottleneck in _OWN_SETTINGS:
+        own |= asdict(getattr(config, config.bottleneck))
+    return own
+
+
+def settings_of(bottleneck: str, values: object) -> dict[str, Any]:
+    """`own_settings` undone, from untrusted JSON: arguments of `AutoencoderConfig`; `ValueError` for another key."""
+    shared = _SHARED_SETTINGS.get(bottleneck, ())
+    schema = _OWN_SETTINGS.get(bottleneck)
+    known = {*shared, *(each.name for each in (fields(schema) if schema else ()))}
+    if not isinstance(values, dict) or not set(values) <= known:
+        expected = f"an object with {', '.join(sorted(known))}" if known else "an empty object"
+        raise ValueError(f"settings: expected {expected}, got {reprlib.repr(values)}")
+    taken: dict[str, Any] = {name: value for name, value in values.items() if name in shared}
+    if schema:
+        taken[bottleneck] = schema(**{name: value for name, value in values.items() if name not in shared})
+    return taken
+
+
 def _check_choices(config: AutoencoderConfig) -> None:
-    for field in fields(config):
-        choices = get_args(field.type) if get_origin(field.type) is Literal else ()
-        value = getattr(config, field.name)
+    for each in fields(config):
+        choices = get_args(each.type) if get_origin(each.type) is Literal else ()
+        value = getattr(config, each.name)
         if choices and value not in choices:
-            raise ValueError(f"{field.name}: expected one of {', '.join(choices)}, got {reprlib.repr(value)}")
-        if field.type is bool and not isinstance(value, bool):
-            raise ValueError(f"{field.name}: expected true or false, got {reprlib.repr(value)}")
+            raise ValueError(f"{each.name}: expected one of {', '.join(choices)}, got {reprlib.repr(value)}")
+        if each.type is bool and not isinstance(value, bool):
+            raise ValueError(f"{each.name}: expected true or false, got {reprlib.repr(value)}")
 
 
 def _check_numbers(config: AutoencoderConfig) -> None:
@@ -125,11 +179,3 @@ def _check_levels(config: AutoencoderConfig) -> None:
     levels = config.attention_levels
     if not isinstance(levels, tuple) or any(not _is_int(i) or not 0 <= i < len(widths) for i in levels):
         raise ValueError(f"attention_levels: expected levels from 0 to {len(widths) - 1}, got {reprlib.repr(levels)}")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""config.json of diffusers' `AutoencoderKL` and `VQModel` <-> `AutoencoderConfig` and calibration.
+"""config.json of diffusers' `AutoencoderKL` and `VQModel`, and of our own `Autoencoder`, <-> `AutoencoderConfig`.
 
 What diffusers does not know is kept under names that begin with an underscore, which it skips in silence.
 """
@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from autoencoders.config import AutoencoderConfig
+from autoencoders.config import AutoencoderConfig, own_settings, settings_of
 
 _CLASS_NAMES = {"kl": "AutoencoderKL", "vq": "VQModel", "identity": "IdentityAutoencoder"}
+_OWN_CLASS = "Autoencoder"  # of the bottlenecks that diffusers has not
+_OWN_BOTTLENECKS = [
+    name for name in get_args(AutoencoderConfig.__annotations__["bottleneck"]) if name not in _CLASS_NAMES
+]
 _TRAINING_KEYS = ("codebook", "codebook_decay", "commitment_beta", "commitment_on", "revive_after")
 _BLOCKS = {False: ("DownEncoderBlock2D", "UpDecoderBlock2D"), True: ("AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D")}
 _FILE_NAMES = {
@@ -57,18 +61,24 @@ _DEFAULTS: dict[str, dict[str, Any]] = {  # what diffusers takes for an absent k
         "lookup_from_codebook": False,
     },
     "IdentityAutoencoder": {"in_channels": 3},
+    _OWN_CLASS: {**_SHARED, "latent_channels": 4, "bottleneck": None, "settings": {}},
 }
 _FIXED = {"act_fn": "silu", "norm_type": "group"}  # settings with one supported value
 
 
 def entries_of(config: AutoencoderConfig, mean: Tensor, std: Tensor) -> dict[str, Any]:
     """The content of config.json for such settings and such a calibration (C,)."""
-    entries: dict[str, Any] = {"_class_name": _CLASS_NAMES[config.bottleneck], "in_channels": config.in_channels}
+    entries: dict[str, Any] = {
+        "_class_name": _CLASS_NAMES.get(config.bottleneck, _OWN_CLASS),
+        "in_channels": config.in_channels,
+    }
     if config.bottleneck != "identity":
         entries |= _coder_entries(config)
     if config.bottleneck == "vq":
         entries |= {"num_vq_embeddings": config.num_codes, "vq_embed_dim": config.channels}
         entries["_training"] = {name: getattr(config, name) for name in _TRAINING_KEYS}
+    if entries["_class_name"] == _OWN_CLASS:
+        entries |= {"bottleneck": config.bottleneck, "settings": own_settings(config)}
     if bool((mean == 0).all() and (std == 1).all()):
         return entries
     prefix = "" if config.bottleneck == "kl" else "_"
@@ -118,7 +128,8 @@ def config_of(entries: Mapping[str, Any]) -> AutoencoderConfig:
         return AutoencoderConfig(**settings)
     except ValueError as error:
         name, colon, rest = str(error).partition(":")
-        raise ValueError(_FILE_NAMES.get(name, name) + colon + rest) from None
+        theirs = name if (class_name, name) == (_OWN_CLASS, "num_codes") else _FILE_NAMES.get(name, name)
+        raise ValueError(theirs + colon + rest) from None
 
 
 def _coder_settings(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,6 +169,11 @@ def _bottleneck_settings(class_name: str, values: Mapping[str, Any]) -> dict[str
         if values["use_quant_conv"] != values["use_post_quant_conv"]:
             raise ValueError("use_quant_conv and use_post_quant_conv: only both or neither is supported")
         return {"bottleneck": "kl", "use_quant_conv": values["use_quant_conv"]}
+    if class_name == _OWN_CLASS:
+        name = values["bottleneck"]
+        if name not in _OWN_BOTTLENECKS:
+            raise ValueError(f"bottleneck: expected one of {', '.join(_OWN_BOTTLENECKS)}, got {reprlib.repr(name)}")
+        return {"bottleneck": name, **settings_of(name, values["settings"])}
     training = values.get("_training", {})
     if not isinstance(training, dict) or not set(training) <= set(_TRAINING_KEYS):
         raise ValueError(

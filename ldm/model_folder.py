@@ -21,6 +21,7 @@ _VAE_CLASSES = {
     "vq": ("diffusers", "VQModel"),
     "identity": ("autoencoders", "IdentityAutoencoder"),
 }
+_OWN_VAE = ("autoencoders", "Autoencoder")  # of the bottlenecks that diffusers has not
 _KNOWN_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")  # transformers makes do without, and reads nothing
 _TAKEN = ("cond", "uncond", "weak", "perturbed", "blurred", "skipped")  # branches that are no classifier
@@ -34,11 +35,12 @@ def write_index(
 ) -> None:
     """model_index.json, written last: with it the folder is a model. A text model is a StableDiffusionPipeline.
 
-    `text_parts` are the entries of text_encoder and tokenizer, {} for a model without text. A model of pixels has a
-    `vae` that changes nothing, of a class that diffusers has not, so that no pipeline of diffusers fits it.
+    `text_parts` are the entries of text_encoder and tokenizer, {} for a model without text. A model of pixels (its
+    `vae` changes nothing), or with a bottleneck of ours, has a `vae` of a class that diffusers has not, so that no
+    pipeline of diffusers fits it.
     """
-    vae = _VAE_CLASSES[bottleneck]
-    stable_diffusion = bool(text_parts) and bottleneck != "identity"
+    vae = _VAE_CLASSES.get(bottleneck, _OWN_VAE)
+    stable_diffusion = bool(text_parts) and vae[0] == "diffusers"
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline" if stable_diffusion else "DiffusionPipeline"}
     index |= {"vae": list(vae), "unet": ["diffusers", "UNet2DConditionModel"]}
     index |= {"scheduler": ["diffusers", scheduler_class], **text_parts, _FACTS: FACTS_NAME}

@@ -1,15 +1,24 @@
 """Bottlenecks by name."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
 from autoencoders.bottlenecks.base import Bottleneck, BottleneckOutput, Encoding
+from autoencoders.bottlenecks.batch_norm import BatchNormConfig, BatchNormGaussian
+from autoencoders.bottlenecks.finite_scalar import FiniteScalar, FiniteScalarConfig
 from autoencoders.bottlenecks.gaussian import Gaussian, gaussian_kl
+from autoencoders.bottlenecks.gumbel import Gumbel, GumbelConfig, gumbel_softmax, uniform_kl
 from autoencoders.bottlenecks.identity import Identity
+from autoencoders.bottlenecks.lookup_free import LookupFree, LookupFreeConfig
 from autoencoders.bottlenecks.vector_quantizer import VectorQuantizer, perplexity, straight_through
-from autoencoders.config import AutoencoderConfig
+from autoencoders.bottlenecks.von_mises_fisher import VonMisesFisher, VonMisesFisherConfig
+
+if TYPE_CHECKING:  # the settings import those of the bottlenecks, which stand in their files
+    from autoencoders.config import AutoencoderConfig
 
 
 def _vector_quantizer(config: AutoencoderConfig) -> nn.Module:
@@ -24,9 +33,20 @@ def _vector_quantizer(config: AutoencoderConfig) -> nn.Module:
     )
 
 
+def _lookup_free(config: AutoencoderConfig) -> nn.Module:
+    own = config.lfq
+    return LookupFree(config.channels, own.entropy_weight, own.entropy_temperature, config.commitment_beta)
+
+
 BOTTLENECKS: dict[str, Callable[[AutoencoderConfig], nn.Module]] = {
     "kl": lambda config: Gaussian(),
     "vq": _vector_quantizer,
+    "none": lambda config: Identity(),
+    "bn": lambda config: BatchNormGaussian(config.channels, config.bn.mean_scale),
+    "vmf": lambda config: VonMisesFisher(config.channels, config.vmf.kappa),
+    "fsq": lambda config: FiniteScalar(config.fsq.levels),
+    "lfq": _lookup_free,
+    "gumbel": lambda config: Gumbel(config.num_codes, config.channels, config.gumbel),
     "identity": lambda config: Identity(),
 }
 
@@ -38,14 +58,26 @@ def make_bottleneck(config: AutoencoderConfig) -> Bottleneck:
 
 __all__ = [
     "BOTTLENECKS",
+    "BatchNormConfig",
+    "BatchNormGaussian",
     "Bottleneck",
     "BottleneckOutput",
     "Encoding",
+    "FiniteScalar",
+    "FiniteScalarConfig",
     "Gaussian",
+    "Gumbel",
+    "GumbelConfig",
     "Identity",
+    "LookupFree",
+    "LookupFreeConfig",
     "VectorQuantizer",
+    "VonMisesFisher",
+    "VonMisesFisherConfig",
     "gaussian_kl",
+    "gumbel_softmax",
     "make_bottleneck",
     "perplexity",
     "straight_through",
+    "uniform_kl",
 ]

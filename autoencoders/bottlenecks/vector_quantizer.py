@@ -25,6 +25,12 @@ def perplexity(counts: Tensor) -> Tensor:
     return torch.exp(-torch.special.xlogy(p, p).sum())
 
 
+def code_use(indices: Tensor, num_codes: int) -> dict[str, Tensor]:
+    """Metrics of a batch of indices of any shape: their perplexity, and how many different ones there are."""
+    counts = torch.bincount(indices.flatten(), minlength=num_codes)
+    return {"perplexity": perplexity(counts.float()), "used_codes": (counts > 0).sum()}
+
+
 class VectorQuantizer(nn.Module):
     """Replaces each latent vector by the nearest of K codes.
 

@@ -20,15 +20,16 @@ class LossConfig:
     bound, times kl_weight / D and up to a constant, where kl_weight = b, the scale of a Laplace likelihood (l1), or
     kl_weight = 2 s^2, s the standard deviation of a Gaussian one (l2).
 
-    A VQ model minimises R / D + codebook_weight * (codebook + commitment), both of them means over latent elements.
+    A VQ model minimises R / D + codebook_weight * (codebook + commitment), both of them means over latent elements;
+    an LFQ model R / D + codebook_weight * (entropy + commitment).
     """
 
     reconstruction: Literal["l1", "l2"] = "l1"
     """Mean absolute or mean squared error."""
     kl_weight: float = 1e-6
-    """kl: weight of the KL in nats an image against the error summed over an image."""
+    """kl, bn, vmf, gumbel: weight of the KL in nats an image against the error summed over an image."""
     codebook_weight: float = 1.0
-    """vq: weight of the codebook and commitment terms."""
+    """vq, lfq: weight of the codebook, commitment and entropy terms."""
 
     def __post_init__(self) -> None:
         if self.reconstruction not in RECONSTRUCTIONS:
@@ -57,6 +58,7 @@ def autoencoder_loss(config: LossConfig, images: Tensor, output: AutoencoderOutp
         "kl": config.kl_weight / images[0].numel(),
         "codebook": config.codebook_weight,
         "commitment": config.codebook_weight,
+        "entropy": config.codebook_weight,
     }
     reconstruction = RECONSTRUCTIONS[config.reconstruction](images, output.reconstruction.to(images.dtype))
     total = reconstruction

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from autoencoders import Autoencoder, AutoencoderConfig, LossConfig, autoencoder_loss, measure_latents
+from autoencoders import (
+    Autoencoder,
+    AutoencoderConfig,
+    CorruptionConfig,
+    LossConfig,
+    autoencoder_loss,
+    corrupt,
+    measure_latents,
+)
 from ldm.data import DataConfig, ImageData, collate
 from ldm.errors import UserError, at_least
 from ldm.evaluation.image_quality import psnr, ssim
@@ -28,6 +36,7 @@ class AutoencoderRun:
 
     dataset: DataConfig = field(default_factory=DataConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     validation_images: int = 256
@@ -47,7 +56,7 @@ class AutoencoderTask:
     def __init__(self, config: AutoencoderRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
         if config.autoencoder.bottleneck == "identity":
             raise UserError(
-                "--bottleneck identity: there is nothing to train; use kl or vq, "
+                "--bottleneck identity: there is nothing to train; use another, such as kl or vq, "
                 "or go straight to `ldm train diffusion --autoencoder identity`"
             )
         if config.autoencoder.in_channels != 3:
@@ -62,6 +71,7 @@ class AutoencoderTask:
             "data": data.fingerprint,
             "autoencoder": dataclasses.asdict(config.autoencoder),
             "loss": dataclasses.asdict(config.loss),
+            **({"corruption": dataclasses.asdict(config.corruption)} if config.corruption.active else {}),
             "training": config_facts(config.training),
         }
 
@@ -71,7 +81,9 @@ class AutoencoderTask:
             yield to_device(batch.images, self.device)
 
     def loss(self, model: nn.Module, batch: Tensor, random: StepRandom) -> Loss:
-        output = model(batch, generator=random.generator("posterior"))
+        damaged = corrupt(batch, self.config.corruption, random.generator("corruption"))
+        self.model.at_step(random.step)
+        output = model(damaged, generator=random.generator("posterior"))
         result = autoencoder_loss(self.config.loss, batch, output)
         return Loss(result.total, {**result.terms, **output.metrics})
 

@@ -31,12 +31,12 @@ def images(batch=4, size=16, seed=0):
     return torch.rand(batch, 3, size, size, generator=generator(seed)) * 2 - 1
 
 
-def small(bottleneck="kl", **changes):
+def small(bottleneck="kl", seed=0, **changes):
     if bottleneck == "identity":
         return Autoencoder(AutoencoderConfig(bottleneck="identity"))
     if bottleneck == "vq":
         changes = {"num_codes": 32, "codebook_decay": 0.9, "revive_after": 7, **changes}
-    model = Autoencoder(replace(SMALL, bottleneck=bottleneck, **changes))
+    model = Autoencoder(replace(SMALL, bottleneck=bottleneck, **changes), seed=seed)
     for parameter in model.parameters():  # new blocks start as their shortcuts; trained ones do not stay so
         if parameter.ndim == 4 and not parameter.any():
             torch.nn.init.kaiming_uniform_(parameter, a=5**0.5, generator=torch.Generator().manual_seed(1))
@@ -76,6 +76,24 @@ def test_every_bottleneck(name, tmp_path):
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("name", [name for name in BOTTLENECKS if name != "identity"])
+def test_every_bottleneck_learns(name):
+    model = small(name, seed=1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    x = images(8, 8).mul(0.3).add(torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1))  # three colours, with noise
+    course = []
+    for step in range(30):
+        output = model(x, generator=generator(step))
+        loss = autoencoder_loss(LossConfig("l2"), x, output)
+        optimizer.zero_grad()
+        loss.total.backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+        assert model.encoder.conv_in.weight.grad.any()
+        optimizer.step()
+        course.append(loss.terms["reconstruction"].item())
+    assert sum(course[-5:]) < 0.7 * sum(course[:5])
+
+
 @pytest.mark.parametrize("name", BOTTLENECKS)
 def test_calibrated_latents_have_zero_mean_and_unit_variance(name):
     model, x = small(name).eval(), images(batch=8)
@@ -100,7 +118,7 @@ def test_calibration_does_not_change_reconstruction_nor_training():
 
 
 def test_without_calibration_a_folder_keeps_every_bit(tmp_path):
-    for name in ("kl", "vq"):
+    for name in BOTTLENECKS:
         model, x = small(name).eval(), images()
         model.save_pretrained(tmp_path / name)
         loaded = Autoencoder.from_pretrained(tmp_path / name)
@@ -186,7 +204,7 @@ def test_calls_are_refused_in_one_line(call, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bottleneck": "kll"}, "expected one of kl, vq, identity"),
+        ({"bottleneck": "kll"}, "expected one of kl, vq, none"),
         ({"block_out_channels": (8, 15)}, "multiples of norm_num_groups 4"),
         ({"block_out_channels": ()}, "1 to 8 widths"),
         ({"block_out_channels": (8,) * 9}, "1 to 8 widths"),

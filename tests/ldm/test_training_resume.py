@@ -13,6 +13,8 @@ EVERY = ["--checkpointing-steps", 3, "--checkpoints-total-limit", 2, "--validati
 CASES = {
     "kl": ("autoencoder", ["--gradient-accumulation-steps", 2]),
     "vq": ("autoencoder", ["--bottleneck", "vq", "--num-codes", 16, "--revive-after", 2]),
+    "bn": ("autoencoder", ["--bottleneck", "bn", "--mask-probability", 0.2]),
+    "gumbel": ("autoencoder", ["--bottleneck", "gumbel", "--num-codes", 16, "--temperature-steps", 10]),
     "text": ("diffusion", ["--lr-scheduler", "cosine", "--lr-warmup-steps", 4, "--preview-images", 2]),
     "muon": ("diffusion", ["--optimizer", "muon", "--validation-images", 8]),
     "classifier": ("classifier", ["--dropout", 0.2, "--adam-weight-decay", 0.05]),

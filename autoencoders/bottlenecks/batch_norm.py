@@ -1,0 +1,52 @@
+"""The batch-normalised variational bottleneck, BN-VAE (Zhu et al. 2020, arXiv:2004.12585): its KL cannot vanish."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from autoencoders.bottlenecks.gaussian import Gaussian
+from autoencoders.checks import check_number
+
+
+@dataclass(frozen=True)
+class BatchNormConfig:
+    """Settings of the bottleneck "bn"."""
+
+    mean_scale: float = 0.5
+    """bn: standard deviation over the data that every posterior mean is held at; the KL is at least half its square, in
+    nats a latent."""
+
+    def __post_init__(self) -> None:
+        check_number("mean_scale", self.mean_scale, 0, 1e3, above=True)
+
+
+class BatchNormGaussian(Gaussian):
+    """`Gaussian`, with a batch norm on the mean whose scale gamma is fixed and whose shift beta is learnt.
+
+    Features (B, 2 C, h, w), latents (B, C, h, w). Over a training batch each channel of the mean has the standard
+    deviation gamma and the mean beta, so the KL in nats, averaged over the batch, is at least
+    C h w (gamma^2 + beta^2) / 2 (section 3 of the paper).Evaluation uses running statistics, with
+    several processes those of the first. They are needed to encode at all, so they are parameters, without gradient:
+    buffers would not get into a model folder.
+    """
+
+    def __init__(self, channels: int, mean_scale: float, *, momentum: float = 0.1, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.mean_scale, self.momentum, self.eps = mean_scale, momentum, eps
+        self.shift = nn.Parameter(torch.zeros(channels))
+        self.running_mean = nn.Parameter(torch.zeros(channels), requires_grad=False)
+        self.running_var = nn.Parameter(torch.ones(channels), requires_grad=False)
+
+    def posterior(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        raw, logvar = super().posterior(features)  # (B, C, h, w) each
+        if self.training:
+            mean, var = raw.mean((0, 2, 3)), raw.var((0, 2, 3), unbiased=False)
+            for running, now in ((self.running_mean, mean), (self.running_var, var)):
+                running.data.lerp_(now.detach().to(running.dtype), self.momentum)
+        else:
+            mean, var = self.running_mean, self.running_var
+        gain = self.mean_scale * torch.rsqrt(var + self.eps)
+        return (raw - mean[:, None, None]) * gain[:, None, None] + self.shift[:, None, None], logvar

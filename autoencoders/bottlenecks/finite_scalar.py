@@ -1,0 +1,92 @@
+"""Finite scalar quantisation (Mentzer et al. 2023, arXiv:2309.15505): each channel is rounded to a few levels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, full_precision
+from autoencoders.bottlenecks.vector_quantizer import code_use, straight_through
+from autoencoders.checks import is_int
+
+_MAX_CODES = 2**22
+
+
+@dataclass(frozen=True)
+class FiniteScalarConfig:
+    """Settings of the bottleneck "fsq"."""
+
+    levels: tuple[int, ...] = (8, 5, 5, 5)
+    """fsq: levels of each latent channel, 3 or more (for 2 there is lfq); their product is the size of the codebook."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.levels, list):  # from YAML or JSON
+            object.__setattr__(self, "levels", tuple(self.levels))
+        fine = isinstance(self.levels, tuple) and self.levels and all(is_int(n) and n >= 3 for n in self.levels)
+        if not fine or math.prod(self.levels) > _MAX_CODES:
+            raise ValueError(
+                f"levels: expected whole numbers from 3, with a product up to {_MAX_CODES}, got {self.levels!r:.80}"
+            )
+
+
+class FiniteScalar(nn.Module):
+    """Features (B, C, h, w) -> latents (B, C, h, w) in [-1, 1], C the number of channels with levels of their own.
+
+    The latents are what is bounded but not yet rounded; `decode` rounds. A channel of L levels takes the values
+    k / floor(L / 2) for the whole numbers k from -floor(L / 2) to ceil(L / 2) - 1. Nothing but the reconstruction is
+    trained: no codebook, no commitment.
+    """
+
+    levels: Tensor
+    basis: Tensor
+
+    def __init__(self, levels: tuple[int, ...], *, eps: float = 1e-3) -> None:
+        super().__init__()
+        self.num_codes, self.eps = math.prod(levels), eps
+        strides = [math.prod(levels[:place]) for place in range(len(levels))]
+        self.register_buffer("levels", torch.tensor(levels)[:, None, None], persistent=False)  # (C, 1, 1)
+        self.register_buffer("basis", torch.tensor(strides)[:, None, None], persistent=False)
+
+    def feature_channels(self, latent_channels: int) -> int:
+        return latent_channels
+
+    def encode(self, features: Tensor) -> Encoding:
+        """Section 3.1 of the paper; for even L the bounds lie half a level lower, so that each end has one too.
+
+        The shift, which keeps the zero of the features at 0, is atanh: the tan of the paper's listing misses it.
+        (Two levels have no such zero: it would lie where tanh is flat.)
+        """
+        half = (self.levels - 1) * (1 - self.eps) / 2  # of the range, a little less: its ends must not round outwards
+        offset = 0.5 * (self.levels % 2 == 0)
+        bounded = torch.tanh(full_precision(features) + torch.atanh(offset / half)) * half - offset
+        return Encoding(bounded / self._half_width)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self._places(latents).to(latents.dtype) / self._half_width
+
+    def indices(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) -> the indices (B, h, w), from 0 to prod(levels) - 1, of what they are rounded to."""
+        digits = self._places(latents).long() + self._half_width
+        return (digits * self.basis).sum(1)  # mixed radix, the first channel fastest
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Indices (B, h, w) -> the codes (B, C, h, w) that `decode` gives."""
+        digits = indices[:, None] // self.basis % self.levels
+        return (digits - self._half_width) / self._half_width
+
+    def forward(self, features: Tensor, generator: torch.Generator | None) -> BottleneckOutput:
+        z = self.encode(features).mean
+        metrics = code_use(self.indices(z.detach()), self.num_codes)
+        return BottleneckOutput(straight_through(z, self.decode(z)), metrics=metrics)
+
+    @property
+    def _half_width(self) -> Tensor:
+        return self.levels // 2
+
+    def _places(self, latents: Tensor) -> Tensor:
+        """The nearest whole numbers k of each channel; latents from elsewhere may lie outside the range."""
+        low = -self._half_width
+        return torch.minimum(torch.maximum((latents * self._half_width).round(), low), low + self.levels - 1)
