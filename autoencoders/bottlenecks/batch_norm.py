@@ -28,7 +28,7 @@ class BatchNormGaussian(Gaussian):
 
     Features (B, 2 C, h, w), latents (B, C, h, w). Over a training batch each channel of the mean has the standard
     deviation gamma and the mean beta, so the KL in nats, averaged over the batch, is at least
-    C h w (gamma^2 + beta^2) / 2 (section 3 of the paper).Evaluation uses running statistics, with
+    C h w (gamma^2 + beta^2) / 2 (section 3 of the paper). Evaluation uses running statistics, with
     several processes those of the first. They are needed to encode at all, so they are parameters, without gradient:
     buffers would not get into a model folder.
     """
