@@ -4,6 +4,7 @@ from autoencoders.autoencoder import Autoencoder, AutoencoderOutput, measure_lat
 from autoencoders.bottlenecks import BOTTLENECKS, Bottleneck, BottleneckOutput, Encoding
 from autoencoders.config import AutoencoderConfig
 from autoencoders.losses import LossConfig, LossOutput, autoencoder_loss
+from autoencoders.tiling import Tiling
 
 __all__ = [
     "BOTTLENECKS",
@@ -15,6 +16,7 @@ __all__ = [
     "Encoding",
     "LossConfig",
     "LossOutput",
+    "Tiling",
     "autoencoder_loss",
     "measure_latents",
 ]
