@@ -3,6 +3,7 @@
 from autoencoders.autoencoder import Autoencoder, AutoencoderOutput, measure_latents
 from autoencoders.bottlenecks import BOTTLENECKS, Bottleneck, BottleneckOutput, Encoding
 from autoencoders.config import AutoencoderConfig
+from autoencoders.linear import fit_linear
 from autoencoders.losses import LossConfig, LossOutput, autoencoder_loss
 from autoencoders.tiling import Tiling
 
@@ -18,5 +19,6 @@ __all__ = [
     "LossOutput",
     "Tiling",
     "autoencoder_loss",
+    "fit_linear",
     "measure_latents",
 ]

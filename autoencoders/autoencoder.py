@@ -16,6 +16,7 @@ from autoencoders import folder
 from autoencoders.bottlenecks import Encoding, make_bottleneck
 from autoencoders.coder import Decoder, Encoder
 from autoencoders.config import AutoencoderConfig
+from autoencoders.linear import LinearDecoder, LinearEncoder
 from autoencoders.tiling import WHOLE, Tiling, in_pieces
 
 
@@ -55,11 +56,15 @@ class Autoencoder(nn.Module):
 
     def _build(self, config: AutoencoderConfig) -> None:
         self.quantize = make_bottleneck(config)  # called so in VQModel; has no parameters in AutoencoderKL
-        self.encoder: Encoder | None = None
-        self.decoder: Decoder | None = None
+        self.encoder: Encoder | LinearEncoder | None = None
+        self.decoder: Decoder | LinearDecoder | None = None
         self.quant_conv: nn.Conv2d | None = None
         self.post_quant_conv: nn.Conv2d | None = None
         if config.bottleneck == "identity":
+            return
+        if config.bottleneck == "linear":
+            self.encoder = LinearEncoder(config.in_channels, config.latent_channels, config.patch_size)
+            self.decoder = LinearDecoder(config.in_channels, config.latent_channels, config.patch_size)
             return
         features = self.quantize.feature_channels(config.latent_channels)
         shape = (
@@ -169,14 +174,14 @@ class Autoencoder(nn.Module):
             raise ValueError(f"images: expected {expected}, got {tuple(images.shape)}")
         if self.encoder is None:
             return images
-        features = in_pieces(self.encoder, images.to(self.encoder.conv_in.weight.dtype), tiling, self.factor)
+        features = in_pieces(self.encoder, images.to(next(self.encoder.parameters()).dtype), tiling, self.factor)
         return features if self.quant_conv is None else self.quant_conv(features)
 
     def _images(self, latents: Tensor, tiling: Tiling = WHOLE) -> Tensor:
         """Output of the bottleneck -> images."""
         if self.decoder is None:
             return latents
-        latents = latents.to(self.decoder.conv_in.weight.dtype)
+        latents = latents.to(next(self.decoder.parameters()).dtype)
         features = latents if self.post_quant_conv is None else self.post_quant_conv(latents)
         return in_pieces(self.decoder, features, tiling, self.factor)
 

@@ -12,6 +12,7 @@ _LIMITS = {  # far above any real model: what a hostile config.json may ask for
     "num_codes": 2**22,
     "code_channels": 4096,
     "sample_size": 2**16,
+    "patch_size": 64,  # a covariance of 12288 x 12288 takes 1.2 GB
 }
 _MAX_LEVELS = 8
 _MAX_WIDTH = 16384
@@ -24,8 +25,9 @@ class AutoencoderConfig:
     The latents are smaller than the image by the factor 2 ** (len(block_out_channels) - 1) on each side.
     """
 
-    bottleneck: Literal["kl", "vq", "identity"] = "kl"
-    """kl: diagonal Gaussian; vq: codebook; identity: the latents are the image itself, nothing is learned."""
+    bottleneck: Literal["kl", "vq", "identity", "linear"] = "kl"
+    """kl: diagonal Gaussian; vq: codebook; identity: the latents are the image itself, nothing is learned; linear: the
+    principal components of patches, in closed form, without a network."""
     in_channels: int = 3
     """Channels of the image."""
     latent_channels: int = 4
@@ -42,6 +44,8 @@ class AutoencoderConfig:
     """Levels (0 is the finest) with attention after every residual block."""
     sample_size: int | None = None
     """Side of the training images in pixels, for other programs that read the saved folder."""
+    patch_size: int = 8
+    """linear: side of the patches, and so the factor; the image's own side for the components of whole images."""
     use_quant_conv: bool = True
     """kl: 1x1 convolutions around the latents (Stable Diffusion 1 and 2, SDXL: yes; Flux, SD 3: no)."""
     num_codes: int = 512
@@ -71,10 +75,15 @@ class AutoencoderConfig:
             raise ValueError('commitment_on="codebook" needs codebook="gradient": an EMA codebook has no loss term')
         if self.code_channels is not None and self.bottleneck != "vq":
             raise ValueError(f'code_channels belongs to bottleneck="vq", not "{self.bottleneck}"')
+        numbers = self.in_channels * self.patch_size**2
+        if self.bottleneck == "linear" and self.latent_channels > numbers:
+            raise ValueError(f"latent_channels: a patch has {numbers} numbers, got {self.latent_channels} components")
 
     @property
     def factor(self) -> int:
         """Image side / latent side."""
+        if self.bottleneck == "linear":
+            return self.patch_size
         return 1 if self.bottleneck == "identity" else 2 ** (len(self.block_out_channels) - 1)
 
     @property

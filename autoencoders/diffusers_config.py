@@ -14,7 +14,12 @@ from torch import Tensor
 
 from autoencoders.config import AutoencoderConfig
 
-_CLASS_NAMES = {"kl": "AutoencoderKL", "vq": "VQModel", "identity": "IdentityAutoencoder"}
+_CLASS_NAMES = {
+    "kl": "AutoencoderKL",
+    "vq": "VQModel",
+    "identity": "IdentityAutoencoder",
+    "linear": "LinearAutoencoder",
+}
 _TRAINING_KEYS = ("codebook", "codebook_decay", "commitment_beta", "commitment_on", "revive_after")
 _BLOCKS = {False: ("DownEncoderBlock2D", "UpDecoderBlock2D"), True: ("AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D")}
 _FILE_NAMES = {
@@ -57,6 +62,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {  # what diffusers takes for an absent k
         "lookup_from_codebook": False,
     },
     "IdentityAutoencoder": {"in_channels": 3},
+    "LinearAutoencoder": {"in_channels": 3, "latent_channels": 4, "patch_size": 8},
 }
 _FIXED = {"act_fn": "silu", "norm_type": "group"}  # settings with one supported value
 
@@ -64,7 +70,9 @@ _FIXED = {"act_fn": "silu", "norm_type": "group"}  # settings with one supported
 def entries_of(config: AutoencoderConfig, mean: Tensor, std: Tensor) -> dict[str, Any]:
     """The content of config.json for such settings and such a calibration (C,)."""
     entries: dict[str, Any] = {"_class_name": _CLASS_NAMES[config.bottleneck], "in_channels": config.in_channels}
-    if config.bottleneck != "identity":
+    if config.bottleneck == "linear":
+        entries |= {"latent_channels": config.latent_channels, "patch_size": config.patch_size}
+    elif config.bottleneck != "identity":
         entries |= _coder_entries(config)
     if config.bottleneck == "vq":
         entries |= {"num_vq_embeddings": config.num_codes, "vq_embed_dim": config.channels}
@@ -113,6 +121,8 @@ def config_of(entries: Mapping[str, Any]) -> AutoencoderConfig:
             raise ValueError(f"{key}: only {supported!r} is supported, got {reprlib.repr(values[key])}")
     if class_name == "IdentityAutoencoder":
         return AutoencoderConfig(bottleneck="identity", in_channels=values["in_channels"])
+    if class_name == "LinearAutoencoder":
+        return AutoencoderConfig(bottleneck="linear", **{name: values[name] for name in defaults})
     settings = {**_coder_settings(values), **_bottleneck_settings(class_name, values)}
     try:
         return AutoencoderConfig(**settings)
@@ -177,7 +187,8 @@ def calibration_of(entries: Mapping[str, Any], channels: int) -> tuple[Tensor, T
     own = "" if entries["_class_name"] == "AutoencoderKL" else "_"
     mean = entries.get(f"{own}latents_mean")
     std = entries.get(f"{own}latents_std")
-    default = 1.0 if entries["_class_name"] == "IdentityAutoencoder" else _SHARED["scaling_factor"]
+    own_class = entries["_class_name"] in ("IdentityAutoencoder", "LinearAutoencoder")
+    default = 1.0 if own_class else _SHARED["scaling_factor"]
     scale = _numbers("scaling_factor", entries.get("scaling_factor", default), 1, positive=True)
     shift = entries.get("shift_factor")
     if mean is not None and shift is not None:

@@ -20,6 +20,7 @@ _VAE_CLASSES = {
     "kl": ("diffusers", "AutoencoderKL"),
     "vq": ("diffusers", "VQModel"),
     "identity": ("autoencoders", "IdentityAutoencoder"),
+    "linear": ("autoencoders", "LinearAutoencoder"),
 }
 _KNOWN_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")  # transformers makes do without, and reads nothing
@@ -34,11 +35,11 @@ def write_index(
 ) -> None:
     """model_index.json, written last: with it the folder is a model. A text model is a StableDiffusionPipeline.
 
-    `text_parts` are the entries of text_encoder and tokenizer, {} for a model without text. A model of pixels has a
-    `vae` that changes nothing, of a class that diffusers has not, so that no pipeline of diffusers fits it.
+    `text_parts` are the entries of text_encoder and tokenizer, {} for a model without text. A `vae` of a class that
+    diffusers has not, such as that of pixels, which changes nothing, makes it one that no pipeline of diffusers fits.
     """
     vae = _VAE_CLASSES[bottleneck]
-    stable_diffusion = bool(text_parts) and bottleneck != "identity"
+    stable_diffusion = bool(text_parts) and vae[0] == "diffusers"
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline" if stable_diffusion else "DiffusionPipeline"}
     index |= {"vae": list(vae), "unet": ["diffusers", "UNet2DConditionModel"]}
     index |= {"scheduler": ["diffusers", scheduler_class], **text_parts, _FACTS: FACTS_NAME}

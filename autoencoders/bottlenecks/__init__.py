@@ -28,6 +28,7 @@ BOTTLENECKS: dict[str, Callable[[AutoencoderConfig], nn.Module]] = {
     "kl": lambda config: Gaussian(),
     "vq": _vector_quantizer,
     "identity": lambda config: Identity(),
+    "linear": lambda config: Identity(),  # the encoder and the decoder are the maps
 }
 
 
