@@ -4,7 +4,9 @@ from autoencoders.autoencoder import Autoencoder, AutoencoderOutput, measure_lat
 from autoencoders.bottlenecks import BOTTLENECKS, Bottleneck, BottleneckOutput, Encoding
 from autoencoders.config import AutoencoderConfig
 from autoencoders.corruption import CorruptionConfig, corrupt, patch_mask
+from autoencoders.linear import fit_linear
 from autoencoders.losses import LossConfig, LossOutput, autoencoder_loss
+from autoencoders.tiling import Tiling
 
 __all__ = [
     "BOTTLENECKS",
@@ -17,8 +19,10 @@ __all__ = [
     "Encoding",
     "LossConfig",
     "LossOutput",
+    "Tiling",
     "autoencoder_loss",
     "corrupt",
+    "fit_linear",
     "measure_latents",
     "patch_mask",
 ]

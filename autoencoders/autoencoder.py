@@ -17,6 +17,8 @@ from autoencoders import folder
 from autoencoders.bottlenecks import BottleneckOutput, Encoding, Gumbel, make_bottleneck
 from autoencoders.coder import Decoder, Encoder
 from autoencoders.config import AutoencoderConfig
+from autoencoders.linear import LinearDecoder, LinearEncoder
+from autoencoders.tiling import WHOLE, Tiling, in_pieces
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,15 @@ class Autoencoder(nn.Module):
 
     def _build(self, config: AutoencoderConfig) -> None:
         self.quantize = make_bottleneck(config)  # called so in VQModel; has no parameters in AutoencoderKL
-        self.encoder: Encoder | None = None
-        self.decoder: Decoder | None = None
+        self.encoder: Encoder | LinearEncoder | None = None
+        self.decoder: Decoder | LinearDecoder | None = None
         self.quant_conv: nn.Conv2d | None = None
         self.post_quant_conv: nn.Conv2d | None = None
         if config.bottleneck == "identity":
+            return
+        if config.bottleneck == "linear":
+            self.encoder = LinearEncoder(config.in_channels, config.latent_channels, config.patch_size)
+            self.decoder = LinearDecoder(config.in_channels, config.latent_channels, config.patch_size)
             return
         features = self.quantize.feature_channels(config.latent_channels)
         shape = (
@@ -87,19 +93,22 @@ class Autoencoder(nn.Module):
         """Channels of the latents."""
         return self.config.channels
 
-    def encode(self, images: Tensor) -> Encoding:
-        """The distribution of the calibrated latents of images; a VQ model gives the latents before quantisation."""
-        raw = self.quantize.encode(self._features(images))
+    def encode(self, images: Tensor, *, tiling: Tiling = WHOLE) -> Encoding:
+        """The distribution of the calibrated latents of images; a VQ model gives the latents before quantisation.
+
+        `tiling` trades time for memory; with tiles there are no gradients.
+        """
+        raw = self.quantize.encode(self._features(images, tiling))
         mean, std = self._statistics(raw.mean)
         return Encoding((raw.mean - mean) / std, None if raw.std is None else raw.std / std)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """The images of calibrated latents."""
+    def decode(self, latents: Tensor, *, tiling: Tiling = WHOLE) -> Tensor:
+        """The images of calibrated latents; `tiling` as in `encode`."""
         expected = f"expected (B, {self.latent_channels}, h, w)"
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise ValueError(f"latents: {expected}, got {tuple(latents.shape)}")
         mean, std = self._statistics(latents)
-        return self._images(self.quantize.decode(latents * std + mean))
+        return self._images(self.quantize.decode(latents * std + mean), tiling)
 
     def forward(self, images: Tensor, *, generator: torch.Generator | None = None) -> AutoencoderOutput:
         """The training pass, on latents as the bottleneck makes them, not calibrated.
@@ -165,7 +174,7 @@ class Autoencoder(nn.Module):
         parameters = dict(self.named_parameters())
         return folder.publish(self.config, parameters, self.latents_mean, self.latents_std)
 
-    def _features(self, images: Tensor) -> Tensor:
+    def _features(self, images: Tensor, tiling: Tiling = WHOLE) -> Tensor:
         """Images -> input of the bottleneck."""
         expected = f"(B, {self.config.in_channels}, H, W) with H and W divisible by {self.factor}"
         if images.ndim != 4 or images.shape[1] != self.config.in_channels or not images.is_floating_point():
@@ -174,15 +183,16 @@ class Autoencoder(nn.Module):
             raise ValueError(f"images: expected {expected}, got {tuple(images.shape)}")
         if self.encoder is None:
             return images
-        features = self.encoder(images.to(self.encoder.conv_in.weight.dtype))
+        features = in_pieces(self.encoder, images.to(next(self.encoder.parameters()).dtype), tiling, self.factor)
         return features if self.quant_conv is None else self.quant_conv(features)
 
-    def _images(self, latents: Tensor) -> Tensor:
+    def _images(self, latents: Tensor, tiling: Tiling = WHOLE) -> Tensor:
         """Output of the bottleneck -> images."""
         if self.decoder is None:
             return latents
-        latents = latents.to(self.decoder.conv_in.weight.dtype)
-        return self.decoder(latents if self.post_quant_conv is None else self.post_quant_conv(latents))
+        latents = latents.to(next(self.decoder.parameters()).dtype)
+        features = latents if self.post_quant_conv is None else self.post_quant_conv(latents)
+        return in_pieces(self.decoder, features, tiling, self.factor)
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """The calibration as (C, 1, 1), on the device and in the type of `like`."""

@@ -6,6 +6,7 @@ inputs and weights no block makes a copy to change the memory format.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -17,6 +18,11 @@ NORM_EPS = 1e-6
 def group_norm(groups: int, channels: int) -> nn.GroupNorm:
     """Group normalisation with the epsilon of latent-diffusion."""
     return nn.GroupNorm(groups, channels, eps=NORM_EPS)
+
+
+def plain_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """The normalisation as it is, by the mean and variance of x itself."""
+    return norm(x)
 
 
 class ResnetBlock(nn.Module):
@@ -34,9 +40,10 @@ class ResnetBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+    def forward(self, x: Tensor, norm: Callable[[nn.GroupNorm, Tensor], Tensor] = plain_norm) -> Tensor:
+        """`norm` applies a normalisation: a tile of an image takes the statistics from elsewhere."""
+        h = self.conv1(F.silu(norm(self.norm1, x)))
+        h = self.conv2(F.silu(norm(self.norm2, h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
@@ -101,15 +108,20 @@ class Stage(nn.Module):
         self.resample = resample
 
     def forward(self, x: Tensor) -> Tensor:
-        for index, resnet in enumerate(self.resnets):
-            x = resnet(x)
-            if self.attention:
-                x = self.attentions[index](x)
-        if self.resample == "down":
-            return self.downsamplers[0](x)
-        if self.resample == "up":
-            return self.upsamplers[0](x)
+        for layer in self.layers():
+            x = layer(x)
         return x
+
+    def layers(self) -> Iterator[nn.Module]:
+        """The blocks in the order of their use."""
+        for index, resnet in enumerate(self.resnets):
+            yield resnet
+            if self.attention:
+                yield self.attentions[index]
+        if self.resample == "down":
+            yield self.downsamplers[0]
+        elif self.resample == "up":
+            yield self.upsamplers[0]
 
 
 class MidBlock(nn.Module):

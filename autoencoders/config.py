@@ -20,6 +20,7 @@ _LIMITS = {  # far above any real model: what a hostile config.json may ask for
     "num_codes": 2**22,
     "code_channels": 4096,
     "sample_size": 2**16,
+    "patch_size": 64,  # a covariance of 12288 x 12288 takes 1.2 GB
 }
 # What the folder of a bottleneck that diffusers has not says of it:
 _OWN_SETTINGS: dict[str, type[Any]] = {  # the field of its own name
@@ -41,11 +42,11 @@ class AutoencoderConfig:
     The latents are smaller than the image by the factor 2 ** (len(block_out_channels) - 1) on each side.
     """
 
-    bottleneck: Literal["kl", "vq", "none", "bn", "vmf", "fsq", "lfq", "gumbel", "identity"] = "kl"
+    bottleneck: Literal["kl", "vq", "none", "bn", "vmf", "fsq", "lfq", "gumbel", "identity", "linear"] = "kl"
     """kl: diagonal Gaussian; bn: the same, means batch-normalised; vmf: von Mises-Fisher, on a sphere; vq: codebook;
     fsq: channels rounded to a few levels; lfq: channels rounded to one bit; gumbel: codebook, softly chosen (dVAE);
     none: a plain autoencoder, the latents are what the encoder gives; identity: the latents are the image itself,
-    nothing is learned."""
+    nothing is learned; linear: the principal components of patches, in closed form, without a network."""
     in_channels: int = 3
     """Channels of the image."""
     latent_channels: int = 4
@@ -62,6 +63,8 @@ class AutoencoderConfig:
     """Levels (0 is the finest) with attention after every residual block."""
     sample_size: int | None = None
     """Side of the training images in pixels, for other programs that read the saved folder."""
+    patch_size: int = 8
+    """linear: side of the patches, and so the factor; the image's own side for the components of whole images."""
     use_quant_conv: bool = True
     """kl: 1x1 convolutions around the latents (Stable Diffusion 1 and 2, SDXL: yes; Flux, SD 3: no)."""
     num_codes: int = 512
@@ -103,10 +106,15 @@ class AutoencoderConfig:
             raise ValueError(f"latent_channels: expected at most {MAX_BITS} bits (lfq), got {self.latent_channels}")
         if self.bottleneck == "vmf" and self.latent_channels < 2:
             raise ValueError(f"latent_channels: expected 2 or more for a sphere (vmf), got {self.latent_channels}")
+        numbers = self.in_channels * self.patch_size**2
+        if self.bottleneck == "linear" and self.latent_channels > numbers:
+            raise ValueError(f"latent_channels: a patch has {numbers} numbers, got {self.latent_channels} components")
 
     @property
     def factor(self) -> int:
         """Image side / latent side."""
+        if self.bottleneck == "linear":
+            return self.patch_size
         return 1 if self.bottleneck == "identity" else 2 ** (len(self.block_out_channels) - 1)
 
     @property

@@ -14,7 +14,12 @@ from torch import Tensor
 
 from autoencoders.config import AutoencoderConfig, own_settings, settings_of
 
-_CLASS_NAMES = {"kl": "AutoencoderKL", "vq": "VQModel", "identity": "IdentityAutoencoder"}
+_CLASS_NAMES = {
+    "kl": "AutoencoderKL",
+    "vq": "VQModel",
+    "identity": "IdentityAutoencoder",
+    "linear": "LinearAutoencoder",
+}
 _OWN_CLASS = "Autoencoder"  # of the bottlenecks that diffusers has not
 _OWN_BOTTLENECKS = [
     name for name in get_args(AutoencoderConfig.__annotations__["bottleneck"]) if name not in _CLASS_NAMES
@@ -62,6 +67,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {  # what diffusers takes for an absent k
     },
     "IdentityAutoencoder": {"in_channels": 3},
     _OWN_CLASS: {**_SHARED, "latent_channels": 4, "bottleneck": None, "settings": {}},
+    "LinearAutoencoder": {"in_channels": 3, "latent_channels": 4, "patch_size": 8},
 }
 _FIXED = {"act_fn": "silu", "norm_type": "group"}  # settings with one supported value
 
@@ -72,7 +78,9 @@ def entries_of(config: AutoencoderConfig, mean: Tensor, std: Tensor) -> dict[str
         "_class_name": _CLASS_NAMES.get(config.bottleneck, _OWN_CLASS),
         "in_channels": config.in_channels,
     }
-    if config.bottleneck != "identity":
+    if config.bottleneck == "linear":
+        entries |= {"latent_channels": config.latent_channels, "patch_size": config.patch_size}
+    elif config.bottleneck != "identity":
         entries |= _coder_entries(config)
     if config.bottleneck == "vq":
         entries |= {"num_vq_embeddings": config.num_codes, "vq_embed_dim": config.channels}
@@ -123,6 +131,8 @@ def config_of(entries: Mapping[str, Any]) -> AutoencoderConfig:
             raise ValueError(f"{key}: only {supported!r} is supported, got {reprlib.repr(values[key])}")
     if class_name == "IdentityAutoencoder":
         return AutoencoderConfig(bottleneck="identity", in_channels=values["in_channels"])
+    if class_name == "LinearAutoencoder":
+        return AutoencoderConfig(bottleneck="linear", **{name: values[name] for name in defaults})
     settings = {**_coder_settings(values), **_bottleneck_settings(class_name, values)}
     try:
         return AutoencoderConfig(**settings)
@@ -193,7 +203,8 @@ def calibration_of(entries: Mapping[str, Any], channels: int) -> tuple[Tensor, T
     own = "" if entries["_class_name"] == "AutoencoderKL" else "_"
     mean = entries.get(f"{own}latents_mean")
     std = entries.get(f"{own}latents_std")
-    default = 1.0 if entries["_class_name"] == "IdentityAutoencoder" else _SHARED["scaling_factor"]
+    own_class = entries["_class_name"] in ("IdentityAutoencoder", "LinearAutoencoder")
+    default = 1.0 if own_class else _SHARED["scaling_factor"]
     scale = _numbers("scaling_factor", entries.get("scaling_factor", default), 1, positive=True)
     shift = entries.get("shift_factor")
     if mean is not None and shift is not None:

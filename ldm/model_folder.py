@@ -20,6 +20,7 @@ _VAE_CLASSES = {
     "kl": ("diffusers", "AutoencoderKL"),
     "vq": ("diffusers", "VQModel"),
     "identity": ("autoencoders", "IdentityAutoencoder"),
+    "linear": ("autoencoders", "LinearAutoencoder"),
 }
 _OWN_VAE = ("autoencoders", "Autoencoder")  # of the bottlenecks that diffusers has not
 _KNOWN_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
@@ -35,9 +36,8 @@ def write_index(
 ) -> None:
     """model_index.json, written last: with it the folder is a model. A text model is a StableDiffusionPipeline.
 
-    `text_parts` are the entries of text_encoder and tokenizer, {} for a model without text. A model of pixels (its
-    `vae` changes nothing), or with a bottleneck of ours, has a `vae` of a class that diffusers has not, so that no
-    pipeline of diffusers fits it.
+    `text_parts` are the entries of text_encoder and tokenizer, {} for a model without text. A `vae` of a class that
+    diffusers has not, such as that of pixels, which changes nothing, makes it one that no pipeline of diffusers fits.
     """
     vae = _VAE_CLASSES.get(bottleneck, _OWN_VAE)
     stable_diffusion = bool(text_parts) and vae[0] == "diffusers"

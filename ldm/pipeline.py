@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from autoencoders import Autoencoder
+from autoencoders import Autoencoder, Tiling
 from ldm.branches import Networks, guidances
 from ldm.classifier import NoisyClassifier
 from ldm.conditioning import Conditioner
@@ -76,7 +76,7 @@ class Pipeline:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.autoencoder, self.unet, self.conditioner = autoencoder, unet, conditioner
         self.autocast = torch.bfloat16 if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else None
-        self.evaluations = 0
+        self.tiling, self.evaluations = Tiling(), 0  # the first: of `encode` and `decode`, set it to save memory
         self._folder: Path | None = None
 
     @classmethod
@@ -199,14 +199,14 @@ class Pipeline:
         return self.networks.class_id(name)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images to latents (the posterior's mean)."""
+        """Images to latents (the posterior's mean), in the pieces that `tiling` asks for."""
         with torch.no_grad():
-            return self.autoencoder.encode(images.to(self.device)).mean.float()
+            return self.autoencoder.encode(images.to(self.device), tiling=self.tiling).mean.float()
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents to images, clipped to [-1, 1]."""
+        """Latents to images, clipped to [-1, 1], in the pieces that `tiling` asks for."""
         with torch.no_grad():
-            return self.autoencoder.decode(latents.to(self.device)).float().clamp(-1, 1)
+            return self.autoencoder.decode(latents.to(self.device), tiling=self.tiling).float().clamp(-1, 1)
 
     def check(
         self, requests: Sequence[Request], sampling: SamplingConfig, energies: Energies | None = None

@@ -48,6 +48,7 @@ BOTTLENECKS: dict[str, Callable[[AutoencoderConfig], nn.Module]] = {
     "lfq": _lookup_free,
     "gumbel": lambda config: Gumbel(config.num_codes, config.channels, config.gumbel),
     "identity": lambda config: Identity(),
+    "linear": lambda config: Identity(),  # the encoder and the decoder are the maps
 }
 
 

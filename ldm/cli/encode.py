@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from autoencoders import Tiling
 from ldm.config import parse
 from ldm.data import DataConfig
 from ldm.errors import UserError
@@ -20,6 +21,7 @@ class EncodeRun:
     output_dir: str = ""
     """Folder of the cache; an unfinished one of the same data and autoencoder is continued."""
     batch_size: int = 64
+    tiling: Tiling = field(default_factory=Tiling)
     device: str = "auto"
     """auto, cuda, mps or cpu."""
 
@@ -27,6 +29,7 @@ class EncodeRun:
 def run(arguments: list[str]) -> None:
     """Make the cache and say where it is."""
     settings = parse(EncodeRun, arguments, "encode")
+    from ldm.cli.outputs import check_tiling
     from ldm.data import open_data
     from ldm.data.latent_cache import encode_latents
     from ldm.device import resolve_device
@@ -43,7 +46,10 @@ def run(arguments: list[str]) -> None:
         raise UserError(
             f"--autoencoder {settings.autoencoder}: pixels need no cache; train on them without `ldm encode`"
         )
+    check_tiling(settings.tiling, autoencoder)
     data = open_data(settings.dataset, "train")
     folder = Path(settings.output_dir)
-    cache = encode_latents(autoencoder, data, folder, batch_size=settings.batch_size, device=device)
+    cache = encode_latents(
+        autoencoder, data, folder, batch_size=settings.batch_size, device=device, tiling=settings.tiling
+    )
     print(f"wrote {folder}: latents {'x'.join(map(str, cache.shape))} of {len(data)} images")

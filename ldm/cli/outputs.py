@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from autoencoders import Autoencoder, Tiling
 from ldm.cli.editing import EditRecord
 from ldm.config import from_mapping
 from ldm.errors import UserError
@@ -103,3 +104,11 @@ def read_settings_of(picture: str) -> tuple[Request, SamplingConfig, dict[str, i
         raise UserError(f"--recreate {picture}: no such file") from None
     except (OSError, KeyError, TypeError, ValueError, RecursionError):
         raise UserError(f"--recreate {picture}: not a picture made by `ldm sample` (no settings in it)") from None
+
+
+def check_tiling(tiling: Tiling, autoencoder: Autoencoder) -> None:
+    """`UserError` for tiles that do not fit the autoencoder, before any work."""
+    try:
+        tiling.check(autoencoder.factor)
+    except ValueError as error:
+        raise UserError(str(error)) from None

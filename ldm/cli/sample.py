@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from autoencoders import Tiling
 from ldm.branches import check_used
 from ldm.cli.editing import EditFlags, path_of, prepare
 from ldm.config import Repeated, parse
@@ -44,6 +45,7 @@ class SampleRun:
     """Number of the first picture: `--first-index 7 --num-images 1` makes number 7 alone."""
     batch_size: int = 16
     """Pictures drawn at once; does not change them."""
+    tiling: Tiling = field(default_factory=Tiling)
     editing: EditFlags = field(default_factory=EditFlags)
     recreate: str = ""
     """A PNG made by this command: make it again (its own settings are taken from it; of the pictures that it was made
@@ -59,7 +61,7 @@ class SampleRun:
 def run(arguments: list[str]) -> None:
     """Sample, and say where the pictures are."""
     settings = parse(SampleRun, arguments, "sample")
-    from ldm.cli.outputs import check_output, read_settings_of, write_samples
+    from ldm.cli.outputs import check_output, check_tiling, read_settings_of, write_samples
     from ldm.device import resolve_device
 
     if not settings.model:
@@ -76,6 +78,8 @@ def run(arguments: list[str]) -> None:
     pipeline = Pipeline.load(
         settings.model, device=device, classifier=settings.classifier or None, weak=settings.weak or None
     )
+    check_tiling(settings.tiling, pipeline.autoencoder)
+    pipeline.tiling = settings.tiling
     sampling, seed, first = settings.sampling, settings.seed, settings.first_index
     if settings.recreate:
         request, sampling, facts, record = read_settings_of(settings.recreate)

@@ -62,4 +62,8 @@ def train_with(kind: str, settings: Any) -> dict[str, Any]:
     RunFolder.check(settings.training.output_dir, kind)
     data, validation = open_data(settings.dataset, "train"), open_data(settings.dataset, "validation")
     task = _module(kind)[1](settings, data, validation, device)
+    if kind == "autoencoder" and settings.autoencoder.bottleneck == "linear":
+        from ldm.training.linear import fit
+
+        return fit(task, settings.training.output_dir, to_yaml(settings))
     return train(task, settings.training, to_yaml(settings), device)

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from autoencoders import Autoencoder
+from autoencoders import Autoencoder, Tiling
 from ldm.data.latent_layout import MALFORMED, Layout, is_ours, is_whole, manifest_of, map_shard, read_manifest
 from ldm.data.protocol import Batch, ImageData, collate
 from ldm.errors import UserError
@@ -159,11 +159,13 @@ def encode_latents(
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     num_workers: int = 0,
+    tiling: Tiling | None = None,
 ) -> LatentCache:
     """Write the latents of all images of `data` to `folder`, and open them; `autoencoder` must be on `device`.
 
     A whole cache of the same key is opened as it is, one of another key is refused. Whole shards of an interrupted run
-    with the same key are kept, its other remains replaced. A folder that holds anything else is refused.
+    with the same key are kept, its other remains replaced. A folder that holds anything else is refused. `tiling` saves
+    memory and is no part of the key: the latents are the same to a rounding finer than theirs in the cache.
     """
     folder, device, key = Path(folder), torch.device(device), CacheKey.of(autoencoder, data)
     if batch_size < 1:
@@ -177,14 +179,15 @@ def encode_latents(
     training = autoencoder.training
     autoencoder.eval()
     try:
-        encoding = autoencoder.encode(data[0].image[None].to(device))
+        tiling = tiling or Tiling()
+        encoding = autoencoder.encode(data[0].image[None].to(device), tiling=tiling)
         channels, height, width = encoding.mean.shape[1:]
         layout = Layout(len(data), (channels, height, width), data.flip, encoding.std is not None)
         folder.mkdir(parents=True, exist_ok=True)
         whole = [n for n in range(layout.shards) if is_whole(layout.path(folder, n), layout, n, key.digest())]
         _remove_remains(folder, keep={layout.path(folder, shard) for shard in whole})
         missing = [shard for shard in range(layout.shards) if shard not in set(whole)]
-        for shard, tensors in _encoded(autoencoder, data, layout, missing, batch_size, device, num_workers):
+        for shard, tensors in _encoded(autoencoder, data, layout, missing, batch_size, device, num_workers, tiling):
             content = save(tensors, {"key": key.digest(), "shard": str(shard)})
             atomic_write(layout.path(folder, shard), content)
     finally:
@@ -202,6 +205,7 @@ def _encoded(
     batch_size: int,
     device: torch.device,
     num_workers: int,
+    tiling: Tiling,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """(shard, its tensors (n, F, C, h, w) by name), one after another."""
     plan: list[tuple[int, list[int]]] = []  # (shard, rows) of each batch
@@ -217,18 +221,20 @@ def _encoded(
     )
     parts: list[dict[str, Tensor]] = []
     for batch, (shard, rows) in zip(progress(loader, "encoding latents"), plan, strict=True):
-        parts.append(_moments(autoencoder, batch, layout, device))
+        parts.append(_moments(autoencoder, batch, layout, device, tiling))
         if rows[-1] == layout.rows(shard)[-1]:
             yield shard, {name: torch.cat([part[name] for part in parts]) for name in layout.names}
             parts = []
 
 
-def _moments(autoencoder: Autoencoder, batch: Batch, layout: Layout, device: torch.device) -> dict[str, Tensor]:
+def _moments(
+    autoencoder: Autoencoder, batch: Batch, layout: Layout, device: torch.device, tiling: Tiling
+) -> dict[str, Tensor]:
     """Posterior moments of a batch, fp16 on the CPU: each (B, F, C, h, w)."""
     images = batch.images.to(device)
     sides: dict[str, list[Tensor]] = {name: [] for name in layout.names}
     for side in (images, images.flip(-1)) if layout.has_flips else (images,):
-        encoding = autoencoder.encode(side)
+        encoding = autoencoder.encode(side, tiling=tiling)
         for name, moment in (("mean", encoding.mean), ("std", encoding.std)):
             if moment is not None:
                 sides[name].append(moment.float())

@@ -32,8 +32,8 @@ def images(batch=4, size=16, seed=0):
 
 
 def small(bottleneck="kl", seed=0, **changes):
-    if bottleneck == "identity":
-        return Autoencoder(AutoencoderConfig(bottleneck="identity"))
+    if bottleneck in ("identity", "linear"):  # settings of a network would be lost on them
+        return Autoencoder(AutoencoderConfig(bottleneck=bottleneck))
     if bottleneck == "vq":
         changes = {"num_codes": 32, "codebook_decay": 0.9, "revive_after": 7, **changes}
     model = Autoencoder(replace(SMALL, bottleneck=bottleneck, **changes), seed=seed)
