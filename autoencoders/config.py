@@ -11,6 +11,7 @@ _LIMITS = {  # far above any real model: what a hostile config.json may ask for
     "norm_num_groups": 1024,
     "num_codes": 2**22,
     "code_channels": 4096,
+    "num_quantizers": 64,
     "sample_size": 2**16,
     "patch_size": 64,  # a covariance of 12288 x 12288 takes 1.2 GB
 }
@@ -25,9 +26,10 @@ class AutoencoderConfig:
     The latents are smaller than the image by the factor 2 ** (len(block_out_channels) - 1) on each side.
     """
 
-    bottleneck: Literal["kl", "vq", "identity", "linear"] = "kl"
-    """kl: diagonal Gaussian; vq: codebook; identity: the latents are the image itself, nothing is learned; linear: the
-    principal components of patches, in closed form, without a network."""
+    bottleneck: Literal["kl", "vq", "cosine_vq", "product_vq", "residual_vq", "identity", "linear"] = "kl"
+    """kl: diagonal Gaussian; vq: codebook; cosine_vq: of directions; product_vq: one for each group of channels;
+    residual_vq: several, each for what those before it left over; identity: the latents are the image itself, nothing
+    is learned; linear: the principal components of patches, in closed form, without a network."""
     in_channels: int = 3
     """Channels of the image."""
     latent_channels: int = 4
@@ -52,6 +54,10 @@ class AutoencoderConfig:
     """vq: size of the codebook."""
     code_channels: int | None = None
     """vq: channels of a code, and so of the latents, where they differ from latent_channels."""
+    num_quantizers: int = 4
+    """product_vq, residual_vq: how many codebooks of num_codes each."""
+    codebook_init: Literal["random", "data"] = "random"
+    """vq: how the codes begin: near zero, or as latents of training images under the untrained encoder."""
     codebook: Literal["gradient", "ema"] = "ema"
     """vq: how the codebook learns: by its own loss term, or as running means of its members."""
     codebook_decay: float = 0.99
@@ -73,11 +79,20 @@ class AutoencoderConfig:
         _check_levels(self)
         if self.codebook == "ema" and self.commitment_on == "codebook":
             raise ValueError('commitment_on="codebook" needs codebook="gradient": an EMA codebook has no loss term')
-        if self.code_channels is not None and self.bottleneck != "vq":
+        if self.code_channels is not None and not self.is_vq:
             raise ValueError(f'code_channels belongs to bottleneck="vq", not "{self.bottleneck}"')
+        if self.bottleneck == "product_vq" and self.channels % self.num_quantizers:
+            raise ValueError(
+                f"num_quantizers: expected a divisor of {self.channels} channels, got {self.num_quantizers}"
+            )
         numbers = self.in_channels * self.patch_size**2
         if self.bottleneck == "linear" and self.latent_channels > numbers:
             raise ValueError(f"latent_channels: a patch has {numbers} numbers, got {self.latent_channels} components")
+
+    @property
+    def is_vq(self) -> bool:
+        """Whether the latents are quantised by codebooks."""
+        return self.bottleneck in ("vq", "cosine_vq", "product_vq", "residual_vq")
 
     @property
     def factor(self) -> int:
