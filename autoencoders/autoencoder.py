@@ -6,9 +6,9 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ class Autoencoder(nn.Module):
         )
         self.encoder = Encoder(config.in_channels, features, *shape)
         self.decoder = Decoder(config.latent_channels, config.in_channels, *shape)
-        if config.bottleneck == "vq" or (config.bottleneck == "kl" and config.use_quant_conv):
+        if config.is_vq or (config.bottleneck == "kl" and config.use_quant_conv):
             self.quant_conv = nn.Conv2d(features, self.quantize.feature_channels(config.channels), 1)
             self.post_quant_conv = nn.Conv2d(config.channels, config.latent_channels, 1)
 
@@ -126,6 +126,17 @@ class Autoencoder(nn.Module):
         if isinstance(self.quantize, Gumbel):
             self.quantize.step = step
 
+    @torch.no_grad()
+    def initialise_codes(self, batches: Iterable[Tensor], generator: torch.Generator) -> None:
+        """Put the codes of a quantiser on latents of batches of images, drawn by `generator`.
+
+        `ValueError` for another bottleneck, and for a codebook larger than the sample.
+        """
+        if not self.config.is_vq:
+            raise ValueError(f"codebook_init: bottleneck {self.config.bottleneck} has no codebook")
+        features = torch.cat([self._features(images) for images in batches])
+        self.quantize.initialise(features, generator)  # type: ignore[attr-defined]
+
     def calibrate(self, mean: Tensor, std: Tensor) -> None:
         """Store the statistics (C,) of the raw latents, as `measure_latents` gives them; replaces older ones."""
         for name, value in (("mean", mean), ("std", std)):
@@ -147,12 +158,20 @@ class Autoencoder(nn.Module):
         folder.write(path, *self._published())
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> Autoencoder:
+    def from_pretrained(
+        cls, path: str | Path, *, commitment_on: Literal["encoder", "codebook"] | None = None
+    ) -> Autoencoder:
         """Read a folder of ours, or of diffusers' `AutoencoderKL` or `VQModel`; in evaluation mode.
 
         The folder's scaling_factor and shift_factor, or latents_mean and latents_std, become the calibration.
+        `commitment_on` "codebook" is for weights of taming-transformers and latent-diffusion that are to be trained
+        on: there beta is on the codebook term, and the codes learn by its gradient.
         """
         config, mean, std = folder.read_config(path)
+        if commitment_on is not None:
+            if not config.is_vq:
+                raise ValueError(f"{path}: commitment_on belongs to a codebook; this is bottleneck {config.bottleneck}")
+            config = replace(config, codebook="gradient", commitment_on=commitment_on)
         with torch.device("meta"):
             expected = cls(config).named_parameters()
         tensors = folder.read_tensors(path, {name: tuple(p.shape) for name, p in expected})
@@ -208,7 +227,8 @@ def rate(output: BottleneckOutput, pixels: int) -> dict[str, Tensor]:
         return {"bits_per_pixel": output.losses["kl"].detach() / (math.log(2) * pixels)}
     if "perplexity" in output.metrics:
         places = output.latents.shape[2] * output.latents.shape[3]
-        return {"bits_per_pixel": output.metrics["perplexity"].log2() * (places / pixels)}
+        bits = output.metrics.get("bits_per_place", output.metrics["perplexity"].log2())  # several codes have it
+        return {"bits_per_pixel": bits * (places / pixels)}
     return {}
 
 

@@ -19,6 +19,7 @@ _LIMITS = {  # far above any real model: what a hostile config.json may ask for
     "norm_num_groups": 1024,
     "num_codes": 2**22,
     "code_channels": 4096,
+    "num_quantizers": 64,
     "sample_size": 2**16,
     "patch_size": 64,  # a covariance of 12288 x 12288 takes 1.2 GB
 }
@@ -42,11 +43,26 @@ class AutoencoderConfig:
     The latents are smaller than the image by the factor 2 ** (len(block_out_channels) - 1) on each side.
     """
 
-    bottleneck: Literal["kl", "vq", "none", "bn", "vmf", "fsq", "lfq", "gumbel", "identity", "linear"] = "kl"
+    bottleneck: Literal[
+        "kl",
+        "vq",
+        "none",
+        "bn",
+        "vmf",
+        "fsq",
+        "lfq",
+        "gumbel",
+        "cosine_vq",
+        "product_vq",
+        "residual_vq",
+        "identity",
+        "linear",
+    ] = "kl"
     """kl: diagonal Gaussian; bn: the same, means batch-normalised; vmf: von Mises-Fisher, on a sphere; vq: codebook;
-    fsq: channels rounded to a few levels; lfq: channels rounded to one bit; gumbel: codebook, softly chosen (dVAE);
-    none: a plain autoencoder, the latents are what the encoder gives; identity: the latents are the image itself,
-    nothing is learned; linear: the principal components of patches, in closed form, without a network."""
+    cosine_vq: of directions; product_vq: one for each group of channels; residual_vq: several, each for what those
+    before it left over; fsq: channels rounded to a few levels; lfq: to one bit; gumbel: codebook, softly chosen
+    (dVAE); none: a plain autoencoder, the latents are what the encoder gives; identity: the latents are the
+    image itself, nothing is learned; linear: the principal components of patches, in closed form, without a network."""
     in_channels: int = 3
     """Channels of the image."""
     latent_channels: int = 4
@@ -71,6 +87,10 @@ class AutoencoderConfig:
     """vq, gumbel: size of the codebook."""
     code_channels: int | None = None
     """vq: channels of a code, and so of the latents, where they differ from latent_channels."""
+    num_quantizers: int = 4
+    """product_vq, residual_vq: how many codebooks of num_codes each."""
+    codebook_init: Literal["random", "data"] = "random"
+    """vq: how the codes begin: near zero, or as latents of training images under the untrained encoder."""
     codebook: Literal["gradient", "ema"] = "ema"
     """vq: how the codebook learns: by its own loss term, or as running means of its members."""
     codebook_decay: float = 0.99
@@ -97,7 +117,7 @@ class AutoencoderConfig:
         _check_levels(self)
         if self.codebook == "ema" and self.commitment_on == "codebook":
             raise ValueError('commitment_on="codebook" needs codebook="gradient": an EMA codebook has no loss term')
-        if self.code_channels is not None and self.bottleneck != "vq":
+        if self.code_channels is not None and not self.is_vq:
             raise ValueError(f'code_channels belongs to bottleneck="vq", not "{self.bottleneck}"')
         if self.bottleneck == "fsq" and len(self.fsq.levels) != self.latent_channels:
             expected = f"latent_channels = {self.latent_channels} numbers"
@@ -106,9 +126,18 @@ class AutoencoderConfig:
             raise ValueError(f"latent_channels: expected at most {MAX_BITS} bits (lfq), got {self.latent_channels}")
         if self.bottleneck == "vmf" and self.latent_channels < 2:
             raise ValueError(f"latent_channels: expected 2 or more for a sphere (vmf), got {self.latent_channels}")
+        if self.bottleneck == "product_vq" and self.channels % self.num_quantizers:
+            raise ValueError(
+                f"num_quantizers: expected a divisor of {self.channels} channels, got {self.num_quantizers}"
+            )
         numbers = self.in_channels * self.patch_size**2
         if self.bottleneck == "linear" and self.latent_channels > numbers:
             raise ValueError(f"latent_channels: a patch has {numbers} numbers, got {self.latent_channels} components")
+
+    @property
+    def is_vq(self) -> bool:
+        """Whether the latents are quantised by codebooks."""
+        return self.bottleneck in ("vq", "cosine_vq", "product_vq", "residual_vq")
 
     @property
     def factor(self) -> int:

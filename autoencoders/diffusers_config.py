@@ -17,6 +17,9 @@ from autoencoders.config import AutoencoderConfig, own_settings, settings_of
 _CLASS_NAMES = {
     "kl": "AutoencoderKL",
     "vq": "VQModel",
+    "cosine_vq": "CosineVQModel",  # from here on, none of diffusers
+    "product_vq": "ProductVQModel",
+    "residual_vq": "ResidualVQModel",
     "identity": "IdentityAutoencoder",
     "linear": "LinearAutoencoder",
 }
@@ -24,7 +27,7 @@ _OWN_CLASS = "Autoencoder"  # of the bottlenecks that diffusers has not
 _OWN_BOTTLENECKS = [
     name for name in get_args(AutoencoderConfig.__annotations__["bottleneck"]) if name not in _CLASS_NAMES
 ]
-_TRAINING_KEYS = ("codebook", "codebook_decay", "commitment_beta", "commitment_on", "revive_after")
+_TRAINING_KEYS = ("codebook", "codebook_init", "codebook_decay", "commitment_beta", "commitment_on", "revive_after")
 _BLOCKS = {False: ("DownEncoderBlock2D", "UpDecoderBlock2D"), True: ("AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D")}
 _FILE_NAMES = {
     "num_codes": "num_vq_embeddings",
@@ -69,6 +72,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {  # what diffusers takes for an absent k
     _OWN_CLASS: {**_SHARED, "latent_channels": 4, "bottleneck": None, "settings": {}},
     "LinearAutoencoder": {"in_channels": 3, "latent_channels": 4, "patch_size": 8},
 }
+_DEFAULTS |= {
+    "CosineVQModel": _DEFAULTS["VQModel"],
+    "ProductVQModel": {**_DEFAULTS["VQModel"], "num_quantizers": 4},
+    "ResidualVQModel": {**_DEFAULTS["VQModel"], "num_quantizers": 4},
+}
 _FIXED = {"act_fn": "silu", "norm_type": "group"}  # settings with one supported value
 
 
@@ -82,7 +90,9 @@ def entries_of(config: AutoencoderConfig, mean: Tensor, std: Tensor) -> dict[str
         entries |= {"latent_channels": config.latent_channels, "patch_size": config.patch_size}
     elif config.bottleneck != "identity":
         entries |= _coder_entries(config)
-    if config.bottleneck == "vq":
+    if config.bottleneck in ("product_vq", "residual_vq"):
+        entries["num_quantizers"] = config.num_quantizers
+    if config.is_vq:
         entries |= {"num_vq_embeddings": config.num_codes, "vq_embed_dim": config.channels}
         entries["_training"] = {name: getattr(config, name) for name in _TRAINING_KEYS}
     if entries["_class_name"] == _OWN_CLASS:
@@ -191,7 +201,8 @@ def _bottleneck_settings(class_name: str, values: Mapping[str, Any]) -> dict[str
         )
     code, latent = values["vq_embed_dim"], values["latent_channels"]
     return {
-        "bottleneck": "vq",
+        "bottleneck": next(name for name, known in _CLASS_NAMES.items() if known == class_name),
+        **({"num_quantizers": values["num_quantizers"]} if "num_quantizers" in values else {}),
         "num_codes": values["num_vq_embeddings"],
         "code_channels": None if code == latent else code,
         **training,

@@ -19,6 +19,9 @@ INDEX = "model_index.json"
 _VAE_CLASSES = {
     "kl": ("diffusers", "AutoencoderKL"),
     "vq": ("diffusers", "VQModel"),
+    "cosine_vq": ("autoencoders", "CosineVQModel"),
+    "product_vq": ("autoencoders", "ProductVQModel"),
+    "residual_vq": ("autoencoders", "ResidualVQModel"),
     "identity": ("autoencoders", "IdentityAutoencoder"),
     "linear": ("autoencoders", "LinearAutoencoder"),
 }

@@ -16,15 +16,18 @@ from autoencoders.bottlenecks.identity import Identity
 from autoencoders.bottlenecks.lookup_free import LookupFree, LookupFreeConfig
 from autoencoders.bottlenecks.vector_quantizer import VectorQuantizer, perplexity, straight_through
 from autoencoders.bottlenecks.von_mises_fisher import VonMisesFisher, VonMisesFisherConfig
+from autoencoders.bottlenecks.vq_family import CosineQuantizer, ProductQuantizer, ResidualQuantizer
 
 if TYPE_CHECKING:  # the settings import those of the bottlenecks, which stand in their files
     from autoencoders.config import AutoencoderConfig
 
 
-def _vector_quantizer(config: AutoencoderConfig) -> nn.Module:
-    return VectorQuantizer(
+def _vector_quantizer(
+    config: AutoencoderConfig, channels: int | None = None, kind: type[VectorQuantizer] = VectorQuantizer
+) -> VectorQuantizer:
+    return kind(
         config.num_codes,
-        config.channels,
+        channels or config.channels,
         codebook=config.codebook,
         codebook_decay=config.codebook_decay,
         beta=config.commitment_beta,
@@ -38,6 +41,10 @@ def _lookup_free(config: AutoencoderConfig) -> nn.Module:
     return LookupFree(config.channels, own.entropy_weight, own.entropy_temperature, config.commitment_beta)
 
 
+def _several(config: AutoencoderConfig, kind: type[ProductQuantizer] | type[ResidualQuantizer]) -> nn.Module:
+    return kind(config.num_quantizers, config.channels, lambda channels: _vector_quantizer(config, channels))
+
+
 BOTTLENECKS: dict[str, Callable[[AutoencoderConfig], nn.Module]] = {
     "kl": lambda config: Gaussian(),
     "vq": _vector_quantizer,
@@ -47,6 +54,9 @@ BOTTLENECKS: dict[str, Callable[[AutoencoderConfig], nn.Module]] = {
     "fsq": lambda config: FiniteScalar(config.fsq.levels),
     "lfq": _lookup_free,
     "gumbel": lambda config: Gumbel(config.num_codes, config.channels, config.gumbel),
+    "cosine_vq": lambda config: _vector_quantizer(config, kind=CosineQuantizer),
+    "product_vq": lambda config: _several(config, ProductQuantizer),
+    "residual_vq": lambda config: _several(config, ResidualQuantizer),
     "identity": lambda config: Identity(),
     "linear": lambda config: Identity(),  # the encoder and the decoder are the maps
 }
@@ -63,6 +73,7 @@ __all__ = [
     "BatchNormGaussian",
     "Bottleneck",
     "BottleneckOutput",
+    "CosineQuantizer",
     "Encoding",
     "FiniteScalar",
     "FiniteScalarConfig",
@@ -72,6 +83,8 @@ __all__ = [
     "Identity",
     "LookupFree",
     "LookupFreeConfig",
+    "ProductQuantizer",
+    "ResidualQuantizer",
     "VectorQuantizer",
     "VonMisesFisher",
     "VonMisesFisherConfig",

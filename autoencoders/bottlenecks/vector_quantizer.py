@@ -73,8 +73,16 @@ class VectorQuantizer(nn.Module):
     def feature_channels(self, latent_channels: int) -> int:
         return latent_channels
 
+    def codes(self) -> Tensor:
+        """The codebook as it is compared and looked up: (K, C)."""
+        return self.embedding.weight
+
+    def vectors(self, features: Tensor) -> Tensor:
+        """Features (B, C, h, w) as they are compared with the codes, in the codes' type."""
+        return features.to(self.embedding.weight.dtype)
+
     def encode(self, features: Tensor) -> Encoding:
-        return Encoding(features)
+        return Encoding(self.vectors(features).to(features.dtype))
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.lookup(self.indices(latents)).to(latents.dtype)
@@ -86,12 +94,12 @@ class VectorQuantizer(nn.Module):
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Indices (B, h, w) -> codes (B, C, h, w)."""
-        return self.embedding(indices).permute(0, 3, 1, 2)
+        return F.embedding(indices, self.codes()).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
         """Vectors (N, C) -> the indices (N,) of their nearest codes, by argmin_k |e_k|^2 - 2 z . e_k."""
-        codes = self.embedding.weight  # (K, C)
+        codes = self.codes()  # (K, C)
         with torch.autocast(vectors.device.type, enabled=False):
             offset = codes.square().sum(1)
             rows = max(1, _MAX_DISTANCES // len(codes))
@@ -99,8 +107,25 @@ class VectorQuantizer(nn.Module):
             found = [torch.addmm(offset, part, codes.T, alpha=-2.0).argmin(1) for part in parts]
         return found[0] if len(found) == 1 else torch.cat(found)
 
+    @torch.no_grad()
+    def initialise(self, features: Tensor, generator: torch.Generator) -> None:
+        """Set the codes to K different vectors of features (B, C, h, w), drawn by `generator`.
+
+        `ValueError` where there are fewer vectors than codes.
+        """
+        vectors, codes = self.vectors(features).permute(0, 2, 3, 1).flatten(0, 2), self.embedding.weight.data
+        if len(vectors) < len(codes):
+            raise ValueError(
+                f"num_codes {len(codes)}: larger than the sample that would initialise the codebook, {len(vectors)}"
+            )
+        chosen = torch.randperm(len(vectors), generator=generator, device=generator.device)[: len(codes)]
+        codes.copy_(vectors[chosen.to(vectors.device)])
+        if self.ema:
+            self.cluster_size.fill_(1.0)
+            self.code_sum.copy_(codes)
+
     def forward(self, features: Tensor, generator: torch.Generator | None) -> BottleneckOutput:
-        z_e = features.to(self.embedding.weight.dtype)
+        z_e = self.vectors(features)
         index = self.indices(z_e)
         z_q = self.lookup(index)
         # Equation 3 of the paper. Means over all elements, and beta on the second term.

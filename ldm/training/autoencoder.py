@@ -59,6 +59,10 @@ class AutoencoderTask:
                 "--bottleneck identity: there is nothing to train; use another, such as kl or vq, "
                 "or go straight to `ldm train diffusion --autoencoder identity`"
             )
+        if config.autoencoder.bottleneck == "linear" and config.corruption.active:
+            raise UserError(
+                "--mask-probability, --noise-std: a linear autoencoder is found in closed form of clean images; leave out"
+            )
         if config.autoencoder.in_channels != 3:
             raise UserError(f"--in-channels {config.autoencoder.in_channels}: images have 3 channels")
         self.config, self.data, self.validation, self.device = config, data, validation, device
@@ -66,6 +70,8 @@ class AutoencoderTask:
         if data.image_size % self.model.factor:
             raise UserError(f"--image-size {data.image_size}: not divisible by the autoencoder's {self.model.factor}")
         self.model.gradient_checkpointing = config.training.gradient_checkpointing  # type: ignore[assignment]
+        if config.autoencoder.is_vq and config.autoencoder.codebook_init == "data":
+            self._initialise_codes()
         self.length = len(data)
         self.facts: dict[str, Any] = {
             "data": data.fingerprint,
@@ -74,6 +80,19 @@ class AutoencoderTask:
             **({"corruption": dataclasses.asdict(config.corruption)} if config.corruption.active else {}),
             "training": config_facts(config.training),
         }
+
+    def _initialise_codes(self) -> None:
+        """Codes from the latents of calibration images spread over the data; some more latents than codes."""
+        codes, each = self.config.autoencoder.num_codes, (self.data.image_size // self.model.factor) ** 2
+        count = min(self.config.calibration_images, len(self.data))
+        if codes > count * each:
+            raise UserError(
+                f"--num-codes {codes}: larger than the sample that would initialise the codebook, {count * each} "
+                f"latents of {count} images; take fewer codes, or more --calibration-images if there are"
+            )
+        images = plain_batches(self.data, _spread(min(count, -(-4 * codes // each)), len(self.data)), 64, self.device)
+        draws = torch.Generator().manual_seed(self.config.training.seed)
+        self.model.to(self.device).initialise_codes(images, draws)
 
     def batches(self, plan: BatchPlan) -> Iterator[Tensor]:
         """Images (B, 3, H, W) on the device."""
@@ -109,10 +128,15 @@ class AutoencoderTask:
         published = Autoencoder(model.config).to(self.device).eval()
         published.load_state_dict(model.state_dict())
         count = min(self.config.calibration_images, len(self.data))
-        spread = [round(place * (len(self.data) - 1) / max(1, count - 1)) for place in range(count)]
-        published.calibrate(*measure_latents(published, plain_batches(self.data, spread, 64, self.device)))
+        images = plain_batches(self.data, _spread(count, len(self.data)), 64, self.device)
+        published.calibrate(*measure_latents(published, images))
         with atomic_folder(folder / "vae") as target:
             published.save_pretrained(target)
+
+
+def _spread(count: int, length: int) -> list[int]:
+    """`count` indices from the first to the last of `length`, evenly."""
+    return [round(place * (length - 1) / max(1, count - 1)) for place in range(count)]
 
 
 @torch.no_grad()

@@ -10,13 +10,14 @@ from ldm.pipeline import Pipeline
 from ldm.training.autoencoder import AutoencoderRun
 
 OPTIONS = {"vq": ["--num-codes", 16], "gumbel": ["--num-codes", 16, "--temperature-steps", 2]}
-RATELESS = {"none"}
+RATELESS = {"none", "linear"}
 
 
 @pytest.mark.parametrize("name", [name for name in BOTTLENECKS if name != "identity"])
 def test_every_bottleneck_from_training_to_pictures(name, models, ldm, tmp_path):
     vae, model = tmp_path / "vae", tmp_path / "model"
-    flags = ["--bottleneck", name, *OPTIONS.get(name, []), "--mask-probability", 0.2, "--noise-std", 0.1]
+    damage = [] if name == "linear" else ["--mask-probability", 0.2, "--noise-std", 0.1]
+    flags = ["--bottleneck", name, *OPTIONS.get(name, []), *damage]
     found = ldm(*models.command("autoencoder", vae, *flags, steps=3))
     assert found.code == 0, found.err
     steps = [json.loads(line) for line in (vae / "metrics.jsonl").read_text().splitlines()]
@@ -49,6 +50,7 @@ def test_every_bottleneck_from_training_to_pictures(name, models, ldm, tmp_path)
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["--bottleneck", "linear", "--noise-std", 0.1], ["--noise-std", "linear", "closed form"]),
         (["--mask-probability", 2], ["mask_probability", "from 0 to 1", "2"]),
         (["--mask-patch", 0], ["mask_patch", "whole number"]),
         (["--bottleneck", "bn", "--mean-scale", 0], ["mean_scale", "above 0"]),

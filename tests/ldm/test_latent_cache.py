@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from autoencoders import Tiling
 from ldm.data import latent_cache, latent_layout
 from ldm.data.latent_cache import CacheKey, LatentCache, encode_latents
 from ldm.data.shapes import ShapesData
@@ -43,7 +44,7 @@ class TinyEncoder(nn.Module):
             self.conv.bias.zero_()  # type: ignore[union-attr]
         self.stochastic, self.seen = stochastic, 0
 
-    def encode(self, images: Tensor) -> Encoding:
+    def encode(self, images: Tensor, *, tiling: Tiling | None = None) -> Encoding:
         self.seen += len(images)
         mean = self.dropout(self.conv(images))
         return Encoding(mean, mean.sigmoid() * 0.1 if self.stochastic else None)
@@ -222,7 +223,9 @@ def test_ctrl_c_keeps_whole_shards_and_the_mode(tmp_path: Path, monkeypatch: pyt
     encoder = TinyEncoder().train()
     encode = encoder.encode
     monkeypatch.setattr(
-        encoder, "encode", lambda images: encode(images) if encoder.seen < 25 else signal.raise_signal(signal.SIGINT)
+        encoder,
+        "encode",
+        lambda images, **_: encode(images) if encoder.seen < 25 else signal.raise_signal(signal.SIGINT),
     )
     with pytest.raises(KeyboardInterrupt):
         encode_latents(encoder, shapes(), tmp_path / "latents", batch_size=8)
@@ -243,7 +246,7 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("value", "message"), [(7e4, "largest mean"), (float("nan"), "nan"), (float("inf"), "inf")])
 def test_latents_beyond_fp16_are_refused(tmp_path: Path, value: float, message: str) -> None:
     class Diverged(TinyEncoder):
-        def encode(self, images: Tensor) -> Encoding:
+        def encode(self, images: Tensor, *, tiling: Tiling | None = None) -> Encoding:
             mean = self.conv(images)
             if self.seen:
                 mean[1, 0, 0, 0] = value
