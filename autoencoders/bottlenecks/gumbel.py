@@ -16,6 +16,8 @@ from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, full_preci
 from autoencoders.bottlenecks.vector_quantizer import code_use, straight_through
 from autoencoders.checks import check_bool, check_int, check_number
 
+_CODE_SPREAD = 2.0  # of new codes: wide enough that the first choices are not all chance
+
 
 @dataclass(frozen=True)
 class GumbelConfig:
@@ -72,6 +74,12 @@ class Gumbel(nn.Module):
         self.step = 0
         self.proj = nn.Conv2d(channels, num_codes, 1)
         self.embedding = nn.Embedding(num_codes, channels)
+        # At first the logits are -|z - e_k|^2 / 2 up to a constant, so each code is the most probable somewhere. With
+        # rows at random and no such bias, only those on the hull of all could ever be, a few of 256 in 4 channels.
+        codes = nn.init.normal_(self.embedding.weight, std=_CODE_SPREAD).detach()
+        self.proj.weight.data.copy_(codes[:, :, None, None])
+        assert self.proj.bias is not None
+        self.proj.bias.data.copy_(-0.5 * codes.square().sum(1))
 
     def feature_channels(self, latent_channels: int) -> int:
         return latent_channels

@@ -47,6 +47,13 @@ def test_as_the_temperature_falls_the_weights_tend_to_one_hot_and_as_it_grows_to
     assert largest[-1] > 0.999
 
 
+def test_new_logits_fall_with_the_distance_to_the_codes():
+    model, z = Gumbel(64, 4, GumbelConfig()).double(), 2 * random(2, 4, 16, 16)
+    distance = torch.cdist(z.permute(0, 2, 3, 1).flatten(0, 2), model.embedding.weight)  # (N, K)
+    assert torch.equal(model.indices(z).flatten(), distance.argmin(1))
+    assert len(model.indices(model.embedding.weight[:, :, None, None]).unique()) == 64  # no code is out of reach
+
+
 def quantizer(**settings):
     model = Gumbel(16, 4, GumbelConfig(**settings)).double()
     for parameter in model.parameters():
