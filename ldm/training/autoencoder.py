@@ -61,7 +61,7 @@ class AutoencoderTask:
             )
         if config.autoencoder.bottleneck == "linear" and config.corruption.active:
             raise UserError(
-                "--mask-probability, --noise-std: a linear autoencoder is found in closed form of clean images; leave out"
+                "--mask-probability, --noise-std: a linear autoencoder is found in closed form, undamaged; leave out"
             )
         if config.autoencoder.in_channels != 3:
             raise UserError(f"--in-channels {config.autoencoder.in_channels}: images have 3 channels")
