@@ -4,6 +4,7 @@ from autoencoders.autoencoder import Autoencoder, AutoencoderOutput, measure_lat
 from autoencoders.bottlenecks import BOTTLENECKS, Bottleneck, BottleneckOutput, Encoding
 from autoencoders.config import AutoencoderConfig
 from autoencoders.corruption import CorruptionConfig, corrupt, patch_mask
+from autoencoders.diffusers_config import class_of
 from autoencoders.linear import fit_linear
 from autoencoders.losses import LossConfig, LossOutput, autoencoder_loss
 from autoencoders.tiling import Tiling
@@ -21,6 +22,7 @@ __all__ = [
     "LossOutput",
     "Tiling",
     "autoencoder_loss",
+    "class_of",
     "corrupt",
     "fit_linear",
     "measure_latents",

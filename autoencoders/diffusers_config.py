@@ -17,7 +17,7 @@ from autoencoders.config import AutoencoderConfig, own_settings, settings_of
 _CLASS_NAMES = {
     "kl": "AutoencoderKL",
     "vq": "VQModel",
-    "cosine_vq": "CosineVQModel",  # from here on, none of diffusers
+    "cosine_vq": "CosineVQModel",
     "product_vq": "ProductVQModel",
     "residual_vq": "ResidualVQModel",
     "identity": "IdentityAutoencoder",
@@ -28,6 +28,7 @@ _OWN_BOTTLENECKS = [
     name for name in get_args(AutoencoderConfig.__annotations__["bottleneck"]) if name not in _CLASS_NAMES
 ]
 _TRAINING_KEYS = ("codebook", "codebook_init", "codebook_decay", "commitment_beta", "commitment_on", "revive_after")
+_OF_DIFFUSERS = ("AutoencoderKL", "VQModel")
 _BLOCKS = {False: ("DownEncoderBlock2D", "UpDecoderBlock2D"), True: ("AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D")}
 _FILE_NAMES = {
     "num_codes": "num_vq_embeddings",
@@ -80,10 +81,16 @@ _DEFAULTS |= {
 _FIXED = {"act_fn": "silu", "norm_type": "group"}  # settings with one supported value
 
 
+def class_of(bottleneck: str) -> tuple[str, str]:
+    """The library and the class of an autoencoder with this bottleneck, as a model_index.json names them."""
+    name = _CLASS_NAMES.get(bottleneck, _OWN_CLASS)
+    return ("diffusers" if name in _OF_DIFFUSERS else "autoencoders"), name
+
+
 def entries_of(config: AutoencoderConfig, mean: Tensor, std: Tensor) -> dict[str, Any]:
     """The content of config.json for such settings and such a calibration (C,)."""
     entries: dict[str, Any] = {
-        "_class_name": _CLASS_NAMES.get(config.bottleneck, _OWN_CLASS),
+        "_class_name": class_of(config.bottleneck)[1],
         "in_channels": config.in_channels,
     }
     if config.bottleneck == "linear":

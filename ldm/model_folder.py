@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from autoencoders import class_of
 from ldm.classifier import NoisyClassifier
 from ldm.conditioning.conditioner import FACTS_NAME
 from ldm.errors import UserError
@@ -16,16 +17,6 @@ from ldm.process import Process
 from samplers import DiscreteSchedule, Schedule
 
 INDEX = "model_index.json"
-_VAE_CLASSES = {
-    "kl": ("diffusers", "AutoencoderKL"),
-    "vq": ("diffusers", "VQModel"),
-    "cosine_vq": ("autoencoders", "CosineVQModel"),
-    "product_vq": ("autoencoders", "ProductVQModel"),
-    "residual_vq": ("autoencoders", "ResidualVQModel"),
-    "identity": ("autoencoders", "IdentityAutoencoder"),
-    "linear": ("autoencoders", "LinearAutoencoder"),
-}
-_OWN_VAE = ("autoencoders", "Autoencoder")  # of the bottlenecks that diffusers has not
 _KNOWN_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")  # transformers makes do without, and reads nothing
 _TAKEN = ("cond", "uncond", "weak", "perturbed", "blurred", "skipped")  # branches that are no classifier
@@ -42,7 +33,7 @@ def write_index(
     `text_parts` are the entries of text_encoder and tokenizer, {} for a model without text. A `vae` of a class that
     diffusers has not, such as that of pixels, which changes nothing, makes it one that no pipeline of diffusers fits.
     """
-    vae = _VAE_CLASSES.get(bottleneck, _OWN_VAE)
+    vae = class_of(bottleneck)
     stable_diffusion = bool(text_parts) and vae[0] == "diffusers"
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline" if stable_diffusion else "DiffusionPipeline"}
     index |= {"vae": list(vae), "unet": ["diffusers", "UNet2DConditionModel"]}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,27 @@ class Bottleneck(Protocol):
 
     def __call__(self, features: Tensor, generator: torch.Generator | None) -> BottleneckOutput:
         """The training pass; `generator` None takes the mean and draws nothing."""
+
+
+class Quantizer(nn.Module):
+    """What quantisers share: latents are the features before quantisation, and `decode` takes their codes."""
+
+    def feature_channels(self, latent_channels: int) -> int:
+        return latent_channels
+
+    def encode(self, features: Tensor) -> Encoding:
+        return Encoding(features)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.lookup(self.indices(latents)).to(latents.dtype)
+
+    def indices(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) -> the indices (B, h, w) of their codes; of several codebooks (B, parts, h, w)."""
+        raise NotImplementedError
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Indices as `indices` gives them -> codes (B, C, h, w)."""
+        raise NotImplementedError
 
 
 def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:

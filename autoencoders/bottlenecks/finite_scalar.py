@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, full_precision
+from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, Quantizer, full_precision
 from autoencoders.bottlenecks.vector_quantizer import code_use, straight_through
 from autoencoders.checks import is_int
 
@@ -32,7 +32,7 @@ class FiniteScalarConfig:
             )
 
 
-class FiniteScalar(nn.Module):
+class FiniteScalar(Quantizer):
     """Features (B, C, h, w) -> latents (B, C, h, w) in [-1, 1], C the number of channels with levels of their own.
 
     The latents are what is bounded but not yet rounded; `decode` rounds. A channel of L levels takes the values
@@ -49,9 +49,6 @@ class FiniteScalar(nn.Module):
         strides = [math.prod(levels[:place]) for place in range(len(levels))]
         self.register_buffer("levels", torch.tensor(levels)[:, None, None], persistent=False)  # (C, 1, 1)
         self.register_buffer("basis", torch.tensor(strides)[:, None, None], persistent=False)
-
-    def feature_channels(self, latent_channels: int) -> int:
-        return latent_channels
 
     def encode(self, features: Tensor) -> Encoding:
         """Section 3.1 of the paper; for even L the bounds lie half a level lower, so that each end has one too.

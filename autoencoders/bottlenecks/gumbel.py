@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, full_precision
+from autoencoders.bottlenecks.base import BottleneckOutput, Quantizer, full_precision
 from autoencoders.bottlenecks.vector_quantizer import code_use, straight_through
 from autoencoders.checks import check_bool, check_int, check_number
 
@@ -60,7 +60,7 @@ def uniform_kl(logits: Tensor) -> Tensor:
     return (log_q.exp() * (log_q + math.log(logits.shape[1]))).flatten(1).sum(1)
 
 
-class Gumbel(nn.Module):
+class Gumbel(Quantizer):
     """Features (B, C, h, w) -> K logits a place -> a mixture of K codes of C channels, for the decoder.
 
     The latents are the features, of which `proj` makes the logits: C channels, which diffusion can learn, where logits
@@ -80,15 +80,6 @@ class Gumbel(nn.Module):
         self.proj.weight.data.copy_(codes[:, :, None, None])
         assert self.proj.bias is not None
         self.proj.bias.data.copy_(-0.5 * codes.square().sum(1))
-
-    def feature_channels(self, latent_channels: int) -> int:
-        return latent_channels
-
-    def encode(self, features: Tensor) -> Encoding:
-        return Encoding(features)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.lookup(self.indices(latents)).to(latents.dtype)
 
     def logits(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> (B, K, h, w), in float32 at least."""

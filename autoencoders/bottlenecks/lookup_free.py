@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, full_precision
+from autoencoders.bottlenecks.base import BottleneckOutput, Quantizer, full_precision
 from autoencoders.bottlenecks.vector_quantizer import code_use, straight_through
 from autoencoders.checks import check_number
 
@@ -50,7 +50,7 @@ def entropy_penalty(vectors: Tensor, temperature: float) -> tuple[Tensor, Tensor
     return of_each, of_mean
 
 
-class LookupFree(nn.Module):
+class LookupFree(Quantizer):
     """Features (B, C, h, w) -> latents (B, C, h, w): 2^C codes in {-1, 1}^C, and no table of them.
 
     The latents are the features themselves; `decode` takes their signs, and 0 counts as negative.
@@ -60,12 +60,6 @@ class LookupFree(nn.Module):
         super().__init__()
         self.channels, self.num_codes = channels, 2**channels
         self.entropy_weight, self.entropy_temperature, self.beta = entropy_weight, entropy_temperature, beta
-
-    def feature_channels(self, latent_channels: int) -> int:
-        return latent_channels
-
-    def encode(self, features: Tensor) -> Encoding:
-        return Encoding(features)
 
     def decode(self, latents: Tensor) -> Tensor:
         return (latents > 0).to(latents.dtype) * 2 - 1

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from autoencoders.bottlenecks.base import BottleneckOutput, Encoding
+from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, Quantizer
 
 _LAPLACE_EPS = 1e-5
 _MAX_DISTANCES = 2**24  # entries of a distance matrix held at a time: 64 MiB in float32
@@ -31,7 +31,7 @@ def code_use(indices: Tensor, num_codes: int) -> dict[str, Tensor]:
     return {"perplexity": perplexity(counts.float()), "used_codes": (counts > 0).sum()}
 
 
-class VectorQuantizer(nn.Module):
+class VectorQuantizer(Quantizer):
     """Replaces each latent vector by the nearest of K codes.
 
     The latents are the vectors *before* quantisation; `decode` quantises. In training mode, `forward` changes state in
@@ -70,9 +70,6 @@ class VectorQuantizer(nn.Module):
         if revive_after:
             self.register_buffer("unused_steps", torch.zeros(num_codes, dtype=torch.int64))
 
-    def feature_channels(self, latent_channels: int) -> int:
-        return latent_channels
-
     def codes(self) -> Tensor:
         """The codebook as it is compared and looked up: (K, C)."""
         return self.embedding.weight
@@ -83,9 +80,6 @@ class VectorQuantizer(nn.Module):
 
     def encode(self, features: Tensor) -> Encoding:
         return Encoding(self.vectors(features).to(features.dtype))
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.lookup(self.indices(latents)).to(latents.dtype)
 
     def indices(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> the indices (B, h, w) of their nearest codes."""

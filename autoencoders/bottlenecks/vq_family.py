@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoencoders.bottlenecks.base import BottleneckOutput, Encoding
+from autoencoders.bottlenecks.base import BottleneckOutput, Quantizer
 from autoencoders.bottlenecks.vector_quantizer import VectorQuantizer, straight_through
 
 
@@ -26,7 +26,7 @@ class CosineQuantizer(VectorQuantizer):
         return F.normalize(super().vectors(features), dim=1)
 
 
-class _Several(nn.Module):
+class _Several(Quantizer):
     """Several codebooks, of which each position of the latents takes one code each: indices (B, parts, h, w)."""
 
     def __init__(self, parts: list[VectorQuantizer]) -> None:
@@ -36,23 +36,6 @@ class _Several(nn.Module):
     def quantizers(self) -> list[VectorQuantizer]:
         """Those of the groups or stages, in order."""
         return [cast(VectorQuantizer, part) for part in self.parts]
-
-    def feature_channels(self, latent_channels: int) -> int:
-        return latent_channels
-
-    def encode(self, features: Tensor) -> Encoding:
-        return Encoding(features)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.lookup(self.indices(latents)).to(latents.dtype)
-
-    def indices(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) -> the indices (B, parts, h, w) of their codes."""
-        raise NotImplementedError
-
-    def lookup(self, indices: Tensor) -> Tensor:
-        """Indices (B, parts, h, w) -> quantised latents (B, C, h, w)."""
-        raise NotImplementedError
 
     def _codes_of(self, indices: Tensor) -> list[Tensor]:
         if indices.ndim != 4 or indices.shape[1] != len(self.parts):
