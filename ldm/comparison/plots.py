@@ -54,7 +54,7 @@ def scatter(points: Sequence[Point], x_name: str, y_name: str, front: Collection
         axes.set_xlabel(x_name)
         axes.set_ylabel(y_name)
         axes.grid(alpha=0.25)
-        canvas.legend(loc="outside lower center", ncols=3, fontsize=7, frameon=False)
+        canvas.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False)
         buffer = io.StringIO()
         canvas.patch.set_alpha(0)
         axes.patch.set_alpha(0)

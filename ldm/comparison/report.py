@@ -71,7 +71,7 @@ def render(
         verdict=verdict,
         manifest=dict(comparison.manifest),
         warnings=comparison.warnings,
-        heads=["method", *(figure.name for figure in cells[0].result.figures), *_FIXED],
+        heads=["method", *map(_short, cells[0].result.figures), *_FIXED],
         rows=[{"best": cell == verdict.best, "cells": _row(cell)} for cell in cells],
         left_out=comparison.left_out,
         plots=_plots(cells, verdict),
@@ -94,6 +94,11 @@ def _row(cell: Cell) -> list[Shown]:
     ]
 
 
+def _short(figure: Figure) -> str:
+    """The name without the extractor's, which the page says once."""
+    return figure.name if figure.metric.startswith("accuracy/") else figure.name.split("[")[0]
+
+
 def _figure(figure: Figure) -> Shown:
     share = figure.metric.startswith("accuracy/")
     scale, digits, unit = (100, ".1f", " %") if share else (1, ".4g", "")
@@ -107,7 +112,7 @@ def _figure(figure: Figure) -> Shown:
 
 def _plots(cells: Sequence[Cell], verdict: Verdict) -> list[dict[str, str]]:
     """Quality against what the data's variety is reached of, against what was asked for, and against cost."""
-    quality, names = verdict.metric, {figure.metric: figure.name for figure in cells[0].result.figures}
+    quality, names = verdict.metric, {figure.metric: _short(figure) for figure in cells[0].result.figures}
     variety: list[str] = [*({"recall", "coverage", "diversity"} & names.keys())]
     others = sorted(variety, reverse=True)[:1] + [name for name in names if name.startswith("accuracy/")][:1]
     found = []

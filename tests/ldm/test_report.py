@@ -94,7 +94,7 @@ def page(tmp_path):
         strips.append(tmp_path / f"{number}.png")
         save_strip(torch.full((2, 3, 8, 8), number / 5), strips[-1])
     manifest = {"num_images": 40, "num_reference": 60, "data": EVIL, "split": "validation", "rows": 2, "seed": 0}
-    manifest["conditions"] = "as drawn"
+    manifest |= {"conditions": "as drawn", "extractor": EVIL, "preprocessing": "none"}
     found = Comparison(cells, {"classifier": EVIL}, manifest, (EVIL,))
     return render(found, judge_cells(cells), strips, conditions=[EVIL, "b"], command=f"ldm compare {EVIL}", model=EVIL)
 
