@@ -119,7 +119,8 @@ def show(result: EvaluationResult) -> None:
     """Print figures, the facts that belong beside them, and warnings."""
     for figure in result.figures:
         error = "" if figure.standard_error is None else f" ± {figure.standard_error:.2g}"
-        print(f"{figure.name}: {figure.value:.5g}{error}")
+        between = "" if figure.interval is None else "  (95 %: {:.5g} to {:.5g})".format(*figure.interval)
+        print(f"{figure.name}: {figure.value:.5g}{error}{between}")
     facts = result.manifest
     kept = (
         "extractor",
