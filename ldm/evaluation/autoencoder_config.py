@@ -38,7 +38,7 @@ class AutoencoderEvaluationConfig:
     num_images: int = 10000
     """Held-out images to measure on, drawn at random if there are more."""
     seed: int = 0
-    """Seed of the choice of images, of posterior and prior draws, and of the bootstrap."""
+    """Seed of the choice of images, of posterior and prior draws, and of the halves for the error of rfid."""
     batch_size: int = 64
     """Images at a time."""
     extractor: Literal["auto", "inception", "trained"] = "auto"

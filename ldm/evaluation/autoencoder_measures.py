@@ -16,6 +16,7 @@ from autoencoders.bottlenecks import gaussian_kl
 from autoencoders.importance import standard_posterior
 from ldm.evaluation.features import Extractor, figure_name
 from ldm.evaluation.frechet import Gaussian, frechet_distance
+from ldm.evaluation.intervals import half_samples
 from ldm.evaluation.latent_measures import (
     CodeStatistics,
     PosteriorMoments,
@@ -28,7 +29,7 @@ from ldm.evaluation.records import Figure
 Distance = Callable[[Tensor, Tensor], Tensor]  # two batches of images (B, 3, H, W) in [-1, 1] -> (B,)
 
 _PAIRS = 2000  # images whose latents are compared with the prior pair by pair
-_RESAMPLES = 50  # of the bootstrap
+_HALVES = 50  # random halves of the images, whose distances scatter as that of all would
 
 
 class Seen:
@@ -88,7 +89,7 @@ class Quality:
 
 
 class ReconstructionFrechet:
-    """Frechet distance of reconstructions from their originals; its error is that of a bootstrap over images."""
+    """Frechet distance of reconstructions from their originals; its error is the scatter over random halves of them."""
 
     def __init__(self, extractor: Extractor, seed: int) -> None:
         self.extractor, self.seed = extractor, seed
@@ -101,12 +102,9 @@ class ReconstructionFrechet:
 
     def figures(self) -> tuple[Figure, ...]:
         real, fake = torch.cat(self.real), torch.cat(self.fake)
-        draws = torch.Generator().manual_seed(self.seed)
-        again = []
-        for _ in range(_RESAMPLES if real.shape[1] <= 512 else 0):  # of Inception's each takes seconds
-            rows = torch.randint(len(real), (len(real),), generator=draws)
-            again.append(_distance(real[rows], fake[rows]))
-        error = float(torch.tensor(again, dtype=torch.float64).std()) if again else None
+        halves = half_samples(len(real), _HALVES if real.shape[1] <= 512 else 0, seed=self.seed)  # of Inception's slow
+        scatter = torch.tensor([_distance(real[rows], fake[rows]) for rows in halves], dtype=torch.float64)
+        error = float(scatter.std()) if halves else None
         name = f"r{figure_name('fid', self.extractor)}"
         return (Figure("rfid", name, _distance(real, fake), error),)
 

@@ -16,7 +16,7 @@ from autoencoders import Autoencoder, AutoencoderConfig, LossConfig
 from ldm.data.shapes import ShapesData
 from ldm.errors import UserError
 from ldm.evaluation import AutoencoderEvaluationConfig, evaluate_autoencoder
-from ldm.evaluation.autoencoder_measures import AutoencoderInstruments
+from ldm.evaluation.autoencoder_measures import AutoencoderInstruments, ReconstructionFrechet
 
 RUNS = {
     "kl": ["--kl-weight", "1e-2"],
@@ -127,6 +127,30 @@ def test_what_changes_nothing_is_perfect():
     with pytest.raises(UserError, match="KL weight of 0"):
         iwae = replace(config, metrics=("iwae",))
         evaluate_autoencoder(Autoencoder(AutoencoderConfig()), data, iwae, loss=LossConfig(kl_weight=0))
+
+
+def test_the_error_of_rfid_is_the_scatter_over_fresh_images():
+    class Passed:
+        """Of a batch of features, as if they were those of images and reconstructions."""
+
+        def __init__(self, images, restored):
+            self.images, self.restored = images, restored
+
+    class Nothing:
+        name, dim, preprocessing = "nothing", 3, "none"
+
+        def __call__(self, images):
+            return images
+
+    found = []
+    for seed in range(60):
+        draws = torch.Generator().manual_seed(seed)
+        real = torch.randn(100, 3, generator=draws)
+        measure = ReconstructionFrechet(Nothing(), seed=0)
+        measure.add(Passed(real, 0.7 * real + 0.5 + 0.3 * torch.randn(100, 3, generator=draws)))
+        found.append(measure.figures()[0])
+    errors = np.array([figure.standard_error for figure in found])
+    assert np.std([figure.value for figure in found]) == pytest.approx(np.sqrt((errors**2).mean()), rel=0.25)
 
 
 @pytest.mark.parametrize("name", ["kl", "vq"])
