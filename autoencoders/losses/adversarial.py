@@ -68,7 +68,7 @@ def r1_penalty(critic: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
 def _input_gradient(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     with torch.autocast(images.device.type, enabled=False):  # derivatives of derivatives need the digits
         logits = critic(images.float() if images.dtype in (torch.float16, torch.bfloat16) else images)
-    (gradient,) = torch.autograd.grad(logits.flatten(1).mean(1).sum(), images, create_graph=True)
+    (gradient,) = torch.autograd.grad(logits.reshape(len(images), -1).mean(1).sum(), images, create_graph=True)
     return gradient
 
 
