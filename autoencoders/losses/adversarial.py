@@ -175,7 +175,7 @@ class AdversarialConfig:
     adversarial_weight: float = 0.0
     """Weight of the adversarial term; 0: there is none, and no discriminator."""
     adaptive: bool = True
-    """Scale the weight so that reconstruction and discriminator pull equally at the last layer."""
+    """Scale the weight so that reconstruction and discriminator pull equally at the last layer in each pass."""
     adaptive_max: float = 1e4
     """Largest adaptive scale."""
     discriminator_start: int = 500

@@ -87,6 +87,8 @@ class AutoencoderTask:
         self.model.gradient_checkpointing = config.training.gradient_checkpointing  # type: ignore[assignment]
         self.opponent = self._opponent()
         self.distance, perceptual_facts = perceptual_distance(config.perceptual, data, device)
+        if config.validation_rfid and min(config.validation_images, len(validation)) < 4:
+            raise UserError("--validation-rfid: needs 4 or more held-out images; take more --validation-images")
         self.frechet = FrechetMeasure(data, device) if config.validation_rfid else None
         self.best_by = "rF" if config.validation_rfid else None
         if config.autoencoder.is_vq and config.autoencoder.codebook_init == "data":
@@ -207,7 +209,12 @@ def with_likelihood(config: AutoencoderRun) -> AutoencoderRun:
 
 
 def check_adversarial(config: AutoencoderRun) -> None:
-    """`UserError` for a discriminator that would never be heard."""
+    """`UserError` for a discriminator that would never be heard, and for losses that nothing is trained by."""
+    if config.autoencoder.bottleneck == "linear" and (config.adversarial.active or config.perceptual.active):
+        raise UserError(
+            "--adversarial-weight, --perceptual: a linear autoencoder is found in closed form, by the squared error "
+            "alone; leave out"
+        )
     start, steps = config.adversarial.discriminator_start, config.training.max_train_steps
     if config.adversarial.active and start >= steps:
         raise UserError(

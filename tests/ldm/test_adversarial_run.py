@@ -169,6 +169,8 @@ def test_the_best_model_is_kept(models, ldm, tmp_path):
         (["--perceptual", "lpips", "--lpips-weights", __file__], ["SHA-256", "not opened"]),
         (["--decoder-output", "logit_laplace"], ["--reconstruction logit_laplace"]),
         (["--reconstruction", "logit_laplace", "--bottleneck", "linear"], ["linear"]),
+        (["--adversarial-weight", 1, "--bottleneck", "linear"], ["linear autoencoder", "closed form"]),
+        (["--validation-rfid", "--validation-images", 2], ["--validation-rfid", "4 or more"]),
         (["--kl-warmup-steps", -1], ["kl_warmup_steps"]),
     ],
 )
