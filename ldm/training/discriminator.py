@@ -54,7 +54,8 @@ class Discriminator:
             assert self.make is not None, "the first player played, and showed nothing"
             with torch.no_grad():
                 shown = self.make(random)
-        total, terms = learning_loss(self.config, self.model, batch, shown, random.uniform("between"), random.step)
+        between = random.uniform("between")
+        total, terms = learning_loss(self.config, self.model, batch, shown.to(batch.dtype), between, random.step)
         return Loss(total, terms)
 
     def after_step(self) -> None:

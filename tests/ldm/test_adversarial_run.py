@@ -222,6 +222,14 @@ def test_features_of_the_data_make_a_loss(models, ldm, tmp_path, tiny):
     assert len(facts["perceptual"]["network"]) == 16
 
 
+def test_the_kl_is_heard_little_by_little(models, ldm, tmp_path):
+    flags = ["--kl-weight", 0.5, "--kl-warmup-steps", 2]
+    assert ldm(*models.command("autoencoder", tmp_path / "run", *flags, steps=4)).code == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    heard = [(entry["loss"] - entry["reconstruction"]) * 768 / entry["kl"] for entry in lines if "loss" in entry]
+    assert heard == pytest.approx([0, 0.25, 0.5, 0.5], abs=1e-3)
+
+
 def test_logit_laplace_is_one_flag_and_diffusion_draws_on_it(models, ldm, tmp_path):
     run, out = tmp_path / "run", tmp_path / "out"
     assert ldm(*models.command("autoencoder", run, "--reconstruction", "logit_laplace")).code == 0

@@ -39,6 +39,8 @@ CASES = {
             1,
             "--r1-every",
             3,
+            "--gradient-accumulation-steps",
+            2,
             "--validation-rfid",
             "--lr-scheduler",
             "linear",
