@@ -12,6 +12,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from autoencoders import logit_laplace
 from autoencoders.autoencoder import Autoencoder
 from autoencoders.bottlenecks import Gaussian
 from autoencoders.bottlenecks.base import standard_normal
@@ -24,6 +25,18 @@ class Weighted(Protocol):
 
     def weighted_sample(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The decoder's input for z drawn from q(z | x), and log p(z) - log q(z | x) in nats, (B,) in float64."""
+
+
+class Likelihood(Protocol):
+    """p(x | z), given by what the decoder says of the image."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def scale(self) -> float | None: ...
+
+    def log_prob(self, images: Tensor, outputs: Tensor) -> Tensor:
+        """log p(x | z) in nats, (B,) in float64, of images (B, C, H, W) under the decoder's outputs."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +64,36 @@ class PixelLikelihood:
         return terms.flatten(1).sum(1)
 
 
-def implied_likelihood(loss: LossConfig, scale: float | None = None) -> PixelLikelihood:
+@dataclass(frozen=True)
+class LogitLaplaceLikelihood:
+    """p(x | z) whose location and scale the decoder gives for each number of the image; see `logit_laplace`."""
+
+    kind: Literal["logit_laplace"] = "logit_laplace"
+    scale: None = None
+
+    def log_prob(self, images: Tensor, outputs: Tensor) -> Tensor:
+        """As `PixelLikelihood`, for images (B, C, H, W) in [-1, 1] and outputs (B, 2 C, H, W)."""
+        location, log_scale = logit_laplace.bounded(wide(outputs))
+        terms = logit_laplace.log_density(logit_laplace.to_unit(wide(images)), location, log_scale)
+        slope = (1 - 2 * logit_laplace.EPS) / 2  # of to_unit: the density is to be one of x, not of the unit's number
+        return (terms + math.log(slope)).flatten(1).sum(1)
+
+
+def implied_likelihood(loss: LossConfig, scale: float | None = None) -> Likelihood:
     """The likelihood of which the loss is the evidence bound (see `LossConfig`); `scale` replaces the implied one.
 
-    `ValueError` for a reconstruction term that is neither l1 nor l2, and for a KL weight of 0.
+    `ValueError` for a reconstruction term that is not of a likelihood, for a KL weight of 0, and for a scale where
+    the decoder gives its own.
     """
+    if loss.reconstruction == "logit_laplace":
+        if scale is not None:
+            raise ValueError("reconstruction logit_laplace: the decoder gives a scale for every pixel; give none")
+        return LogitLaplaceLikelihood()
     kinds: dict[str, Literal["laplace", "gaussian"]] = {"l1": "laplace", "l2": "gaussian"}
     if loss.reconstruction not in kinds:
-        raise ValueError(f"reconstruction {loss.reconstruction}: is not the likelihood of a density; l1 and l2 are")
+        raise ValueError(
+            f"reconstruction {loss.reconstruction}: is not that of a likelihood; l1, l2 and logit_laplace are"
+        )
     if scale is None:
         if loss.kl_weight <= 0:
             raise ValueError("a KL weight of 0 implies no likelihood; give a likelihood scale")
@@ -88,7 +123,7 @@ def standard_posterior(model: Autoencoder, images: Tensor) -> tuple[Tensor, Tens
 def log_weights(
     model: Autoencoder,
     image: Tensor,
-    likelihood: PixelLikelihood,
+    likelihood: Likelihood,
     count: int,
     generator: torch.Generator,
     *,
@@ -105,8 +140,8 @@ def log_weights(
     for start in range(0, count, chunk):
         rows = features.expand(min(chunk, count - start), -1, -1, -1)
         z, ratio = _draw(model, rows, generator)
-        outputs = model._images(z)
-        found.append(likelihood.log_prob(image[None].expand_as(outputs), outputs).cpu() + ratio.cpu())
+        outputs = model._decoded(z)
+        found.append(likelihood.log_prob(image.expand(len(outputs), -1, -1, -1), outputs).cpu() + ratio.cpu())
     return torch.cat(found)
 
 

@@ -105,9 +105,8 @@ def run(arguments: list[str]) -> None:
     from ldm.data import open_data
     from ldm.device import resolve_device
     from ldm.evaluation import evaluate_autoencoder
-    from ldm.evaluation.autoencoder import plan_metrics
+    from ldm.evaluation.autoencoder import check_lpips, plan_metrics
     from ldm.evaluation.latent_pictures import write_pictures
-    from ldm.evaluation.lpips import perceptual_distance
 
     settings = parse(EvaluateAutoencoderRun, arguments, "evaluate")
     trained = settings_of(settings.model)
@@ -119,8 +118,7 @@ def run(arguments: list[str]) -> None:
     model, device = load_autoencoder(settings.model), resolve_device(settings.device)
     asked = settings.evaluation
     plan_metrics(model, asked, settings.dataset.image_size)  # refused before the data are read
-    if "lpips" in asked.metrics:
-        perceptual_distance(asked.lpips_weights, needed=True)
+    check_lpips(asked)
     data, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
     loss = None if trained is None else trained.loss
     result = evaluate_autoencoder(model, data, asked, train_data=train, loss=loss, device=device)

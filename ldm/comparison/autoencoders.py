@@ -124,7 +124,7 @@ def _check(candidates: Sequence[Candidate], data: ImageData, config: Autoencoder
         for each in candidates:
             if why_not("iwae", each.model, size) is None:
                 try:
-                    likelihood_of(each.loss, config.likelihood_scale)
+                    likelihood_of(each.model, each.loss, config.likelihood_scale)
                 except UserError as error:
                     raise UserError(f"{each.name}: {error}") from None
 

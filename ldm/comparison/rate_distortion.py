@@ -12,6 +12,7 @@ from ldm.files import atomic_write
 
 # Okabe and Ito 2008: told apart by colour-blind eyes; with the markers also in grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
+_DASHES = ((6, 3), (2, 2), (8, 2, 2, 2), (1, 1.5))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
 
@@ -29,22 +30,23 @@ def plot_rate_distortion(rows: Sequence[AutoencoderRow], folder: Path, name: str
     with rc_context({"svg.hashsalt": "ldm", "font.size": 11, "text.parse_math": False}):
         plot = Plot(figsize=(8, 5.2), layout="constrained")
         axes = plot.add_subplot()
-        points: list[tuple[float, float, str, dict[str, Any]]] = []
+        points: list[tuple[float, float, str]] = []
         for number, row in enumerate(rows):
             look: dict[str, Any] = {"color": _COLOURS[number % len(_COLOURS)]}
             psnr, rate = row.figure("psnr"), row.figure("rate")
             assert psnr is not None
             label = f"{row.name} ({row.numbers} numbers)"
             if rate is None or not rate.value > 0:
-                axes.axhline(psnr.value, linestyle=(number, (5, 3)), linewidth=1.5, label=f"{label}, no rate", **look)
+                dashes = (0, _DASHES[number % len(_DASHES)])
+                axes.axhline(psnr.value, linestyle=dashes, linewidth=1.5, label=f"{label}, no rate", **look)
                 continue
             marker = _MARKERS[number % len(_MARKERS)]
             errors: dict[str, Any] = {"yerr": psnr.standard_error, "xerr": rate.standard_error, "capsize": 3}
             axes.errorbar(rate.value, psnr.value, fmt=marker, markersize=8, label=label, **errors, **look)
-            points.append((rate.value, psnr.value, row.name, look))
-        for place, (x, y, name_of_run, look) in enumerate(sorted(points, key=lambda point: point[0])):
+            points.append((rate.value, psnr.value, row.name))
+        for place, (x, y, name_of_run) in enumerate(sorted(points, key=lambda point: point[0])):
             offset = (7, 6) if place % 2 else (7, -14)  # neighbours' names do not meet
-            axes.annotate(name_of_run, (x, y), offset, textcoords="offset points", **look)
+            axes.annotate(name_of_run, (x, y), offset, textcoords="offset points")
         if points:
             axes.set_xscale("log")
             for axis_format in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):

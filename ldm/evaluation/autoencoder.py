@@ -15,6 +15,7 @@ from ldm.evaluation.autoencoder_measures import (
     AggregatePosterior,
     AutoencoderInstruments,
     CodebookUse,
+    Distance,
     Measure,
     Quality,
     Rate,
@@ -25,7 +26,7 @@ from ldm.evaluation.evaluate import prepare_instruments
 from ldm.evaluation.features import Extractor
 from ldm.evaluation.image_quality import psnr, ssim
 from ldm.evaluation.importance import likelihood_of, measure_importance
-from ldm.evaluation.lpips import perceptual_distance
+from ldm.evaluation.perceptual import backbone_file, lpips_distance
 from ldm.evaluation.records import EvaluationResult
 from ldm.evaluation.selection import batches, drawn
 from ldm.progress import progress
@@ -56,7 +57,7 @@ def prepare_autoencoder_instruments(
     wanted = config.metrics or ("lpips", "rfid")
     lpips = None
     if "lpips" in wanted:
-        lpips = perceptual_distance(config.lpips_weights, device=device, needed="lpips" in config.metrics)
+        lpips = _lpips(config, device)
     extractor = (
         prepare_instruments(train_data, config.features(), device=device).extractor if "rfid" in wanted else None
     )
@@ -86,7 +87,9 @@ def evaluate_autoencoder(
         raise UserError(f"{data.name}: {count} images in its split {data.split}; 4 or more are needed")
     if data.image_size % model.factor:
         raise UserError(f"--image-size {data.image_size}: not divisible by the autoencoder's {model.factor}")
-    likelihood = likelihood_of(loss, config.likelihood_scale) if "iwae" in metrics else None  # refused before work
+    likelihood = (
+        likelihood_of(model, loss, config.likelihood_scale) if "iwae" in metrics else None
+    )  # refused before work
     instruments = instruments or prepare_autoencoder_instruments(config, train_data or data, device=device)
     model = model.to(device).eval()
     measures = _measures(metrics, model, data, config, instruments)
@@ -119,6 +122,23 @@ def cautions(count: int, extractor: Extractor | None) -> tuple[str, ...]:
     return tuple(found)
 
 
+def check_lpips(config: AutoencoderEvaluationConfig) -> bool:
+    """Whether LPIPS can be measured; `UserError` where it was asked for, or its weights were named, and it cannot."""
+    try:
+        backbone_file(config.lpips_network, config.lpips_weights)
+    except UserError as error:
+        if "lpips" in config.metrics or config.lpips_weights is not None:
+            raise UserError(f"--metrics lpips: {error}") from None
+        return False
+    return True
+
+
+def _lpips(config: AutoencoderEvaluationConfig, device: torch.device | str) -> Distance | None:
+    if not check_lpips(config):
+        return None
+    return lpips_distance(config.lpips_network, config.lpips_weights, device=device)
+
+
 def _measures(
     metrics: tuple[str, ...],
     model: Autoencoder,
@@ -131,7 +151,7 @@ def _measures(
         if name in ("psnr", "ssim"):
             found.append(Quality(name, name.upper(), psnr if name == "psnr" else ssim, higher_is_better=True))
         elif name == "lpips" and instruments.lpips is not None:
-            found.append(Quality(name, "LPIPS", instruments.lpips, higher_is_better=False))
+            found.append(Quality(name, f"LPIPS[{config.lpips_network}]", instruments.lpips, higher_is_better=False))
         elif name == "rfid" and instruments.extractor is not None:
             found.append(ReconstructionFrechet(instruments.extractor, config.seed))
         elif name == "rate":

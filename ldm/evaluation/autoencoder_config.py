@@ -48,8 +48,10 @@ class AutoencoderEvaluationConfig:
     """The file inception-2015-12-05.pt; default: where clean-fid keeps it."""
     download_inception: bool = False
     """Download the Inception weights (96 MB) to where clean-fid keeps them, if they are not there."""
+    lpips_network: Literal["vgg", "alex"] = "vgg"
+    """lpips: the network whose features are compared."""
     lpips_weights: str | None = None
-    """File with the weights of LPIPS's backbone; default: torch hub's cache."""
+    """lpips: file with the weights of that network; default: torch hub's cache. Nothing is downloaded."""
     iwae_samples: tuple[int, ...] = (1, 8, 64)
     """iwae: numbers K of posterior draws under the logarithm; 1 is the evidence bound. Each divides the largest."""
     iwae_images: int = 128
@@ -92,7 +94,7 @@ def why_not(metric: str, model: Autoencoder, image_size: int) -> str | None:
         return f"needs images of {_SMALLEST_SSIM} pixels or more"
     if metric == "codebook" and not codes:
         return f"bottleneck {name} has no codes"
-    if metric == "rate" and not codes and not has_density(model):
+    if metric == "rate" and not codes and not model.has_prior:
         return f"bottleneck {name} has neither codes nor a prior, so no finite rate"
     if metric in ("active_units", "aggregate_posterior") and not isinstance(model.quantize, Gaussian):
         return f"bottleneck {name} has no Gaussian posterior under a standard normal prior"

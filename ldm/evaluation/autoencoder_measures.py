@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from torch import Tensor
 from autoencoders import Autoencoder
 from autoencoders.bottlenecks import gaussian_kl
 from autoencoders.importance import standard_posterior
+from autoencoders.losses.perceptual import Distance
 from ldm.evaluation.features import Extractor, figure_name
 from ldm.evaluation.frechet import Gaussian, frechet_distance
 from ldm.evaluation.intervals import half_samples
@@ -25,8 +25,6 @@ from ldm.evaluation.latent_measures import (
     standard_error,
 )
 from ldm.evaluation.records import Figure
-
-Distance = Callable[[Tensor, Tensor], Tensor]  # two batches of images (B, 3, H, W) in [-1, 1] -> (B,)
 
 _PAIRS = 2000  # images whose latents are compared with the prior pair by pair
 _HALVES = 50  # random halves of the images, whose distances scatter as that of all would
@@ -250,8 +248,7 @@ class AggregatePosterior(ActiveUnits):
 
 @dataclass(frozen=True)
 class AutoencoderInstruments:
-    """What measures: features for rfid, and a perceptual distance with its name; None where none is asked for."""
+    """What measures: features for rfid, and a perceptual distance; None where none is asked for."""
 
     extractor: Extractor | None = None
     lpips: Distance | None = None
-    lpips_name: str = "LPIPS"

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 
 from autoencoders import Autoencoder, LossConfig
-from autoencoders.importance import PixelLikelihood, implied_likelihood, importance_bound, log_weights
+from autoencoders.importance import (
+    Likelihood,
+    LogitLaplaceLikelihood,
+    PixelLikelihood,
+    implied_likelihood,
+    importance_bound,
+    log_weights,
+)
 from ldm.data.protocol import ImageData
 from ldm.errors import UserError
 from ldm.evaluation.autoencoder_config import AutoencoderEvaluationConfig
@@ -18,15 +25,17 @@ from ldm.evaluation.selection import drawn
 from ldm.progress import progress
 
 
-def likelihood_of(loss: LossConfig | None, scale: float | None) -> PixelLikelihood:
+def likelihood_of(model: Autoencoder, loss: LossConfig | None, scale: float | None) -> Likelihood:
     """The likelihood that the training implies, `scale` in place of its own if given; `UserError` if neither says."""
     try:
+        if loss is None and scale is None and model.config.decoder_output == "logit_laplace":
+            return LogitLaplaceLikelihood()
         if loss is not None:
             return implied_likelihood(loss, scale)
         if scale is not None:
             return PixelLikelihood("gaussian", scale)
     except ValueError as error:
-        raise UserError(f"--metrics iwae: {error}; --likelihood-scale gives one") from None
+        raise UserError(f"--metrics iwae: {error} (--likelihood-scale)") from None
     raise UserError(
         "--metrics iwae: without the config.yaml of a run its likelihood is not known; "
         "give --likelihood-scale, the standard deviation of a Gaussian"
@@ -37,7 +46,7 @@ def measure_importance(
     model: Autoencoder,
     data: ImageData,
     config: AutoencoderEvaluationConfig,
-    likelihood: PixelLikelihood,
+    likelihood: Likelihood,
     *,
     device: torch.device | str = "cpu",
 ) -> tuple[list[Figure], dict[str, Any]]:

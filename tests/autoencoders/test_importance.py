@@ -15,6 +15,7 @@ from torch.distributions import Laplace, Normal
 from autoencoders import Autoencoder, AutoencoderConfig, LossConfig
 from autoencoders.bottlenecks import VonMisesFisher, VonMisesFisherConfig
 from autoencoders.importance import (
+    LogitLaplaceLikelihood,
     PixelLikelihood,
     has_density,
     implied_likelihood,
@@ -114,6 +115,22 @@ def test_the_likelihood_is_that_of_torch_distributions(kind, law):
     images, outputs = (torch.randn(3, 3, 4, 4, generator=generator(seed), dtype=torch.float64) for seed in (0, 1))
     expected = law(outputs, 0.3).log_prob(images).sum((1, 2, 3))
     torch.testing.assert_close(PixelLikelihood(kind, 0.3).log_prob(images, outputs), expected)
+
+
+def test_the_logit_laplace_density_is_one_of_images():
+    """It integrates to 1 over the numbers that its range maps onto, -1.25 to 1.25."""
+    x = torch.linspace(-1.25, 1.25, 200_003, dtype=torch.float64)[1:-1]
+    outputs = torch.tensor([0.4, -0.7], dtype=torch.float64).view(1, 2, 1, 1).expand(len(x), -1, -1, -1)
+    density = LogitLaplaceLikelihood().log_prob(x.view(-1, 1, 1, 1), outputs).exp()
+    assert float(torch.trapezoid(density, x)) == pytest.approx(1, abs=1e-4)
+    config = AutoencoderConfig(block_out_channels=(8, 8), decoder_output="logit_laplace")
+    loss = LossConfig("logit_laplace", kl_weight=1.0)
+    weights = log_weights(Autoencoder(config).eval(), torch.zeros(3, 8, 8), implied_likelihood(loss), 4, generator())
+    assert weights.shape == (4,) and weights.isfinite().all()
+    with pytest.raises(ValueError, match="decoder gives a scale"):
+        implied_likelihood(loss, 0.1)
+    with pytest.raises(ValueError, match="huber: is not that of a likelihood"):
+        implied_likelihood(LossConfig("huber"))
 
 
 @pytest.mark.parametrize("reconstruction", ["l1", "l2"])
