@@ -1,4 +1,4 @@
-"""`ldm compare MODEL`: guidance methods and scales on the same seeds and conditions."""
+"""`ldm compare MODEL`: guidance methods and scales on the same seeds and conditions; `compare autoencoders`: those."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ METRICS_OF_COMPARISONS = ("fid", "kid", "precision", "recall", "coverage")
 
 @dataclass(frozen=True)
 class CompareRun:
-    """Sample the same seeds and conditions under each method and scale; a table, JSON and one picture of them all."""
+    """Sample the same seeds and conditions under each method and scale; a table, JSON and one picture of them all.
+    `ldm compare autoencoders RUN RUN ...` compares autoencoders."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ""
     """Model folder."""
@@ -45,6 +46,10 @@ class CompareRun:
 
 def run(arguments: list[str]) -> None:
     """Compare and print the table."""
+    if arguments[:1] == ["autoencoders"]:
+        from ldm.cli import compare_autoencoders
+
+        return compare_autoencoders.run(arguments[1:])
     settings = parse_for_model(CompareRun, arguments, "compare")
     from ldm.data import open_data
     from ldm.device import resolve_device

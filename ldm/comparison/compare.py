@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from ldm.branches import check_used
 from ldm.comparison.config import ComparisonConfig
+from ldm.comparison.folder import check_folder, claim
 from ldm.comparison.methods import Variant, plan, why_not
 from ldm.comparison.picture import save_strip, side_by_side
 from ldm.comparison.records import Cell, Comparison
@@ -27,12 +26,12 @@ from ldm.evaluation.evaluate import (
     prepare_instruments,
     reference_features,
 )
-from ldm.evaluation.records import EvaluationResult, finite
+from ldm.evaluation.records import EvaluationResult
 from ldm.files import atomic_write, atomic_write_json, fingerprint, read_json, sha256_of_file
 from ldm.peak_memory import PeakMemory
 from ldm.pipeline import Pipeline, SamplingConfig
 
-PLAN, RESULT, TABLE, PICTURE = "plan.json", "comparison.json", "comparison.txt", "comparison.png"
+RESULT, TABLE, PICTURE = "comparison.json", "comparison.txt", "comparison.png"
 CSV, REPORT = "comparison.csv", "report.html"
 
 _PARTS = (
@@ -82,7 +81,7 @@ def compare(
     for cell in cells:
         pipeline.check([each.request for each in _told(drawn, pipeline, cell)], cell.sampling)
     folder = Path(output_dir)
-    _check_folder(folder)
+    check_folder(folder)
 
     instruments = instruments or prepare_instruments(train_data or data, evaluation, device=pipeline.device)
     drawn = draw_conditions(
@@ -95,7 +94,7 @@ def compare(
         "metrics": list(evaluation.metrics),
         "rows": rows,
     }
-    _claim(folder, shared)
+    claim(folder, shared)
     reference = None
     done = []
     for number, cell in enumerate(cells, 1):
@@ -160,27 +159,6 @@ def _told(drawn: Sequence[Drawn], pipeline: Pipeline, cell: Variant) -> list[Dra
     if pipeline.has_classes or uses_classifier(cell.sampling):
         return list(drawn)
     return [replace(each, request=replace(each.request, class_label=None)) for each in drawn]
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output-dir {folder}: is a file")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / PLAN).is_file():
-        raise UserError(f"--output-dir {folder}: holds something else than a comparison; choose another")
-
-
-def _claim(folder: Path, shared: dict[str, Any]) -> None:
-    """Write what all cells share, or make sure that the folder's cells were made under the same."""
-    plain = json.loads(json.dumps(finite(shared)))
-    if not (folder / PLAN).is_file():
-        atomic_write_json(folder / PLAN, plain)
-        return
-    there = read_json(folder / PLAN)
-    differing = sorted(name for name in plain.keys() | there.keys() if plain.get(name) != there.get(name))
-    if differing:
-        raise UserError(
-            f"--output-dir {folder}: its comparison was made with another {', '.join(differing)}; choose another folder"
-        )
 
 
 def _row_titles(drawn: Sequence[Drawn], data: ImageData) -> list[str]:
