@@ -18,7 +18,19 @@ LONG_FOR_A_REASON = {
 }
 # Of ldm, lowest first. A module imports its own floor or a lower one; what is named here imports nothing above it.
 FLOORS = [
-    {"errors", "files", "progress", "device", "images", "weights", "sampling", "process", "perturbation", "start"},
+    {
+        "errors",
+        "files",
+        "progress",
+        "device",
+        "peak_memory",
+        "images",
+        "weights",
+        "sampling",
+        "process",
+        "perturbation",
+        "start",
+    },
     {"nn", "unet_config", "unet", "conditioning", "classifier", "data"},
     {"denoiser", "model_folder", "energies", "weak"},
     {"branches"},
