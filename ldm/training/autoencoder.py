@@ -129,7 +129,7 @@ class AutoencoderTask:
                 f"--num-codes {codes}: larger than the sample that would initialise the codebook, {count * each} "
                 f"latents of {count} images; take fewer codes, or more --calibration-images if there are"
             )
-        images = plain_batches(self.data, _spread(min(count, -(-4 * codes // each)), len(self.data)), 64, self.device)
+        images = plain_batches(self.data, spread(min(count, -(-4 * codes // each)), len(self.data)), 64, self.device)
         draws = torch.Generator().manual_seed(self.config.training.seed)
         self.model.to(self.device).initialise_codes(images, draws)
 
@@ -166,7 +166,9 @@ class AutoencoderTask:
         count = min(self.config.validation_images, len(self.validation))
         quality: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
         pairs: list[tuple[Tensor, Tensor]] = []
-        for images in plain_batches(self.validation, range(count), 64, self.device):
+        # a folder is sorted by class: its first images are no fair sample of what a distance of laws compares
+        chosen = range(count) if self.frechet is None else spread(count, len(self.validation))
+        for images in plain_batches(self.validation, chosen, 64, self.device):
             reconstruction = reconstruct(model, images)
             quality["psnr"].append(psnr(reconstruction, images))
             quality["ssim"].append(ssim(reconstruction, images))
@@ -176,11 +178,11 @@ class AutoencoderTask:
         return measures if self.frechet is None else {**measures, **self.frechet("r", pairs)}
 
     def preview(self, model: nn.Module) -> Tensor:
-        """Eight held-out images above their reconstructions, twice."""
-        count = min(16, len(self.validation))
-        images = next(plain_batches(self.validation, range(count), count, self.device))
+        """Six held-out images above their reconstructions, three times: a grid of 6 x 6."""
+        count = min(18, len(self.validation))
+        images = next(plain_batches(self.validation, spread(count, len(self.validation)), count, self.device))
         reconstruction = reconstruct(model, images)
-        rows = [part for pair in zip(images.split(4), reconstruction.split(4), strict=True) for part in pair]
+        rows = [part for pair in zip(images.split(6), reconstruction.split(6), strict=True) for part in pair]
         return torch.cat(rows)
 
     def publish(self, model: nn.Module, folder: Path) -> None:
@@ -188,7 +190,7 @@ class AutoencoderTask:
         published = Autoencoder(model.config).to(self.device).eval()
         published.load_state_dict(model.state_dict())
         count = min(self.config.calibration_images, len(self.data))
-        images = plain_batches(self.data, _spread(count, len(self.data)), 64, self.device)
+        images = plain_batches(self.data, spread(count, len(self.data)), 64, self.device)
         published.calibrate(*measure_latents(published, images))
         with atomic_folder(folder / "vae") as target:
             published.save_pretrained(target)
@@ -229,7 +231,7 @@ def _autoencoder_facts(config: AutoencoderConfig) -> dict[str, Any]:
     return facts if config.decoder_output != "image" else {k: v for k, v in facts.items() if k != "decoder_output"}
 
 
-def _spread(count: int, length: int) -> list[int]:
+def spread(count: int, length: int) -> list[int]:
     """`count` indices from the first to the last of `length`, evenly."""
     return [round(place * (length - 1) / max(1, count - 1)) for place in range(count)]
 

@@ -15,7 +15,7 @@ from autoencoders import DiscriminatorConfig, Generator, GeneratorConfig
 from ldm.data import DataConfig, ImageData
 from ldm.errors import UserError, at_least
 from ldm.files import atomic_folder
-from ldm.training.autoencoder import image_batches, plain_batches, to_device
+from ldm.training.autoencoder import image_batches, plain_batches, spread, to_device
 from ldm.training.config import TrainingConfig, config_facts
 from ldm.training.discriminator import Discriminator
 from ldm.training.opponent import Loss
@@ -91,7 +91,7 @@ class GanTask:
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
         count = min(self.config.validation_images, len(self.validation))
-        images = list(plain_batches(self.validation, range(count), 64, self.device))
+        images = list(plain_batches(self.validation, spread(count, len(self.validation)), 64, self.device))
         pictures = self._drawn(model, count).split(64)
         measures = {
             f"discriminator_{name}": float(torch.cat([self.opponent.opinion(batch) for batch in batches]).mean())
