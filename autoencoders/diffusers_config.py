@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from autoencoders.config import AutoencoderConfig, own_settings, settings_of
+from autoencoders.config import TRAINING_KEYS, AutoencoderConfig, own_settings, settings_of
+from autoencoders.vit import ViTConfig
 
 _CLASS_NAMES = {
     "kl": "AutoencoderKL",
@@ -23,11 +25,13 @@ _CLASS_NAMES = {
     "identity": "IdentityAutoencoder",
     "linear": "LinearAutoencoder",
 }
-_OWN_CLASS = "Autoencoder"  # of the bottlenecks that diffusers has not
-_OWN_BOTTLENECKS = [
-    name for name in get_args(AutoencoderConfig.__annotations__["bottleneck"]) if name not in _CLASS_NAMES
-]
-_TRAINING_KEYS = ("codebook", "codebook_init", "codebook_decay", "commitment_beta", "commitment_on", "revive_after")
+_OWN_CLASS = "Autoencoder"  # of the bottlenecks that diffusers has not, and of the coders
+_NO_CODER = ("identity", "linear")
+_BOTTLENECKS = get_args(AutoencoderConfig.__annotations__["bottleneck"])
+_OWN_BOTTLENECKS = {
+    "conv": [name for name in _BOTTLENECKS if name not in _CLASS_NAMES],
+    "vit": [name for name in _BOTTLENECKS if name not in _NO_CODER],
+}
 _OF_DIFFUSERS = ("AutoencoderKL", "VQModel")
 _BLOCKS = {False: ("DownEncoderBlock2D", "UpDecoderBlock2D"), True: ("AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D")}
 _FILE_NAMES = {
@@ -70,7 +74,15 @@ _DEFAULTS: dict[str, dict[str, Any]] = {  # what diffusers takes for an absent k
         "lookup_from_codebook": False,
     },
     "IdentityAutoencoder": {"in_channels": 3},
-    _OWN_CLASS: {**_SHARED, "latent_channels": 4, "bottleneck": None, "settings": {}},
+    _OWN_CLASS: {
+        **_SHARED,
+        "latent_channels": 4,
+        "bottleneck": None,
+        "settings": {},
+        "coder": "conv",
+        "patch_size": None,
+        "vit": None,
+    },
     "LinearAutoencoder": {"in_channels": 3, "latent_channels": 4, "patch_size": 8},
 }
 _DEFAULTS |= {
@@ -81,33 +93,47 @@ _DEFAULTS |= {
 _FIXED = {"act_fn": "silu", "norm_type": "group"}  # settings with one supported value
 
 
-def class_of(bottleneck: str) -> tuple[str, str]:
-    """The library and the class of an autoencoder with this bottleneck, as a model_index.json names them."""
-    name = _CLASS_NAMES.get(bottleneck, _OWN_CLASS)
+def class_of(config: AutoencoderConfig) -> tuple[str, str]:
+    """The library and the class of an autoencoder of these settings, as a model_index.json names them."""
+    name = _CLASS_NAMES.get(config.bottleneck, _OWN_CLASS) if config.coder == "conv" else _OWN_CLASS
     return ("diffusers" if name in _OF_DIFFUSERS else "autoencoders"), name
 
 
 def entries_of(config: AutoencoderConfig, mean: Tensor, std: Tensor) -> dict[str, Any]:
     """The content of config.json for such settings and such a calibration (C,)."""
-    entries: dict[str, Any] = {
-        "_class_name": class_of(config.bottleneck)[1],
-        "in_channels": config.in_channels,
-    }
+    class_name = class_of(config)[1]
+    entries: dict[str, Any] = {"_class_name": class_name, "in_channels": config.in_channels}
     if config.bottleneck == "linear":
         entries |= {"latent_channels": config.latent_channels, "patch_size": config.patch_size}
+    elif config.coder == "vit":
+        entries |= _vit_entries(config)
     elif config.bottleneck != "identity":
         entries |= _coder_entries(config)
-    if config.bottleneck in ("product_vq", "residual_vq"):
-        entries["num_quantizers"] = config.num_quantizers
-    if config.is_vq:
-        entries |= {"num_vq_embeddings": config.num_codes, "vq_embed_dim": config.channels}
-        entries["_training"] = {name: getattr(config, name) for name in _TRAINING_KEYS}
-    if entries["_class_name"] == _OWN_CLASS:
+    if class_name == _OWN_CLASS:
         entries |= {"bottleneck": config.bottleneck, "settings": own_settings(config)}
+    else:
+        if config.bottleneck in ("product_vq", "residual_vq"):
+            entries["num_quantizers"] = config.num_quantizers
+        if config.is_vq:
+            entries |= {"num_vq_embeddings": config.num_codes, "vq_embed_dim": config.channels}
+            entries["_training"] = {name: getattr(config, name) for name in TRAINING_KEYS}
     if bool((mean == 0).all() and (std == 1).all()):
         return entries
-    prefix = "" if config.bottleneck == "kl" else "_"
+    prefix = "" if class_name == "AutoencoderKL" else "_"
     return entries | {f"{prefix}latents_mean": mean.tolist(), f"{prefix}latents_std": std.tolist()}
+
+
+def _vit_entries(config: AutoencoderConfig) -> dict[str, Any]:
+    entries = {
+        "out_channels": config.in_channels,
+        "latent_channels": config.latent_channels,
+        "norm_num_groups": config.norm_num_groups,
+        "coder": "vit",
+        "patch_size": config.patch_size,
+        "vit": asdict(config.vit),
+        "scaling_factor": 1.0,
+    }
+    return entries if config.sample_size is None else {**entries, "sample_size": config.sample_size}
 
 
 def _coder_entries(config: AutoencoderConfig) -> dict[str, Any]:
@@ -164,16 +190,33 @@ def _coder_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     if outputs != inputs:
         raise ValueError(f"out_channels: expected in_channels {reprlib.repr(inputs)}, got {reprlib.repr(outputs)}")
     size = values["sample_size"]
-    return {
+    shared = {
         "in_channels": values["in_channels"],
         "latent_channels": values["latent_channels"],
-        "block_out_channels": values["block_out_channels"],
-        "layers_per_block": values["layers_per_block"],
         "norm_num_groups": values["norm_num_groups"],
-        "attention": values["mid_block_add_attention"],
-        "attention_levels": _attention_levels(values),
         "sample_size": size if isinstance(size, int) else None,  # diffusers allows (height, width)
     }
+    if values.get("coder", "conv") != "conv":
+        return {**shared, **_vit_settings(values)}
+    for name in ("patch_size", "vit"):
+        if values.get(name) is not None:
+            raise ValueError(f"{name}: belongs to coder 'vit'")
+    return {
+        **shared,
+        "block_out_channels": values["block_out_channels"],
+        "layers_per_block": values["layers_per_block"],
+        "attention": values["mid_block_add_attention"],
+        "attention_levels": _attention_levels(values),
+    }
+
+
+def _vit_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    if values["coder"] != "vit":
+        raise ValueError(f"coder: expected conv or vit, got {reprlib.repr(values['coder'])}")
+    known, own = {each.name for each in fields(ViTConfig)}, values["vit"]
+    if not isinstance(own, dict) or not set(own) <= known:
+        raise ValueError(f"vit: expected an object with {', '.join(sorted(known))}, got {reprlib.repr(own)}")
+    return {"coder": "vit", "patch_size": values["patch_size"], "vit": ViTConfig(**own)}
 
 
 def _attention_levels(values: Mapping[str, Any]) -> tuple[int, ...]:
@@ -198,14 +241,13 @@ def _bottleneck_settings(class_name: str, values: Mapping[str, Any]) -> dict[str
         return {"bottleneck": "kl", "use_quant_conv": values["use_quant_conv"]}
     if class_name == _OWN_CLASS:
         name = values["bottleneck"]
-        if name not in _OWN_BOTTLENECKS:
-            raise ValueError(f"bottleneck: expected one of {', '.join(_OWN_BOTTLENECKS)}, got {reprlib.repr(name)}")
+        known = _OWN_BOTTLENECKS["conv" if values["coder"] == "conv" else "vit"]
+        if name not in known:
+            raise ValueError(f"bottleneck: expected one of {', '.join(known)}, got {reprlib.repr(name)}")
         return {"bottleneck": name, **settings_of(name, values["settings"])}
     training = values.get("_training", {})
-    if not isinstance(training, dict) or not set(training) <= set(_TRAINING_KEYS):
-        raise ValueError(
-            f"_training: expected an object with {', '.join(_TRAINING_KEYS)}, got {reprlib.repr(training)}"
-        )
+    if not isinstance(training, dict) or not set(training) <= set(TRAINING_KEYS):
+        raise ValueError(f"_training: expected an object with {', '.join(TRAINING_KEYS)}, got {reprlib.repr(training)}")
     code, latent = values["vq_embed_dim"], values["latent_channels"]
     return {
         "bottleneck": next(name for name, known in _CLASS_NAMES.items() if known == class_name),
