@@ -1,5 +1,6 @@
 """The settings of an autoencoder, checked when they are made."""
 
+import math
 import reprlib
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
@@ -170,6 +171,13 @@ class AutoencoderConfig:
     def has_codebook(self) -> bool:
         """Whether there are codes that `Autoencoder.initialise_codes` may put on latents."""
         return self.is_vq or self.bottleneck == "vqvae2"
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """How many codes there are at each level, coarse to fine; () for a bottleneck without codes."""
+        sizes = {"fsq": math.prod(self.fsq.levels), "lfq": 2**self.latent_channels}
+        has_codes = self.has_codebook or self.bottleneck in ("fsq", "lfq", "gumbel")
+        return (sizes.get(self.bottleneck, self.num_codes),) * len(self.level_channels) if has_codes else ()
 
     @property
     def coder_factor(self) -> int:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, get_args
 
-import torch
 from torch import Tensor
 
+from autoencoders.calibration import DEFAULT_SCALE, is_standard
 from autoencoders.config import TRAINING_KEYS, AutoencoderConfig, own_settings, settings_of
 from autoencoders.vit import ViTConfig
 
@@ -39,7 +39,6 @@ _FILE_NAMES = {
     "code_channels": "vq_embed_dim",
     "attention": "mid_block_add_attention",
 }
-_LARGEST = 1e20  # of a number in the calibration
 
 _SHARED = {
     "in_channels": 3,
@@ -51,7 +50,7 @@ _SHARED = {
     "act_fn": "silu",
     "norm_num_groups": 32,
     "sample_size": None,
-    "scaling_factor": 0.18215,
+    "scaling_factor": DEFAULT_SCALE,
     "mid_block_add_attention": True,
     "force_upcast": True,
 }
@@ -99,8 +98,10 @@ def class_of(config: AutoencoderConfig) -> tuple[str, str]:
     return ("diffusers" if name in _OF_DIFFUSERS else "autoencoders"), name
 
 
-def entries_of(config: AutoencoderConfig, mean: Tensor, std: Tensor) -> dict[str, Any]:
-    """The content of config.json for such settings and such a calibration (C,)."""
+def entries_of(
+    config: AutoencoderConfig, mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor
+) -> dict[str, Any]:
+    """The content of config.json for such settings, such a calibration (C,) and such a prior (C,)."""
     class_name = class_of(config)[1]
     entries: dict[str, Any] = {"_class_name": class_name, "in_channels": config.in_channels}
     if config.bottleneck == "linear":
@@ -117,7 +118,9 @@ def entries_of(config: AutoencoderConfig, mean: Tensor, std: Tensor) -> dict[str
         if config.is_vq:
             entries |= {"num_vq_embeddings": config.num_codes, "vq_embed_dim": config.channels}
             entries["_training"] = {name: getattr(config, name) for name in TRAINING_KEYS}
-    if bool((mean == 0).all() and (std == 1).all()):
+    if not is_standard(prior_mean, prior_std):
+        entries |= {"_prior_mean": prior_mean.tolist(), "_prior_std": prior_std.tolist()}
+    if is_standard(mean, std):
         return entries
     prefix = "" if class_name == "AutoencoderKL" else "_"
     return entries | {f"{prefix}latents_mean": mean.tolist(), f"{prefix}latents_std": std.tolist()}
@@ -256,33 +259,3 @@ def _bottleneck_settings(class_name: str, values: Mapping[str, Any]) -> dict[str
         "code_channels": None if code == latent else code,
         **training,
     }
-
-
-def calibration_of(entries: Mapping[str, Any], channels: int) -> tuple[Tensor, Tensor]:
-    """calibrated = (z - latents_mean) / latents_std * scaling_factor, with shift_factor for an absent latents_mean."""
-    own = "" if entries["_class_name"] == "AutoencoderKL" else "_"
-    mean = entries.get(f"{own}latents_mean")
-    std = entries.get(f"{own}latents_std")
-    own_class = entries["_class_name"] in ("IdentityAutoencoder", "LinearAutoencoder")
-    default = 1.0 if own_class else _SHARED["scaling_factor"]
-    scale = _numbers("scaling_factor", entries.get("scaling_factor", default), 1, positive=True)
-    shift = entries.get("shift_factor")
-    if mean is not None and shift is not None:
-        raise ValueError("latents_mean and shift_factor: expected one of them, got both")
-    center = _numbers("shift_factor", shift or 0.0, 1).expand(channels)
-    if mean is not None:
-        center = _numbers(f"{own}latents_mean", mean, channels)
-    spread = torch.ones(channels) if std is None else _numbers(f"{own}latents_std", std, channels, positive=True)
-    return center.clone(), spread / scale
-
-
-def _numbers(key: str, value: Any, length: int, positive: bool = False) -> Tensor:
-    listed = value if isinstance(value, list) else [value]
-    for number in listed:
-        fine = isinstance(number, (int, float)) and not isinstance(number, bool) and -_LARGEST < number < _LARGEST
-        if not fine or (positive and not number > 1 / _LARGEST):
-            expected = "positive numbers" if positive else "finite numbers"
-            raise ValueError(f"{key}: expected {expected}, got {reprlib.repr(number)}")
-    if len(listed) != length:
-        raise ValueError(f"{key}: expected {length} numbers, got {len(listed)}")
-    return torch.tensor(listed, dtype=torch.float32)

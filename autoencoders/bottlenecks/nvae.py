@@ -5,7 +5,7 @@ Sonderby et al. 2016, arXiv:1602.02282 (ladder); Vahdat and Kautz 2020, arXiv:20
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoencoders.blocks import ResnetBlock, Stage, group_norm
-from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, full_precision, standard_normal
+from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, full_precision, normal_rows, standard_normal
 from autoencoders.checks import check_int, check_number
 from autoencoders.hierarchy import MAX_LEVELS, MAX_WIDTH, BottomUp, pack, unpack
 
@@ -138,20 +138,22 @@ class NVAE(nn.Module):
         given = self._groups_of(latents)
         return self._descend(latents, lambda index, group, state: given[index])
 
-    def from_prior(self, noise: Tensor) -> Tensor:
-        """Standard normal noise (B, C, h, w), shaped as latents -> latents of the model's own prior, top-down.
+    def draw(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+        """From the prior, top-down: the decoder's input for latents (B, *shape), row i by generator i."""
+        return self.from_noise(normal_rows(shape, generators).to(self.start))
 
-        z_l = mu_l(z above) + sigma_l(z above) * noise_l; sample i depends on row i of the noise alone.
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """Standard normal noise, packed as latents are -> the decoder's input for a sample of the prior.
+
+        z_l = mu_l(z above) + sigma_l(z above) * noise_l.
         """
-        given, found = self._groups_of(noise), []
+        given = self._groups_of(noise)
 
         def choose(index: int, group: Group, state: Tensor) -> Tensor:
             mean, log_sigma = group.prior_of(state)
-            found.append(mean + torch.exp(log_sigma) * given[index])
-            return found[-1]
+            return mean + torch.exp(log_sigma) * given[index]
 
-        self._descend(noise, choose)
-        return self._packed(found)
+        return self._descend(noise, choose)
 
     def forward(self, features: Tensor, generator: torch.Generator | None) -> BottleneckOutput:
         levels, terms = self.bottom_up(features), []

@@ -51,7 +51,7 @@ class VQVAE2(nn.Module):
         self.levels, self.width = range(levels), width
         self.channels = [channels] * levels
         self.bottom_up = BottomUp(levels, width, groups)
-        self.to_codes = nn.ModuleList(nn.Conv2d(2 * width if level else width, channels, 1) for level in self.levels)
+        self.conv_codes = nn.ModuleList(nn.Conv2d(2 * width if level else width, channels, 1) for level in self.levels)
         self.parts = nn.ModuleList(make(channels) for _ in self.levels)
         # what is known at a level, for the next: of its codes and of what was known before
         self.conv_known = nn.ModuleList(
@@ -84,14 +84,21 @@ class VQVAE2(nn.Module):
         levels = unpack(latents, self.channels)
         return self.join([part.decode(level) for part, level in zip(self.quantizers(), levels, strict=True)])
 
-    def indices(self, latents: Tensor) -> tuple[Tensor, ...]:
+    def to_codes(self, latents: Tensor) -> tuple[Tensor, ...]:
         """Packed latents -> the indices (B, h 2^l, w 2^l) of the codes of each level, coarse to fine."""
         levels = unpack(latents, self.channels)
         return tuple(part.indices(level) for part, level in zip(self.quantizers(), levels, strict=True))
 
-    def lookup(self, indices: Sequence[Tensor]) -> Tensor:
-        """Indices as `indices` gives them -> the decoder's input (B, levels * C, H, W)."""
-        return self.join([part.lookup(index) for part, index in zip(self.quantizers(), indices, strict=True)])
+    def from_codes(self, codes: Sequence[Tensor]) -> Tensor:
+        """Indices as `to_codes` gives them -> the decoder's input (B, levels * C, H, W).
+
+        `ValueError` unless each level is twice as fine as the one before.
+        """
+        shapes = [tuple(each.shape[1:]) for each in codes]
+        height, width = shapes[0]
+        if shapes != [(height << level, width << level) for level in self.levels]:
+            raise ValueError(f"codes: expected every level twice as fine as the one before, got {shapes}")
+        return self.join([part.lookup(index) for part, index in zip(self.quantizers(), codes, strict=True)])
 
     def join(self, codes: Sequence[Tensor]) -> Tensor:
         """The codes (B, C, h 2^l, w 2^l) of all levels on the finest grid, side by side."""
@@ -131,5 +138,5 @@ class VQVAE2(nn.Module):
                 told = told if known is None else torch.cat([told, known], 1)
                 known = self.up_blocks[level - 1](self.conv_known[level - 1](told))
                 x = torch.cat([x, known], 1)
-            codes.append(take(level, self.to_codes[level](x)))
+            codes.append(take(level, self.conv_codes[level](x)))
         return codes
