@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from autoencoders.blocks import Stage, Upsample
 from autoencoders.bottlenecks.base import BottleneckOutput, Encoding
 from autoencoders.bottlenecks.vector_quantizer import VectorQuantizer
-from autoencoders.checks import check_int
+from autoencoders.checks import check_int, check_number
 from autoencoders.hierarchy import MAX_LEVELS, MAX_WIDTH, BottomUp, pack, unpack
 
 
@@ -24,10 +24,14 @@ class VQVAE2Config:
     """vqvae2: levels of codes; the finest is the coder's grid, each other is half as fine as the next."""
     code_width: int = 64
     """vqvae2: channels of the network between the levels."""
+    code_dropout: float = 0.0
+    """vqvae2: share of the training images of which the decoder sees the coarser levels only, so that these hold what a
+    picture is on the whole; 0 (the paper): the finest may hold nearly all, for it can."""
 
     def __post_init__(self) -> None:
         check_int("code_levels", self.code_levels, 2, MAX_LEVELS)
         check_int("code_width", self.code_width, 1, MAX_WIDTH)
+        check_number("code_dropout", self.code_dropout, 0, 1)
 
 
 class VQVAE2(nn.Module):
@@ -48,7 +52,7 @@ class VQVAE2(nn.Module):
         """`make(channels)` gives the quantiser of a level; `groups` are those of the group normalisations."""
         super().__init__()
         levels, width = config.code_levels, config.code_width
-        self.levels, self.width = range(levels), width
+        self.levels, self.width, self.dropout = range(levels), width, config.code_dropout
         self.channels = [channels] * levels
         self.bottom_up = BottomUp(levels, width, groups)
         self.conv_codes = nn.ModuleList(nn.Conv2d(2 * width if level else width, channels, 1) for level in self.levels)
@@ -101,7 +105,7 @@ class VQVAE2(nn.Module):
         return self.join([part.lookup(index) for part, index in zip(self.quantizers(), codes, strict=True)])
 
     def join(self, codes: Sequence[Tensor]) -> Tensor:
-        """The codes (B, C, h 2^l, w 2^l) of all levels on the finest grid, side by side."""
+        """The codes (B, C, h 2^l, w 2^l) of all levels on the finest grid, side by side; zeros for one not shown."""
         return torch.cat([up(code) for up, code in zip(self.upsamplers, codes, strict=True)], 1)
 
     @torch.no_grad()
@@ -123,10 +127,18 @@ class VQVAE2(nn.Module):
             return outputs[-1].latents
 
         codes = self._descend(features, take)
+        if self.training and self.dropout and generator is not None:
+            codes = [code * kept for code, kept in zip(codes, self._seen(features, generator), strict=True)]
         losses = {name: torch.stack([each.losses[name] for each in outputs]).sum() for name in outputs[0].losses}
         bits = [each.metrics["perplexity"].log2() / 4**above for above, each in enumerate(reversed(outputs))]
         metrics = {f"{name}_{level}": value for level in self.levels for name, value in outputs[level].metrics.items()}
         return BottleneckOutput(self.join(codes), losses, {**metrics, "bits_per_place": torch.stack(bits).sum()})
+
+    def _seen(self, features: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """1 or 0 for each level and image (B, 1, 1, 1): whether the decoder is shown it. Level 0 it always is."""
+        draws = torch.rand(2, len(features), 1, 1, 1, generator=generator, device=generator.device).to(features)
+        last = torch.where(draws[0] < self.dropout, (draws[1] * self.levels[-1]).floor(), self.levels[-1])
+        return [(level <= last).to(features.dtype) for level in self.levels]
 
     def _descend(self, features: Tensor, take: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
         """The codes (B, C, h 2^l, w 2^l) of each level, which `take(level, vectors of the same shape)` gives."""
