@@ -31,7 +31,7 @@ def test_a_transformer_coder_from_training_to_pictures(models, ldm, refused, tmp
     drawn = ["sample", model, "--num-images", 1, "--num-inference-steps", 2, "--device", "cpu"]
     found = ldm(*drawn, "--slicing", "--output-dir", tmp_path / "x")
     assert found.code == 0, found.err
-    refused([*drawn, "--tile", 8, "--output-dir", tmp_path / "y"], "--tile", "vit")
+    refused([*drawn, "--tile", 16, "--output-dir", tmp_path / "y"], "--tile", "vit")
 
 
 def test_a_hierarchical_vae_draws_from_its_own_prior(models, ldm, tmp_path):
