@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 DEFAULT_SCALE = 0.18215  # what diffusers takes where nothing is said
+LOGIT_LAPLACE = "LogitLaplace"  # before the name of a class whose decoder gives the parameters of a likelihood
 _LARGEST = 1e20  # of a number in the calibration
+
+
+def class_and_output(entries: Mapping[str, Any]) -> tuple[Any, str]:
+    """The class, and what its decoder gives, which is the first half of some names."""
+    name = entries.get("_class_name")
+    likelihood = isinstance(name, str) and name.startswith(LOGIT_LAPLACE)
+    return (name.removeprefix(LOGIT_LAPLACE), "logit_laplace") if likelihood else (name, "image")  # type: ignore[union-attr]
 
 
 def is_standard(mean: Tensor, std: Tensor) -> bool:
@@ -20,10 +28,11 @@ def is_standard(mean: Tensor, std: Tensor) -> bool:
 
 def calibration_of(entries: Mapping[str, Any], channels: int) -> tuple[Tensor, Tensor]:
     """calibrated = (z - latents_mean) / latents_std * scaling_factor, with shift_factor for an absent latents_mean."""
-    own = "" if entries["_class_name"] == "AutoencoderKL" else "_"
+    class_name = class_and_output(entries)[0]
+    own = "" if class_name == "AutoencoderKL" else "_"
     mean = entries.get(f"{own}latents_mean")
     std = entries.get(f"{own}latents_std")
-    own_class = entries["_class_name"] in ("IdentityAutoencoder", "LinearAutoencoder")
+    own_class = class_name in ("IdentityAutoencoder", "LinearAutoencoder")
     default = 1.0 if own_class else DEFAULT_SCALE
     scale = _numbers("scaling_factor", entries.get("scaling_factor", default), 1, positive=True)
     shift = entries.get("shift_factor")

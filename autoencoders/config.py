@@ -102,6 +102,8 @@ class AutoencoderConfig:
     patch_size: int = 8
     """linear, vit: side of the patches, and so the factor; linear: the image's own side for the components of whole
     images."""
+    decoder_output: Literal["image", "logit_laplace"] = "image"
+    """What the decoder gives: the image, or a location and a scale for each of its numbers (DALL-E)."""
     use_quant_conv: bool = True
     """kl: 1x1 convolutions around the latents (Stable Diffusion 1 and 2, SDXL: yes; Flux, SD 3: no)."""
     num_codes: int = 512
@@ -142,6 +144,10 @@ class AutoencoderConfig:
             _check_levels(self)
         if self.codebook == "ema" and self.commitment_on == "codebook":
             raise ValueError('commitment_on="codebook" needs codebook="gradient": an EMA codebook has no loss term')
+        if self.decoder_output != "image" and self.bottleneck in ("identity", "linear"):
+            raise ValueError(
+                f'decoder_output: bottleneck "{self.bottleneck}" gives the image itself, got {self.decoder_output!r}'
+            )
         if self.code_channels is not None and not self.is_vq:
             raise ValueError(f'code_channels belongs to bottleneck="vq", not "{self.bottleneck}"')
         if self.bottleneck == "fsq" and len(self.fsq.levels) != self.latent_channels:
@@ -203,12 +209,17 @@ class AutoencoderConfig:
         return (self.code_channels or self.latent_channels,)
 
     @property
+    def decoder_channels(self) -> int:
+        """Numbers that the decoder gives a pixel."""
+        return self.in_channels * (2 if self.decoder_output == "logit_laplace" else 1)
+
+    @property
     def channels(self) -> int:
         """Channels of the latents as `Autoencoder.encode` gives them."""
         return packed_channels(self.level_channels)
 
     @property
-    def decoder_channels(self) -> int:
+    def decoder_inputs(self) -> int:
         """Channels of what the bottleneck gives the decoder."""
         if self.bottleneck == "vqvae2":
             return sum(self.level_channels)

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from autoencoders.calibration import DEFAULT_SCALE, is_standard
+from autoencoders.calibration import DEFAULT_SCALE, LOGIT_LAPLACE, class_and_output, is_standard
 from autoencoders.config import TRAINING_KEYS, AutoencoderConfig, own_settings, settings_of
 from autoencoders.vit import ViTConfig
 
@@ -94,23 +94,28 @@ _FIXED = {"act_fn": "silu", "norm_type": "group"}  # settings with one supported
 
 def class_of(config: AutoencoderConfig) -> tuple[str, str]:
     """The library and the class of an autoencoder of these settings, as a model_index.json names them."""
-    name = _CLASS_NAMES.get(config.bottleneck, _OWN_CLASS) if config.coder == "conv" else _OWN_CLASS
+    name = _base_class(config)
+    name = name if config.decoder_output == "image" else LOGIT_LAPLACE + name
     return ("diffusers" if name in _OF_DIFFUSERS else "autoencoders"), name
+
+
+def _base_class(config: AutoencoderConfig) -> str:
+    return _CLASS_NAMES.get(config.bottleneck, _OWN_CLASS) if config.coder == "conv" else _OWN_CLASS
 
 
 def entries_of(
     config: AutoencoderConfig, mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor
 ) -> dict[str, Any]:
     """The content of config.json for such settings, such a calibration (C,) and such a prior (C,)."""
-    class_name = class_of(config)[1]
-    entries: dict[str, Any] = {"_class_name": class_name, "in_channels": config.in_channels}
+    base = _base_class(config)
+    entries: dict[str, Any] = {"_class_name": class_of(config)[1], "in_channels": config.in_channels}
     if config.bottleneck == "linear":
         entries |= {"latent_channels": config.latent_channels, "patch_size": config.patch_size}
     elif config.coder == "vit":
         entries |= _vit_entries(config)
     elif config.bottleneck != "identity":
         entries |= _coder_entries(config)
-    if class_name == _OWN_CLASS:
+    if base == _OWN_CLASS:
         entries |= {"bottleneck": config.bottleneck, "settings": own_settings(config)}
     else:
         if config.bottleneck in ("product_vq", "residual_vq"):
@@ -122,13 +127,13 @@ def entries_of(
         entries |= {"_prior_mean": prior_mean.tolist(), "_prior_std": prior_std.tolist()}
     if is_standard(mean, std):
         return entries
-    prefix = "" if class_name == "AutoencoderKL" else "_"
+    prefix = "" if base == "AutoencoderKL" else "_"
     return entries | {f"{prefix}latents_mean": mean.tolist(), f"{prefix}latents_std": std.tolist()}
 
 
 def _vit_entries(config: AutoencoderConfig) -> dict[str, Any]:
     entries = {
-        "out_channels": config.in_channels,
+        "out_channels": config.decoder_channels,
         "latent_channels": config.latent_channels,
         "norm_num_groups": config.norm_num_groups,
         "coder": "vit",
@@ -144,7 +149,7 @@ def _coder_entries(config: AutoencoderConfig) -> dict[str, Any]:
         *(_BLOCKS[level in config.attention_levels] for level in range(len(config.block_out_channels))), strict=True
     )
     entries = {
-        "out_channels": config.in_channels,
+        "out_channels": config.decoder_channels,
         "latent_channels": config.latent_channels,
         "block_out_channels": list(config.block_out_channels),
         "down_block_types": list(down),
@@ -164,7 +169,7 @@ def _coder_entries(config: AutoencoderConfig) -> dict[str, Any]:
 
 def config_of(entries: Mapping[str, Any]) -> AutoencoderConfig:
     """The settings in a config.json; keys that we do not know, or cannot obey, are refused."""
-    class_name = entries.get("_class_name")
+    class_name, output = class_and_output(entries)
     if not isinstance(class_name, str) or class_name not in _DEFAULTS:
         raise ValueError(f"_class_name: expected one of {', '.join(_DEFAULTS)}, got {reprlib.repr(class_name)}")
     defaults = _DEFAULTS[class_name]
@@ -179,7 +184,7 @@ def config_of(entries: Mapping[str, Any]) -> AutoencoderConfig:
         return AutoencoderConfig(bottleneck="identity", in_channels=values["in_channels"])
     if class_name == "LinearAutoencoder":
         return AutoencoderConfig(bottleneck="linear", **{name: values[name] for name in defaults})
-    settings = {**_coder_settings(values), **_bottleneck_settings(class_name, values)}
+    settings = {**_coder_settings(values, output), **_bottleneck_settings(class_name, values)}
     try:
         return AutoencoderConfig(**settings)
     except ValueError as error:
@@ -188,12 +193,17 @@ def config_of(entries: Mapping[str, Any]) -> AutoencoderConfig:
         raise ValueError(theirs + colon + rest) from None
 
 
-def _coder_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+def _coder_settings(values: Mapping[str, Any], output: str) -> dict[str, Any]:
     inputs, outputs = values["in_channels"], values["out_channels"]
-    if outputs != inputs:
-        raise ValueError(f"out_channels: expected in_channels {reprlib.repr(inputs)}, got {reprlib.repr(outputs)}")
+    double = output == "logit_laplace"
+    if outputs != (inputs * 2 if double and isinstance(inputs, int) else inputs):
+        expected = "twice " if double else ""
+        raise ValueError(
+            f"out_channels: expected {expected}in_channels {reprlib.repr(inputs)}, got {reprlib.repr(outputs)}"
+        )
     size = values["sample_size"]
     shared = {
+        "decoder_output": output,
         "in_channels": values["in_channels"],
         "latent_channels": values["latent_channels"],
         "norm_num_groups": values["norm_num_groups"],

@@ -80,7 +80,7 @@ def write(path: str | Path, entries: Mapping[str, Any], tensors: dict[str, Tenso
 def read_config(path: str | Path) -> tuple[AutoencoderConfig, Statistics, Statistics]:
     """The settings of a folder, the statistics of its raw latents, and those of the prior, N(0, 1) unless it says."""
     file = Path(path) / CONFIG_NAME
-    entries = _read_json(file)
+    entries = read_json(file)
     try:
         config = config_of(entries)
         return config, calibration_of(entries, config.channels), prior_of(entries, config.channels)
@@ -88,7 +88,8 @@ def read_config(path: str | Path) -> tuple[AutoencoderConfig, Statistics, Statis
         raise ValueError(f"{file}: {error}") from None
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; `ValueError` where it is absent, too large or none."""
     if not file.is_file():
         raise ValueError(f"{file}: no such file; expected the folder of an autoencoder")
     if file.stat().st_size > _CONFIG_LIMIT:

@@ -1,4 +1,4 @@
-"""`ldm train autoencoder|diffusion|classifier`."""
+"""`ldm train autoencoder|diffusion|classifier|gan`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 from ldm.config import parse, to_yaml
 from ldm.errors import UserError, suggest
 
-KINDS = ("autoencoder", "diffusion", "classifier")
+KINDS = ("autoencoder", "diffusion", "classifier", "gan")
+_WITHOUT_LATENTS = ("autoencoder", "gan")
 
 
 def run(arguments: list[str]) -> int:
     """Train what is named, resuming the run folder if it holds an earlier run of the same settings."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: ldm train autoencoder|diffusion|classifier --data ... --output-dir ... (--help for all settings)")
+        print(f"usage: ldm train {'|'.join(KINDS)} --data ... --output-dir ... (--help for all settings)")
         return 0 if arguments else 2
     kind, rest = arguments[0], arguments[1:]
     if kind not in KINDS:
@@ -56,7 +57,7 @@ def train_with(kind: str, settings: Any) -> dict[str, Any]:
 
     if not settings.training.output_dir:
         raise UserError("--output-dir is missing: give the folder to write to")
-    if kind != "autoencoder" and not settings.autoencoder:
+    if kind not in _WITHOUT_LATENTS and not settings.autoencoder:
         raise UserError("--autoencoder is missing: give the output folder of `ldm train autoencoder`, or identity")
     device = resolve_device(settings.training.device)
     RunFolder.check(settings.training.output_dir, kind)

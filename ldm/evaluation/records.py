@@ -18,6 +18,8 @@ class Figure:
     value: float
     standard_error: float | None = None
     higher_is_better: bool = False
+    interval: tuple[float, float] | None = None  # of 95 %, see `ldm.evaluation.intervals`
+    halves: tuple[float, ...] = ()  # the figure of each half-sample, from which the interval and differences follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,22 @@ class EvaluationResult:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> EvaluationResult:
         """What `to_json` gave."""
-        figures = tuple(
-            Figure(**{**figure, "value": float("nan") if figure["value"] is None else figure["value"]})
-            for figure in value["figures"]
-        )
+        figures = tuple(Figure(**{**figure, **_numbers(figure)}) for figure in value["figures"])
         return cls(**{**value, "figures": figures, "warnings": tuple(value["warnings"])})
+
+
+def _numbers(figure: Mapping[str, Any]) -> dict[str, Any]:
+    """What JSON changed: a None that was not finite, and lists that were tuples."""
+
+    def number(value: float | None) -> float:
+        return float("nan") if value is None else value
+
+    ends = figure.get("interval")
+    return {
+        "value": number(figure["value"]),
+        "interval": None if ends is None else (number(ends[0]), number(ends[1])),
+        "halves": tuple(map(number, figure.get("halves", ()))),
+    }
 
 
 def finite(value: Any) -> Any:
