@@ -173,6 +173,27 @@ class NVAE(nn.Module):
             losses["free_bits"] = F.relu(self.free_bits - kl).sum()
         return BottleneckOutput(state, losses, {f"kl_{index}": term.detach() for index, term in enumerate(terms)})
 
+    def weighted_sample(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The decoder's input for z drawn from q(z | x), and log p(z) - log q(z | x) in nats, (B,) in float64.
+
+        With a group's z = mu + sigma s under its prior and its posterior's noise eps, both given what was drawn above:
+        log p - log q = sum(eps^2 - s^2) / 2 + log r, r the posterior's deviation over the prior's.
+        """
+        levels, terms = self.bottom_up(features), []
+
+        def choose(index: int, group: Group, state: Tensor) -> Tensor:
+            mean, log_sigma = group.prior_of(state)
+            delta, log_ratio = group.relative(state, levels[index // self.each])
+            noise = standard_normal(mean, generator)
+            step = delta + torch.exp(log_sigma + log_ratio) * noise
+            standard = (step * torch.exp(-log_sigma)).cpu().double()
+            term = 0.5 * (noise.cpu().double().square() - standard.square()) + log_ratio.cpu().double()
+            terms.append(term.flatten(1).sum(1))
+            return mean + step
+
+        state = self._descend(levels[0], choose)
+        return state, torch.stack(terms).sum(0)
+
     def _descend(self, like: Tensor, choose: Callable[[int, Group, Tensor], Tensor]) -> Tensor:
         """The state (B, width, H, W) after all groups, whose latents `choose(index, group, state)` gives.
 

@@ -102,5 +102,5 @@ def why_not(metric: str, model: Autoencoder, image_size: int, config: Autoencode
     if metric in ("active_units", "aggregate_posterior") and not isinstance(model.quantize, Gaussian):
         return f"bottleneck {name} has no Gaussian posterior under a standard normal prior"
     if metric == "iwae" and not has_density(model):
-        return f"bottleneck {name} has no density of its latents, so no log p(x); kl, bn and vmf have"
+        return f"bottleneck {name} has no density of its latents, so no log p(x); kl, bn, vmf and nvae have"
     return None

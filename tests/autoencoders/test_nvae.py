@@ -114,3 +114,20 @@ def test_means_are_the_latents_and_go_back(trained):
     assert trained.decode(trained.encode(x).mean).shape == x.shape
     means = unpack(trained.encode(x).mean, trained.quantize.channels)
     assert [tuple(each.shape) for each in means] == [(4, 4, 4, 8), (4, 4, 8, 16)]
+
+
+@torch.no_grad()
+def test_the_weights_of_draws_are_those_of_the_two_laws():
+    """Under q the mean of log q - log p is the KL, and the mean of p / q is 1: the weights of a bound on log p(x)."""
+    model = Autoencoder(settings(group_width=8, groups_per_level=1), seed=3).eval()
+    for group in model.quantize.groups:
+        group.posterior[-1].weight.mul_(8)  # posteriors that differ from the prior
+    features = model._features(pictures(1, 0, size=4))
+    draws = 6000
+    state, ratio = model.quantize.weighted_sample(features.expand(draws, -1, -1, -1), generator(1))
+    output = model.quantize(features.expand(draws, -1, -1, -1), generator(1))
+    torch.testing.assert_close(state, output.latents)
+    kl = float(output.losses["kl"])
+    assert kl > 0.2 and float(-ratio.mean()) == pytest.approx(kl, abs=4 * float(ratio.std()) / draws**0.5)
+    weights = ratio.exp()
+    assert float(weights.mean()) == pytest.approx(1, abs=4 * float(weights.std()) / draws**0.5)
