@@ -72,7 +72,7 @@ def write(path: str | Path, entries: Mapping[str, Any], tensors: dict[str, Tenso
 def read_config(path: str | Path) -> tuple[AutoencoderConfig, Tensor, Tensor]:
     """The settings of a folder, and the mean and standard deviation (C,) of its raw latents."""
     file = Path(path) / CONFIG_NAME
-    entries = _read_json(file)
+    entries = read_json(file)
     try:
         config = config_of(entries)
         return config, *calibration_of(entries, config.channels)
@@ -80,7 +80,7 @@ def read_config(path: str | Path) -> tuple[AutoencoderConfig, Tensor, Tensor]:
         raise ValueError(f"{file}: {error}") from None
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{file}: no such file; expected the folder of an autoencoder")
     if file.stat().st_size > _CONFIG_LIMIT:
