@@ -1,12 +1,13 @@
 """Pixels <-> latents: autoencoders with parameter names and folders of diffusers. Knows nothing of diffusion."""
 
-from autoencoders.autoencoder import Autoencoder, AutoencoderOutput, measure_latents
+from autoencoders.autoencoder import Autoencoder, AutoencoderOutput
 from autoencoders.bottlenecks import BOTTLENECKS, Bottleneck, BottleneckOutput, Encoding
 from autoencoders.config import AutoencoderConfig
 from autoencoders.corruption import CorruptionConfig, corrupt, patch_mask
 from autoencoders.diffusers_config import class_of
 from autoencoders.linear import fit_linear
 from autoencoders.losses import LossConfig, LossOutput, autoencoder_loss
+from autoencoders.measures import measure_latents
 from autoencoders.tiling import Tiling
 
 __all__ = [

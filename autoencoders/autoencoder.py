@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from autoencoders import folder
-from autoencoders.bottlenecks import BottleneckOutput, Encoding, Gumbel, make_bottleneck
+from autoencoders.bottlenecks import Encoding, Gumbel, HasCodes, HasPrior, make_bottleneck
 from autoencoders.coder import Decoder, Encoder
 from autoencoders.config import AutoencoderConfig
 from autoencoders.linear import LinearDecoder, LinearEncoder
+from autoencoders.measures import rate
 from autoencoders.tiling import WHOLE, Tiling, in_pieces
 
 
@@ -46,6 +46,8 @@ class Autoencoder(nn.Module):
 
     latents_mean: Tensor
     latents_std: Tensor
+    prior_mean: Tensor  # of a KL model whose calibration is in its weights: what N(0, 1) has become
+    prior_std: Tensor
 
     def __init__(self, config: AutoencoderConfig, *, seed: int = 0) -> None:
         """Make a new autoencoder with weights drawn from `seed`; the global random state stays as it was."""
@@ -56,6 +58,8 @@ class Autoencoder(nn.Module):
             self._build(config)
         self.register_buffer("latents_mean", torch.zeros(config.channels))
         self.register_buffer("latents_std", torch.ones(config.channels))
+        self.register_buffer("prior_mean", torch.zeros(config.channels), persistent=False)
+        self.register_buffer("prior_std", torch.ones(config.channels), persistent=False)
 
     def _build(self, config: AutoencoderConfig) -> None:
         self.quantize = make_bottleneck(config)  # called so in VQModel; has no parameters in AutoencoderKL
@@ -109,6 +113,50 @@ class Autoencoder(nn.Module):
             raise ValueError(f"latents: {expected}, got {tuple(latents.shape)}")
         mean, std = self._statistics(latents)
         return self._images(self.quantize.decode(latents * std + mean), tiling)
+
+    def codes(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The codes of images: a map (B, h, w) a level, coarse to fine, int64, below `config.codebook_sizes`.
+
+        The codes of several codebooks at a place stand side by side: (B, h, w * parts). `ValueError` where there are
+        none.
+        """
+        return self._quantizer().to_codes(self.quantize.encode(self._features(images)).mean)
+
+    def decode_codes(self, codes: Sequence[Tensor]) -> Tensor:
+        """The images (B, C, H, W) of code maps as `codes` gives them."""
+        sizes = self.config.codebook_sizes
+        if len(codes) != len(sizes) or any(each.ndim != 3 or each.dtype != torch.int64 for each in codes):
+            got = ", ".join(f"{each.dtype} {tuple(each.shape)}" for each in codes) or "none"
+            raise ValueError(f"codes: expected {len(sizes)} maps (B, h, w) of int64, got {got}")
+        for level, (each, size) in enumerate(zip(codes, sizes, strict=True)):
+            if each.numel() and not (int(each.min()) >= 0 and int(each.max()) < size):
+                raise ValueError(f"codes of level {level}: expected numbers from 0 to {size - 1}")
+        return self._images(self._quantizer().from_codes(codes))
+
+    def _quantizer(self) -> HasCodes:
+        if not isinstance(self.quantize, HasCodes):
+            raise ValueError(f"bottleneck {self.config.bottleneck} has no codes")
+        return self.quantize
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether the bottleneck has a law of its latents of its own, so that `draw` works."""
+        return isinstance(self.quantize, HasPrior)
+
+    @torch.no_grad()
+    def draw(self, height: int, width: int, generators: Sequence[torch.Generator]) -> Tensor:
+        """Images (B, C, height, width) of latents from the bottleneck's own prior, row i by CPU generator i alone.
+
+        A Gaussian's is N(0, 1), a von Mises-Fisher's uniform on the sphere, a dVAE's uniform over the codes. Pictures
+        come of it where the posterior was held to it, by a kl_weight of the order of the evidence bound's.
+        """
+        if not isinstance(self.quantize, HasPrior):
+            raise ValueError(f"bottleneck {self.config.bottleneck} has no prior of its own")
+        if height % self.factor or width % self.factor:
+            raise ValueError(f"expected height and width divisible by {self.factor}, got {height} and {width}")
+        shape = (self.latent_channels, height // self.factor, width // self.factor)
+        latents = self.quantize.draw(shape, generators).to(self.prior_mean)
+        return self._images(latents * self.prior_std[:, None, None] + self.prior_mean[:, None, None])
 
     def forward(self, images: Tensor, *, generator: torch.Generator | None = None) -> AutoencoderOutput:
         """The training pass, on latents as the bottleneck makes them, not calibrated.
@@ -167,7 +215,7 @@ class Autoencoder(nn.Module):
         `commitment_on` "codebook" is for weights of taming-transformers and latent-diffusion that are to be trained
         on: there beta is on the codebook term, and the codes learn by its gradient.
         """
-        config, mean, std = folder.read_config(path)
+        config, calibration, prior = folder.read_config(path)
         if commitment_on is not None:
             if not config.is_vq:
                 raise ValueError(f"{path}: commitment_on belongs to a codebook; this is bottleneck {config.bottleneck}")
@@ -177,7 +225,9 @@ class Autoencoder(nn.Module):
         tensors = folder.read_tensors(path, {name: tuple(p.shape) for name, p in expected})
         model = cls(config)
         model.load_state_dict(tensors, strict=False)  # buffers are not in the folder; names were checked above
-        model.calibrate(mean, std)
+        model.calibrate(*calibration)
+        model.prior_mean.copy_(prior[0])
+        model.prior_std.copy_(prior[1])
         return model.eval()
 
     def fingerprint(self) -> str:
@@ -191,7 +241,8 @@ class Autoencoder(nn.Module):
 
     def _published(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         parameters = dict(self.named_parameters())
-        return folder.publish(self.config, parameters, self.latents_mean, self.latents_std)
+        calibration, prior = (self.latents_mean, self.latents_std), (self.prior_mean, self.prior_std)
+        return folder.publish(self.config, parameters, calibration, prior)
 
     def _features(self, images: Tensor, tiling: Tiling = WHOLE) -> Tensor:
         """Images -> input of the bottleneck."""
@@ -216,41 +267,3 @@ class Autoencoder(nn.Module):
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """The calibration as (C, 1, 1), on the device and in the type of `like`."""
         return self.latents_mean[:, None, None].to(like), self.latents_std[:, None, None].to(like)
-
-
-def rate(output: BottleneckOutput, pixels: int) -> dict[str, Tensor]:
-    """{"bits_per_pixel": what the latents of an image of so many pixels cost}; {} of a bottleneck without a rate.
-
-    From the KL if there is one; else from the entropy of the codes of this batch, as if all places were independent.
-    """
-    if "kl" in output.losses:
-        return {"bits_per_pixel": output.losses["kl"].detach() / (math.log(2) * pixels)}
-    if "perplexity" in output.metrics:
-        places = output.latents.shape[2] * output.latents.shape[3]
-        bits = output.metrics.get("bits_per_place", output.metrics["perplexity"].log2())  # several codes have it
-        return {"bits_per_pixel": bits * (places / pixels)}
-    return {}
-
-
-@torch.no_grad()
-def measure_latents(autoencoder: Autoencoder, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C,) of the raw latents of batches of images, in float64: what `calibrate` wants.
-
-    The variance is that of sampled latents: the variance of the posterior mean plus the mean of the posterior variance.
-    """
-    count = 0
-    total, square = (torch.zeros(autoencoder.latent_channels, dtype=torch.float64) for _ in range(2))
-    for images in batches:
-        latents = autoencoder.encode(images)
-        mean = latents.mean.double()  # (B, C, h, w)
-        second = mean.square() if latents.std is None else mean.square() + latents.std.double().square()
-        total += mean.sum((0, 2, 3)).cpu()
-        square += second.sum((0, 2, 3)).cpu()
-        count += mean.numel() // mean.shape[1]
-    if count == 0:
-        raise ValueError("measuring latents: expected at least one batch of images, got none")
-    # undo the calibration that encode applied
-    old_mean, old_std = (t.detach().cpu().double() for t in (autoencoder.latents_mean, autoencoder.latents_std))
-    mean = total / count
-    variance = (square / count - mean.square()).clamp(min=0)
-    return mean * old_std + old_mean, variance.sqrt() * old_std

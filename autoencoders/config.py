@@ -1,5 +1,6 @@
 """The settings of an autoencoder, checked when they are made."""
 
+import math
 import reprlib
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
@@ -138,6 +139,13 @@ class AutoencoderConfig:
     def is_vq(self) -> bool:
         """Whether the latents are quantised by codebooks."""
         return self.bottleneck in ("vq", "cosine_vq", "product_vq", "residual_vq")
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """How many codes there are at each level, coarse to fine; () for a bottleneck without codes."""
+        sizes = {"fsq": math.prod(self.fsq.levels), "lfq": 2**self.latent_channels}
+        has_codes = self.is_vq or self.bottleneck in ("fsq", "lfq", "gumbel")
+        return (sizes.get(self.bottleneck, self.num_codes),) if has_codes else ()
 
     @property
     def factor(self) -> int:

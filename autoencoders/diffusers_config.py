@@ -87,8 +87,10 @@ def class_of(bottleneck: str) -> tuple[str, str]:
     return ("diffusers" if name in _OF_DIFFUSERS else "autoencoders"), name
 
 
-def entries_of(config: AutoencoderConfig, mean: Tensor, std: Tensor) -> dict[str, Any]:
-    """The content of config.json for such settings and such a calibration (C,)."""
+def entries_of(
+    config: AutoencoderConfig, mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor
+) -> dict[str, Any]:
+    """The content of config.json for such settings, such a calibration (C,) and such a prior (C,)."""
     entries: dict[str, Any] = {
         "_class_name": class_of(config.bottleneck)[1],
         "in_channels": config.in_channels,
@@ -104,10 +106,16 @@ def entries_of(config: AutoencoderConfig, mean: Tensor, std: Tensor) -> dict[str
         entries["_training"] = {name: getattr(config, name) for name in _TRAINING_KEYS}
     if entries["_class_name"] == _OWN_CLASS:
         entries |= {"bottleneck": config.bottleneck, "settings": own_settings(config)}
-    if bool((mean == 0).all() and (std == 1).all()):
+    if not _standard(prior_mean, prior_std):
+        entries |= {"_prior_mean": prior_mean.tolist(), "_prior_std": prior_std.tolist()}
+    if _standard(mean, std):
         return entries
     prefix = "" if config.bottleneck == "kl" else "_"
     return entries | {f"{prefix}latents_mean": mean.tolist(), f"{prefix}latents_std": std.tolist()}
+
+
+def _standard(mean: Tensor, std: Tensor) -> bool:
+    return bool((mean == 0).all() and (std == 1).all())
 
 
 def _coder_entries(config: AutoencoderConfig) -> dict[str, Any]:
@@ -232,6 +240,14 @@ def calibration_of(entries: Mapping[str, Any], channels: int) -> tuple[Tensor, T
         center = _numbers(f"{own}latents_mean", mean, channels)
     spread = torch.ones(channels) if std is None else _numbers(f"{own}latents_std", std, channels, positive=True)
     return center.clone(), spread / scale
+
+
+def prior_of(entries: Mapping[str, Any], channels: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C,) of the prior in the units of the latents; 0 and 1 where it is not said."""
+    mean, std = entries.get("_prior_mean"), entries.get("_prior_std")
+    if mean is None and std is None:
+        return torch.zeros(channels), torch.ones(channels)
+    return _numbers("_prior_mean", mean, channels), _numbers("_prior_std", std, channels, positive=True)
 
 
 def _numbers(key: str, value: Any, length: int, positive: bool = False) -> Tensor:

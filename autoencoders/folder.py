@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,7 +17,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from autoencoders.config import AutoencoderConfig
-from autoencoders.diffusers_config import calibration_of, config_of, entries_of
+from autoencoders.diffusers_config import calibration_of, config_of, entries_of, prior_of
+
+Statistics: TypeAlias = tuple[Tensor, Tensor]  # mean and standard deviation (C,)
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -26,15 +28,20 @@ _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_
 
 
 def publish(
-    config: AutoencoderConfig, tensors: Mapping[str, Tensor], mean: Tensor, std: Tensor
+    config: AutoencoderConfig, tensors: Mapping[str, Tensor], calibration: Statistics, prior: Statistics
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The content of config.json and of the weights file; the calibration goes into the weights where that is exact."""
+    """The content of config.json and of the weights file; the calibration goes into the weights where that is exact.
+
+    `calibration` and `prior` are means and standard deviations (C,): of the latents that leave the bottleneck, and of
+    the prior in the same units, which a calibration in the weights changes.
+    """
     published = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    mean, std = mean.detach().cpu(), std.detach().cpu()
+    (mean, std), (center, spread) = ((each.detach().cpu() for each in pair) for pair in (calibration, prior))
     if config.bottleneck == "kl" and config.use_quant_conv:
         _fold_calibration(published, mean.double(), std.double())
+        center, spread = (center - mean) / std, spread / std
         mean, std = torch.zeros_like(mean), torch.ones_like(std)
-    return entries_of(config, mean, std), published
+    return entries_of(config, mean, std, center, spread), published
 
 
 def _fold_calibration(tensors: dict[str, Tensor], mean: Tensor, std: Tensor) -> None:
@@ -69,13 +76,13 @@ def write(path: str | Path, entries: Mapping[str, Any], tensors: dict[str, Tenso
             temporary.unlink(missing_ok=True)
 
 
-def read_config(path: str | Path) -> tuple[AutoencoderConfig, Tensor, Tensor]:
-    """The settings of a folder, and the mean and standard deviation (C,) of its raw latents."""
+def read_config(path: str | Path) -> tuple[AutoencoderConfig, Statistics, Statistics]:
+    """The settings of a folder, the statistics of its raw latents, and those of the prior, N(0, 1) unless it says."""
     file = Path(path) / CONFIG_NAME
     entries = read_json(file)
     try:
         config = config_of(entries)
-        return config, *calibration_of(entries, config.channels)
+        return config, calibration_of(entries, config.channels), prior_of(entries, config.channels)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 

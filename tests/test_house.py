@@ -22,7 +22,7 @@ FLOORS = [
     {"nn", "unet_config", "unet", "conditioning", "classifier", "data"},
     {"denoiser", "model_folder", "energies", "weak"},
     {"branches"},
-    {"pipeline", "editing"},
+    {"pipeline", "editing", "direct"},
     {"evaluation", "config"},
     {"training", "comparison"},
     {"cli"},

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
-from autoencoders.bottlenecks.base import Bottleneck, BottleneckOutput, Encoding
+from autoencoders.bottlenecks.base import Bottleneck, BottleneckOutput, Encoding, HasCodes, HasPrior
 from autoencoders.bottlenecks.batch_norm import BatchNormConfig, BatchNormGaussian
 from autoencoders.bottlenecks.finite_scalar import FiniteScalar, FiniteScalarConfig
 from autoencoders.bottlenecks.gaussian import Gaussian, gaussian_kl
@@ -80,6 +80,8 @@ __all__ = [
     "Gaussian",
     "Gumbel",
     "GumbelConfig",
+    "HasCodes",
+    "HasPrior",
     "Identity",
     "LookupFree",
     "LookupFreeConfig",

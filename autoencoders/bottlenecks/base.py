@@ -6,7 +6,7 @@ Beside the file of a new bottleneck, its name goes into `BOTTLENECKS` (bottlenec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -56,6 +56,25 @@ class Bottleneck(Protocol):
         """The training pass; `generator` None takes the mean and draws nothing."""
 
 
+@runtime_checkable
+class HasCodes(Protocol):
+    """A bottleneck whose latents are codes in the end: one map (B, h, w) of them a level, coarse to fine."""
+
+    def to_codes(self, latents: Tensor) -> tuple[Tensor, ...]:
+        """The code maps (B, h, w), int64, of latents; several codebooks stand side by side: (B, h, w * parts)."""
+
+    def from_codes(self, codes: Sequence[Tensor]) -> Tensor:
+        """The decoder's input for such maps."""
+
+
+@runtime_checkable
+class HasPrior(Protocol):
+    """A bottleneck with a law of its latents of its own, from which a trained model draws."""
+
+    def draw(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+        """The decoder's input (B, *shape), shape (C, h, w), row i by generator i alone, a CPU generator."""
+
+
 class Quantizer(nn.Module):
     """What quantisers share: latents are the features before quantisation, and `decode` takes their codes."""
 
@@ -75,6 +94,17 @@ class Quantizer(nn.Module):
     def lookup(self, indices: Tensor) -> Tensor:
         """Indices as `indices` gives them -> codes (B, C, h, w)."""
         raise NotImplementedError
+
+    def to_codes(self, latents: Tensor) -> tuple[Tensor, ...]:
+        return (self.indices(latents),)
+
+    def from_codes(self, codes: Sequence[Tensor]) -> Tensor:
+        return self.lookup(codes[0])
+
+
+def normal_rows(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+    """Standard normal noise (B, *shape), row i from generator i."""
+    return torch.stack([torch.randn(tuple(shape), generator=each) for each in generators])
 
 
 def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, full_precision, standard_normal
+from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, full_precision, normal_rows, standard_normal
 
 LOGVAR_RANGE = (-30.0, 20.0)
 
@@ -35,6 +37,10 @@ class Gaussian(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents
+
+    def draw(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+        """From the prior, a standard normal: the decoder's input (B, *shape), row i by generator i."""
+        return normal_rows(shape, generators)
 
     def forward(self, features: Tensor, generator: torch.Generator | None) -> BottleneckOutput:
         mean, logvar = self.posterior(features)

@@ -6,6 +6,7 @@ Jang et al. 2017, arXiv:1611.01144; Ramesh et al. 2021 (DALL-E), arXiv:2102.1209
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,6 +93,11 @@ class Gumbel(Quantizer):
     def lookup(self, indices: Tensor) -> Tensor:
         """Indices (B, h, w) -> codes (B, C, h, w)."""
         return self.embedding(indices).permute(0, 3, 1, 2)
+
+    def draw(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+        """From the prior, all codes equally probable: the decoder's input (B, *shape), row i by generator i."""
+        index = torch.stack([torch.randint(self.num_codes, tuple(shape[1:]), generator=each) for each in generators])
+        return self.lookup(index.to(self.embedding.weight.device))
 
     def forward(self, features: Tensor, generator: torch.Generator | None) -> BottleneckOutput:
         logits = self.logits(features)  # (B, K, h, w)

@@ -6,13 +6,14 @@ Davidson et al. 2018, arXiv:1804.00891; Xu and Durrett 2018, arXiv:1808.10805 (c
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, full_precision, standard_normal
+from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, full_precision, normal_rows, standard_normal
 from autoencoders.checks import check_number
 
 
@@ -115,6 +116,10 @@ class VonMisesFisher(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         return F.normalize(latents, dim=1)
+
+    def draw(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+        """From the prior, uniform on each place's sphere: the decoder's input (B, *shape), row i by generator i."""
+        return F.normalize(normal_rows(shape, generators), dim=1)
 
     def forward(self, features: Tensor, generator: torch.Generator | None) -> BottleneckOutput:
         mu = self.encode(features).mean

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from autoencoders import Tiling
 from ldm.branches import check_used
 from ldm.cli.editing import EditFlags, path_of, prepare
 from ldm.config import Repeated, parse
+from ldm.direct import load_direct
 from ldm.energies import files_of
 from ldm.errors import UserError
 from ldm.pipeline import Pipeline, Request, SamplingConfig
@@ -20,7 +22,7 @@ from ldm.progress import progress
 
 @dataclass(frozen=True)
 class SampleRun:
-    """Draw pictures from a model folder or a run folder of `ldm train diffusion`."""
+    """Draw pictures from a model folder or a run folder of `ldm train diffusion`, or of a VAE from its own prior."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ""
     """Model folder."""
@@ -75,6 +77,10 @@ def run(arguments: list[str]) -> None:
     flags.check()
     folder = check_output(settings.output_dir, settings.overwrite)
     device = resolve_device(settings.device)
+    if (direct := load_direct(settings.model, device)) is not None:
+        from ldm.cli.direct import draw
+
+        return draw(settings, direct, folder)
     pipeline = Pipeline.load(
         settings.model, device=device, classifier=settings.classifier or None, weak=settings.weak or None
     )
@@ -142,14 +148,21 @@ def requests_of(settings: SampleRun, pipeline: Pipeline) -> list[Request]:
         raise UserError("--interpolate-prompt: this model was not trained on text; use --interpolate-seed")
     if not labels and pipeline.has_classes and not settings.prompt and not inverts:
         labels = list(range(len(pipeline.class_names)))
-    labels = labels or [None]
-    prompts = settings.prompt or ("",)
     if settings.negative_class is not None and not pipeline.has_classes:
         raise UserError("--negative-class: this model's U-Net knows no classes; use --negative-prompt")
     negative = None if settings.negative_class is None else pipeline.class_id(settings.negative_class)
-    count = max(len(prompts), len(labels)) if inverts else settings.num_images
+    count = max(len(settings.prompt), len(labels), 1) if inverts else settings.num_images
     numbers = [settings.first_index] if interpolates else range(settings.first_index, settings.first_index + count)
-    requests = [
+    requests = in_turn(settings, labels, negative, numbers)
+    return path_of(settings.editing, requests[0], count) if interpolates else requests
+
+
+def in_turn(
+    settings: SampleRun, labels: Sequence[int | None], negative: int | None, numbers: Iterable[int]
+) -> list[Request]:
+    """The conditions of the pictures of these numbers: the prompts of the settings and the labels take turns."""
+    prompts, labels = settings.prompt or ("",), labels or [None]
+    return [
         Request(
             prompt=prompts[number % len(prompts)],
             negative_prompt=settings.negative_prompt,
@@ -158,4 +171,3 @@ def requests_of(settings: SampleRun, pipeline: Pipeline) -> list[Request]:
         )
         for number in numbers
     ]
-    return path_of(settings.editing, requests[0], count) if interpolates else requests

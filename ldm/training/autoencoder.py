@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ class AutoencoderTask:
         if config.autoencoder.in_channels != 3:
             raise UserError(f"--in-channels {config.autoencoder.in_channels}: images have 3 channels")
         self.config, self.data, self.validation, self.device = config, data, validation, device
-        self.model = Autoencoder(config.autoencoder, seed=config.training.seed)
+        size = config.autoencoder.sample_size or data.image_size  # `ldm sample` draws images of this size
+        self.model = Autoencoder(replace(config.autoencoder, sample_size=size), seed=config.training.seed)
         if data.image_size % self.model.factor:
             raise UserError(f"--image-size {data.image_size}: not divisible by the autoencoder's {self.model.factor}")
         self.model.gradient_checkpointing = config.training.gradient_checkpointing  # type: ignore[assignment]

@@ -1,0 +1,64 @@
+"""`ldm sample FOLDER` where the folder's model draws without diffusion."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from ldm.cli.outputs import read_settings_of, write_samples
+from ldm.cli.sample import SampleRun, in_turn
+from ldm.conditioning import class_id
+from ldm.direct import DirectModel
+from ldm.errors import UserError
+from ldm.progress import progress
+from ldm.sampling import Request
+
+
+def draw(settings: SampleRun, model: DirectModel, folder: Path) -> None:
+    """Write the pictures and say where they are; `UserError` for a setting that only diffusion obeys."""
+    check_settings(settings)
+    if settings.recreate:
+        request, _, facts, record = read_settings_of(settings.recreate)
+        if record is not None:
+            raise UserError(f"--recreate {settings.recreate}: it was made by a diffusion model from another picture")
+        requests, seed, first = [request], facts["seed"], facts["index"]
+    else:
+        requests, seed, first = requests_of(settings, model), settings.seed, settings.first_index
+    model.check(requests)
+    start = time.monotonic()
+    batches = model.generate(requests, seed=seed, first_index=first, batch_size=settings.batch_size)
+    count = -(-len(requests) // settings.batch_size)
+    shown = write_samples(
+        folder,
+        progress(batches, "sample (batches)", total=count),
+        requests,
+        settings.sampling,
+        {"model": settings.model, "seed": seed, "first_index": first},
+    )
+    print(f"{len(requests)} pictures, {time.monotonic() - start:.1f} s: {shown}")
+
+
+def check_settings(settings: SampleRun, obeyed: Sequence[str] = ()) -> None:
+    """Refuse what only diffusion obeys, by the name of the flag; `obeyed` are fields that mean something here too."""
+    plain = SampleRun()
+    changed = [name for name in ("classifier", "weak") if getattr(settings, name) != getattr(plain, name)]
+    for group in ("sampling", "editing", "tiling"):
+        given, default = getattr(settings, group), getattr(plain, group)
+        names = [each.name for each in fields(given)]
+        changed += [name for name in names if getattr(given, name) != getattr(default, name) and name not in obeyed]
+    if changed:
+        raise UserError(f"--{changed[0].replace('_', '-')}: this model draws without diffusion; leave it out")
+
+
+def requests_of(settings: SampleRun, model: DirectModel) -> list[Request]:
+    """The conditions of each picture; of a model of classes that is told nothing, all of them in turn."""
+    names = model.class_names
+    if not names and (settings.class_label or settings.negative_class is not None):
+        raise UserError("--class-label, --negative-class: this model knows no classes; leave them out")
+    labels: list[int | None] = [class_id(name, names) for name in settings.class_label]
+    if not labels and names and not settings.prompt:
+        labels = list(range(len(names)))
+    negative = None if settings.negative_class is None else class_id(settings.negative_class, names)
+    return in_turn(settings, labels, negative, range(settings.first_index, settings.first_index + settings.num_images))

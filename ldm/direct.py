@@ -1,0 +1,103 @@
+"""Models that draw pictures without diffusion: in one pass from a law of their own.
+
+A folder with `unet/` is a diffusion model, of `ldm.pipeline`; what has none is looked at here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from autoencoders import Autoencoder
+from ldm.errors import UserError
+from ldm.sampling import Request
+from samplers.noise import stream
+
+
+class DirectModel(Protocol):
+    """What `ldm sample` asks of such a model. Images are (B, 3, H, W) in [-1, 1]."""
+
+    class_names: tuple[str, ...]
+    """What it can be asked for by `Request.class_label`; () for none."""
+    has_text: bool
+    """Whether it can be asked for by a prompt."""
+    image_size: int
+    """Height and width of its pictures."""
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Refuse, before any work, what this model cannot do; `UserError` says what would be right."""
+
+    def generate(
+        self, requests: Sequence[Request], *, seed: int = 0, first_index: int = 0, batch_size: int = 64
+    ) -> Iterator[Tensor]:
+        """One image a request, in order: sample i depends on (seed, first_index + i) and its request alone."""
+
+
+class AutoencoderPrior:
+    """An autoencoder that draws from its bottleneck's own prior: the VAE as a generative model.
+
+    Kingma and Welling 2014, arXiv:1312.6114, section 3. Good pictures need a posterior that was held to the prior: a
+    `--kl-weight` of the order of the evidence bound's, not the 1e-6 of an autoencoder made for diffusion.
+    """
+
+    class_names: tuple[str, ...] = ()
+    has_text = False
+
+    def __init__(self, autoencoder: Autoencoder, image_size: int, device: torch.device) -> None:
+        self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
+        self.image_size = image_size
+
+    def check(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            check_unconditional(request)
+
+    def generate(
+        self, requests: Sequence[Request], *, seed: int = 0, first_index: int = 0, batch_size: int = 64
+    ) -> Iterator[Tensor]:
+        self.check(requests)
+        for chunk in chunks(len(requests), batch_size):
+            generators = [stream(seed, first_index + place, "prior") for place in chunk]
+            yield self.autoencoder.draw(self.image_size, self.image_size, generators).float().clamp(-1, 1)
+
+
+def chunks(count: int, size: int) -> Iterator[range]:
+    """0 .. count - 1 in runs of `size`, the last one shorter."""
+    return (range(start, min(count, start + size)) for start in range(0, count, size))
+
+
+def check_unconditional(request: Request) -> None:
+    """`UserError` for a request that asks for something of a model that can be asked for nothing."""
+    if request.prompt or request.negative_prompt is not None:
+        raise UserError("--prompt, --negative-prompt: this model takes no text; leave them out")
+    if request.class_label is not None or request.negative_class is not None:
+        raise UserError("--class-label, --negative-class: this model knows no classes; leave them out")
+
+
+def load_direct(folder: str | Path, device: torch.device | str = "cpu") -> DirectModel | None:
+    """The model of a folder that draws without diffusion; None for a folder that is not of that kind.
+
+    `UserError` for an autoencoder that cannot draw: one without a prior of its own, or a damaged one.
+    """
+    root = Path(folder)
+    if (root / "unet").exists() or (root / "model_index.json").exists():
+        return None
+    vae = root / "vae" if (root / "vae").is_dir() else root
+    if not (vae / "config.json").is_file():
+        return None
+    try:
+        autoencoder = Autoencoder.from_pretrained(vae)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{folder}: {error}") from None
+    config = autoencoder.config
+    if not autoencoder.has_prior:
+        more = "`ldm train prior` or `ldm train diffusion`" if config.codebook_sizes else "`ldm train diffusion`"
+        raise UserError(
+            f"{folder}: an autoencoder without a prior of its own ({config.bottleneck}); {more} gives it one"
+        )
+    if config.sample_size is None:
+        raise UserError(f"{folder}: its config.json has no sample_size; write the side of its images in pixels there")
+    return AutoencoderPrior(autoencoder, config.sample_size, torch.device(device))

@@ -1,0 +1,64 @@
+"""Pictures from a VAE's own prior, through the command line."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from ldm.direct import load_direct
+from ldm.sampling import Request
+
+
+@pytest.fixture(scope="module")
+def vaes(models):
+    from ldm.cli.main import main
+
+    def train(name):
+        folder = models.root / f"direct-{name}"
+        flags = ["--bottleneck", name, "--kl-weight", 1.0]
+        assert main(models.command("autoencoder", folder, *flags, steps=2)) == 0
+        return folder
+
+    return {name: train(name) for name in ("kl", "vq")}
+
+
+def sample(folder, output, *more):
+    return ["sample", folder, "--device", "cpu", "--output-dir", output, *more]
+
+
+def test_a_vae_draws_pictures_each_from_its_own_number(vaes, ldm, tmp_path):
+    found = ldm(*sample(vaes["kl"], tmp_path / "a", "--num-images", 5, "--batch-size", 2))
+    assert found.code == 0 and "5 pictures" in found.out, found.err
+    found = ldm(*sample(vaes["kl"], tmp_path / "b", "--num-images", 1, "--first-index", 3))
+    assert found.code == 0, found.err
+    picture = tmp_path / "a" / "000003.png"
+    with Image.open(picture) as image:
+        assert image.size == (16, 16)
+    assert (tmp_path / "b" / "000000.png").read_bytes() == picture.read_bytes()
+    found = ldm(*sample(vaes["kl"], tmp_path / "c", "--recreate", picture))
+    assert found.code == 0, found.err
+    assert (tmp_path / "c" / "000000.png").read_bytes() == picture.read_bytes()
+    facts = json.loads((tmp_path / "a" / "settings.json").read_text())
+    assert (facts["seed"], facts["first_index"]) == (0, 0)
+    model = load_direct(vaes["kl"])
+    assert model is not None and model.image_size == 16
+    assert [len(images) for images in model.generate([Request()] * 3, batch_size=2)] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--guidance-scale", 3], ["--guidance-scale", "without diffusion"]),
+        (["--tile", 64], ["--tile", "without diffusion"]),
+        (["--strength", 0.5], ["--strength"]),
+        (["--weak", "x"], ["--weak", "without diffusion"]),
+        (["--prompt", "a circle"], ["--prompt", "no text"]),
+        (["--class-label", "circle"], ["--class-label", "no classes"]),
+    ],
+)
+def test_what_only_diffusion_obeys_is_refused(flags, words, vaes, refused, tmp_path):
+    refused(sample(vaes["kl"], tmp_path / "x", *flags), *words)
+
+
+def test_an_autoencoder_without_a_prior_is_refused(vaes, refused, tmp_path):
+    refused(sample(vaes["vq"], tmp_path / "x"), "vq", "without a prior", "ldm train prior")
