@@ -44,6 +44,13 @@ def write_index(
     atomic_write_json(folder / INDEX, index)
 
 
+def write_prior_index(folder: Path, text_parts: dict[str, list[str]], bottleneck: str) -> None:
+    """model_index.json of an autoencoder with priors over its codes, of which diffusers has no pipeline."""
+    index = {"_class_name": "DiffusionPipeline", "vae": list(class_of(bottleneck))}
+    index |= {"prior": ["autoencoders.priors", "CodePriors"], **text_parts, _FACTS: FACTS_NAME}
+    atomic_write_json(folder / INDEX, index)
+
+
 def check_parts(folder: str | Path) -> Path:
     """The folder as a path, or a `UserError` that names what a model folder would have and this one lacks."""
     root = Path(folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ldm.cli.outputs import read_settings_of, write_samples
 from ldm.cli.sample import SampleRun, in_turn
+from ldm.code_prior import OBEYED, CodePriorModel
 from ldm.conditioning import class_id
 from ldm.direct import DirectModel
 from ldm.errors import UserError
@@ -18,14 +19,18 @@ from ldm.sampling import Request
 
 def draw(settings: SampleRun, model: DirectModel, folder: Path) -> None:
     """Write the pictures and say where they are; `UserError` for a setting that only diffusion obeys."""
-    check_settings(settings)
+    obeyed = OBEYED if isinstance(model, CodePriorModel) else ()
+    check_settings(settings, obeyed)
+    sampling = settings.sampling
     if settings.recreate:
-        request, _, facts, record = read_settings_of(settings.recreate)
+        request, sampling, facts, record = read_settings_of(settings.recreate)
         if record is not None:
             raise UserError(f"--recreate {settings.recreate}: it was made by a diffusion model from another picture")
         requests, seed, first = [request], facts["seed"], facts["index"]
     else:
         requests, seed, first = requests_of(settings, model), settings.seed, settings.first_index
+    if isinstance(model, CodePriorModel):
+        model.sampling = sampling
     model.check(requests)
     start = time.monotonic()
     batches = model.generate(requests, seed=seed, first_index=first, batch_size=settings.batch_size)
@@ -34,7 +39,7 @@ def draw(settings: SampleRun, model: DirectModel, folder: Path) -> None:
         folder,
         progress(batches, "sample (batches)", total=count),
         requests,
-        settings.sampling,
+        sampling,
         {"model": settings.model, "seed": seed, "first_index": first},
     )
     print(f"{len(requests)} pictures, {time.monotonic() - start:.1f} s: {shown}")

@@ -1,4 +1,4 @@
-"""`ldm train autoencoder|diffusion|classifier`."""
+"""`ldm train autoencoder|diffusion|classifier|prior`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from ldm.config import parse, to_yaml
 from ldm.errors import UserError, suggest
 
-KINDS = ("autoencoder", "diffusion", "classifier")
+KINDS = ("autoencoder", "diffusion", "classifier", "prior")
 
 
 def run(arguments: list[str]) -> int:
     """Train what is named, resuming the run folder if it holds an earlier run of the same settings."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: ldm train autoencoder|diffusion|classifier --data ... --output-dir ... (--help for all settings)")
+        print(f"usage: ldm train {'|'.join(KINDS)} --data ... --output-dir ... (--help for all settings)")
         return 0 if arguments else 2
     kind, rest = arguments[0], arguments[1:]
     if kind not in KINDS:
