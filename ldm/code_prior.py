@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,8 +24,11 @@ class CodePriorModel:
     """VQ-VAE + PixelCNN, dVAE or VQGAN + transformer, VQ-VAE-2 + a prior a level: one model that draws pictures.
 
     A `DirectModel` (ldm/direct.py); of its `sampling` settings those in `OBEYED` count. Guidance is on the logits,
-    uncond + scale * (cond - uncond); a negative prompt or class takes the place of the null condition.
+    uncond + scale * (cond - uncond); a negative prompt or class takes the place of the null condition. `evaluations`
+    counts codes x branches of the latest `generate`.
     """
+
+    has_classifier = False
 
     def __init__(
         self,
@@ -41,6 +45,11 @@ class CodePriorModel:
         self.class_names = conditioner.class_names if conditioner.num_classes else ()
         self.has_text = conditioner.has_text
         self.image_size = priors.shape.levels[0].height * autoencoder.factor
+        self.evaluations = 0
+
+    @property
+    def has_classes(self) -> bool:
+        return bool(self.class_names)
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> CodePriorModel:
@@ -65,8 +74,12 @@ class CodePriorModel:
             raise UserError(f"{folder}: {PRIOR} is not for the conditions of its conditioning.json")
         return cls(autoencoder, priors, conditioner, device)
 
-    def check(self, requests: Sequence[Request]) -> None:
-        """Refuse, before any work, what this model cannot do; `UserError` says what would be right."""
+    def check(self, requests: Sequence[Request], sampling: SamplingConfig | None = None) -> None:
+        """Refuse, before any work, what this model cannot do; `UserError` says what would be right.
+
+        `sampling` takes the place of the model's own from now on.
+        """
+        self.sampling = sampling or self.sampling
         self.code_sampling()
         scale, conditioner = self.sampling.guidance_scale, self.conditioner
         conditional = self.has_text or bool(self.class_names)
@@ -96,10 +109,17 @@ class CodePriorModel:
             raise UserError(f"--{str(error).replace('_', '-', 1)}") from None
 
     def generate(
-        self, requests: Sequence[Request], *, seed: int = 0, first_index: int = 0, batch_size: int = 64
+        self,
+        requests: Sequence[Request],
+        sampling: SamplingConfig | None = None,
+        *,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int = 64,
     ) -> Iterator[Tensor]:
         """One image (3, H, W) in [-1, 1] a request, in batches: sample i depends on (seed, first_index + i) alone."""
-        self.check(requests)
+        self.check(requests, sampling)
+        self.evaluations = 0
         return self._batches(list(requests), seed, first_index, batch_size)
 
     @torch.no_grad()
@@ -118,12 +138,46 @@ class CodePriorModel:
         for start in range(0, len(requests), batch_size):
             chunk = requests[start : start + batch_size]
             generators = [stream(seed, first_index + start + place, "codes") for place in range(len(chunk))]
+            branches = 1 if self.sampling.guidance_scale in (0, 1) else 2
+            self.evaluations += len(chunk) * branches * sum(level.places for level in self.priors.shape.levels)
             yield self.autoencoder.decode_codes(self.codes(chunk, generators)).float().clamp(-1, 1)
 
     def _condition(self, labels: Sequence[int | None], texts: Sequence[str]) -> PriorCondition:
         return told(self.conditioner.encode(labels if self.class_names else None, texts if self.has_text else None))
 
 
+def holds_prior(folder: str | Path) -> bool:
+    """Whether a folder is that of a prior over codes."""
+    return bool(str(folder)) and (Path(folder) / PRIOR).is_dir()
+
+
 def told(condition: Condition) -> PriorCondition:
     """The conditioner's output as the priors take it. Padding counts, as it does for the U-Net."""
     return PriorCondition(condition.class_labels, condition.context)
+
+
+@torch.no_grad()
+def bits_of_codes(
+    priors: CodePriors,
+    conditioner: Conditioner,
+    codes: Sequence[Tensor],
+    requests: Sequence[Request],
+    *,
+    null: bool = False,
+    batch_size: int = 64,
+) -> Tensor:
+    """-log2 p of given code maps (N, h_l, w_l) under the conditions of requests: (N, levels) float64 on the CPU.
+
+    With `null` the model is told nothing instead.
+    """
+    device, rows = next(priors.parameters()).device, []
+    for start in range(0, len(requests), batch_size):
+        part = requests[start : start + batch_size]
+        labels = [None if null else each.class_label for each in part]
+        texts = ["" if null else each.prompt for each in part]
+        condition = conditioner.encode(
+            labels if conditioner.num_classes else None, texts if conditioner.has_text else None
+        )
+        found = priors([level[start : start + len(part)].to(device) for level in codes], told(condition))
+        rows.append(torch.stack([nll.double().sum(1).cpu() for nll in found], 1))
+    return torch.cat(rows) / math.log(2)

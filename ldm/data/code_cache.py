@@ -129,7 +129,7 @@ def _encoded(
     )
     found: list[list[Tensor]] = [[] for _ in autoencoder.config.codebook_sizes]
     for batch in progress(loader, "encoding codes"):
-        images = batch.images.to(device)
+        images = batch.images.to(device, memory_format=torch.channels_last)  # twice as fast on a CPU
         sides = [autoencoder.codes(side) for side in ((images, images.flip(-1)) if mirrored else (images,))]
         for place, size in enumerate(autoencoder.config.codebook_sizes):
             small = torch.int16 if size <= 2**15 else torch.int32

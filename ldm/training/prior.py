@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autoencoders import Autoencoder
 from autoencoders.priors import CodeGrid, CodePriors, PriorConfig, PriorShape, mask_codes
-from ldm.code_prior import PRIOR, CodePriorModel, told
+from ldm.code_prior import PRIOR, CodePriorModel, bits_of_codes, told
 from ldm.conditioning import Conditioner, ConditioningConfig
 from ldm.data import DataConfig, ImageData
 from ldm.data.code_cache import CodeCache, check_code_folder, encode_codes
@@ -152,22 +152,11 @@ class PriorTask:
         """
         assert isinstance(model, PriorModel)
         codes, conditioner = self._held_out_codes(), model.conditioner
-        count = len(codes[0])
-        labels = [label if (label := self.validation.label(index)) >= 0 else None for index in range(count)]
-        texts = [(self.validation.captions(index) or ("",))[0] for index in range(count)]
+        requests = [self._request(index) for index in range(len(codes[0]))]
         conditional = conditioner.num_classes > 0 or conditioner.has_text
         measures: dict[str, Any] = {}
         for name in ("", "_unconditional") if conditional else ("",):
-            sums = torch.zeros(len(codes), dtype=torch.float64)
-            for part in torch.arange(count).split(_BATCH):
-                condition = conditioner.encode(
-                    [None if name else labels[index] for index in part] if conditioner.num_classes else None,
-                    ["" if name else texts[index] for index in part] if conditioner.has_text else None,
-                )
-                maps = [level[part].to(self.device) for level in codes]
-                found = model.priors(maps, told(condition))
-                sums += torch.stack([nll.double().sum().cpu() for nll in found])
-            bits = sums / (math.log(2) * count)  # an image, of each level
+            bits = bits_of_codes(model.priors, conditioner, codes, requests, null=bool(name)).mean(0)  # (levels,)
             measures[f"bits_per_code{name}"] = float(bits.sum()) / sum(grid.places for grid in self.levels)
             if len(self.levels) > 1:
                 for level, grid in enumerate(self.levels):
@@ -175,6 +164,11 @@ class PriorTask:
             if not name:
                 measures["bits_per_pixel"] = float(bits.sum()) / self.data.image_size**2
         return {**measures, "bits_per_code_uniform": model.priors.shape.uniform_bits}
+
+    def _request(self, index: int) -> Request:
+        """The condition of a held-out image."""
+        label, texts = self.validation.label(index), self.validation.captions(index) or ("",)
+        return Request(prompt=texts[0], class_label=label if label >= 0 else None)
 
     def preview(self, model: nn.Module) -> Tensor | None:
         """Samples on fixed seeds for the conditions of the first held-out images, the classes in turn."""
@@ -184,9 +178,7 @@ class PriorTask:
         conditioner = model.conditioner
         requests = [
             Request(
-                prompt=(self.validation.captions(number % len(self.validation)) or ("",))[0]
-                if conditioner.has_text
-                else "",
+                prompt=self._request(number % len(self.validation)).prompt if conditioner.has_text else "",
                 class_label=number % conditioner.num_classes if conditioner.num_classes else None,
             )
             for number in range(self.config.preview_images)

@@ -250,3 +250,26 @@ def test_a_damaged_model_is_refused(priors, tmp_path, ldm):
 def test_the_grid_of_several_codebooks(coders):
     (grid,) = code_grids(Autoencoder.from_pretrained(coders["residual_vq"] / "vae"), 16, "ae")
     assert (grid.num_codes, grid.height, grid.width, grid.parts) == (8, 8, 16, 2)
+
+
+def test_evaluate_tells_the_bits_and_the_distances(priors, ldm, refused, tmp_path, monkeypatch):
+    from ldm.evaluation import evaluate
+
+    class Extractor:
+        name, dim, preprocessing = "pooled", 12, "none"
+
+        def __call__(self, images):
+            return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1).double()
+
+    instruments = evaluate.Instruments(Extractor(), None)
+    monkeypatch.setattr(evaluate, "prepare_instruments", lambda *_, **__: instruments)
+    flags = ["--num-images", "16", "--device", "cpu", "--top-k", "8"]
+    found = ldm("evaluate", priors["classes"], *flags, "--output", tmp_path / "figures.json")
+    assert found.code == 0, found.err
+    figures = {each["name"]: each for each in json.loads((tmp_path / "figures.json").read_text())["figures"]}
+    assert {"bits_per_code", "bits_per_code[null]", "bits_per_pixel", "FD[pooled]"} <= set(figures)
+    assert figures["bits_per_code[uniform]"]["value"] == 5
+    assert figures["bits_per_pixel"]["value"] == pytest.approx(figures["bits_per_code"]["value"] / 4)
+    assert figures["bits_per_code"]["value"] == pytest.approx(measures(priors["classes"])["bits_per_code"], abs=0.3)
+    refused(["evaluate", priors["classes"], "--metrics", "bits_per_dim"], "bits_per_dim")
+    refused(["evaluate", priors["classes"], "--num-inference-steps", "9"], "--num-inference-steps")
