@@ -134,7 +134,8 @@ def check_size(pipeline: Pipeline | CodePriorModel, image_size: int) -> None:
 def _show(result: EvaluationResult) -> None:
     for figure in result.figures:
         error = "" if figure.standard_error is None else f" ± {figure.standard_error:.2g}"
-        print(f"{figure.name}: {figure.value:.5g}{error}")
+        between = "" if figure.interval is None else "  (95 %: {:.5g} to {:.5g})".format(*figure.interval)
+        print(f"{figure.name}: {figure.value:.5g}{error}{between}")
     facts = result.manifest
     kept = (
         "extractor",

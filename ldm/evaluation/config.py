@@ -5,7 +5,8 @@ from typing import Literal
 
 from ldm.errors import UserError, suggest
 
-DISTANCES = ("fid", "kid")
+OF_FOLDERS = ("fid", "kid", "sliced_fid", "fid_infinity", "precision", "recall", "density", "coverage")
+DISTANCES = (*OF_FOLDERS, "inception_score", "diversity")  # what compares samples with images, or with each other
 METRICS = (*DISTANCES, "bits_per_dim")
 
 
@@ -14,8 +15,10 @@ class EvaluationConfig:
     """What to measure, on how many images, with which features."""
 
     metrics: tuple[str, ...] = ("fid", "kid")
-    """Distances between real and generated images: fid (Frechet), kid (kernel, with its standard error). And
-    bits_per_dim, the likelihood of real images; alone it draws no samples."""
+    """Distances between real and generated images: fid (Frechet), sliced_fid (along random directions), fid_infinity
+    (extrapolated to infinitely many images), kid (kernel). precision, density: how many samples lie where the data is;
+    recall, coverage: how much of the data they reach. inception_score: by the judge's classes; diversity: mean distance
+    of samples of one condition. bits_per_dim: the likelihood of real images; alone it draws no samples."""
     num_images: int = 1000
     """Images to generate. Distances depend on it: compare only equal numbers; published FIDs use 50000."""
     num_reference: int = 50000
@@ -31,6 +34,8 @@ class EvaluationConfig:
     """The file inception-2015-12-05.pt; default: where clean-fid keeps it."""
     download_inception: bool = False
     """Download the Inception weights (96 MB) to where clean-fid keeps them, if they are not there."""
+    bootstrap: int = 100
+    """Half-samples from which 95 % intervals of the distances are made, the reference being held; 0: no intervals."""
     judge: bool = True
     """Also measure how often a judge, trained on the data set's attributes or labels, finds what was asked for."""
 
@@ -48,7 +53,7 @@ class EvaluationConfig:
         for name in self.metrics:
             if name not in METRICS:
                 raise UserError(f"--metrics: unknown metric {name!r}{suggest(name, METRICS)}")
-        for name, least in (("num_images", 4), ("num_reference", 4), ("batch_size", 1), ("seed", 0)):
+        for name, least in (("num_images", 4), ("num_reference", 4), ("batch_size", 1), ("seed", 0), ("bootstrap", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')}: expected {least} or more, got {getattr(self, name)}")
         if self.extractor not in ("auto", "inception", "trained"):

@@ -16,13 +16,12 @@ from torch import Tensor
 from ldm.data.protocol import ImageData
 from ldm.errors import UserError
 from ldm.evaluation.conditions import Drawn, draw_conditions, uses_classifier
-from ldm.evaluation.config import EvaluationConfig
-from ldm.evaluation.features import Extractor, extract, figure_name, inception_extractor, trained_extractor
+from ldm.evaluation.config import OF_FOLDERS, EvaluationConfig
+from ldm.evaluation.features import Extractor, extract, inception_extractor, trained_extractor
 from ldm.evaluation.folder_images import FolderImages
-from ldm.evaluation.frechet import Gaussian, frechet_distance
 from ldm.evaluation.judge import Judge, Score, trained_judge
-from ldm.evaluation.kid import kernel_distance
 from ldm.evaluation.likelihood import LikelihoodConfig, refuse_guidance, with_likelihood
+from ldm.evaluation.metrics import Samples, figures_of
 from ldm.evaluation.records import EvaluationResult, Figure
 from ldm.pipeline import Pipeline, SamplingConfig
 from ldm.progress import progress
@@ -121,9 +120,10 @@ def evaluate_folders(
     Without Inception's weights the features are trained on the folder `real`.
     """
     config = config or EvaluationConfig()
-    if not config.distances or config.distances != config.metrics:
-        asked = "none is asked for" if not config.metrics else f"{config.metrics[-1]} needs a model"
-        raise UserError(f"--metrics: two folders can only be compared by fid or kid, and {asked}")
+    foreign = [metric for metric in config.metrics if metric not in OF_FOLDERS]
+    if foreign or not config.metrics:
+        asked = f"{foreign[0]} needs a model" if foreign else "none is asked for"
+        raise UserError(f"--metrics: two folders can only be compared by {', '.join(OF_FOLDERS)}, and {asked}")
     folders = FolderImages(real), FolderImages(fake)
     if instruments is None or instruments.extractor is None:
         instruments = prepare_instruments(folders[0], config, device=device)
@@ -147,7 +147,7 @@ def evaluate_folders(
         warnings.append(
             "the folders hold images of different sizes; each was resized by itself, which the distance sees"
         )
-    return EvaluationResult(_distances(a, b, config, extractor), manifest, warnings=tuple(warnings))
+    return EvaluationResult(figures_of(Samples(a, b, extractor), config), manifest, warnings=tuple(warnings))
 
 
 def measure(
@@ -166,6 +166,7 @@ def measure(
         [each.request for each in drawn], sampling, seed=config.seed, batch_size=config.batch_size
     )
     features, kept, scores, seconds, done = [], [], dict[str, Score](), 0.0, 0
+    judge, opinions = instruments.judge, []
     for _ in progress(range(-(-len(drawn) // config.batch_size)), label):
         start = time.perf_counter()
         images = next(batches)  # (b, 3, H, W)
@@ -173,10 +174,12 @@ def measure(
         seconds += time.perf_counter() - start
         if instruments.extractor is not None:
             features.append(instruments.extractor(images))
-        if instruments.judge is not None:
+        if judge is not None:
             asked = [each.asked for each in drawn[done : done + len(images)]]
-            for name, score in instruments.judge.score(images, asked).items():
+            for name, score in judge.score(images, asked).items():
                 scores[name] = scores.get(name, Score()) + score
+            if judge.class_head and "inception_score" in config.metrics:
+                opinions.append(judge.probabilities(images)[judge.class_head])
         if done < keep:
             kept.append(images[: keep - done].cpu())
         done += len(images)
@@ -184,7 +187,15 @@ def measure(
         raise RuntimeError("more batches than conditions")
     figures: tuple[Figure, ...] = ()
     if instruments.extractor is not None and reference is not None:
-        figures = _distances(reference, torch.cat(features), config, instruments.extractor)
+        samples = Samples(
+            reference,
+            torch.cat(features),
+            instruments.extractor,
+            [(each.request.prompt, each.request.class_label) for each in drawn],
+            torch.cat(opinions) if opinions else None,
+            judge.name if judge is not None else "",
+        )
+        figures = figures_of(samples, config)
     figures += tuple(
         Figure(f"accuracy/{name}", f"accuracy[{name}]", score.share, score.standard_error, higher_is_better=True)
         for name, score in scores.items()
@@ -243,18 +254,6 @@ def cautions(num_images: int, num_reference: int, instruments: Instruments) -> t
         if not accuracy >= 0.95:
             found.append(f"the judge of {name} is right in only {100 * accuracy:.1f} % of held-out real images")
     return tuple(found)
-
-
-def _distances(real: Tensor, fake: Tensor, config: EvaluationConfig, extractor: Extractor) -> tuple[Figure, ...]:
-    figures = []
-    for metric in config.distances:
-        name = figure_name(metric, extractor)
-        if metric == "fid":
-            figures.append(Figure(metric, name, frechet_distance(Gaussian.fit(real), Gaussian.fit(fake))))
-        else:
-            found = kernel_distance(real, fake, seed=config.seed)
-            figures.append(Figure(metric, name, found.value, found.standard_error))
-    return tuple(figures)
 
 
 def _extractor_facts(instruments: Instruments) -> dict[str, Any]:

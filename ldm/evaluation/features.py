@@ -30,6 +30,7 @@ INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 INCEPTION_BYTES = 95_607_719
 INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION_FILE}"
+_NAMES = {"fid": "FID", "kid": "KID", "sliced_fid": "sliced FID", "fid_infinity": "FID at infinity"}
 
 
 class Extractor(Protocol):
@@ -82,9 +83,10 @@ class TrainedExtractor:
 
 def figure_name(metric: str, extractor: Extractor) -> str:
     """`FID` and `KID` for Inception features alone; else `FD[...]` and `KD[...]` with the extractor's name."""
-    if extractor.name == InceptionExtractor.name:
-        return metric.upper()
-    return f"{metric.upper().replace('ID', 'D')}[{extractor.name}]"
+    name = _NAMES.get(metric)
+    if name is None:
+        return f"{metric}[{extractor.name}]"
+    return name if extractor.name == InceptionExtractor.name else f"{name.replace('ID', 'D')}[{extractor.name}]"
 
 
 def trained_extractor(data: ImageData, *, device: torch.device | str = "cpu") -> TrainedExtractor:

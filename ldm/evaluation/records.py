@@ -18,6 +18,7 @@ class Figure:
     value: float
     standard_error: float | None = None
     higher_is_better: bool = False
+    interval: tuple[float, float] | None = None  # of 95 %, see `ldm.evaluation.intervals`
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,18 @@ class EvaluationResult:
     def from_json(cls, value: Mapping[str, Any]) -> EvaluationResult:
         """What `to_json` gave."""
         figures = tuple(
-            Figure(**{**figure, "value": float("nan") if figure["value"] is None else figure["value"]})
+            Figure(**{**figure, "value": _number(figure["value"]), "interval": _pair(figure.get("interval"))})
             for figure in value["figures"]
         )
         return cls(**{**value, "figures": figures, "warnings": tuple(value["warnings"])})
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _pair(value: Any) -> tuple[float, float] | None:
+    return None if value is None else (_number(value[0]), _number(value[1]))
 
 
 def finite(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
-from autoencoders.bottlenecks import VectorQuantizer, perplexity, straight_through
+from autoencoders import AutoencoderConfig
+from autoencoders.bottlenecks import VectorQuantizer, make_bottleneck, perplexity, straight_through
 from autoencoders.bottlenecks import vector_quantizer as module
 
 
@@ -161,34 +163,43 @@ def test_bare_codes_restart_the_running_sums_and_a_checkpoint_does_not():
     assert torch.equal(resumed.code_sum, trained.code_sum)
 
 
-def train_steps(rank, processes, init_file, result_file):
-    """What each process of the test below runs: its share of the batches, and its codebook into a file."""
+KINDS = ("vq", "cosine_vq", "product_vq", "residual_vq")
+
+
+def train_steps(folder):
+    """What each process of the test below runs: its share of the batches; its codebooks into files of its rank."""
     torch.set_num_threads(1)
+    processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if processes > 1:
-        distributed.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=processes)
-    model = quantizer(num_codes=32, codebook="ema", revive_after=2).train()
-    draws = generator(100 + rank)
-    for step in range(12):
-        z = latents(batch=4, seed=step).chunk(processes)[rank]
-        metrics = model(z, draws).metrics
-    save_file({**model.state_dict(), "perplexity": metrics["perplexity"]}, result_file)
+        distributed.init_process_group("gloo")
+    for kind in KINDS:
+        config = AutoencoderConfig(bottleneck=kind, num_codes=32, num_quantizers=2, revive_after=2, codebook_decay=0.9)
+        model = make_bottleneck(config).double().train()
+        model.initialise(2 * latents(batch=16, seed=77, channels=4), generator(1))
+        draws = generator(100 + rank)
+        for step in range(12):
+            z = latents(batch=4, seed=step, channels=4).chunk(processes)[rank]
+            metrics = model(z, draws).metrics
+        tensors = {**model.state_dict(), **{name: value.double() for name, value in metrics.items()}}
+        save_file({name: value.contiguous() for name, value in tensors.items()}, f"{folder}/{kind}-{rank}")
     if processes > 1:
         distributed.destroy_process_group()
 
 
-@pytest.mark.slow
-def test_two_processes_train_the_codebook_of_one(tmp_path):
-    init_file, files = tmp_path / "init", [tmp_path / f"{rank}.safetensors" for rank in range(3)]
-    train_steps(0, 1, None, files[2])
-    commands = [[sys.executable, __file__, str(rank), "2", str(init_file), str(files[rank])] for rank in range(2)]
-    running = [subprocess.Popen(command) for command in commands]
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
-    first, second, alone = (load_file(file) for file in files)
-    assert alone["unused_steps"].sum() > 0
-    for name, expected in alone.items():
-        torch.testing.assert_close(first[name], expected, rtol=0, atol=1e-5)
-        assert torch.equal(first[name], second[name])
+def test_two_processes_of_torchrun_train_the_codebooks_of_one(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    train_steps(tmp_path / "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    subprocess.run([*command, str(tmp_path / "two")], check=True, timeout=200, capture_output=True)
+    for kind in KINDS:
+        alone = load_file(tmp_path / "one" / f"{kind}-0")
+        first, second = (load_file(tmp_path / "two" / f"{kind}-{rank}") for rank in range(2))
+        assert any(name.endswith("unused_steps") and value.sum() > 0 for name, value in alone.items())
+        for name, expected in alone.items():
+            torch.testing.assert_close(first[name], expected, rtol=0, atol=1e-5)
+            assert torch.equal(first[name], second[name])
 
 
 if __name__ == "__main__":
-    train_steps(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+    train_steps(sys.argv[1])

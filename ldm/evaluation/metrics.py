@@ -1,0 +1,147 @@
+"""The metrics of generated images by name: from features to figures with errors and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.evaluation.class_scores import inception_score
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.features import Extractor, figure_name
+from ldm.evaluation.frechet import Gaussian, frechet_distance
+from ldm.evaluation.frechet_kin import distance_of_slices, extrapolated_frechet_distance, slices_of
+from ldm.evaluation.intervals import half_samples, interval
+from ldm.evaluation.kid import kernel_distance
+from ldm.evaluation.manifold import DENSITY_K, MOST, ManifoldScores, Neighbourhoods
+from ldm.evaluation.neighbours import diversity
+from ldm.evaluation.records import Figure
+
+_OF_MANIFOLD = tuple(each.name for each in fields(ManifoldScores))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is measured: features of real images (N, D) and of generated ones (M, D), and what else is known of these.
+
+    `groups`: the condition of each. `probabilities` (M, K): the judge's opinion on their class, `judge` its name.
+    """
+
+    real: Tensor
+    fake: Tensor
+    extractor: Extractor
+    groups: Sequence[Hashable] = ()
+    probabilities: Tensor | None = None
+    judge: str = ""
+
+    @cached_property
+    def reference(self) -> Gaussian:
+        return Gaussian.fit(self.real)
+
+
+def figures_of(samples: Samples, config: EvaluationConfig) -> tuple[Figure, ...]:
+    """The figures that the settings ask for, in their order; `UserError` for one that these samples cannot have."""
+    halves = half_samples(len(samples.fake), config.bootstrap, seed=config.seed)
+    found: dict[str, Figure] = {}
+    for metric in config.distances:
+        if metric not in found:
+            found |= {figure.metric: figure for figure in _MAKERS[metric](metric, samples, config, halves)}
+    return tuple(found[metric] for metric in config.distances)
+
+
+def _frechet(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+    def distance(fake: Tensor) -> float:
+        return frechet_distance(samples.reference, Gaussian.fit(fake))
+
+    value = distance(samples.fake)
+    found = interval(value, [distance(samples.fake[half.to(samples.fake.device)]) for half in halves])
+    return [Figure(metric, figure_name(metric, samples.extractor), value, interval=found)]
+
+
+def _sliced(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+    real, fake = slices_of(samples.real, seed=config.seed), slices_of(samples.fake, seed=config.seed)
+    dim = samples.real.shape[1]
+    value = distance_of_slices(real, fake, dim)
+    found = interval(value, [distance_of_slices(real, fake[half.to(fake.device)], dim) for half in halves])
+    return [Figure(metric, figure_name(metric, samples.extractor), value, interval=found)]
+
+
+def _kernel(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+    found = kernel_distance(samples.real, samples.fake, seed=config.seed)
+    return [Figure(metric, figure_name(metric, samples.extractor), found.value, found.standard_error)]
+
+
+def _extrapolated(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+    if len(samples.fake) < 20:
+        raise UserError(f"--metrics fid_infinity: needs 20 generated images or more, got {len(samples.fake)}")
+    found = extrapolated_frechet_distance(samples.real, samples.fake, seed=config.seed)
+    return [Figure(metric, figure_name(metric, samples.extractor), found.value, found.standard_error)]
+
+
+def _manifold(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+    """All four at once, for they need the same distances."""
+    real, fake = (_at_most(features, MOST, config.seed) for features in (samples.real, samples.fake))
+    if min(len(real), len(fake)) <= 2 * DENSITY_K:
+        raise UserError(
+            f"--metrics {metric}: needs more than {2 * DENSITY_K} images on each side, got {len(real)} and {len(fake)}"
+        )
+    around = Neighbourhoods(real, fake)
+    whole = around.scores()
+    if len(fake) != len(samples.fake):
+        halves = half_samples(len(fake), len(halves), seed=config.seed)
+    parts = [around.scores(half.to(fake.device)) for half in halves]
+    return [
+        Figure(
+            name,
+            figure_name(name, samples.extractor),
+            getattr(whole, name),
+            higher_is_better=True,
+            interval=interval(getattr(whole, name), [getattr(part, name) for part in parts]),
+        )
+        for name in _OF_MANIFOLD
+    ]
+
+
+def _inception_score(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+    if samples.probabilities is None:
+        raise UserError("--metrics inception_score: needs a judge of classes, which this data does not give")
+    splits = min(10, len(samples.probabilities) // 2)
+    found = inception_score(samples.probabilities, splits=splits, seed=config.seed)
+    return [Figure(metric, f"IS[{samples.judge}]", found.value, found.standard_error, higher_is_better=True)]
+
+
+def _diversity(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+    groups = list(samples.groups) or [0] * len(samples.fake)
+    if len(set(groups)) == len(groups):
+        raise UserError("--metrics diversity: no condition has two images; draw more of them, or of fewer conditions")
+    value = diversity(samples.fake, groups)
+    parts = []
+    for half in halves:
+        chosen = [groups[number] for number in half.tolist()]
+        if len(set(chosen)) < len(chosen):
+            parts.append(diversity(samples.fake[half.to(samples.fake.device)], chosen))
+    name = figure_name(metric, samples.extractor)
+    return [Figure(metric, name, value, higher_is_better=True, interval=interval(value, parts))]
+
+
+def _at_most(features: Tensor, most: int, seed: int) -> Tensor:
+    if len(features) <= most:
+        return features
+    chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:most]
+    return features[chosen.to(features.device)]
+
+
+_Maker = Callable[[str, Samples, EvaluationConfig, Sequence[Tensor]], list[Figure]]
+_MAKERS: dict[str, _Maker] = {
+    "fid": _frechet,
+    "kid": _kernel,
+    "sliced_fid": _sliced,
+    "fid_infinity": _extrapolated,
+    "inception_score": _inception_score,
+    "diversity": _diversity,
+    **dict.fromkeys(_OF_MANIFOLD, _manifold),
+}
