@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from autoencoders.blocks import Downsample, ResnetBlock, Stage, Upsample, plain_norm
 from autoencoders.coder import Decoder, Encoder
+from autoencoders.vit import ViTDecoder, ViTEncoder
 
 _SETTLED = 3e-3  # statistics that move by less, in standard deviations, end the passes
 
@@ -61,8 +62,11 @@ WHOLE = Tiling()
 def in_pieces(network: nn.Module, x: Tensor, tiling: Tiling, factor: int) -> Tensor:
     """An encoder or decoder applied to images or latents (B, C, H, W), as `tiling` says.
 
-    Without gradients where there are tiles. A network of other parts than `Encoder` and `Decoder` is applied whole.
+    Without gradients where there are tiles. A linear network, which has no activations to save, is applied whole;
+    `ValueError` for tiles of a transformer, all of whose patches see each other.
     """
+    if tiling.tile is not None and isinstance(network, ViTEncoder | ViTDecoder):
+        raise ValueError("--tile: every patch of a vit coder sees all others; encode whole, or use --slicing")
     if tiling.tile is None or not isinstance(network, Encoder | Decoder):
         parts = x.split(1) if tiling.slicing and len(x) > 1 else (x,)
         results = [network(part) for part in parts]

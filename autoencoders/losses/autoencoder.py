@@ -27,9 +27,9 @@ class LossConfig:
     reconstruction: Literal["l1", "l2"] = "l1"
     """Mean absolute or mean squared error."""
     kl_weight: float = 1e-6
-    """kl, bn, vmf, gumbel: weight of the KL in nats an image against the error summed over an image."""
+    """kl, bn, vmf, gumbel, nvae: weight of the KL in nats an image against the error summed over an image."""
     codebook_weight: float = 1.0
-    """vq, lfq: weight of the codebook, commitment and entropy terms."""
+    """vq, vqvae2, lfq: weight of the codebook, commitment and entropy terms."""
 
     def __post_init__(self) -> None:
         if self.reconstruction not in RECONSTRUCTIONS:
@@ -56,6 +56,7 @@ def autoencoder_loss(config: LossConfig, images: Tensor, output: AutoencoderOutp
         raise ValueError(f"reconstruction {tuple(output.reconstruction.shape)} of images {tuple(images.shape)}")
     weights = {
         "kl": config.kl_weight / images[0].numel(),
+        "free_bits": config.kl_weight / images[0].numel(),
         "codebook": config.codebook_weight,
         "commitment": config.codebook_weight,
         "entropy": config.codebook_weight,

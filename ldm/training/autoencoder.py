@@ -70,13 +70,13 @@ class AutoencoderTask:
         self.model = Autoencoder(replace(config.autoencoder, sample_size=size), seed=config.training.seed)
         if data.image_size % self.model.factor:
             raise UserError(f"--image-size {data.image_size}: not divisible by the autoencoder's {self.model.factor}")
-        self.model.gradient_checkpointing = config.training.gradient_checkpointing  # type: ignore[assignment]
-        if config.autoencoder.is_vq and config.autoencoder.codebook_init == "data":
+        self.model.gradient_checkpointing = config.training.gradient_checkpointing
+        if config.autoencoder.has_codebook and config.autoencoder.codebook_init == "data":
             self._initialise_codes()
         self.length = len(data)
         self.facts: dict[str, Any] = {
             "data": data.fingerprint,
-            "autoencoder": dataclasses.asdict(config.autoencoder),
+            "autoencoder": _facts(config.autoencoder),
             "loss": dataclasses.asdict(config.loss),
             **({"corruption": dataclasses.asdict(config.corruption)} if config.corruption.active else {}),
             "training": config_facts(config.training),
@@ -133,6 +133,13 @@ class AutoencoderTask:
         published.calibrate(*measure_latents(published, images))
         with atomic_folder(folder / "vae") as target:
             published.save_pretrained(target)
+
+
+def _facts(config: AutoencoderConfig) -> dict[str, Any]:
+    """The settings that a resumed run must share. Those that are newer than the first runs are there where they act."""
+    unused = {name for name in ("vqvae2", "nvae") if name != config.bottleneck}
+    unused |= {"coder", "vit"} if config.coder == "conv" else set()
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in unused}
 
 
 def _spread(count: int, length: int) -> list[int]:

@@ -9,7 +9,12 @@ from ldm.config import read_settings, to_yaml
 from ldm.pipeline import Pipeline
 from ldm.training.autoencoder import AutoencoderRun
 
-OPTIONS = {"vq": ["--num-codes", 16], "gumbel": ["--num-codes", 16, "--temperature-steps", 2]}
+OPTIONS = {
+    "vq": ["--num-codes", 16],
+    "gumbel": ["--num-codes", 16, "--temperature-steps", 2],
+    "vqvae2": ["--num-codes", 16, "--code-width", 8, "--codebook-init", "data"],
+    "nvae": ["--group-width", 8, "--groups-per-level", 1],
+}
 RATELESS = {"none", "linear"}
 
 
