@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ldm.errors import UserError, suggest
 
 COMMANDS = {
-    "train": "train an autoencoder, a diffusion model or a noisy classifier",
+    "train": "train an autoencoder, a diffusion model, a noisy classifier or a prior over codes",
     "encode": "encode a data set into a latent cache",
     "sample": "draw pictures from a model under any guidance",
     "evaluate": "Frechet and kernel distance, and accuracy, of a model or between two folders",
