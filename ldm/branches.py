@@ -229,6 +229,9 @@ def check_used(*samplings: SamplingConfig) -> None:
     """`UserError` for a setting of a guidance that none of these settings asks for."""
     used = set[str]().union(*map(named, samplings))
     for sampling in samplings:
+        for name in ("temperature", "top_k", "top_p"):
+            if getattr(sampling, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')}: a diffusion model draws no codes; leave it out")
         if unused := [name for name in energy_names(sampling.energy) if name not in used]:
             guidance = "energy(50)" if unused[0] == "energy" else f"energy(50, name='{unused[0]}')"
             raise UserError(f'--energy: nothing guides by {unused[0]!r}; add --guidance "{guidance}"')

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from autoencoders import Autoencoder, Generator
+from ldm.code_prior import CodePriorModel, holds_prior
 from ldm.errors import UserError
 from ldm.sampling import Request
 from samplers.noise import stream
@@ -108,6 +109,8 @@ def load_direct(folder: str | Path, device: torch.device | str = "cpu") -> Direc
     `UserError` for an autoencoder that cannot draw: one without a prior of its own, or a damaged one.
     """
     root = Path(folder)
+    if holds_prior(root):
+        return CodePriorModel.load(root, device)
     if (root / "unet").exists() or (root / "model_index.json").exists():
         return None
     if (root / "generator").is_dir():

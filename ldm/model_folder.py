@@ -43,6 +43,15 @@ def write_index(
     atomic_write_json(folder / INDEX, index)
 
 
+def write_prior_index(folder: Path, text_parts: dict[str, list[str]]) -> None:
+    """model_index.json of an autoencoder, already in its place, with priors over its codes; diffusers has no such."""
+    name = read_json(folder / "vae" / "config.json").get("_class_name")
+    vae = ["diffusers" if name == "VQModel" else "autoencoders", name]
+    index: dict[str, Any] = {"_class_name": "DiffusionPipeline", "vae": vae}
+    index |= {"prior": ["autoencoders.priors", "CodePriors"], **text_parts, _FACTS: FACTS_NAME}
+    atomic_write_json(folder / INDEX, index)
+
+
 def check_parts(folder: str | Path) -> Path:
     """The folder as a path, or a `UserError` that names what a model folder would have and this one lacks."""
     root = Path(folder)

@@ -55,3 +55,9 @@ class SamplingConfig:
     """How far seg blurs the queries, in tokens; unset: infinitely."""
     skipped_layers: tuple[str, ...] = ()
     """Which layers slg leaves out, such as mid_block.resnets.1. Default: the attention of the middle."""
+    temperature: float | None = None
+    """Of a prior over codes: logits are divided by it; below 1 the likely codes are taken more often. Unset: 1."""
+    top_k: int | None = None
+    """Of a prior over codes: only the k likeliest codes are drawn; unset: all."""
+    top_p: float | None = None
+    """Of a prior over codes: only the likeliest, as many as together have this probability; unset: all."""

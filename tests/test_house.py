@@ -34,7 +34,7 @@ FLOORS = [
     {"nn", "unet_config", "unet", "conditioning", "classifier", "data"},
     {"denoiser", "model_folder", "energies", "weak"},
     {"branches"},
-    {"pipeline", "editing", "direct"},
+    {"pipeline", "editing", "direct", "code_prior"},
     {"evaluation", "config"},
     {"training", "comparison"},
     {"cli"},
@@ -125,8 +125,10 @@ def schema_of(name):
     from ldm.training.classifier import ClassifierRun
     from ldm.training.diffusion import DiffusionRun
     from ldm.training.gan import GanRun
+    from ldm.training.prior import PriorRun
 
-    kinds = {"autoencoder": AutoencoderRun, "diffusion": DiffusionRun, "classifier": ClassifierRun, "gan": GanRun}
+    kinds = {"autoencoder": AutoencoderRun, "diffusion": DiffusionRun, "classifier": ClassifierRun}
+    kinds |= {"gan": GanRun, "prior": PriorRun}
     return kinds[name.rsplit("/", 1)[1].split("-")[0]]
 
 

@@ -9,23 +9,30 @@ from pathlib import Path
 
 from ldm.cli.outputs import read_settings_of, write_samples
 from ldm.cli.sample import SampleRun, in_turn
+from ldm.code_prior import OBEYED, CodePriorModel
 from ldm.conditioning import class_id
 from ldm.direct import DirectModel
 from ldm.errors import UserError
 from ldm.progress import progress
 from ldm.sampling import Request
 
+_WITHOUT = "this model draws without diffusion; leave it out"
+
 
 def draw(settings: SampleRun, model: DirectModel, folder: Path) -> None:
     """Write the pictures and say where they are; `UserError` for a setting that only diffusion obeys."""
-    check_settings(settings)
+    obeyed = OBEYED if isinstance(model, CodePriorModel) else ()
+    check_settings(settings, obeyed)
+    sampling = settings.sampling
     if settings.recreate:
-        request, _, facts, record = read_settings_of(settings.recreate)
+        request, sampling, facts, record = read_settings_of(settings.recreate)
         if record is not None:
             raise UserError(f"--recreate {settings.recreate}: it was made by a diffusion model from another picture")
         requests, seed, first = [request], facts["seed"], facts["index"]
     else:
         requests, seed, first = requests_of(settings, model), settings.seed, settings.first_index
+    if isinstance(model, CodePriorModel):
+        model.sampling = sampling
     model.check(requests)
     start = time.monotonic()
     batches = model.generate(requests, seed=seed, first_index=first, batch_size=settings.batch_size)
@@ -34,7 +41,7 @@ def draw(settings: SampleRun, model: DirectModel, folder: Path) -> None:
         folder,
         progress(batches, "sample (batches)", total=count),
         requests,
-        settings.sampling,
+        sampling,
         {"model": settings.model, "seed": seed, "first_index": first},
     )
     print(f"{len(requests)} pictures, {time.monotonic() - start:.1f} s: {shown}")
@@ -43,13 +50,19 @@ def draw(settings: SampleRun, model: DirectModel, folder: Path) -> None:
 def check_settings(settings: SampleRun, obeyed: Sequence[str] = ()) -> None:
     """Refuse what only diffusion obeys, by the name of the flag; `obeyed` are fields that mean something here too."""
     plain = SampleRun()
-    changed = [name for name in ("classifier", "weak") if getattr(settings, name) != getattr(plain, name)]
+    if settings.classifier or settings.weak:
+        raise UserError(f"--{'classifier' if settings.classifier else 'weak'}: {_WITHOUT}")
     for group in ("sampling", "editing", "tiling"):
-        given, default = getattr(settings, group), getattr(plain, group)
-        names = [each.name for each in fields(given)]
-        changed += [name for name in names if getattr(given, name) != getattr(default, name) and name not in obeyed]
+        check_obeyed(getattr(settings, group), obeyed, getattr(plain, group))
+
+
+def check_obeyed(given: object, obeyed: Sequence[str], plain: object | None = None) -> None:
+    """Refuse settings that differ from the `plain` ones and are not `obeyed`."""
+    plain = type(given)() if plain is None else plain
+    names = [each.name for each in fields(given)]  # type: ignore[arg-type]
+    changed = [name for name in names if getattr(given, name) != getattr(plain, name) and name not in obeyed]
     if changed:
-        raise UserError(f"--{changed[0].replace('_', '-')}: this model draws without diffusion; leave it out")
+        raise UserError(f"--{changed[0].replace('_', '-')}: {_WITHOUT}")
 
 
 def requests_of(settings: SampleRun, model: DirectModel) -> list[Request]:

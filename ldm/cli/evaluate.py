@@ -10,6 +10,7 @@ import tyro
 
 from ldm.branches import check_used
 from ldm.cli import evaluate_autoencoder
+from ldm.code_prior import OBEYED, CodePriorModel, holds_prior
 from ldm.config import Repeated, parse, read_settings
 from ldm.data import DataConfig
 from ldm.errors import UserError
@@ -65,7 +66,8 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"--{'fake' if settings.real else 'real'} is missing: two folders are compared")
     if settings.output and Path(settings.output).is_dir():
         raise UserError(f"--output {settings.output}: is a folder; give a file name such as figures.json")
-    check_used(settings.sampling)
+    if not holds_prior(settings.model):
+        check_used(settings.sampling)
     device = resolve_device(settings.device)
     if folders:
         result = evaluate_folders(settings.real, settings.fake, settings.evaluation, device=device)
@@ -79,6 +81,8 @@ def run(arguments: list[str]) -> None:
 def _model(settings: EvaluateRun, device: object) -> EvaluationResult:
     from ldm.data import open_data
 
+    if holds_prior(settings.model):
+        return _prior(settings, device)
     pipeline = Pipeline.load(
         settings.model,
         device=device,  # type: ignore[arg-type]
@@ -97,6 +101,20 @@ def _model(settings: EvaluateRun, device: object) -> EvaluationResult:
     )
 
 
+def _prior(settings: EvaluateRun, device: object) -> EvaluationResult:
+    from ldm.cli.direct import check_obeyed
+    from ldm.data import open_data
+    from ldm.evaluation.code_prior import evaluate_prior
+
+    if settings.classifier or settings.weak:
+        raise UserError("--classifier, --weak: this model draws without diffusion; leave them out")
+    check_obeyed(settings.sampling, OBEYED)
+    model = CodePriorModel.load(settings.model, device)  # type: ignore[arg-type]
+    reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
+    check_size(model, reference.image_size)
+    return evaluate_prior(model, reference, settings.sampling, settings.evaluation, train_data=train)
+
+
 def parse_for_model(schema: type[Settings], arguments: list[str], command: str) -> Settings:
     """Settings whose data are by default those that the model, if it is a run folder, was trained on."""
     settings = parse(schema, arguments, command)
@@ -104,12 +122,14 @@ def parse_for_model(schema: type[Settings], arguments: list[str], command: str) 
     if not model or not (check_parts(model) / RUN_FILE).is_file():
         return settings
     from ldm.training.diffusion import DiffusionRun
+    from ldm.training.prior import PriorRun
 
-    dataset = read_settings(DiffusionRun, Path(model) / "config.yaml").dataset
+    kind: type[DiffusionRun | PriorRun] = PriorRun if holds_prior(model) else DiffusionRun
+    dataset = read_settings(kind, Path(model) / "config.yaml").dataset
     return parse(schema, arguments, command, schema(dataset=dataset))  # type: ignore[call-arg]
 
 
-def check_size(pipeline: Pipeline, image_size: int) -> None:
+def check_size(pipeline: Pipeline | CodePriorModel, image_size: int) -> None:
     """Refuse a reference of another size than the model's pictures."""
     if pipeline.image_size != image_size:
         raise UserError(f"--image-size {image_size}: this model makes images of {pipeline.image_size} pixels; use that")

@@ -1,4 +1,4 @@
-"""`ldm train autoencoder|diffusion|classifier|gan`."""
+"""`ldm train autoencoder|diffusion|classifier|prior|gan`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ldm.config import parse, to_yaml
 from ldm.errors import UserError, suggest
 
-KINDS = ("autoencoder", "diffusion", "classifier", "gan")
+KINDS = ("autoencoder", "diffusion", "classifier", "prior", "gan")
 _WITHOUT_LATENTS = ("autoencoder", "gan")
 
 

@@ -112,7 +112,7 @@ class DiffusionTask:
         first = config.first_caption_probability
         if not 0 <= first <= 1:
             raise UserError(f"--first-caption-probability must be in [0, 1], got {first}")
-        self.captions = _CaptionTokens(conditioner, captions, first) if conditioner.has_text else None
+        self.captions = CaptionTokens(conditioner, captions, first) if conditioner.has_text else None
         self.facts: dict[str, Any] = {
             "data": data.fingerprint,
             "autoencoder": self.autoencoder.fingerprint(),
@@ -236,7 +236,7 @@ def publish_shared(folder: Path, autoencoder: Autoencoder, source: Path | None, 
             atomic_write_json(target / "scheduler_config.json", process.config())
 
 
-class _CaptionTokens:
+class CaptionTokens:
     """The token ids of every caption of the data set, made once."""
 
     def __init__(self, conditioner: Conditioner, captions: list[tuple[str, ...]], first: float) -> None:

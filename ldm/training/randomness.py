@@ -75,9 +75,9 @@ class StepRandom:
         )
         return drawn[self.share.part(self.micro)]
 
-    def uniform(self, purpose: str) -> Tensor:
-        """Uniform numbers in [0, 1), (size,)."""
-        drawn = torch.rand(self.share.batch_size, generator=self._global(purpose), device=self.device)
+    def uniform(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
+        """Uniform numbers in [0, 1), (size, *shape)."""
+        drawn = torch.rand((self.share.batch_size, *shape), generator=self._global(purpose), device=self.device)
         return drawn[self.share.part(self.micro)]
 
     def integers(self, purpose: str, high: int) -> Tensor:

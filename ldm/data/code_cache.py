@@ -1,0 +1,133 @@
+"""Codes of a data set, found once by the frozen autoencoder: every image's, mirrored ones' as well.
+
+folder/codes.safetensors    a map (N, F, h, w) a level; F is 2 (plain, mirrored) if the data set flips, else 1
+folder/manifest.json        what was encoded by what, and the SHA-256; written last: if it is there, all is
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from autoencoders import Autoencoder
+from ldm.data.latent_cache import CacheKey
+from ldm.data.protocol import ImageData, collate
+from ldm.errors import UserError
+from ldm.files import atomic_write, atomic_write_json, read_json, sha256_of_file
+from ldm.progress import progress
+
+_FORMAT, _WEIGHTS, _MANIFEST = 1, "codes.safetensors", "manifest.json"
+
+
+class CodeCache:
+    """Code maps by index, in memory on the CPU: `levels`, coarse to fine, each (N, F, h, w)."""
+
+    def __init__(self, levels: Sequence[Tensor]) -> None:
+        self.levels = tuple(levels)
+
+    def __len__(self) -> int:
+        return len(self.levels[0])
+
+    @property
+    def has_flips(self) -> bool:
+        return self.levels[0].shape[1] == 2
+
+    def maps(self, indices: Tensor, flips: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The maps (B, h, w) int64 of images, mirrored where `flips` (B,) says so; coarse to fine."""
+        sides = torch.zeros_like(indices) if flips is None else flips.to(indices)
+        if not self.has_flips and bool(sides.any()):
+            raise ValueError("mirrored codes asked of a cache without them: its data set does not flip")
+        return tuple(level[indices, sides].long() for level in self.levels)
+
+
+def check_code_folder(folder: Path, key: CacheKey) -> None:
+    """`UserError` unless the folder is absent, empty, or holds nothing but codes, if whole then those of `key`."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: a file; expected a folder for codes")
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not path.name.lstrip(".").startswith((_WEIGHTS, _MANIFEST)):
+            raise UserError(f"{folder}: holds something else ({path.name}); name a folder for the codes alone")
+    if (folder / _MANIFEST).is_file():
+        _check_manifest(folder, key)
+
+
+def encode_codes(
+    autoencoder: Autoencoder,
+    data: ImageData,
+    folder: Path,
+    *,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> CodeCache:
+    """The codes of all images of `data`, read from `folder` if they are there, else found and written to it.
+
+    `UserError` for a folder that holds codes of other images or of another autoencoder, or that is damaged.
+    """
+    key = CacheKey.of(autoencoder, data)
+    check_code_folder(folder, key)
+    if (folder / _MANIFEST).is_file():
+        return _read(folder, key, autoencoder.config.codebook_sizes, len(data), data.flip)
+    levels = _encoded(autoencoder, data, batch_size, num_workers, torch.device(device))
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / _WEIGHTS, save({f"level_{place}": level for place, level in enumerate(levels)}))
+    facts = {"format": _FORMAT, "key": asdict(key), "sha256": sha256_of_file(folder / _WEIGHTS)}
+    atomic_write_json(folder / _MANIFEST, facts)
+    return CodeCache(levels)
+
+
+def _check_manifest(folder: Path, key: CacheKey) -> str:
+    """The SHA-256 that the codes must have; `UserError` for codes of something else."""
+    facts = read_json(folder / _MANIFEST)
+    if not isinstance(facts, dict) or facts.get("format") != _FORMAT or not isinstance(facts.get("key"), dict):
+        raise UserError(f"{folder / _MANIFEST}: not that of a code cache; remove the folder and encode again")
+    if differences := key.differences(facts["key"]):
+        raise UserError(
+            f"{folder}: the code cache is stale: {', '.join(differences)} differ; remove the folder or name another one"
+        )
+    return str(facts.get("sha256"))
+
+
+def _read(folder: Path, key: CacheKey, sizes: tuple[int, ...], count: int, mirrored: bool) -> CodeCache:
+    path, wanted = folder / _WEIGHTS, _check_manifest(folder, key)
+    if not path.is_file() or sha256_of_file(path) != wanted:
+        raise UserError(f"{path}: damaged or missing; remove the folder and encode again")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged ({error}); remove the folder and encode again") from None
+    levels = [tensors.get(f"level_{place}") for place in range(len(sizes))]
+    for level, size in zip(levels, sizes, strict=True):
+        fits = level is not None and level.ndim == 4 and level.shape[:2] == (count, 1 + mirrored)
+        if not fits or level.is_floating_point() or not 0 <= int(level.min()) <= int(level.max()) < size:  # type: ignore[union-attr]
+            raise UserError(f"{path}: not the codes of this data set; remove the folder and encode again")
+    return CodeCache([level for level in levels if level is not None])
+
+
+@torch.no_grad()
+def _encoded(
+    autoencoder: Autoencoder, data: ImageData, batch_size: int, num_workers: int, device: torch.device
+) -> list[Tensor]:
+    loader: DataLoader[Any] = DataLoader(
+        data,  # type: ignore[arg-type]
+        batch_sampler=torch.arange(len(data)).split(batch_size),  # type: ignore[arg-type]
+        num_workers=num_workers,
+        collate_fn=collate,
+        generator=torch.Generator(),  # else DataLoader draws a number from the global one
+    )
+    found: list[list[Tensor]] = [[] for _ in autoencoder.config.codebook_sizes]
+    for batch in progress(loader, "encoding codes"):
+        images = batch.images.to(device, memory_format=torch.channels_last)  # twice as fast on a CPU
+        sides = [autoencoder.codes(side) for side in ((images, images.flip(-1)) if data.flip else (images,))]
+        for place, size in enumerate(autoencoder.config.codebook_sizes):
+            small = torch.int16 if size <= 2**15 else torch.int32
+            found[place].append(torch.stack([side[place] for side in sides], 1).to("cpu", small))  # (B, F, h, w)
+    return [torch.cat(parts) for parts in found]
