@@ -13,6 +13,7 @@ from autoencoders.blocks import Stage, Upsample
 from autoencoders.bottlenecks.base import BottleneckOutput, Encoding
 from autoencoders.bottlenecks.vector_quantizer import VectorQuantizer
 from autoencoders.checks import check_int, check_number
+from autoencoders.draws import draw
 from autoencoders.hierarchy import MAX_LEVELS, MAX_WIDTH, BottomUp, pack, unpack
 
 
@@ -136,8 +137,8 @@ class VQVAE2(nn.Module):
 
     def _seen(self, features: Tensor, generator: torch.Generator) -> list[Tensor]:
         """1 or 0 for each level and image (B, 1, 1, 1): whether the decoder is shown it. Level 0 it always is."""
-        draws = torch.rand(2, len(features), 1, 1, 1, generator=generator, device=generator.device).to(features)
-        last = torch.where(draws[0] < self.dropout, (draws[1] * self.levels[-1]).floor(), self.levels[-1])
+        dropped, which = draw(torch.rand, (len(features), 2, 1, 1, 1), generator).to(features).unbind(1)
+        last = torch.where(dropped < self.dropout, (which * self.levels[-1]).floor(), self.levels[-1])
         return [(level <= last).to(features.dtype) for level in self.levels]
 
     def _descend(self, features: Tensor, take: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
