@@ -5,27 +5,44 @@ from autoencoders.bottlenecks import BOTTLENECKS, Bottleneck, BottleneckOutput, 
 from autoencoders.config import AutoencoderConfig
 from autoencoders.corruption import CorruptionConfig, corrupt, patch_mask
 from autoencoders.diffusers_config import class_of
+from autoencoders.discriminator import PatchDiscriminator, ResidualDiscriminator, make_discriminator
+from autoencoders.generator import Generator, GeneratorConfig
 from autoencoders.linear import fit_linear
-from autoencoders.losses import LossConfig, LossOutput, autoencoder_loss
+from autoencoders.losses import (
+    AdversarialConfig,
+    DiscriminatorConfig,
+    LossConfig,
+    LossOutput,
+    PerceptualConfig,
+    autoencoder_loss,
+)
 from autoencoders.measures import measure_latents
 from autoencoders.tiling import Tiling
 
 __all__ = [
     "BOTTLENECKS",
+    "AdversarialConfig",
     "Autoencoder",
     "AutoencoderConfig",
     "AutoencoderOutput",
     "Bottleneck",
     "BottleneckOutput",
     "CorruptionConfig",
+    "DiscriminatorConfig",
     "Encoding",
+    "Generator",
+    "GeneratorConfig",
     "LossConfig",
     "LossOutput",
+    "PatchDiscriminator",
+    "PerceptualConfig",
+    "ResidualDiscriminator",
     "Tiling",
     "autoencoder_loss",
     "class_of",
     "corrupt",
     "fit_linear",
+    "make_discriminator",
     "measure_latents",
     "patch_mask",
 ]

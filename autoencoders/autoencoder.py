@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from autoencoders import folder
+from autoencoders import folder, logit_laplace
 from autoencoders.bottlenecks import Encoding, Gumbel, HasCodes, HasPrior, make_bottleneck
 from autoencoders.coder import Decoder, Encoder
 from autoencoders.config import AutoencoderConfig
@@ -27,12 +27,14 @@ class AutoencoderOutput:
 
     Where there is a rate (see `rate`), the metrics have "bits_per_pixel" too.
     Losses are in their own units: "kl" in nats an image; "codebook", "commitment" and "entropy" with the
-    bottleneck's own weights already on them.
+    bottleneck's own weights already on them. `likelihood` (B, 2 C, H, W) is what a decoder of the output
+    "logit_laplace" says: locations and log-scales.
     """
 
     reconstruction: Tensor
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    likelihood: Tensor | None = None
 
 
 class Autoencoder(nn.Module):
@@ -82,7 +84,7 @@ class Autoencoder(nn.Module):
             config.attention_levels,
         )
         self.encoder = Encoder(config.in_channels, features, *shape)
-        self.decoder = Decoder(config.latent_channels, config.in_channels, *shape)
+        self.decoder = Decoder(config.latent_channels, config.decoder_channels, *shape)
         if config.is_vq or (config.bottleneck == "kl" and config.use_quant_conv):
             self.quant_conv = nn.Conv2d(features, self.quantize.feature_channels(config.channels), 1)
             self.post_quant_conv = nn.Conv2d(config.channels, config.latent_channels, 1)
@@ -167,7 +169,16 @@ class Autoencoder(nn.Module):
             raise ValueError("a forward pass in training mode needs a generator; in evaluation mode it may be None")
         output = self.quantize(self._features(images), generator)
         metrics = {**output.metrics, **rate(output, images.shape[2] * images.shape[3])}
-        return AutoencoderOutput(self._images(output.latents), output.losses, metrics)
+        decoded = self._decoded(output.latents)
+        likelihood = decoded if self.config.decoder_output == "logit_laplace" else None
+        return AutoencoderOutput(self._shown(decoded), output.losses, metrics, likelihood)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The kernel that makes the pixels: where the gradients of two losses are compared."""
+        if self.decoder is None:
+            raise ValueError(f"bottleneck {self.config.bottleneck}: there is no decoder")
+        return [weight for weight in self.decoder.parameters() if weight.ndim > 1][-1]
 
     def at_step(self, step: int) -> None:
         """Say which training step comes next, counted from 0: a temperature that is annealed is a function of it."""
@@ -258,11 +269,19 @@ class Autoencoder(nn.Module):
 
     def _images(self, latents: Tensor, tiling: Tiling = WHOLE) -> Tensor:
         """Output of the bottleneck -> images."""
+        return self._shown(self._decoded(latents, tiling))
+
+    def _decoded(self, latents: Tensor, tiling: Tiling = WHOLE) -> Tensor:
+        """Output of the bottleneck -> output of the decoder."""
         if self.decoder is None:
             return latents
         latents = latents.to(next(self.decoder.parameters()).dtype)
         features = latents if self.post_quant_conv is None else self.post_quant_conv(latents)
         return in_pieces(self.decoder, features, tiling, self.factor)
+
+    def _shown(self, decoded: Tensor) -> Tensor:
+        """Output of the decoder -> images."""
+        return logit_laplace.shown(decoded) if self.config.decoder_output == "logit_laplace" else decoded
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """The calibration as (C, 1, 1), on the device and in the type of `like`."""

@@ -82,6 +82,8 @@ class AutoencoderConfig:
     """Side of the training images in pixels, for other programs that read the saved folder."""
     patch_size: int = 8
     """linear: side of the patches, and so the factor; the image's own side for the components of whole images."""
+    decoder_output: Literal["image", "logit_laplace"] = "image"
+    """What the decoder gives: the image, or a location and a scale for each of its numbers (DALL-E)."""
     use_quant_conv: bool = True
     """kl: 1x1 convolutions around the latents (Stable Diffusion 1 and 2, SDXL: yes; Flux, SD 3: no)."""
     num_codes: int = 512
@@ -118,6 +120,10 @@ class AutoencoderConfig:
         _check_levels(self)
         if self.codebook == "ema" and self.commitment_on == "codebook":
             raise ValueError('commitment_on="codebook" needs codebook="gradient": an EMA codebook has no loss term')
+        if self.decoder_output != "image" and self.bottleneck in ("identity", "linear"):
+            raise ValueError(
+                f'decoder_output: bottleneck "{self.bottleneck}" gives the image itself, got {self.decoder_output!r}'
+            )
         if self.code_channels is not None and not self.is_vq:
             raise ValueError(f'code_channels belongs to bottleneck="vq", not "{self.bottleneck}"')
         if self.bottleneck == "fsq" and len(self.fsq.levels) != self.latent_channels:
@@ -153,6 +159,11 @@ class AutoencoderConfig:
         if self.bottleneck == "linear":
             return self.patch_size
         return 1 if self.bottleneck == "identity" else 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def decoder_channels(self) -> int:
+        """Numbers that the decoder gives a pixel."""
+        return self.in_channels * (2 if self.decoder_output == "logit_laplace" else 1)
 
     @property
     def channels(self) -> int:

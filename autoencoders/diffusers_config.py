@@ -78,12 +78,14 @@ _DEFAULTS |= {
     "ProductVQModel": {**_DEFAULTS["VQModel"], "num_quantizers": 4},
     "ResidualVQModel": {**_DEFAULTS["VQModel"], "num_quantizers": 4},
 }
+_LOGIT_LAPLACE = "LogitLaplace"  # before the class of a model whose decoder gives that: no class of diffusers
 _FIXED = {"act_fn": "silu", "norm_type": "group"}  # settings with one supported value
 
 
-def class_of(bottleneck: str) -> tuple[str, str]:
+def class_of(bottleneck: str, output: str = "image") -> tuple[str, str]:
     """The library and the class of an autoencoder with this bottleneck, as a model_index.json names them."""
     name = _CLASS_NAMES.get(bottleneck, _OWN_CLASS)
+    name = name if output == "image" else _LOGIT_LAPLACE + name
     return ("diffusers" if name in _OF_DIFFUSERS else "autoencoders"), name
 
 
@@ -92,7 +94,7 @@ def entries_of(
 ) -> dict[str, Any]:
     """The content of config.json for such settings, such a calibration (C,) and such a prior (C,)."""
     entries: dict[str, Any] = {
-        "_class_name": class_of(config.bottleneck)[1],
+        "_class_name": class_of(config.bottleneck, config.decoder_output)[1],
         "in_channels": config.in_channels,
     }
     if config.bottleneck == "linear":
@@ -104,7 +106,7 @@ def entries_of(
     if config.is_vq:
         entries |= {"num_vq_embeddings": config.num_codes, "vq_embed_dim": config.channels}
         entries["_training"] = {name: getattr(config, name) for name in _TRAINING_KEYS}
-    if entries["_class_name"] == _OWN_CLASS:
+    if config.bottleneck in _OWN_BOTTLENECKS:
         entries |= {"bottleneck": config.bottleneck, "settings": own_settings(config)}
     if not _standard(prior_mean, prior_std):
         entries |= {"_prior_mean": prior_mean.tolist(), "_prior_std": prior_std.tolist()}
@@ -123,7 +125,7 @@ def _coder_entries(config: AutoencoderConfig) -> dict[str, Any]:
         *(_BLOCKS[level in config.attention_levels] for level in range(len(config.block_out_channels))), strict=True
     )
     entries = {
-        "out_channels": config.in_channels,
+        "out_channels": config.decoder_channels,
         "latent_channels": config.latent_channels,
         "block_out_channels": list(config.block_out_channels),
         "down_block_types": list(down),
@@ -143,7 +145,7 @@ def _coder_entries(config: AutoencoderConfig) -> dict[str, Any]:
 
 def config_of(entries: Mapping[str, Any]) -> AutoencoderConfig:
     """The settings in a config.json; keys that we do not know, or cannot obey, are refused."""
-    class_name = entries.get("_class_name")
+    class_name, output = _class_and_output(entries)
     if not isinstance(class_name, str) or class_name not in _DEFAULTS:
         raise ValueError(f"_class_name: expected one of {', '.join(_DEFAULTS)}, got {reprlib.repr(class_name)}")
     defaults = _DEFAULTS[class_name]
@@ -158,7 +160,7 @@ def config_of(entries: Mapping[str, Any]) -> AutoencoderConfig:
         return AutoencoderConfig(bottleneck="identity", in_channels=values["in_channels"])
     if class_name == "LinearAutoencoder":
         return AutoencoderConfig(bottleneck="linear", **{name: values[name] for name in defaults})
-    settings = {**_coder_settings(values), **_bottleneck_settings(class_name, values)}
+    settings = {**_coder_settings(values, output), **_bottleneck_settings(class_name, values)}
     try:
         return AutoencoderConfig(**settings)
     except ValueError as error:
@@ -167,12 +169,24 @@ def config_of(entries: Mapping[str, Any]) -> AutoencoderConfig:
         raise ValueError(theirs + colon + rest) from None
 
 
-def _coder_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+def _class_and_output(entries: Mapping[str, Any]) -> tuple[Any, str]:
+    """The class, and what its decoder gives, which is the first half of some names."""
+    name = entries.get("_class_name")
+    likelihood = isinstance(name, str) and name.startswith(_LOGIT_LAPLACE)
+    return (name.removeprefix(_LOGIT_LAPLACE), "logit_laplace") if likelihood else (name, "image")  # type: ignore[union-attr]
+
+
+def _coder_settings(values: Mapping[str, Any], output: str) -> dict[str, Any]:
     inputs, outputs = values["in_channels"], values["out_channels"]
-    if outputs != inputs:
-        raise ValueError(f"out_channels: expected in_channels {reprlib.repr(inputs)}, got {reprlib.repr(outputs)}")
+    double = output == "logit_laplace"
+    if outputs != (inputs * 2 if double and isinstance(inputs, int) else inputs):
+        expected = "twice " if double else ""
+        raise ValueError(
+            f"out_channels: expected {expected}in_channels {reprlib.repr(inputs)}, got {reprlib.repr(outputs)}"
+        )
     size = values["sample_size"]
     return {
+        "decoder_output": output,
         "in_channels": values["in_channels"],
         "latent_channels": values["latent_channels"],
         "block_out_channels": values["block_out_channels"],
@@ -226,10 +240,11 @@ def _bottleneck_settings(class_name: str, values: Mapping[str, Any]) -> dict[str
 
 def calibration_of(entries: Mapping[str, Any], channels: int) -> tuple[Tensor, Tensor]:
     """calibrated = (z - latents_mean) / latents_std * scaling_factor, with shift_factor for an absent latents_mean."""
-    own = "" if entries["_class_name"] == "AutoencoderKL" else "_"
+    class_name = _class_and_output(entries)[0]
+    own = "" if class_name == "AutoencoderKL" else "_"
     mean = entries.get(f"{own}latents_mean")
     std = entries.get(f"{own}latents_std")
-    own_class = entries["_class_name"] in ("IdentityAutoencoder", "LinearAutoencoder")
+    own_class = class_name in ("IdentityAutoencoder", "LinearAutoencoder")
     default = 1.0 if own_class else _SHARED["scaling_factor"]
     scale = _numbers("scaling_factor", entries.get("scaling_factor", default), 1, positive=True)
     shift = entries.get("shift_factor")

@@ -88,6 +88,7 @@ def read_config(path: str | Path) -> tuple[AutoencoderConfig, Statistics, Statis
 
 
 def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; `ValueError` where it is absent, too large or none."""
     if not file.is_file():
         raise ValueError(f"{file}: no such file; expected the folder of an autoencoder")
     if file.stat().st_size > _CONFIG_LIMIT:

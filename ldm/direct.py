@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from autoencoders import Autoencoder
+from autoencoders import Autoencoder, Generator
 from ldm.code_prior import CodePriorModel, holds_prior
 from ldm.errors import UserError
 from ldm.sampling import Request
@@ -65,6 +65,31 @@ class AutoencoderPrior:
             yield self.autoencoder.draw(self.image_size, self.image_size, generators).float().clamp(-1, 1)
 
 
+class NoiseGenerator:
+    """The generator of a GAN: a decoder whose latents are noise (`ldm train gan`)."""
+
+    class_names: tuple[str, ...] = ()
+    has_text = False
+
+    def __init__(self, generator: Generator, device: torch.device) -> None:
+        self.generator, self.device = generator.to(device).eval().requires_grad_(False), device
+        self.image_size = generator.config.image_size
+
+    def check(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            check_unconditional(request)
+
+    def generate(
+        self, requests: Sequence[Request], *, seed: int = 0, first_index: int = 0, batch_size: int = 64
+    ) -> Iterator[Tensor]:
+        self.check(requests)
+        for chunk in chunks(len(requests), batch_size):
+            shape = self.generator.noise_shape
+            noise = [torch.randn(shape, generator=stream(seed, first_index + place, "noise")) for place in chunk]
+            with torch.no_grad():
+                yield self.generator(torch.stack(noise).to(self.device)).float()
+
+
 def chunks(count: int, size: int) -> Iterator[range]:
     """0 .. count - 1 in runs of `size`, the last one shorter."""
     return (range(start, min(count, start + size)) for start in range(0, count, size))
@@ -88,6 +113,11 @@ def load_direct(folder: str | Path, device: torch.device | str = "cpu") -> Direc
         return CodePriorModel.load(root, device)
     if (root / "unet").exists() or (root / "model_index.json").exists():
         return None
+    if (root / "generator").is_dir():
+        try:
+            return NoiseGenerator(Generator.from_pretrained(root / "generator"), torch.device(device))
+        except (ValueError, OSError) as error:
+            raise UserError(f"{folder}: {error}") from None
     vae = root / "vae" if (root / "vae").is_dir() else root
     if not (vae / "config.json").is_file():
         return None

@@ -31,6 +31,10 @@ FLAGS = {
         "--preview-images", "0", "--learning-rate", "1e-2",
     ],
     "classifier": [*TRAINING, *NETWORK, "--learning-rate", "1e-2"],
+    "gan": [
+        *TRAINING, "--block-out-channels", "8", "8", "8", "--norm-num-groups", "4", "--noise-channels", "4",
+        "--no-attention", "--discriminator-width", "4", "--discriminator-layers", "2", "--learning-rate", "1e-3",
+    ],
 }  # fmt: skip
 
 
@@ -102,6 +106,7 @@ class Models:
         """Arguments of a training of tiny networks; those of a later flag win."""
         places = {
             "autoencoder": [],
+            "gan": [],
             "diffusion": ["--autoencoder", self.autoencoder, "--latents", self.root / "latents"],
             "classifier": ["--autoencoder", self.text, "--latents", self.root / "latents"],
         }

@@ -107,6 +107,7 @@ class VonMisesFisher(nn.Module):
         super().__init__()
         self.kappa = kappa
         self.kl = vmf_kl(kappa, channels)  # nats a place
+        self.length = mean_resultant_length(kappa, channels)
 
     def feature_channels(self, latent_channels: int) -> int:
         return latent_channels
@@ -120,6 +121,16 @@ class VonMisesFisher(nn.Module):
     def draw(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
         """From the prior, uniform on each place's sphere: the decoder's input (B, *shape), row i by generator i."""
         return F.normalize(normal_rows(shape, generators), dim=1)
+
+    def weighted_sample(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """z from the posterior, and log p(z) - log q(z | x) in nats, (B,) in float64, p uniform on the spheres.
+
+        At a place, log q = kappa <mu, z> + log C and log p = -log(area), and the KL is kappa A + log C + log(area).
+        """
+        mu = self.encode(features).mean
+        z = sample_vmf(mu, self.kappa, generator)
+        excess = self.kappa * ((mu * z).sum(1).cpu().double() - self.length)  # (B, h, w)
+        return z, -(excess + self.kl).flatten(1).sum(1)
 
     def forward(self, features: Tensor, generator: torch.Generator | None) -> BottleneckOutput:
         mu = self.encode(features).mean

@@ -16,4 +16,6 @@ def l2(images: Tensor, reconstruction: Tensor) -> Tensor:
     return F.mse_loss(reconstruction, images)
 
 
-RECONSTRUCTIONS = {"l1": l1, "l2": l2}
+def huber(images: Tensor, reconstruction: Tensor, delta: float) -> Tensor:
+    """Mean of e^2 / 2 for errors |e| up to `delta`, and of delta * (|e| - delta / 2) beyond (Huber 1964)."""
+    return F.huber_loss(reconstruction, images, delta=delta)

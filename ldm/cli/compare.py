@@ -1,30 +1,35 @@
-"""`ldm compare MODEL`: guidance methods and scales on the same seeds and conditions."""
+"""`ldm compare MODEL`: guidance methods and scales on the same seeds and conditions; `compare autoencoders`: those."""
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from ldm.cli.evaluate import check_size, parse_for_model
-from ldm.comparison import ComparisonConfig, compare, model_identity
+from ldm.comparison import ComparisonConfig, compare, model_identity, verdict_of
 from ldm.config import Repeated
 from ldm.data import DataConfig
 from ldm.errors import UserError
 from ldm.evaluation import EvaluationConfig
 from ldm.pipeline import Pipeline, SamplingConfig
 
+METRICS_OF_COMPARISONS = ("fid", "kid", "precision", "recall", "coverage")
+
 
 @dataclass(frozen=True)
 class CompareRun:
-    """Sample the same seeds and conditions under each method and scale; a table, JSON and one picture of them all."""
+    """Sample the same seeds and conditions under each method and scale; a table, JSON and one picture of them all.
+    `ldm compare autoencoders RUN RUN ...` compares autoencoders."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ""
     """Model folder."""
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    evaluation: EvaluationConfig = field(default_factory=lambda: EvaluationConfig(metrics=METRICS_OF_COMPARISONS))
     dataset: DataConfig = field(default_factory=DataConfig)
     split: str = "validation"
     """Which images of the data are the reference: train or validation."""
@@ -41,6 +46,10 @@ class CompareRun:
 
 def run(arguments: list[str]) -> None:
     """Compare and print the table."""
+    if arguments[:1] == ["autoencoders"]:
+        from ldm.cli import compare_autoencoders
+
+        return compare_autoencoders.run(arguments[1:])
     settings = parse_for_model(CompareRun, arguments, "compare")
     from ldm.data import open_data
     from ldm.device import resolve_device
@@ -68,10 +77,13 @@ def run(arguments: list[str]) -> None:
         evaluation=settings.evaluation,
         train_data=train,
         model=model_identity(settings.model, *apart),
+        name=Path(settings.model).resolve().name,
+        command=shlex.join(["ldm", "compare", *arguments]),
     )
     print(found.table())
+    print(verdict_of(found, settings.comparison).sentence)
     for method, reason in found.left_out.items():
         print(f"left out: {method}: {reason}")
     for warning in found.warnings:
         print(f"note: {warning}")
-    print(f"wrote {settings.output_dir}/comparison.json, comparison.txt and comparison.png")
+    print(f"wrote {settings.output_dir}/report.html, comparison.json, .csv, .txt and .png")

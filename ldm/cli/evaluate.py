@@ -1,4 +1,4 @@
-"""`ldm evaluate MODEL` or `ldm evaluate --real A --fake B`."""
+"""`ldm evaluate MODEL` or `ldm evaluate --real A --fake B`; of an autoencoder see evaluate_autoencoder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 import tyro
 
 from ldm.branches import check_used
+from ldm.cli import evaluate_autoencoder
 from ldm.code_prior import OBEYED, CodePriorModel, holds_prior
 from ldm.config import Repeated, parse, read_settings
 from ldm.data import DataConfig
@@ -25,7 +26,8 @@ Settings = TypeVar("Settings")
 @dataclass(frozen=True)
 class EvaluateRun:
     """Distances (and a judge's accuracies) of a model's samples from its data, or of one folder from another; and the
-    likelihood of its data (--metrics bits_per_dim)."""
+    likelihood of its data (--metrics bits_per_dim). An autoencoder has other measures: `ldm evaluate RUN --help` with
+    the folder of one shows them."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ""
     """Model folder; none with --real and --fake."""
@@ -52,6 +54,8 @@ class EvaluateRun:
 
 def run(arguments: list[str]) -> None:
     """Evaluate and print the figures with what they hold for."""
+    if evaluate_autoencoder.autoencoder_among(arguments):
+        return evaluate_autoencoder.run(arguments)
     settings = parse_for_model(EvaluateRun, arguments, "evaluate")
     from ldm.device import resolve_device
 
@@ -69,7 +73,7 @@ def run(arguments: list[str]) -> None:
         result = evaluate_folders(settings.real, settings.fake, settings.evaluation, device=device)
     else:
         result = _model(settings, device)
-    _show(result)
+    show(result)
     if settings.output:
         atomic_write_json(settings.output, result.to_json())
 
@@ -131,7 +135,8 @@ def check_size(pipeline: Pipeline | CodePriorModel, image_size: int) -> None:
         raise UserError(f"--image-size {image_size}: this model makes images of {pipeline.image_size} pixels; use that")
 
 
-def _show(result: EvaluationResult) -> None:
+def show(result: EvaluationResult) -> None:
+    """Print figures, the facts that belong beside them, and warnings."""
     for figure in result.figures:
         error = "" if figure.standard_error is None else f" ± {figure.standard_error:.2g}"
         between = "" if figure.interval is None else "  (95 %: {:.5g} to {:.5g})".format(*figure.interval)
@@ -150,6 +155,9 @@ def _show(result: EvaluationResult) -> None:
         "seed",
     )
     print("; ".join(f"{name} {facts[name]}" for name in kept if name in facts))
+    for name in ("iwae", "aggregate_posterior"):
+        if name in facts:
+            print(f"{name}: " + "; ".join(f"{key} {value}" for key, value in facts[name].items()))
     if "likelihood" in facts:
         print("likelihood: " + "; ".join(f"{name} {value}" for name, value in facts["likelihood"].items()))
     if "sampling" in facts:

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from ldm.errors import UserError, suggest
 
 COMMANDS = {
-    "train": "train an autoencoder, a diffusion model or a noisy classifier",
+    "train": "train an autoencoder, a diffusion model, a noisy classifier or a GAN",
     "encode": "encode a data set into a latent cache",
     "sample": "draw pictures from a model under any guidance",
-    "evaluate": "Frechet and kernel distance, and accuracy, of a model or between two folders",
-    "compare": "compare guidance methods and scales on the same seeds",
+    "evaluate": "distances and accuracy of a model or between two folders; measures of an autoencoder",
+    "compare": "compare guidance methods and scales on the same seeds, or autoencoders",
     "list": "list samplers, guidances or configs",
     "quickstart": "the whole path on built-in data, on a CPU in minutes",
 }

@@ -1,4 +1,4 @@
-"""`ldm train autoencoder|diffusion|classifier|prior`."""
+"""`ldm train autoencoder|diffusion|classifier|prior|gan`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from ldm.config import parse, to_yaml
 from ldm.errors import UserError, suggest
 
-KINDS = ("autoencoder", "diffusion", "classifier", "prior")
+KINDS = ("autoencoder", "diffusion", "classifier", "prior", "gan")
+_WITHOUT_LATENTS = ("autoencoder", "gan")
 
 
 def run(arguments: list[str]) -> int:
@@ -56,7 +57,7 @@ def train_with(kind: str, settings: Any) -> dict[str, Any]:
 
     if not settings.training.output_dir:
         raise UserError("--output-dir is missing: give the folder to write to")
-    if kind != "autoencoder" and not settings.autoencoder:
+    if kind not in _WITHOUT_LATENTS and not settings.autoencoder:
         raise UserError("--autoencoder is missing: give the output folder of `ldm train autoencoder`, or identity")
     device = resolve_device(settings.training.device)
     RunFolder.check(settings.training.output_dir, kind)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from ldm.branches import check_used
 from ldm.comparison.config import ComparisonConfig
+from ldm.comparison.folder import check_folder, claim
 from ldm.comparison.methods import Variant, plan, why_not
 from ldm.comparison.picture import save_strip, side_by_side
 from ldm.comparison.records import Cell, Comparison
+from ldm.comparison.report import render, write_csv
+from ldm.comparison.verdict import verdict_of
 from ldm.data.protocol import ImageData
 from ldm.errors import UserError
 from ldm.evaluation.conditions import Drawn, draw_conditions, uses_classifier
@@ -25,11 +26,13 @@ from ldm.evaluation.evaluate import (
     prepare_instruments,
     reference_features,
 )
-from ldm.evaluation.records import EvaluationResult, finite
+from ldm.evaluation.records import EvaluationResult
 from ldm.files import atomic_write, atomic_write_json, fingerprint, read_json, sha256_of_file
+from ldm.peak_memory import PeakMemory
 from ldm.pipeline import Pipeline, SamplingConfig
 
-PLAN, RESULT, TABLE, PICTURE = "plan.json", "comparison.json", "comparison.txt", "comparison.png"
+RESULT, TABLE, PICTURE = "comparison.json", "comparison.txt", "comparison.png"
+CSV, REPORT = "comparison.csv", "report.html"
 
 _PARTS = (
     "vae", "unet", "scheduler", "text_encoder", "tokenizer", "classifier", "classifiers/*", "weak_unet",
@@ -48,26 +51,37 @@ def compare(
     instruments: Instruments | None = None,
     train_data: ImageData | None = None,
     model: str = "",
+    name: str = "this model",
+    command: str = "",
 ) -> Comparison:
-    """Sample and measure every cell and write comparison.json, .txt and .png into `output_dir`.
+    """Sample and measure every cell and write comparison.json, .csv, .txt, .png and report.html into `output_dir`.
 
     Each cell is stored when it is done, so the same call after an interruption goes on with the next; `model` (see
-    `model_identity`) keeps cells of other weights apart. `instruments` default to those trained on `train_data`, which
-    defaults to `data`. Raises `UserError`, before any work, for what the model cannot do and for a folder that holds
-    something else.
+    `model_identity`) keeps cells of other weights apart; the report says `name` and `command`. `instruments` default
+    to those trained on `train_data`, which defaults to `data`. Raises `UserError`, before any work, for what the model
+    cannot do and for a folder that holds something else.
     """
     config, sampling = config or ComparisonConfig(), sampling or SamplingConfig()
     evaluation = evaluation or EvaluationConfig()
     if evaluation.distances != evaluation.metrics:
         raise UserError("--metrics bits_per_dim: is the model's, whatever the guidance; measure it with `ldm evaluate`")
-    cells, left_out = plan(config.methods, pipeline, data, sampling, config.guidance_scales, config.classifier_scales)
+    cells, left_out = plan(
+        config.methods,
+        pipeline,
+        data,
+        sampling,
+        config.guidance_scales,
+        config.classifier_scales,
+        config.samplers,
+        config.steps,
+    )
     guided = why_not("classifier", pipeline, data) is None  # whatever the cells, so that all comparisons ask the same
     drawn = draw_conditions(pipeline, data, evaluation.num_images, evaluation.seed, classifier=guided)
     check_used(*(cell.sampling for cell in cells))
     for cell in cells:
         pipeline.check([each.request for each in _told(drawn, pipeline, cell)], cell.sampling)
     folder = Path(output_dir)
-    _check_folder(folder)
+    check_folder(folder)
 
     instruments = instruments or prepare_instruments(train_data or data, evaluation, device=pipeline.device)
     drawn = draw_conditions(
@@ -80,7 +94,7 @@ def compare(
         "metrics": list(evaluation.metrics),
         "rows": rows,
     }
-    _claim(folder, shared)
+    claim(folder, shared)
     reference = None
     done = []
     for number, cell in enumerate(cells, 1):
@@ -88,16 +102,17 @@ def compare(
         if not place.is_file():
             if reference is None:
                 reference = reference_features(data, instruments, evaluation)
-            found = measure(
-                pipeline,
-                _told(drawn, pipeline, cell),
-                cell.sampling,
-                evaluation,
-                instruments,
-                reference,
-                keep=rows,
-                label=f"{cell.label} ({number} of {len(cells)})",
-            )
+            with PeakMemory(pipeline.device) as peak:
+                found = measure(
+                    pipeline,
+                    _told(drawn, pipeline, cell),
+                    cell.sampling,
+                    evaluation,
+                    instruments,
+                    reference,
+                    keep=rows,
+                    label=f"{cell.label} ({number} of {len(cells)})",
+                )
             result = EvaluationResult(
                 found.figures,
                 shared | {"sampling": asdict(cell.sampling)},
@@ -105,15 +120,21 @@ def compare(
                 found.seconds_per_image,
             )
             save_strip(found.images, strip)
-            record = Cell(cell.label, cell.method, cell.guidance_scale, cell.classifier_scale, result)
+            way = cell.sampling.sampler, cell.sampling.num_inference_steps, peak.bytes
+            record = Cell(cell.label, cell.method, cell.guidance_scale, cell.classifier_scale, *way, result)
             atomic_write_json(place, record.to_json())  # last: with it the cell is done
         done.append(Cell.from_json(read_json(place)))
     warnings = cautions(evaluation.num_images, shared["num_reference"], instruments)
     comparison = Comparison(tuple(done), left_out, shared, warnings)
     strips = [folder / "cells" / f"{cell.slug}.png" for cell in cells]
-    side_by_side(strips, [cell.label for cell in cells], _row_titles(drawn[:rows], data), folder / PICTURE)
+    titles = _row_titles(drawn[:rows], data)
+    side_by_side(strips, [cell.label for cell in cells], titles, folder / PICTURE)
     atomic_write(folder / TABLE, comparison.table() + "\n")
-    atomic_write_json(folder / RESULT, comparison.to_json())
+    atomic_write(folder / CSV, write_csv(comparison))
+    verdict = verdict_of(comparison, config)
+    page = render(comparison, verdict, strips, conditions=titles, command=command, model=name)
+    atomic_write(folder / REPORT, page)
+    atomic_write_json(folder / RESULT, comparison.to_json() | {"verdict": verdict.sentence})
     return comparison
 
 
@@ -138,27 +159,6 @@ def _told(drawn: Sequence[Drawn], pipeline: Pipeline, cell: Variant) -> list[Dra
     if pipeline.has_classes or uses_classifier(cell.sampling):
         return list(drawn)
     return [replace(each, request=replace(each.request, class_label=None)) for each in drawn]
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output-dir {folder}: is a file")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / PLAN).is_file():
-        raise UserError(f"--output-dir {folder}: holds something else than a comparison; choose another")
-
-
-def _claim(folder: Path, shared: dict[str, Any]) -> None:
-    """Write what all cells share, or make sure that the folder's cells were made under the same."""
-    plain = json.loads(json.dumps(finite(shared)))
-    if not (folder / PLAN).is_file():
-        atomic_write_json(folder / PLAN, plain)
-        return
-    there = read_json(folder / PLAN)
-    differing = sorted(name for name in plain.keys() | there.keys() if plain.get(name) != there.get(name))
-    if differing:
-        raise UserError(
-            f"--output-dir {folder}: its comparison was made with another {', '.join(differing)}; choose another folder"
-        )
 
 
 def _row_titles(drawn: Sequence[Drawn], data: ImageData) -> list[str]:

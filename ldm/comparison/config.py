@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ldm.comparison.methods import check_method
+from ldm.comparison.methods import check_method, check_sampler
 from ldm.errors import UserError
 
 
@@ -18,12 +18,27 @@ class ComparisonConfig:
     """Scales of classifier-free guidance."""
     classifier_scales: tuple[float, ...] = (1.0, 4.0)
     """Scales of classifier guidance."""
+    samplers: tuple[str, ...] = ()
+    """Samplers under which every method is tried, such as ddim "dpmpp_2m"; none given: --sampler alone."""
+    steps: tuple[int, ...] = ()
+    """Numbers of steps at which every method is tried; none given: --num-inference-steps alone."""
+    budget_evaluations: float | None = None
+    """Name the best method among those that need at most so many network evaluations an image."""
+    budget_seconds: float | None = None
+    """Name the best method among those that took at most so many seconds an image here."""
     rows: int = 8
     """Samples of each method shown in the picture."""
 
     def __post_init__(self) -> None:
         for name in self.methods:
             check_method(name)
+        for text in self.samplers:
+            check_sampler(text)
+        if any(steps < 1 for steps in self.steps):
+            raise UserError(f"--steps: expected 1 or more, got {', '.join(map(str, self.steps))}")
+        for name in ("budget_evaluations", "budget_seconds"):
+            if (budget := getattr(self, name)) is not None and not budget > 0:
+                raise UserError(f"--{name.replace('_', '-')}: expected a number above 0, got {budget}")
         if self.rows < 1:
             raise UserError(f"--rows: expected 1 or more, got {self.rows}")
         for flag, scales in (("guidance", self.guidance_scales), ("classifier", self.classifier_scales)):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from ldm.data.protocol import ImageData
 from ldm.errors import UserError, suggest
 from ldm.files import fingerprint
 from ldm.pipeline import Pipeline, SamplingConfig
-from samplers import parse_guidance
+from samplers import get_sampler, parse_guidance, parse_sampler
 
 METHODS = {
     "unconditional": "the conditions dropped: what guidance starts from",
@@ -33,6 +33,14 @@ def check_method(name: str) -> None:
         raise UserError(f"--methods: {error}") from None
 
 
+def check_sampler(text: str) -> None:
+    """`UserError` unless it is a registered sampler, with options or without."""
+    try:
+        get_sampler(parse_sampler(text)[0])
+    except ValueError as error:
+        raise UserError(f"--samplers: {error}") from None
+
+
 def together(method: str) -> tuple[str, ...]:
     """The guidances of a method that is none of METHODS: those between its " + "."""
     return tuple(text.strip() for text in method.split(" + "))
@@ -40,26 +48,27 @@ def together(method: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One cell of a comparison: a method at its scales."""
+    """One cell of a comparison: a method at its scales, under a sampler with its number of steps."""
 
     method: str
     sampling: SamplingConfig
     guidance_scale: float | None = None  # None: the method has no such scale
     classifier_scale: float | None = None
+    under: str = ""  # the sampler and steps, where a comparison has several
 
     @property
     def label(self) -> str:
-        """`cfg 7.5`, `cfg+classifier 3, 4`."""
+        """`cfg 7.5`, `cfg+classifier 3, 4 | dpmpp_2m 20`."""
         scales = [f"{scale:g}" for scale in (self.guidance_scale, self.classifier_scale) if scale is not None]
-        return " ".join([self.method, ", ".join(scales)]).strip()
+        label = " ".join([self.method, ", ".join(scales)]).strip()
+        return f"{label} | {self.under}" if self.under else label
 
     @property
     def slug(self) -> str:
-        """A file name that tells method and scales apart to the last digit."""
-        scales = [repr(float(scale)) for scale in (self.guidance_scale, self.classifier_scale) if scale is not None]
-        if self.method not in METHODS:
-            return f"{self.method.split('(')[0].strip()}-{fingerprint(self.method)[:12]}"
-        return "-".join([self.method.replace("+", "-"), *scales])
+        """A file name that tells apart all that the cell's pictures depend on."""
+        scales = [f"{scale:g}" for scale in (self.guidance_scale, self.classifier_scale) if scale is not None]
+        name = self.method.split("(")[0].strip().replace("+", "-")
+        return "-".join([name, *scales, fingerprint(asdict(self.sampling))[:12]])
 
 
 def why_not(method: str, pipeline: Pipeline, data: ImageData) -> str | None:
@@ -113,8 +122,10 @@ def plan(
     base: SamplingConfig,
     guidance_scales: Sequence[float],
     classifier_scales: Sequence[float],
+    samplers: Sequence[str] = (),
+    steps: Sequence[int] = (),
 ) -> tuple[list[Variant], dict[str, str]]:
-    """All cells, each setting once, and the methods left out with the reason.
+    """All cells, each setting once, and the methods left out with the reason: methods x scales x samplers x steps.
 
     A method that was asked for by name is never left out: `UserError` says why it cannot be done.
     """
@@ -132,4 +143,12 @@ def plan(
         for variant in variants(method, pipeline, base, guidance_scales, classifier_scales):
             if all(variant.sampling != cell.sampling for cell in cells):
                 cells.append(variant)
-    return cells, left_out
+    ways = [(name, n) for name in samplers or (base.sampler,) for n in steps or (base.num_inference_steps,)]
+    if len(ways) < 2 and not (samplers or steps):
+        return cells, left_out
+    return [_under(cell, *way, told=len(ways) > 1) for way in dict.fromkeys(ways) for cell in cells], left_out
+
+
+def _under(cell: Variant, sampler: str, steps: int, told: bool) -> Variant:
+    sampling = replace(cell.sampling, sampler=sampler, num_inference_steps=steps)
+    return replace(cell, sampling=sampling, under=f"{sampler} {steps}" if told else "")

@@ -1,4 +1,4 @@
-"""One picture of all methods side by side: a row a seed, a column a method."""
+"""One picture of all methods side by side (a row a seed, a column a method), or of all models below each other."""
 
 from __future__ import annotations
 
@@ -52,11 +52,30 @@ def side_by_side(strips: Sequence[Path], labels: Sequence[str], rows: Sequence[s
     save_png(sheet, path, {"methods": "; ".join(labels)})
 
 
-def _read(path: Path, count: int) -> np.ndarray:
-    """The images of a strip, (N, H, W, 3) bytes."""
+def below_each_other(strips: Sequence[Path], labels: Sequence[str], path: Path) -> None:
+    """Join stored strips of equally many images into one PNG: a row a strip, its label at the left."""
+    rows = [_read(strip) for strip in strips]
+    side = rows[0].shape[-2]
+    factor = max(1, math.ceil(_LEAST / side))
+    cell = side * factor + _GAP
+    font = ImageFont.load_default(size=_TEXT)
+    left = 160
+    sheet = Image.new("RGB", (left + cell * len(rows[0]), cell * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for r, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        for n, line in enumerate(_wrapped(label, font, left - 2 * _GAP, max(1, (cell - _GAP) // (_TEXT + 3)))):
+            draw.text((_GAP, r * cell + n * (_TEXT + 3)), line, fill="black", font=font)
+        for k, pixels in enumerate(row):
+            image = Image.fromarray(pixels).resize((side * factor, side * factor), Image.Resampling.NEAREST)
+            sheet.paste(image, (left + k * cell, r * cell))
+    save_png(sheet, path, {"rows": "; ".join(labels)})
+
+
+def _read(path: Path, count: int = 0) -> np.ndarray:
+    """The images of a strip, (N, H, W, 3) bytes; without `count` they are square."""
     with Image.open(path, formats=("PNG",)) as image:
         pixels = np.asarray(image)  # (N H, W, 3)
-    return pixels.reshape(count, -1, *pixels.shape[1:])
+    return pixels.reshape(count or len(pixels) // pixels.shape[1], -1, *pixels.shape[1:])
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int) -> list[str]:

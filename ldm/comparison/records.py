@@ -11,12 +11,16 @@ from ldm.evaluation.records import EvaluationResult, Figure
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One method at one scale: its figures, their manifest and their cost."""
+    """One method at one scale, under one sampler: its figures, their manifest and their cost."""
 
     label: str
     method: str
     guidance_scale: float | None
     classifier_scale: float | None
+    sampler: str
+    steps: int
+    peak_memory: int | None
+    """Bytes that sampling and measuring took at most, above what the loaded model takes; None where it is not known."""
     result: EvaluationResult
 
     def to_json(self) -> dict[str, Any]:
@@ -50,13 +54,14 @@ class Comparison:
     def table(self) -> str:
         """Text: a row a cell, a column a figure (lower distances and higher accuracies are better), and the cost."""
         names = [figure.name for figure in self.cells[0].result.figures]
-        head = ["method", *names, "evaluations/image", "seconds/image"]
+        head = ["method", *names, "evaluations/image", "seconds/image", "peak MB"]
         rows = [
             [
                 cell.label,
                 *[_shown(figure) for figure in cell.result.figures],
                 f"{cell.result.evaluations_per_image:g}",
                 f"{cell.result.seconds_per_image:.3g}",
+                "-" if cell.peak_memory is None else f"{cell.peak_memory / 1e6:.0f}",
             ]
             for cell in self.cells
         ]

@@ -1,5 +1,7 @@
 """Figures that can be defended: distances between images, accuracies, each with what it was measured on and by."""
 
+from ldm.evaluation.autoencoder import evaluate_autoencoder, prepare_autoencoder_instruments
+from ldm.evaluation.autoencoder_config import AUTOENCODER_METRICS, AutoencoderEvaluationConfig
 from ldm.evaluation.config import METRICS, EvaluationConfig
 from ldm.evaluation.evaluate import Instruments, evaluate_folders, evaluate_model, prepare_instruments
 from ldm.evaluation.features import Extractor, inception_extractor, trained_extractor
@@ -11,7 +13,9 @@ from ldm.evaluation.likelihood import Likelihood, LikelihoodConfig, measure_like
 from ldm.evaluation.records import EvaluationResult, Figure
 
 __all__ = [
+    "AUTOENCODER_METRICS",
     "METRICS",
+    "AutoencoderEvaluationConfig",
     "EvaluationConfig",
     "EvaluationResult",
     "Extractor",
@@ -22,12 +26,14 @@ __all__ = [
     "KernelDistance",
     "Likelihood",
     "LikelihoodConfig",
+    "evaluate_autoencoder",
     "evaluate_folders",
     "evaluate_model",
     "frechet_distance",
     "inception_extractor",
     "kernel_distance",
     "measure_likelihood",
+    "prepare_autoencoder_instruments",
     "prepare_instruments",
     "psnr",
     "ssim",

@@ -57,17 +57,15 @@ def _frechet(metric: str, samples: Samples, config: EvaluationConfig, halves: Se
     def distance(fake: Tensor) -> float:
         return frechet_distance(samples.reference, Gaussian.fit(fake))
 
-    value = distance(samples.fake)
-    found = interval(value, [distance(samples.fake[half.to(samples.fake.device)]) for half in halves])
-    return [Figure(metric, figure_name(metric, samples.extractor), value, interval=found)]
+    parts = tuple(distance(samples.fake[half.to(samples.fake.device)]) for half in halves)
+    return [_figure(metric, samples, distance(samples.fake), parts)]
 
 
 def _sliced(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
     real, fake = slices_of(samples.real, seed=config.seed), slices_of(samples.fake, seed=config.seed)
     dim = samples.real.shape[1]
-    value = distance_of_slices(real, fake, dim)
-    found = interval(value, [distance_of_slices(real, fake[half.to(fake.device)], dim) for half in halves])
-    return [Figure(metric, figure_name(metric, samples.extractor), value, interval=found)]
+    parts = tuple(distance_of_slices(real, fake[half.to(fake.device)], dim) for half in halves)
+    return [_figure(metric, samples, distance_of_slices(real, fake, dim), parts)]
 
 
 def _kernel(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
@@ -95,13 +93,7 @@ def _manifold(metric: str, samples: Samples, config: EvaluationConfig, halves: S
         halves = half_samples(len(fake), len(halves), seed=config.seed)
     parts = [around.scores(half.to(fake.device)) for half in halves]
     return [
-        Figure(
-            name,
-            figure_name(name, samples.extractor),
-            getattr(whole, name),
-            higher_is_better=True,
-            interval=interval(getattr(whole, name), [getattr(part, name) for part in parts]),
-        )
+        _figure(name, samples, getattr(whole, name), tuple(getattr(part, name) for part in parts), higher=True)
         for name in _OF_MANIFOLD
     ]
 
@@ -124,8 +116,12 @@ def _diversity(metric: str, samples: Samples, config: EvaluationConfig, halves: 
         chosen = [groups[number] for number in half.tolist()]
         if len(set(chosen)) < len(chosen):
             parts.append(diversity(samples.fake[half.to(samples.fake.device)], chosen))
+    return [_figure(metric, samples, value, tuple(parts), higher=True)]
+
+
+def _figure(metric: str, samples: Samples, value: float, halves: tuple[float, ...], higher: bool = False) -> Figure:
     name = figure_name(metric, samples.extractor)
-    return [Figure(metric, name, value, higher_is_better=True, interval=interval(value, parts))]
+    return Figure(metric, name, value, None, higher, interval(value, halves), halves)
 
 
 def _at_most(features: Tensor, most: int, seed: int) -> Tensor:

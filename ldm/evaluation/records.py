@@ -19,6 +19,7 @@ class Figure:
     standard_error: float | None = None
     higher_is_better: bool = False
     interval: tuple[float, float] | None = None  # of 95 %, see `ldm.evaluation.intervals`
+    halves: tuple[float, ...] = ()  # the figure of each half-sample, from which the interval and differences follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +45,22 @@ class EvaluationResult:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> EvaluationResult:
         """What `to_json` gave."""
-        figures = tuple(
-            Figure(**{**figure, "value": _number(figure["value"]), "interval": _pair(figure.get("interval"))})
-            for figure in value["figures"]
-        )
+        figures = tuple(Figure(**{**figure, **_numbers(figure)}) for figure in value["figures"])
         return cls(**{**value, "figures": figures, "warnings": tuple(value["warnings"])})
 
 
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
+def _numbers(figure: Mapping[str, Any]) -> dict[str, Any]:
+    """What JSON changed: a None that was not finite, and lists that were tuples."""
 
+    def number(value: float | None) -> float:
+        return float("nan") if value is None else value
 
-def _pair(value: Any) -> tuple[float, float] | None:
-    return None if value is None else (_number(value[0]), _number(value[1]))
+    ends = figure.get("interval")
+    return {
+        "value": number(figure["value"]),
+        "interval": None if ends is None else (number(ends[0]), number(ends[1])),
+        "halves": tuple(map(number, figure.get("halves", ()))),
+    }
 
 
 def finite(value: Any) -> Any:

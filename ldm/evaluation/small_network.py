@@ -79,13 +79,19 @@ class SmallNetwork(nn.Module):
         digests = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in state.items()}
         return fingerprint(digests)
 
-    def _run(self, images: Tensor) -> list[Tensor]:
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """What each stage sees in images (B, 3, S, S): (B, width, S / 2^k, S / 2^k), fine to coarse."""
         x = images.contiguous(memory_format=torch.channels_last)
-        means: list[Tensor] = []
+        found: list[Tensor] = []
         for stage in self.stages:
-            x = stage(F.max_pool2d(x, 2) if means else x)  # (B, width, S / 2^k, S / 2^k)
-            means.append(x.mean((2, 3)))
-        embedding = self.embed(torch.cat([means[-1], x.amax((2, 3))], dim=1))  # (B, 64)
+            x = stage(F.max_pool2d(x, 2) if found else x)
+            found.append(x)
+        return found
+
+    def _run(self, images: Tensor) -> list[Tensor]:
+        maps = self.maps(images)
+        means = [x.mean((2, 3)) for x in maps]
+        embedding = self.embed(torch.cat([means[-1], maps[-1].amax((2, 3))], dim=1))  # (B, 64)
         return [*means[:-1], embedding]
 
 

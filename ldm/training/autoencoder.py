@@ -13,20 +13,26 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from autoencoders import (
+    AdversarialConfig,
     Autoencoder,
     AutoencoderConfig,
     CorruptionConfig,
+    DiscriminatorConfig,
     LossConfig,
+    PerceptualConfig,
     autoencoder_loss,
     corrupt,
     measure_latents,
 )
+from autoencoders.losses import adaptive_weight
 from ldm.data import DataConfig, ImageData, collate
 from ldm.errors import UserError, at_least
 from ldm.evaluation.image_quality import psnr, ssim
 from ldm.files import atomic_folder
 from ldm.training.config import TrainingConfig, config_facts
-from ldm.training.loop import Loss
+from ldm.training.discriminator import Discriminator
+from ldm.training.opponent import Loss
+from ldm.training.perception import FrechetMeasure, perceptual_distance
 from ldm.training.randomness import BatchPlan, StepRandom
 
 
@@ -38,9 +44,15 @@ class AutoencoderRun:
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     validation_images: int = 256
     """Held-out images on which PSNR and SSIM are measured."""
+    validation_rfid: bool = False
+    """Also measure the Frechet distance of held-out images and their reconstructions (rFID where Inception's weights
+    are, else of a network trained on the data set), and keep the best model by it in best/."""
     calibration_images: int = 2048
     """Training images on which the mean and standard deviation of the latents are measured."""
 
@@ -65,21 +77,47 @@ class AutoencoderTask:
             )
         if config.autoencoder.in_channels != 3:
             raise UserError(f"--in-channels {config.autoencoder.in_channels}: images have 3 channels")
+        config = with_likelihood(config)
+        check_adversarial(config)
         self.config, self.data, self.validation, self.device = config, data, validation, device
         size = config.autoencoder.sample_size or data.image_size  # `ldm sample` draws images of this size
         self.model = Autoencoder(replace(config.autoencoder, sample_size=size), seed=config.training.seed)
         if data.image_size % self.model.factor:
             raise UserError(f"--image-size {data.image_size}: not divisible by the autoencoder's {self.model.factor}")
         self.model.gradient_checkpointing = config.training.gradient_checkpointing  # type: ignore[assignment]
+        self.opponent = self._opponent()
+        self.distance, perceptual_facts = perceptual_distance(config.perceptual, data, device)
+        if config.validation_rfid and min(config.validation_images, len(validation)) < 4:
+            raise UserError("--validation-rfid: needs 4 or more held-out images; take more --validation-images")
+        self.frechet = FrechetMeasure(data, device) if config.validation_rfid else None
+        self.best_by = "rF" if config.validation_rfid else None
         if config.autoencoder.is_vq and config.autoencoder.codebook_init == "data":
             self._initialise_codes()
         self.length = len(data)
         self.facts: dict[str, Any] = {
             "data": data.fingerprint,
-            "autoencoder": dataclasses.asdict(config.autoencoder),
-            "loss": dataclasses.asdict(config.loss),
+            "autoencoder": _autoencoder_facts(config.autoencoder),
+            "loss": config.loss.facts(),
+            **({"perceptual": perceptual_facts} if perceptual_facts else {}),
+            **self._adversarial_facts(),
             **({"corruption": dataclasses.asdict(config.corruption)} if config.corruption.active else {}),
             "training": config_facts(config.training),
+        }
+
+    def _opponent(self) -> Discriminator | None:
+        if not self.config.adversarial.active:
+            return None
+        start, warmup = self.config.adversarial.discriminator_start, self.config.adversarial.discriminator_warmup
+        seed = self.config.training.seed
+        return Discriminator(self.config.discriminator, self.data.image_size, seed, learns_from=start - warmup)
+
+    def _adversarial_facts(self) -> dict[str, Any]:
+        if self.opponent is None:
+            return {}
+        config = self.config
+        return {
+            "adversarial": dataclasses.asdict(config.adversarial),
+            "discriminator": dataclasses.asdict(config.discriminator),
         }
 
     def _initialise_codes(self) -> None:
@@ -91,7 +129,7 @@ class AutoencoderTask:
                 f"--num-codes {codes}: larger than the sample that would initialise the codebook, {count * each} "
                 f"latents of {count} images; take fewer codes, or more --calibration-images if there are"
             )
-        images = plain_batches(self.data, _spread(min(count, -(-4 * codes // each)), len(self.data)), 64, self.device)
+        images = plain_batches(self.data, spread(min(count, -(-4 * codes // each)), len(self.data)), 64, self.device)
         draws = torch.Generator().manual_seed(self.config.training.seed)
         self.model.to(self.device).initialise_codes(images, draws)
 
@@ -104,24 +142,47 @@ class AutoencoderTask:
         damaged = corrupt(batch, self.config.corruption, random.generator("corruption"))
         self.model.at_step(random.step)
         output = model(damaged, generator=random.generator("posterior"))
-        result = autoencoder_loss(self.config.loss, batch, output)
-        return Loss(result.total, {**result.terms, **output.metrics})
+        result = autoencoder_loss(self.config.loss, batch, output, random.step)
+        total, compared, terms = result.total, result.reconstruction, {**result.terms, **output.metrics}
+        if self.distance is not None:
+            perceptual = self.distance(output.reconstruction.to(batch.dtype), batch).mean()
+            weighted = self.config.perceptual.perceptual_weight * perceptual
+            total, compared = total + weighted, compared + weighted
+            terms["perceptual"] = perceptual
+        if self.opponent is None:
+            return Loss(total, terms)
+        shown = output.reconstruction.to(batch.dtype)
+        if weight := self.config.adversarial.weight_at(random.step):
+            adversarial = self.opponent.judge(shown)
+            terms["adversarial"] = adversarial
+            if self.config.adversarial.adaptive:
+                largest = self.config.adversarial.adaptive_max
+                terms["adaptive_weight"] = adaptive_weight(compared, adversarial, self.model.last_layer, largest)
+                adversarial = terms["adaptive_weight"] * adversarial
+            total = total + weight * adversarial
+        return Loss(total, terms, shown.detach())
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
         count = min(self.config.validation_images, len(self.validation))
         quality: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
-        for images in plain_batches(self.validation, range(count), 64, self.device):
+        pairs: list[tuple[Tensor, Tensor]] = []
+        # a folder is sorted by class: its first images are no fair sample of what a distance of laws compares
+        chosen = range(count) if self.frechet is None else spread(count, len(self.validation))
+        for images in plain_batches(self.validation, chosen, 64, self.device):
             reconstruction = reconstruct(model, images)
             quality["psnr"].append(psnr(reconstruction, images))
             quality["ssim"].append(ssim(reconstruction, images))
-        return {name: float(torch.cat(values).mean()) for name, values in quality.items()}
+            if self.frechet is not None:
+                pairs.append((images, reconstruction))
+        measures = {name: float(torch.cat(values).mean()) for name, values in quality.items()}
+        return measures if self.frechet is None else {**measures, **self.frechet("r", pairs)}
 
     def preview(self, model: nn.Module) -> Tensor:
-        """Eight held-out images above their reconstructions, twice."""
-        count = min(16, len(self.validation))
-        images = next(plain_batches(self.validation, range(count), count, self.device))
+        """Six held-out images above their reconstructions, three times: a grid of 6 x 6."""
+        count = min(18, len(self.validation))
+        images = next(plain_batches(self.validation, spread(count, len(self.validation)), count, self.device))
         reconstruction = reconstruct(model, images)
-        rows = [part for pair in zip(images.split(4), reconstruction.split(4), strict=True) for part in pair]
+        rows = [part for pair in zip(images.split(6), reconstruction.split(6), strict=True) for part in pair]
         return torch.cat(rows)
 
     def publish(self, model: nn.Module, folder: Path) -> None:
@@ -129,13 +190,48 @@ class AutoencoderTask:
         published = Autoencoder(model.config).to(self.device).eval()
         published.load_state_dict(model.state_dict())
         count = min(self.config.calibration_images, len(self.data))
-        images = plain_batches(self.data, _spread(count, len(self.data)), 64, self.device)
+        images = plain_batches(self.data, spread(count, len(self.data)), 64, self.device)
         published.calibrate(*measure_latents(published, images))
         with atomic_folder(folder / "vae") as target:
             published.save_pretrained(target)
 
 
-def _spread(count: int, length: int) -> list[int]:
+def with_likelihood(config: AutoencoderRun) -> AutoencoderRun:
+    """The settings with the decoder's output that the loss asks for; `UserError` where they contradict each other."""
+    asked = "logit_laplace" if config.loss.reconstruction == "logit_laplace" else "image"
+    if config.autoencoder.decoder_output not in ("image", asked):
+        raise UserError("--decoder-output logit_laplace: only --reconstruction logit_laplace trains it")
+    try:
+        return dataclasses.replace(
+            config,
+            autoencoder=dataclasses.replace(config.autoencoder, decoder_output=asked),  # type: ignore[arg-type]
+        )
+    except ValueError as error:
+        raise UserError(f"--reconstruction {asked}: {error}") from None
+
+
+def check_adversarial(config: AutoencoderRun) -> None:
+    """`UserError` for a discriminator that would never be heard, and for losses that nothing is trained by."""
+    if config.autoencoder.bottleneck == "linear" and (config.adversarial.active or config.perceptual.active):
+        raise UserError(
+            "--adversarial-weight, --perceptual: a linear autoencoder is found in closed form, by the squared error "
+            "alone; leave out"
+        )
+    start, steps = config.adversarial.discriminator_start, config.training.max_train_steps
+    if config.adversarial.active and start >= steps:
+        raise UserError(
+            f"--discriminator-start {start}: beyond the run's {steps} steps, so it would never be heard; "
+            "take an earlier step, more --max-train-steps, or --adversarial-weight 0"
+        )
+
+
+def _autoencoder_facts(config: AutoencoderConfig) -> dict[str, Any]:
+    """All settings but those that older runs did not have, where they say nothing."""
+    facts = dataclasses.asdict(config)
+    return facts if config.decoder_output != "image" else {k: v for k, v in facts.items() if k != "decoder_output"}
+
+
+def spread(count: int, length: int) -> list[int]:
     """`count` indices from the first to the last of `length`, evenly."""
     return [round(place * (length - 1) / max(1, count - 1)) for place in range(count)]
 

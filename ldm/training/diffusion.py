@@ -220,7 +220,8 @@ class DiffusionTask:
         model.conditioner.save_pretrained(folder)
         if not (folder / INDEX).is_file():
             index, scheduler = model.conditioner.index_entries(), self.process.config()["_class_name"]
-            write_index(folder, index, self.autoencoder.config.bottleneck, scheduler)
+            vae = self.autoencoder.config
+            write_index(folder, index, vae.bottleneck, scheduler, vae.decoder_output)
 
 
 def publish_shared(folder: Path, autoencoder: Autoencoder, source: Path | None, process: Process) -> None:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from ldm.errors import UserError
 from ldm.files import read_json
 from ldm.images import save_grid
 from ldm.progress import progress
+from ldm.training.best import keep_best
 from ldm.training.checkpoint import (
     chosen_checkpoint,
     load_optimizer_tensors,
@@ -29,6 +30,7 @@ from ldm.training.checkpoint import (
 from ldm.training.config import TrainingConfig
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.guards import global_random_state_kept, stop_signals
+from ldm.training.opponent import Loss, SecondPlayer
 from ldm.training.optimization import learning_rate, make_optimizer
 from ldm.training.randomness import BatchPlan, Share, StepRandom, key
 from ldm.training.run_folder import RunFolder
@@ -36,16 +38,12 @@ from ldm.training.run_folder import RunFolder
 logger = logging.getLogger("ldm")
 
 
-@dataclass(frozen=True)
-class Loss:
-    """What a task returns: the scalar to minimise, and its named parts for the log."""
-
-    total: Tensor
-    terms: dict[str, Tensor]
-
-
 class Task(Protocol):
-    """What is trained. The loop calls nothing else of it."""
+    """What is trained. The loop calls nothing else of it, but for what a task may have:
+
+    `opponent`: an `Opponent`, a second player that learns beside it. `best_by`: the start of the name of the measure
+    by which the best model is kept, the lowest first.
+    """
 
     kind: str
     """autoencoder, diffusion or classifier."""
@@ -109,6 +107,8 @@ def train(task: Task, config: TrainingConfig, settings: str, device: torch.devic
         )
     except ValueError as error:
         raise UserError(f"--train-batch-size: {error}") from None
+    if accelerator.mixed_precision == "fp16" and getattr(task, "opponent", None) is not None:
+        raise UserError("--mixed-precision fp16: its loss scale is for one player; with a discriminator use bf16 or no")
     if config.resume_from_checkpoint != "latest":  # refused, if so, before the folder is touched
         chosen_checkpoint(Path(config.output_dir), config.resume_from_checkpoint)
     run = RunFolder.claim(config.output_dir, task.kind, settings, task.facts) if accelerator.is_main_process else None
@@ -133,6 +133,8 @@ class _Training:
             torch.set_float32_matmul_precision("high")
         self.ema = ExponentialMovingAverage(self.model, config.ema_decay) if config.ema_decay > 0 else None
         self.optimizer = make_optimizer(self.model, config)
+        opponent = getattr(task, "opponent", None)
+        self.second = SecondPlayer(opponent, config, self.device) if opponent is not None else None
         self.step = 0
         self._resume()
         self.wrapped, self.prepared = accelerator.prepare(self.model, self.optimizer)
@@ -191,33 +193,46 @@ class _Training:
         torch.manual_seed(key(config.seed, self.step, "dropout", self.share.rank))
         self.wrapped.train()
         sums: dict[str, Tensor] = {}
+        second = self.second if self.second is not None and self.second.opponent.learns_at(self.step) else None
+        alone = second is not None and second.opponent.alone_at(self.step)
         for micro in range(accumulation):
-            batch = next(batches)
+            batch, shown = next(batches), None
             random = StepRandom(config.seed, self.step, micro, self.share, self.device)
-            if micro < accumulation - 1:
-                with self.accelerator.no_sync(self.wrapped):
-                    self._forward_backward(batch, random, sums)
-            else:
-                self._forward_backward(batch, random, sums)
-        limit = config.max_grad_norm or math.inf
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
-        scaler = self.accelerator.scaler
-        if not math.isfinite(float(norm)) and scaler is None:
-            parts = ", ".join(f"{name} {float(value):g}" for name, value in sums.items())
-            raise FloatingPointError(f"step {self.step}: the gradient is not finite (loss parts: {parts})")
-        self.prepared.step()
-        self.prepared.zero_grad(set_to_none=True)
-        if self.ema is not None and not self.prepared.step_was_skipped:
-            self.ema.update(self.model, self.step)
+            if not alone:
+                waits = micro < accumulation - 1
+                with self.accelerator.no_sync(self.wrapped) if waits else nullcontext():
+                    shown = self._forward_backward(batch, random, sums)
+            if second is not None:
+                with self.accelerator.autocast():
+                    _add(sums, second.forward_backward(batch, shown, random, accumulation))
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or math.inf)
+        if self.accelerator.scaler is None:
+            self._refuse_non_finite("the gradient", norm, sums)
+        if second is not None:
+            seconds = second.gradient_norm()
+            self._refuse_non_finite(f"the {second.opponent.name}'s gradient", seconds, sums)
+            sums[f"{second.opponent.name}_gradient_norm"] = seconds
+            second.update(self.step)
+        if not alone:
+            self.prepared.step()
+            self.prepared.zero_grad(set_to_none=True)
+            if self.ema is not None and not self.prepared.step_was_skipped:
+                self.ema.update(self.model, self.step)
         return sums, norm, rate
 
-    def _forward_backward(self, batch: Any, random: StepRandom, sums: dict[str, Tensor]) -> None:
-        with self.accelerator.autocast():
-            loss = self.task.loss(self.wrapped, batch, random)
-        for name, value in {"loss": loss.total, **loss.terms}.items():
-            value = value.detach() / self.share.accumulation
-            sums[name] = sums[name] + value if name in sums else value
-        self.accelerator.backward(loss.total / self.share.accumulation)
+    def _refuse_non_finite(self, whose: str, norm: Tensor, sums: dict[str, Tensor]) -> None:
+        if not math.isfinite(float(norm)):
+            parts = ", ".join(f"{name} {float(value):g}" for name, value in sums.items())
+            raise FloatingPointError(f"step {self.step}: {whose} is not finite (loss parts: {parts})")
+
+    def _forward_backward(self, batch: Any, random: StepRandom, sums: dict[str, Tensor]) -> Tensor | None:
+        with self.second.frozen() if self.second is not None else nullcontext():
+            with self.accelerator.autocast():
+                loss = self.task.loss(self.wrapped, batch, random)
+            self.accelerator.backward(loss.total / self.share.accumulation)
+        terms = {"loss": loss.total, **loss.terms}
+        _add(sums, {name: value.detach() / self.share.accumulation for name, value in terms.items()})
+        return loss.shown
 
     def _validate(self) -> dict[str, Any]:
         model = self.published
@@ -227,6 +242,8 @@ class _Training:
         with torch.no_grad():
             measures = self.task.validate(model)
             pictures = self.task.preview(model)
+        if best_by := getattr(self.task, "best_by", None):
+            keep_best(self.run.path, best_by, measures, self.step, lambda folder: self.task.publish(model, folder))
         self.run.log({"step": self.step, "validation": measures})
         if pictures is not None:
             save_grid(pictures, self.run.path / "samples" / f"step-{self.step:06d}.png")
@@ -240,6 +257,8 @@ class _Training:
             tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
             if self.ema is not None:
                 tensors["ema"] = self.ema.model.state_dict()
+            if self.second is not None:
+                tensors |= self.second.tensors()
             scaler = self.accelerator.scaler
             state = {"scaler": scaler.state_dict() if scaler is not None else None}
             self.task.publish(self.published, self.run.path)
@@ -255,11 +274,19 @@ class _Training:
         load_optimizer_tensors(self.optimizer, self.model, read_tensors(folder / "optimizer.safetensors"))
         if self.ema is not None:
             _load(self.ema.model, read_tensors(folder / "ema.safetensors"), folder)
+        if self.second is not None:
+            _load(self.second.model, read_tensors(folder / "opponent.safetensors"), folder)
+            self.second.load_optimizer(read_tensors(folder / "opponent_optimizer.safetensors"))
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = int(state["step"])
         if self.step:
             logger.info("resuming from %s", folder.name)
+
+
+def _add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        sums[name] = sums[name] + value if name in sums else value
 
 
 def _load(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:

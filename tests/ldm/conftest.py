@@ -33,6 +33,19 @@ def shapes_instruments(shapes):
     return prepare_instruments(shapes, EvaluationConfig(extractor="trained"))
 
 
+@pytest.fixture
+def quick_networks(monkeypatch):
+    """The networks that trainings ask for features learn for a few steps only: what they know is not asked."""
+    from ldm.evaluation import features, train_network
+    from ldm.training import perception
+
+    def quickly(data, *, device="cpu"):
+        return train_network.trained_network(data, device=device, recipe=train_network.Recipe(steps=8))
+
+    for module in (features, perception):
+        monkeypatch.setattr(module, "trained_network", quickly)
+
+
 class FakePipeline:
     """Draws a picture of the data: one that fits the request with probability 1 - 1 / (1 + scale), else any."""
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.comparison import ComparisonConfig, compare, model_identity
+from ldm.comparison import ComparisonConfig, compare, model_identity, verdict_of
 from ldm.comparison.methods import plan
 from ldm.data.shapes import ShapesData
 from ldm.errors import UserError
@@ -43,6 +43,7 @@ def test_all_methods_on_the_same_seeds_and_conditions(tmp_path, data, fake_pipel
     assert len(lines) == 2 + len(LABELS) and len({len(line) for line in lines}) == 1
     assert "FD[trained-cnn:shapes:" in lines[0] and "FID" not in table and "%" in table
     stored = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert stored.pop("verdict").startswith(verdict_of(found, SCALES).best.label)
     assert stored == json.loads(json.dumps(found.to_json()))
     assert stored["manifest"]["num_images"] == 40 and stored["warnings"]
     with Image.open(tmp_path / "out" / "comparison.png") as picture:

@@ -15,6 +15,38 @@ CASES = {
     "vq": ("autoencoder", ["--bottleneck", "vq", "--num-codes", 16, "--revive-after", 2]),
     "bn": ("autoencoder", ["--bottleneck", "bn", "--mask-probability", 0.2]),
     "gumbel": ("autoencoder", ["--bottleneck", "gumbel", "--num-codes", 16, "--temperature-steps", 10]),
+    "vqgan": (
+        "autoencoder",
+        [
+            "--bottleneck",
+            "vq",
+            "--num-codes",
+            16,
+            "--adversarial-weight",
+            0.5,
+            "--discriminator-start",
+            4,
+            "--discriminator-warmup",
+            2,
+            "--adversarial-ramp",
+            3,
+            "--discriminator-width",
+            4,
+            "--discriminator-layers",
+            2,
+            "--spectral-norm",
+            "--r1-weight",
+            1,
+            "--r1-every",
+            3,
+            "--gradient-accumulation-steps",
+            2,
+            "--validation-rfid",
+            "--lr-scheduler",
+            "linear",
+        ],
+    ),
+    "gan": ("gan", ["--objective", "wgan_gp", "--discriminator", "residual", "--discriminator-rounds", 2]),
     "text": ("diffusion", ["--lr-scheduler", "cosine", "--lr-warmup-steps", 4, "--preview-images", 2]),
     "muon": ("diffusion", ["--optimizer", "muon", "--validation-images", 8]),
     "classifier": ("classifier", ["--dropout", 0.2, "--adam-weight-decay", 0.05]),
@@ -25,19 +57,22 @@ def losses(folder):
     """By step, and the steps as they stand in the file."""
     text = (folder / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    steps = [entry for entry in lines if "loss" in entry]
-    return {entry["step"]: entry["loss"] for entry in steps}, [entry["step"] for entry in steps]
+    steps = [entry for entry in lines if "gradient_norm" in entry]  # of a GAN, some without a loss of the generator
+    return {entry["step"]: entry.get("loss", entry.get("discriminator_loss")) for entry in steps}, [
+        entry["step"] for entry in steps
+    ]
 
 
 def state(folder):
     """All bits of the last checkpoint, and of the published models."""
     last = folder / f"checkpoint-{STEPS}"
     found = {path.name: load_file(path) for path in last.glob("*.safetensors")}
-    assert found.keys() == {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
+    players = {"opponent.safetensors", "opponent_optimizer.safetensors"}
+    assert found.keys() - players == {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
     bits = {
         f"{file}/{name}": value.numpy().tobytes() for file, tensors in found.items() for name, value in tensors.items()
     }
-    for part in ("vae", "unet", "classifier", "text_encoder"):
+    for part in ("vae", "best/vae", "unet", "classifier", "text_encoder", "generator"):
         for path in (folder / part).glob("*.safetensors"):
             bits[f"{part}/{path.name}"] = path.read_bytes()
     return bits
@@ -79,6 +114,7 @@ def command(models):
     return build
 
 
+@pytest.mark.usefixtures("quick_networks")
 @pytest.mark.parametrize("case", CASES)
 def test_killed_and_started_again(case, command, ldm, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -95,6 +131,10 @@ def test_killed_and_started_again(case, command, ldm, tmp_path):
     assert losses(parts) == losses(whole)
     assert losses(parts)[1] == list(range(1, STEPS + 1)), "each step once"
     assert sorted(path.name for path in parts.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-9"]
+    if case == "vqgan":
+        assert json.loads((parts / "best" / "best.json").read_text()) == json.loads(
+            (whole / "best" / "best.json").read_text()
+        )
     assert not list(parts.glob(".*tmp*")) + list(parts.glob("samples/.*"))
 
 

@@ -1,0 +1,137 @@
+"""`ldm evaluate RUN` where RUN is an autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from ldm.config import parse, read_settings
+from ldm.data import DataConfig
+from ldm.errors import UserError
+from ldm.evaluation import AutoencoderEvaluationConfig
+from ldm.files import atomic_write_json, read_json
+from ldm.model_folder import INDEX
+from ldm.training.run_folder import RUN_FILE
+
+if TYPE_CHECKING:
+    from autoencoders import Autoencoder
+    from ldm.training.autoencoder import AutoencoderRun
+
+
+@dataclass(frozen=True)
+class EvaluateAutoencoderRun:
+    """Measures of an autoencoder on held-out images: of its reconstructions, its rate and its latents."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
+    """Output folder of `ldm train autoencoder`, or the folder `vae` of a model."""
+    evaluation: AutoencoderEvaluationConfig = field(default_factory=AutoencoderEvaluationConfig)
+    dataset: DataConfig = field(default_factory=DataConfig)
+    split: str = "validation"
+    """Which images of the data are measured on: train or validation."""
+    pictures: str = ""
+    """A new or empty folder for reconstructions.png, interpolation.png and traversal.png."""
+    output: str = ""
+    """A JSON file for figures and manifest."""
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+
+def autoencoder_among(arguments: Sequence[str]) -> bool:
+    """Whether one of the arguments names an autoencoder, not a model that generates."""
+    given = {argument.partition("=")[0] for argument in arguments}
+    if given & {"--real", "--fake"}:
+        return False
+    return any(not each.startswith("-") and vae_folder(each) is not None for each in arguments)
+
+
+def vae_folder(folder: str | Path) -> Path | None:
+    """Where the autoencoder of a run folder, or of a folder `vae`, lies; None for any other folder."""
+    root = Path(folder)
+    if not folder or not root.is_dir() or any((root / part).exists() for part in (INDEX, "unet", "prior")):
+        return None
+    if (root / "vae" / "config.json").is_file():
+        return root / "vae"
+    if (root / RUN_FILE).is_file() or not (root / "config.json").is_file():
+        return None
+    name = read_json(root / "config.json")
+    named = isinstance(name, dict) and isinstance(name.get("_class_name"), str)
+    return root if named and name["_class_name"].startswith(("Autoencoder", "VQModel", "Linear")) else None
+
+
+def run_of(folder: str | Path) -> Path | None:
+    """The run folder that holds an autoencoder's settings: the folder itself, or that around its `vae`."""
+    for place in (Path(folder), Path(folder).resolve().parent):
+        if (place / RUN_FILE).is_file() and (place / "config.yaml").is_file():
+            content = read_json(place / RUN_FILE)
+            return place if isinstance(content, dict) and content.get("kind") == "autoencoder" else None
+    return None
+
+
+def settings_of(folder: str | Path) -> AutoencoderRun | None:
+    """The settings of the training, where the folder is that of a run."""
+    from ldm.training.autoencoder import AutoencoderRun
+
+    run = run_of(folder)
+    return None if run is None else read_settings(AutoencoderRun, run / "config.yaml")
+
+
+def load_autoencoder(folder: str | Path) -> Autoencoder:
+    """The autoencoder of a run folder or of a folder `vae`, in evaluation mode; `UserError` if it is none."""
+    from autoencoders import Autoencoder
+
+    place = vae_folder(folder)
+    if place is None:
+        root = Path(folder)
+        if not root.is_dir():
+            hint = "no such folder"
+        elif (root / "unet").exists() or (root / INDEX).exists():
+            hint = "is a model that generates, not an autoencoder"
+        else:
+            hint = "there is no autoencoder in it"
+        raise UserError(f"{folder}: {hint}; give the output folder of `ldm train autoencoder`")
+    try:
+        return Autoencoder.from_pretrained(place)
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from None
+
+
+def run(arguments: list[str]) -> None:
+    """Evaluate and print the figures with what they hold for."""
+    from ldm.cli.evaluate import show
+    from ldm.data import open_data
+    from ldm.device import resolve_device
+    from ldm.evaluation import evaluate_autoencoder
+    from ldm.evaluation.autoencoder import check_lpips, plan_metrics
+    from ldm.evaluation.latent_pictures import write_pictures
+
+    settings = parse(EvaluateAutoencoderRun, arguments, "evaluate")
+    trained = settings_of(settings.model)
+    if trained is not None:
+        settings = parse(EvaluateAutoencoderRun, arguments, "evaluate", EvaluateAutoencoderRun(dataset=trained.dataset))
+    if settings.output and Path(settings.output).is_dir():
+        raise UserError(f"--output {settings.output}: is a folder; give a file name such as figures.json")
+    check_pictures(settings.pictures)
+    model, device = load_autoencoder(settings.model), resolve_device(settings.device)
+    asked = settings.evaluation
+    plan_metrics(model, asked, settings.dataset.image_size)  # refused before the data are read
+    check_lpips(asked)
+    data, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
+    loss = None if trained is None else trained.loss
+    result = evaluate_autoencoder(model, data, asked, train_data=train, loss=loss, device=device)
+    show(result)
+    if settings.output:
+        atomic_write_json(settings.output, result.to_json())
+    if settings.pictures:
+        for line in write_pictures(model, data, settings.pictures, device=device):
+            print(line)
+
+
+def check_pictures(folder: str) -> None:
+    """`UserError` unless the folder is new, empty or not asked for."""
+    path = Path(folder)
+    if folder and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"--pictures {folder}: is not an empty folder; give a new one")

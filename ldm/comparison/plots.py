@@ -1,0 +1,79 @@
+"""Scatter plots as SVG that take the colours of the page they stand in."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure as Canvas
+
+from ldm.evaluation.records import Figure
+
+# Okabe and Ito's colours, which the colour-blind can tell apart, without black and yellow
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
+_MARKERS = "os^DvP*X<>"
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ldm",
+    "font.family": "sans-serif",
+    "font.size": 10,
+}
+_SETTINGS |= {"text.parse_math": False}  # a label is what a user wrote
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One cell: its label, the series that it belongs to (its method), x, and the figure that is y."""
+
+    label: str
+    series: str
+    x: float
+    y: Figure
+
+
+def scatter(points: Sequence[Point], x_name: str, y_name: str, front: Collection[str] = ()) -> str:
+    """An SVG element: a line a series in the order of x, error bars, and rings around the labels in `front`."""
+    with matplotlib.rc_context(_SETTINGS):
+        canvas = Canvas(figsize=(5.6, 4.2), layout="constrained")
+        axes = canvas.add_subplot()
+        for number, series in enumerate(dict.fromkeys(point.series for point in points)):
+            own = [point for point in points if point.series == series]
+            colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+            x, y = [point.x for point in own], [point.y.value for point in own]
+            look: dict[str, Any] = {"color": colour, "marker": marker, "ms": 5, "lw": 1, "elinewidth": 0.7}
+            axes.errorbar(x, y, yerr=_errors(own), label=series, **look)
+        ringed = [point for point in points if point.label in front]
+        axes.scatter(
+            [point.x for point in ringed], [point.y.value for point in ringed], s=110, fc="none", ec="#000000", lw=0.9
+        )
+        axes.set_xlabel(x_name)
+        axes.set_ylabel(y_name)
+        axes.grid(alpha=0.25)
+        canvas.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False)
+        buffer = io.StringIO()
+        canvas.patch.set_alpha(0)
+        axes.patch.set_alpha(0)
+        FigureCanvasSVG(canvas).print_svg(buffer, metadata={"Date": None})
+    return _themed(buffer.getvalue(), f"{y_name} against {x_name}")
+
+
+def _errors(points: Sequence[Point]) -> list[list[float]] | None:
+    """Lengths of the error bars below and above."""
+    if any(point.y.interval is None for point in points):
+        return None
+    ends = [(point.y.value, *(point.y.interval or (0.0, 0.0))) for point in points]
+    return [[max(0.0, value - low) for value, low, _ in ends], [max(0.0, high - value) for value, _, high in ends]]
+
+
+def _themed(svg: str, name: str) -> str:
+    """The bare element, black as the text's colour, with a name for those who do not see it; ids are the plot's own."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = svg.replace("#000000", "currentColor").replace("<text ", '<text fill="currentColor" ')
+    title = name.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)

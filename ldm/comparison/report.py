@@ -1,0 +1,153 @@
+"""The report of a comparison: one HTML file that needs nothing else, for the screen, the phone and the keyboard."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from ldm.comparison.plots import Point, scatter
+from ldm.comparison.records import Cell, Comparison
+from ldm.comparison.verdict import Verdict, pareto_front
+from ldm.evaluation.records import Figure
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_FIXED = ("evaluations/image", "seconds/image", "peak MB")
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A cell of the table: what it is sorted by, its text, and an interval or error in small print."""
+
+    value: str
+    text: str
+    more: str = ""
+
+
+def write_csv(comparison: Comparison) -> str:
+    """One line a cell: label, method, scales, sampler, steps, every figure with error and interval, and the cost."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    figures = comparison.cells[0].result.figures
+    head = ["label", "method", "guidance_scale", "classifier_scale", "sampler", "steps"]
+    for figure in figures:
+        head += [figure.metric, f"{figure.metric}_standard_error", f"{figure.metric}_low", f"{figure.metric}_high"]
+    writer.writerow([*head, "evaluations_per_image", "seconds_per_image", "peak_memory_bytes"])
+    for cell in comparison.cells:
+        row: list[Any] = [cell.label, cell.method, cell.guidance_scale, cell.classifier_scale, cell.sampler, cell.steps]
+        for figure in cell.result.figures:
+            row += [figure.value, figure.standard_error, *(figure.interval or (None, None))]
+        writer.writerow([*row, cell.result.evaluations_per_image, cell.result.seconds_per_image, cell.peak_memory])
+    return buffer.getvalue()
+
+
+def render(
+    comparison: Comparison,
+    verdict: Verdict,
+    strips: Sequence[Path],
+    *,
+    conditions: Sequence[str] = (),
+    command: str = "",
+    model: str = "this model",
+) -> str:
+    """The page; `strips` are the pictures of the cells in their order, `conditions` those of the rows.
+
+    All text is escaped, the file names no other, and a policy in it forbids to fetch anything.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    cells = comparison.cells
+    return environment.get_template("report.html.j2").render(
+        model=model,
+        verdict=verdict,
+        manifest=dict(comparison.manifest),
+        warnings=comparison.warnings,
+        heads=["method", *map(_short, cells[0].result.figures), *_FIXED],
+        rows=[{"best": cell == verdict.best, "cells": _row(cell)} for cell in cells],
+        left_out=comparison.left_out,
+        plots=_plots(cells, verdict),
+        columns=_columns(cells, strips),
+        conditions=[text for text in conditions if text],
+        rows_shown=comparison.manifest["rows"],
+        command=command,
+        manifest_text=json.dumps(comparison.to_json()["manifest"], indent=1, ensure_ascii=False),
+    )
+
+
+def _row(cell: Cell) -> list[Shown]:
+    peak = "" if cell.peak_memory is None else f"{cell.peak_memory / 1e6:.0f}"
+    cost = cell.result.evaluations_per_image, cell.result.seconds_per_image
+    return [
+        Shown(cell.label, cell.label),
+        *map(_figure, cell.result.figures),
+        *(Shown(repr(value), f"{value:.3g}") for value in cost),
+        Shown(peak, peak or "-"),
+    ]
+
+
+def _short(figure: Figure) -> str:
+    """The name without the extractor's, which the page says once."""
+    return figure.name if figure.metric.startswith("accuracy/") else figure.name.split("[")[0]
+
+
+def _figure(figure: Figure) -> Shown:
+    share = figure.metric.startswith("accuracy/")
+    scale, digits, unit = (100, ".1f", " %") if share else (1, ".4g", "")
+    more = ""
+    if figure.interval is not None:
+        more = f"[{figure.interval[0] * scale:{digits}}, {figure.interval[1] * scale:{digits}}]"
+    elif figure.standard_error is not None:
+        more = f"± {figure.standard_error * scale:{'.1f' if share else '.2g'}}"
+    return Shown(repr(figure.value), f"{figure.value * scale:{digits}}{unit}", more)
+
+
+def _plots(cells: Sequence[Cell], verdict: Verdict) -> list[dict[str, str]]:
+    """Quality against what the data's variety is reached of, against what was asked for, and against cost."""
+    quality, names = verdict.metric, {figure.metric: _short(figure) for figure in cells[0].result.figures}
+    variety: list[str] = [*({"recall", "coverage", "diversity"} & names.keys())]
+    others = sorted(variety, reverse=True)[:1] + [name for name in names if name.startswith("accuracy/")][:1]
+    found = []
+    for other in others:
+        points = [_point(cell, cell.result[other].value, quality, verdict) for cell in cells]
+        front = [cell.label for cell in pareto_front(cells, quality, other)]
+        caption = f"{names[quality]} against {names[other]}. No cell beats in both: {', '.join(front)}."
+        found.append({"svg": scatter(points, names[other], names[quality], front), "caption": caption})
+    points = [_point(cell, cell.result.evaluations_per_image, quality, verdict) for cell in cells]
+    front = [cell.label for cell in pareto_front(cells, quality)]
+    caption = f"{names[quality]} against cost. No cell beats in both: {', '.join(front)}."
+    found.append({"svg": scatter(points, "network evaluations an image", names[quality], front), "caption": caption})
+    return found
+
+
+def _point(cell: Cell, x: float, quality: str, verdict: Verdict) -> Point:
+    figure = cell.result[quality]
+    return Point(cell.label, cell.method + (f" | {cell.sampler} {cell.steps}" if "|" in cell.label else ""), x, figure)
+
+
+def _columns(cells: Sequence[Cell], strips: Sequence[Path]) -> list[dict[str, Any]]:
+    """One column a method and sampler, with a picture for each scale."""
+    columns: dict[str, dict[str, Any]] = {}
+    for cell, strip in zip(cells, strips, strict=True):
+        name, _, under = cell.label.partition(" | ")
+        key = cell.method + (f" | {under}" if under else "")
+        column = columns.setdefault(key, {"name": key, "labels": [], "pictures": []})
+        column["labels"].append(name.removeprefix(cell.method).strip() or "-")
+        column["pictures"].append(_data_url(strip))
+    return list(columns.values())
+
+
+def _data_url(path: Path) -> str:
+    """A picture as a lossless WebP within a URL."""
+    buffer = io.BytesIO()
+    with Image.open(path, formats=("PNG",)) as image:
+        image.convert("RGB").save(buffer, format="WEBP", lossless=True)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,50 @@
+"""The most memory that a stretch of work took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class PeakMemory:
+    """`with PeakMemory(device) as peak: ...`; then `peak.bytes`, above what was taken before, or None if not known.
+
+    Of a CUDA device by torch's own count; of a CPU by the kernel's mark of the process, where it can be reset (Linux).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self._before = device, 0
+        self.bytes: int | None = None
+
+    def __enter__(self) -> PeakMemory:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._before = torch.cuda.memory_allocated(self.device)
+        elif self.device.type == "cpu":
+            try:
+                _CLEAR.write_text("5", encoding="ascii")  # proc(5): resets the mark VmHWM
+            except OSError:
+                return self
+            self._before = _status("VmRSS")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated(self.device) - self._before
+        elif self._before:
+            self.bytes = max(0, _status("VmHWM") - self._before)
+
+
+def _status(name: str) -> int:
+    """A line of the kernel's status of this process, in bytes; 0 where it is not there."""
+    try:
+        lines = _STATUS.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)

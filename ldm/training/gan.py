@@ -1,0 +1,116 @@
+"""Training the decoder as a generator of pictures from noise, against a discriminator."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoencoders import DiscriminatorConfig, Generator, GeneratorConfig
+from ldm.data import DataConfig, ImageData
+from ldm.errors import UserError, at_least
+from ldm.files import atomic_folder
+from ldm.training.autoencoder import image_batches, plain_batches, spread, to_device
+from ldm.training.config import TrainingConfig, config_facts
+from ldm.training.discriminator import Discriminator
+from ldm.training.opponent import Loss
+from ldm.training.perception import FrechetMeasure
+from ldm.training.randomness import BatchPlan, StepRandom, key
+
+_PREVIEW = 36
+
+
+@dataclass(frozen=True)
+class GanRun:
+    """`ldm train gan`: a generator of pictures from noise, and a discriminator that it learns to deceive."""
+
+    dataset: DataConfig = field(default_factory=DataConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    discriminator_rounds: int = 1
+    """Steps of the discriminator for one of the generator (5 is usual for wgan and wgan_gp); --max-train-steps counts
+    those of the discriminator."""
+    validation_images: int = 256
+    """Held-out images, and as many pictures, between which the Frechet distance is measured."""
+    validation_fid: bool = False
+    """Measure that distance (FID where Inception's weights are, else of a network trained on the data set), and keep
+    the best model by it in best/."""
+
+    def __post_init__(self) -> None:
+        at_least(self, validation_images=4, discriminator_rounds=1)
+
+
+class GanTask:
+    """The generator's half of the game; publishes `generator/`."""
+
+    kind = "gan"
+
+    def __init__(self, config: GanRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
+        size = config.generator.image_size
+        if size != data.image_size:
+            raise UserError(
+                f"--image-size {data.image_size}: this generator makes {size} pixels (--noise-size times 2 for each of "
+                "--block-out-channels but the first)"
+            )
+        if config.generator.out_channels != 3:
+            raise UserError(f"--out-channels {config.generator.out_channels}: images have 3 channels")
+        if config.discriminator_rounds > config.training.max_train_steps:
+            raise UserError(f"--discriminator-rounds {config.discriminator_rounds}: more than --max-train-steps")
+        self.config, self.data, self.validation, self.device = config, data, validation, device
+        seed, rounds = config.training.seed, config.discriminator_rounds
+        self.model = Generator(config.generator, seed=seed)
+        self.opponent = Discriminator(config.discriminator, size, seed, rounds=rounds, make=self._pictures)
+        self.frechet = FrechetMeasure(data, device) if config.validation_fid else None
+        self.best_by = "F" if config.validation_fid else None
+        self.length = len(data)
+        self.facts: dict[str, Any] = {
+            "data": data.fingerprint,
+            "generator": dataclasses.asdict(config.generator),
+            "discriminator": dataclasses.asdict(config.discriminator) | {"rounds": rounds},
+            "training": config_facts(config.training),
+        }
+
+    def _pictures(self, random: StepRandom) -> Tensor:
+        return self.model(random.normal("noise", self.model.noise_shape))
+
+    def batches(self, plan: BatchPlan) -> Iterator[Tensor]:
+        """Images (B, 3, H, W) on the device."""
+        for batch in image_batches(self.data, plan, self.config.training.dataloader_num_workers):
+            yield to_device(batch.images, self.device)
+
+    def loss(self, model: nn.Module, batch: Tensor, random: StepRandom) -> Loss:
+        pictures = model(random.normal("noise", self.model.noise_shape)).to(batch.dtype)
+        loss = self.opponent.judge(pictures)
+        return Loss(loss, {"adversarial": loss}, pictures.detach())
+
+    def validate(self, model: nn.Module) -> dict[str, Any]:
+        count = min(self.config.validation_images, len(self.validation))
+        images = list(plain_batches(self.validation, spread(count, len(self.validation)), 64, self.device))
+        pictures = self._drawn(model, count).split(64)
+        measures = {
+            f"discriminator_{name}": float(torch.cat([self.opponent.opinion(batch) for batch in batches]).mean())
+            for name, batches in (("real", images), ("fake", pictures))
+        }
+        return measures if self.frechet is None else measures | self.frechet("", zip(images, pictures, strict=True))
+
+    def preview(self, model: nn.Module) -> Tensor:
+        """Pictures from noise that stays the same."""
+        return self._drawn(model, _PREVIEW)
+
+    @torch.no_grad()
+    def _drawn(self, model: nn.Module, count: int) -> Tensor:
+        assert isinstance(model, Generator)
+        draws = torch.Generator().manual_seed(key(self.config.training.seed, "preview"))
+        noise = torch.randn((count, *model.noise_shape), generator=draws).split(64)
+        return torch.cat([model(part.to(self.device)).float() for part in noise])
+
+    def publish(self, model: nn.Module, folder: Path) -> None:
+        assert isinstance(model, Generator)
+        with atomic_folder(folder / "generator") as target:
+            model.save_pretrained(target)
