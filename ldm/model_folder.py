@@ -48,9 +48,9 @@ def write_index(
     atomic_write_json(folder / INDEX, index)
 
 
-def write_prior_index(folder: Path, text_parts: dict[str, list[str]], bottleneck: str) -> None:
+def write_prior_index(folder: Path, text_parts: dict[str, list[str]], vae: tuple[str, str]) -> None:
     """model_index.json of an autoencoder with priors over its codes, of which diffusers has no pipeline."""
-    index = {"_class_name": "DiffusionPipeline", "vae": list(class_of(bottleneck))}
+    index: dict[str, Any] = {"_class_name": "DiffusionPipeline", "vae": list(vae)}
     index |= {"prior": ["autoencoders.priors", "CodePriors"], **text_parts, _FACTS: FACTS_NAME}
     atomic_write_json(folder / INDEX, index)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoencoders import Autoencoder
+from autoencoders import Autoencoder, class_of
 from autoencoders.priors import CodeGrid, CodePriors, PriorConfig, PriorShape, mask_codes
 from ldm.code_prior import PRIOR, CodePriorModel, bits_of_codes, told
 from ldm.conditioning import Conditioner, ConditioningConfig
@@ -195,7 +195,7 @@ class PriorTask:
             model.priors.save_pretrained(target)
         model.conditioner.save_pretrained(folder)
         if not (folder / INDEX).is_file():
-            write_prior_index(folder, model.conditioner.index_entries(), self.autoencoder.config.bottleneck)
+            write_prior_index(folder, model.conditioner.index_entries(), class_of(self.autoencoder.config))
 
     def _held_out_codes(self) -> tuple[Tensor, ...]:
         """Of the first held-out images, without mirroring; found once."""

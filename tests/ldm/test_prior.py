@@ -24,6 +24,7 @@ CODES = {
     "residual_vq": ["--num-codes", "8", "--num-quantizers", "2", "--codebook-init", "data"],
     "fsq": ["--levels", "3", "3", "3", "3"],
     "lfq": [],
+    "vqvae2": ["--num-codes", "16", "--code-width", "8", "--code-levels", "3", "--codebook-init", "data"],
 }
 
 
@@ -35,7 +36,8 @@ def coders(models):
     found = {}
     for name, flags in CODES.items():
         found[name] = models.root / f"codes-{name}"
-        assert main(models.command("autoencoder", found[name], "--bottleneck", name, *flags, steps=20)) == 0
+        steps = 20 if name in ("vq", "gumbel") else 1
+        assert main(models.command("autoencoder", found[name], "--bottleneck", name, *flags, steps=steps)) == 0
     return found
 
 
@@ -66,15 +68,13 @@ BY_CLASS = ["--text-encoder", "None"]
 
 @pytest.fixture(scope="module")
 def priors(models, train):
-    """Runs: a PixelCNN told classes, a transformer told text, and one told nothing, on different kinds of codes."""
+    """Runs: a PixelCNN told classes, a transformer told text, and three PixelCNNs told nothing, one for each level."""
     from ldm.cli.main import main
 
     found = {name: models.root / f"prior-{name}" for name in ("classes", "text", "free")}
-    steps = {"classes": 60, "text": 40, "free": 3}
-    assert main(train("vq", "pixelcnn", found["classes"], *BY_CLASS, steps=steps["classes"])) == 0
-    assert main(train("gumbel", "transformer", found["text"], "--token-masking", 0.1, steps=steps["text"])) == 0
-    free = (*BY_CLASS, "--class-conditional", "False")
-    assert main(train("residual_vq", "transformer", found["free"], *free, steps=steps["free"])) == 0
+    assert main(train("vq", "pixelcnn", found["classes"], *BY_CLASS, steps=40)) == 0
+    assert main(train("gumbel", "transformer", found["text"], "--token-masking", 0.1, steps=30)) == 0
+    assert main(train("vqvae2", "pixelcnn", found["free"], *BY_CLASS, "--class-conditional", "False", steps=3)) == 0
     return found
 
 
@@ -90,7 +90,9 @@ def measures(folder):
 def test_held_out_codes_cost_less_than_log2_k(priors):
     classes, text, free = (measures(priors[name]) for name in ("classes", "text", "free"))
     assert classes["bits_per_code_uniform"] == 5 and text["bits_per_code_uniform"] == 4
-    assert free["bits_per_code_uniform"] == 3 and "bits_per_code_unconditional" not in free
+    assert free["bits_per_code_uniform"] == 4 and "bits_per_code_unconditional" not in free
+    levels = [free[f"bits_per_code_level_{level}"] for level in range(3)]  # of 4, 16 and 64 codes
+    assert free["bits_per_code"] == pytest.approx((4 * levels[0] + 16 * levels[1] + 64 * levels[2]) / 84)
     for found in (classes, text):
         assert found["bits_per_code"] < found["bits_per_code_uniform"]
         assert math.isfinite(found["bits_per_code_unconditional"])
@@ -138,9 +140,12 @@ def test_the_folder_is_a_whole_model(priors, coders):
     assert model.autoencoder.fingerprint() == own.fingerprint()
 
 
-@pytest.mark.parametrize("coder", ["fsq", "lfq"])
-def test_every_kind_of_codes_can_be_learned(coder, train, ldm, tmp_path):
-    assert ldm(*train(coder, "pixelcnn", tmp_path / "run", *BY_CLASS, "--preview-images", 2, steps=2)).code == 0
+@pytest.mark.parametrize(
+    ("coder", "kind"),
+    [("fsq", "pixelcnn"), ("lfq", "transformer"), ("residual_vq", "transformer"), ("vqvae2", "transformer")],
+)
+def test_every_kind_of_codes_can_be_learned(coder, kind, train, ldm, tmp_path):
+    assert ldm(*train(coder, kind, tmp_path / "run", *BY_CLASS, "--preview-images", 2, steps=2)).code == 0
     assert (tmp_path / "run" / "samples" / "step-000002.png").is_file()
     assert ldm(*sample(tmp_path / "run", tmp_path / "out", "--num-images", 1)).code == 0
 
