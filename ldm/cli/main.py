@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ldm.errors import UserError, suggest
 
 COMMANDS = {
-    "train": "train an autoencoder, a diffusion model, a noisy classifier or a GAN",
+    "train": "train an autoencoder, a diffusion model, a classifier, a prior over codes or a GAN",
     "encode": "encode a data set into a latent cache",
     "sample": "draw pictures from a model under any guidance",
     "evaluate": "distances and accuracy of a model or between two folders; measures of an autoencoder",

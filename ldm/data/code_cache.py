@@ -62,29 +62,25 @@ def check_code_folder(folder: Path, key: CacheKey) -> None:
 def encode_codes(
     autoencoder: Autoencoder,
     data: ImageData,
-    folder: Path | None,
+    folder: Path,
     *,
     batch_size: int = 64,
     num_workers: int = 0,
     device: torch.device | str = "cpu",
-    flips: bool | None = None,
 ) -> CodeCache:
     """The codes of all images of `data`, read from `folder` if they are there, else found and written to it.
 
-    Without a folder they are kept in memory only. `flips` False leaves out the mirrored images. `UserError` for a
-    folder that holds codes of other images or of another autoencoder, or that is damaged.
+    `UserError` for a folder that holds codes of other images or of another autoencoder, or that is damaged.
     """
-    key, mirrored = CacheKey.of(autoencoder, data), data.flip if flips is None else flips
-    if folder is not None:
-        check_code_folder(folder, key)
-        if (folder / _MANIFEST).is_file():
-            return _read(folder, key, autoencoder.config.codebook_sizes, len(data), mirrored)
-    levels = _encoded(autoencoder, data, mirrored, batch_size, num_workers, torch.device(device))
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder / _WEIGHTS, save({f"level_{place}": level for place, level in enumerate(levels)}))
-        facts = {"format": _FORMAT, "key": asdict(key), "sha256": sha256_of_file(folder / _WEIGHTS)}
-        atomic_write_json(folder / _MANIFEST, facts)
+    key = CacheKey.of(autoencoder, data)
+    check_code_folder(folder, key)
+    if (folder / _MANIFEST).is_file():
+        return _read(folder, key, autoencoder.config.codebook_sizes, len(data), data.flip)
+    levels = _encoded(autoencoder, data, batch_size, num_workers, torch.device(device))
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / _WEIGHTS, save({f"level_{place}": level for place, level in enumerate(levels)}))
+    facts = {"format": _FORMAT, "key": asdict(key), "sha256": sha256_of_file(folder / _WEIGHTS)}
+    atomic_write_json(folder / _MANIFEST, facts)
     return CodeCache(levels)
 
 
@@ -118,7 +114,7 @@ def _read(folder: Path, key: CacheKey, sizes: tuple[int, ...], count: int, mirro
 
 @torch.no_grad()
 def _encoded(
-    autoencoder: Autoencoder, data: ImageData, mirrored: bool, batch_size: int, num_workers: int, device: torch.device
+    autoencoder: Autoencoder, data: ImageData, batch_size: int, num_workers: int, device: torch.device
 ) -> list[Tensor]:
     loader: DataLoader[Any] = DataLoader(
         data,  # type: ignore[arg-type]
@@ -130,7 +126,7 @@ def _encoded(
     found: list[list[Tensor]] = [[] for _ in autoencoder.config.codebook_sizes]
     for batch in progress(loader, "encoding codes"):
         images = batch.images.to(device, memory_format=torch.channels_last)  # twice as fast on a CPU
-        sides = [autoencoder.codes(side) for side in ((images, images.flip(-1)) if mirrored else (images,))]
+        sides = [autoencoder.codes(side) for side in ((images, images.flip(-1)) if data.flip else (images,))]
         for place, size in enumerate(autoencoder.config.codebook_sizes):
             small = torch.int16 if size <= 2**15 else torch.int32
             found[place].append(torch.stack([side[place] for side in sides], 1).to("cpu", small))  # (B, F, h, w)

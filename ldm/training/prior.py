@@ -86,6 +86,8 @@ class PriorTask:
     kind = "prior"
 
     def __init__(self, config: PriorRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
+        if config.training.gradient_checkpointing:
+            raise UserError("--gradient-checkpointing: a prior over codes has none; leave it out")
         self.config, self.data, self.validation, self.device = config, data, validation, device
         self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device)
         self.levels = code_grids(self.autoencoder, data.image_size, config.autoencoder)

@@ -32,6 +32,7 @@ TINY = {
 KINDS = sorted(TINY)
 TWO = PriorShape((CodeGrid(5, 2, 2), CodeGrid(7, 4, 4)), num_classes=3, context_dim=6)
 PARTS = PriorShape((CodeGrid(6, 3, 6, parts=2),))
+TALL = PriorShape((CodeGrid(4, 9, 2),))
 
 
 def generators(count, seed=0):
@@ -105,9 +106,9 @@ def test_the_jacobian_is_strictly_causal_and_full_below_the_diagonal(kind, shape
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [TWO, PARTS], ids=["two levels", "two codebooks"])
+@pytest.mark.parametrize("shape", [TWO, PARTS, TALL], ids=["two levels", "two codebooks", "tall"])
 def test_code_by_code_gives_the_logits_of_the_whole(kind, shape):
-    """The transformer's cache of keys and values, and the PixelCNN's few rows, in float64 and in float32."""
+    """The transformer's cache of keys and values, and the PixelCNN's few rows (5 of 9), in float64 and in float32."""
     priors, maps, condition = made(kind, shape), codes_of(shape, 3), condition_of(shape, 3)
     if condition.context is not None:
         condition = replace(condition, context_mask=torch.tensor([[1, 1, 0], [1, 1, 1], [0, 0, 0]]).bool())

@@ -198,6 +198,7 @@ def test_codes_are_found_once_and_those_of_another_autoencoder_are_refused(
         (["--layers", 0], ["layers"]),
         (["--validation-images", 0], ["--validation-images"]),
         (["--first-caption-probability", 2], ["--first-caption-probability"]),
+        (["--gradient-checkpointing"], ["--gradient-checkpointing"]),
         (["--temperature", 2], ["temperature"]),
     ],
 )
