@@ -22,7 +22,8 @@ from ldm.progress import progress
 
 @dataclass(frozen=True)
 class SampleRun:
-    """Draw pictures from a model folder or a run folder of `ldm train diffusion` or `ldm train prior`, or of a VAE from its own prior."""
+    """Draw pictures from a model folder or a run folder of `ldm train diffusion` or `ldm train prior`, or of a VAE from
+    its own prior."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ""
     """Model folder."""
