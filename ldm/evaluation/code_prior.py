@@ -25,15 +25,21 @@ def evaluate_prior(
     *,
     train_data: ImageData | None = None,
 ) -> EvaluationResult:
-    """As `evaluate_model`, and before its figures the bits a code and a pixel of `num_images` images of `data`.
+    """As `evaluate_model`, and before its figures the bits a code and a pixel of `num_images` images of `data`; with
+    --metrics bits_per_code these alone.
 
     They are told the images' conditions, and once more nothing, where there are any; with standard errors. The bits are
     those of the codes alone: the decoder makes no promise of pixels.
     """
     config = config or EvaluationConfig()
-    if config.likelihood_alone or "bits_per_dim" in config.metrics:
-        raise UserError("--metrics bits_per_dim: a prior over codes has no likelihood of pixels; leave it out")
-    found = evaluate_model(cast(Any, model), data, sampling, config, train_data=train_data)
+    if "bits_per_dim" in config.metrics:
+        raise UserError("--metrics bits_per_dim: a prior over codes has no likelihood of pixels; use bits_per_code")
+    if config.likelihood_alone:
+        facts = {"data": data.name, "split": data.split, "data_fingerprint": data.fingerprint, "seed": config.seed}
+        facts |= {"num_reference": min(config.num_images, len(data))}
+        return EvaluationResult(code_figures(model, data, config), facts)
+    drawing = replace(config, metrics=config.distances)
+    found = evaluate_model(cast(Any, model), data, sampling, drawing, train_data=train_data)
     return replace(found, figures=(*code_figures(model, data, config), *found.figures))
 
 

@@ -7,7 +7,7 @@ from ldm.errors import UserError, suggest
 
 OF_FOLDERS = ("fid", "kid", "sliced_fid", "fid_infinity", "precision", "recall", "density", "coverage")
 DISTANCES = (*OF_FOLDERS, "inception_score", "diversity")  # what compares samples with images, or with each other
-METRICS = (*DISTANCES, "bits_per_dim")
+METRICS = (*DISTANCES, "bits_per_dim", "bits_per_code")
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class EvaluationConfig:
     """Distances between real and generated images: fid (Frechet), sliced_fid (along random directions), fid_infinity
     (extrapolated to infinitely many images), kid (kernel). precision, density: how many samples lie where the data is;
     recall, coverage: how much of the data they reach. inception_score: by the judge's classes; diversity: mean distance
-    of samples of one condition. bits_per_dim: the likelihood of real images; alone it draws no samples."""
+    of samples of one condition. bits_per_dim: the likelihood of real images; bits_per_code: that
+    of their codes under a prior; alone these draw no samples."""
     num_images: int = 1000
     """Images to generate. Distances depend on it: compare only equal numbers; published FIDs use 50000."""
     num_reference: int = 50000

@@ -84,6 +84,8 @@ def evaluate_model(
     was found to be able to do what is asked, so a refusal costs nothing.
     """
     sampling, config = sampling or SamplingConfig(), config or EvaluationConfig()
+    if "bits_per_code" in config.metrics:
+        raise UserError("--metrics bits_per_code: for the output of `ldm train prior`; this model draws no codes")
     if config.likelihood_alone:
         refuse_guidance(sampling)
         return with_likelihood(None, pipeline, data, config, likelihood)

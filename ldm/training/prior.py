@@ -23,6 +23,7 @@ from ldm.errors import UserError, at_least
 from ldm.files import atomic_folder
 from ldm.model_folder import INDEX, copy_part, write_prior_index
 from ldm.sampling import Request, SamplingConfig
+from ldm.training.autoencoder import plain_batches
 from ldm.training.config import TrainingConfig, config_facts
 from ldm.training.diffusion import CaptionTokens
 from ldm.training.latents import IDENTITY, load_autoencoder
@@ -154,7 +155,7 @@ class PriorTask:
         """
         assert isinstance(model, PriorModel)
         codes, conditioner = self._held_out_codes(), model.conditioner
-        requests = [self._request(index) for index in range(len(codes[0]))]
+        requests = [self._request(index) for index in self._held_out_indices()]
         conditional = conditioner.num_classes > 0 or conditioner.has_text
         measures: dict[str, Any] = {}
         for name in ("", "_unconditional") if conditional else ("",):
@@ -173,14 +174,15 @@ class PriorTask:
         return Request(prompt=texts[0], class_label=label if label >= 0 else None)
 
     def preview(self, model: nn.Module) -> Tensor | None:
-        """Samples on fixed seeds for the conditions of the first held-out images, the classes in turn."""
+        """Samples on fixed seeds for the conditions of held-out images, the classes in turn."""
         if not self.config.preview_images:
             return None
         assert isinstance(model, PriorModel)
-        conditioner = model.conditioner
+        conditioner, shown = model.conditioner, self._held_out_indices()
+        shown = shown[:: max(1, len(shown) // self.config.preview_images)]
         requests = [
             Request(
-                prompt=self._request(number % len(self.validation)).prompt if conditioner.has_text else "",
+                prompt=self._request(shown[number % len(shown)]).prompt if conditioner.has_text else "",
                 class_label=number % conditioner.num_classes if conditioner.num_classes else None,
             )
             for number in range(self.config.preview_images)
@@ -199,15 +201,16 @@ class PriorTask:
         if not (folder / INDEX).is_file():
             write_prior_index(folder, model.conditioner.index_entries(), class_of(self.autoencoder.config))
 
+    def _held_out_indices(self) -> list[int]:
+        """Spread over the split, for a folder of classes begins with those of one class."""
+        count = min(self.config.validation_images, len(self.validation))
+        return [place * len(self.validation) // count for place in range(count)]
+
     def _held_out_codes(self) -> tuple[Tensor, ...]:
-        """Of the first held-out images, without mirroring; found once."""
+        """Of the held-out images, without mirroring; found once."""
         if self._held_out is None:
-            count = min(self.config.validation_images, len(self.validation))
-            images = [self.validation[index].image for index in range(count)]
-            parts = [
-                self.autoencoder.codes(torch.stack(images[start : start + _BATCH]).to(self.device))
-                for start in range(0, count, _BATCH)
-            ]
+            images = plain_batches(self.validation, self._held_out_indices(), _BATCH, self.device)
+            parts = [self.autoencoder.codes(batch) for batch in images]
             self._held_out = tuple(
                 torch.cat([part[level] for part in parts]).cpu() for level in range(len(self.levels))
             )

@@ -258,7 +258,7 @@ def test_the_grid_of_several_codebooks(coders):
     assert (grid.num_codes, grid.height, grid.width, grid.parts) == (8, 8, 16, 2)
 
 
-def test_evaluate_tells_the_bits_and_the_distances(priors, ldm, refused, tmp_path, monkeypatch):
+def test_evaluate_tells_the_bits_and_the_distances(models, priors, ldm, refused, tmp_path, monkeypatch):
     from ldm.evaluation import evaluate
 
     class Extractor:
@@ -277,5 +277,12 @@ def test_evaluate_tells_the_bits_and_the_distances(priors, ldm, refused, tmp_pat
     assert figures["bits_per_code[uniform]"]["value"] == 5
     assert figures["bits_per_pixel"]["value"] == pytest.approx(figures["bits_per_code"]["value"] / 4)
     assert figures["bits_per_code"]["value"] == pytest.approx(measures(priors["classes"])["bits_per_code"], abs=0.3)
+    flags = ["--num-images", "16", "--device", "cpu", "--metrics", "bits_per_code"]  # alone: no samples
+    found = ldm("evaluate", priors["free"], *flags, "--output", tmp_path / "bits.json")
+    assert found.code == 0, found.err
+    names = {each["name"] for each in json.loads((tmp_path / "bits.json").read_text())["figures"]}
+    levels = {f"bits_per_code[level {level}]" for level in range(3)}
+    assert names == {"bits_per_code", "bits_per_pixel", "bits_per_code[uniform]", *levels}
     refused(["evaluate", priors["classes"], "--metrics", "bits_per_dim"], "bits_per_dim")
+    refused(["evaluate", models.classes, "--metrics", "bits_per_code"], "bits_per_code", "ldm train prior")
     refused(["evaluate", priors["classes"], "--num-inference-steps", "9"], "--num-inference-steps")
