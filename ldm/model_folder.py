@@ -48,9 +48,11 @@ def write_index(
     atomic_write_json(folder / INDEX, index)
 
 
-def write_prior_index(folder: Path, text_parts: dict[str, list[str]], vae: tuple[str, str]) -> None:
-    """model_index.json of an autoencoder with priors over its codes, of which diffusers has no pipeline."""
-    index: dict[str, Any] = {"_class_name": "DiffusionPipeline", "vae": list(vae)}
+def write_prior_index(folder: Path, text_parts: dict[str, list[str]]) -> None:
+    """model_index.json of an autoencoder, already in its place, with priors over its codes: no pipeline of diffusers."""
+    name = read_json(folder / "vae" / "config.json").get("_class_name")
+    vae = ["diffusers" if name == "VQModel" else "autoencoders", name]
+    index: dict[str, Any] = {"_class_name": "DiffusionPipeline", "vae": vae}
     index |= {"prior": ["autoencoders.priors", "CodePriors"], **text_parts, _FACTS: FACTS_NAME}
     atomic_write_json(folder / INDEX, index)
 

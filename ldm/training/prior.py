@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoencoders import Autoencoder, class_of
+from autoencoders import Autoencoder
 from autoencoders.priors import CodeGrid, CodePriors, PriorConfig, PriorShape, mask_codes
 from ldm.code_prior import PRIOR, CodePriorModel, bits_of_codes, told
 from ldm.conditioning import Conditioner, ConditioningConfig
@@ -199,7 +199,7 @@ class PriorTask:
             model.priors.save_pretrained(target)
         model.conditioner.save_pretrained(folder)
         if not (folder / INDEX).is_file():
-            write_prior_index(folder, model.conditioner.index_entries(), class_of(self.autoencoder.config))
+            write_prior_index(folder, model.conditioner.index_entries())
 
     def _held_out_indices(self) -> list[int]:
         """Spread over the split, for a folder of classes begins with those of one class."""
