@@ -49,7 +49,7 @@ def write_index(
 
 
 def write_prior_index(folder: Path, text_parts: dict[str, list[str]]) -> None:
-    """model_index.json of an autoencoder, already in its place, with priors over its codes: no pipeline of diffusers."""
+    """model_index.json of an autoencoder, already in its place, with priors over its codes; diffusers has no such."""
     name = read_json(folder / "vae" / "config.json").get("_class_name")
     vae = ["diffusers" if name == "VQModel" else "autoencoders", name]
     index: dict[str, Any] = {"_class_name": "DiffusionPipeline", "vae": vae}
