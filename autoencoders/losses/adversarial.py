@@ -117,7 +117,7 @@ class DiscriminatorConfig:
     r1_weight: float = 0.0
     """Weight (gamma) of the penalty on the discriminator's slope at real pictures; 0: none."""
     r1_every: int = 16
-    """The penalty is taken at every so manieth step, so many times as strong."""
+    """The penalty is taken once in so many steps, and is then so many times as strong."""
     gradient_penalty_weight: float = 10.0
     """wgan_gp: weight of the penalty on the critic's slope."""
     weight_clip: float = 0.01
