@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from autoencoders import folder, logit_laplace
 from autoencoders.bottlenecks import Encoding, Gumbel, HasCodes, HasPrior, make_bottleneck
-from autoencoders.coder import Decoder, Encoder
+from autoencoders.coders import has_stages, make_coder
 from autoencoders.config import AutoencoderConfig
-from autoencoders.linear import LinearDecoder, LinearEncoder
 from autoencoders.measures import rate
 from autoencoders.tiling import WHOLE, Tiling, in_pieces
 
@@ -65,26 +64,10 @@ class Autoencoder(nn.Module):
 
     def _build(self, config: AutoencoderConfig) -> None:
         self.quantize = make_bottleneck(config)  # called so in VQModel; has no parameters in AutoencoderKL
-        self.encoder: Encoder | LinearEncoder | None = None
-        self.decoder: Decoder | LinearDecoder | None = None
+        features = self.quantize.feature_channels(config.latent_channels)
+        self.encoder, self.decoder = make_coder(config, features)
         self.quant_conv: nn.Conv2d | None = None
         self.post_quant_conv: nn.Conv2d | None = None
-        if config.bottleneck == "identity":
-            return
-        if config.bottleneck == "linear":
-            self.encoder = LinearEncoder(config.in_channels, config.latent_channels, config.patch_size)
-            self.decoder = LinearDecoder(config.in_channels, config.latent_channels, config.patch_size)
-            return
-        features = self.quantize.feature_channels(config.latent_channels)
-        shape = (
-            config.block_out_channels,
-            config.layers_per_block,
-            config.norm_num_groups,
-            config.attention,
-            config.attention_levels,
-        )
-        self.encoder = Encoder(config.in_channels, features, *shape)
-        self.decoder = Decoder(config.latent_channels, config.decoder_channels, *shape)
         if config.is_vq or (config.bottleneck == "kl" and config.use_quant_conv):
             self.quant_conv = nn.Conv2d(features, self.quantize.feature_channels(config.channels), 1)
             self.post_quant_conv = nn.Conv2d(config.channels, config.latent_channels, 1)
@@ -93,6 +76,17 @@ class Autoencoder(nn.Module):
     def factor(self) -> int:
         """Image side / latent side."""
         return self.config.factor
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether the backward pass recomputes the stages of encoder and decoder: less memory, more time."""
+        return bool(getattr(self.encoder, "gradient_checkpointing", False))
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, value: bool) -> None:
+        for network in (self.encoder, self.decoder):
+            if has_stages(network):
+                network.gradient_checkpointing = value
 
     @property
     def latent_channels(self) -> int:
@@ -149,8 +143,9 @@ class Autoencoder(nn.Module):
     def draw(self, height: int, width: int, generators: Sequence[torch.Generator]) -> Tensor:
         """Images (B, C, height, width) of latents from the bottleneck's own prior, row i by CPU generator i alone.
 
-        A Gaussian's is N(0, 1), a von Mises-Fisher's uniform on the sphere, a dVAE's uniform over the codes. Pictures
-        come of it where the posterior was held to it, by a kl_weight of the order of the evidence bound's.
+        A Gaussian's is N(0, 1), a von Mises-Fisher's uniform on the sphere, a dVAE's uniform over the codes; that of a
+        hierarchy is learnt, group by group from the top. Pictures come of it where the posterior was held to it, by a
+        kl_weight of the order of the evidence bound's.
         """
         if not isinstance(self.quantize, HasPrior):
             raise ValueError(f"bottleneck {self.config.bottleneck} has no prior of its own")
@@ -158,7 +153,9 @@ class Autoencoder(nn.Module):
             raise ValueError(f"expected height and width divisible by {self.factor}, got {height} and {width}")
         shape = (self.latent_channels, height // self.factor, width // self.factor)
         latents = self.quantize.draw(shape, generators).to(self.prior_mean)
-        return self._images(latents * self.prior_std[:, None, None] + self.prior_mean[:, None, None])
+        if self.config.bottleneck == "kl":
+            latents = latents * self.prior_std[:, None, None] + self.prior_mean[:, None, None]
+        return self._images(latents)
 
     def forward(self, images: Tensor, *, generator: torch.Generator | None = None) -> AutoencoderOutput:
         """The training pass, on latents as the bottleneck makes them, not calibrated.
@@ -191,7 +188,7 @@ class Autoencoder(nn.Module):
 
         `ValueError` for another bottleneck, and for a codebook larger than the sample.
         """
-        if not self.config.is_vq:
+        if not self.config.has_codebook:
             raise ValueError(f"codebook_init: bottleneck {self.config.bottleneck} has no codebook")
         features = torch.cat([self._features(images) for images in batches])
         self.quantize.initialise(features, generator)  # type: ignore[attr-defined]
@@ -264,7 +261,9 @@ class Autoencoder(nn.Module):
             raise ValueError(f"images: expected {expected}, got {tuple(images.shape)}")
         if self.encoder is None:
             return images
-        features = in_pieces(self.encoder, images.to(next(self.encoder.parameters()).dtype), tiling, self.factor)
+        features = in_pieces(
+            self.encoder, images.to(next(self.encoder.parameters()).dtype), tiling, self.config.coder_factor
+        )
         return features if self.quant_conv is None else self.quant_conv(features)
 
     def _images(self, latents: Tensor, tiling: Tiling = WHOLE) -> Tensor:
@@ -277,7 +276,7 @@ class Autoencoder(nn.Module):
             return latents
         latents = latents.to(next(self.decoder.parameters()).dtype)
         features = latents if self.post_quant_conv is None else self.post_quant_conv(latents)
-        return in_pieces(self.decoder, features, tiling, self.factor)
+        return in_pieces(self.decoder, features, tiling, self.config.coder_factor)
 
     def _shown(self, decoded: Tensor) -> Tensor:
         """Output of the decoder -> images."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 NORM_EPS = 1e-6
 
@@ -23,6 +25,13 @@ def group_norm(groups: int, channels: int) -> nn.GroupNorm:
 def plain_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """The normalisation as it is, by the mean and variance of x itself."""
     return norm(x)
+
+
+def recomputed(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x), which in training keeps only x and is computed again in the backward pass."""
+    if not torch.is_grad_enabled():
+        return layer(x)
+    return checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
 
 
 class ResnetBlock(nn.Module):

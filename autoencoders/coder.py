@@ -10,11 +10,16 @@ from collections.abc import Collection, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoencoders.blocks import MidBlock, Stage, group_norm
+from autoencoders.blocks import MidBlock, Stage, group_norm, recomputed
 
 
 class Encoder(nn.Module):
-    """Images (B, in_channels, H, W) -> features (B, out_channels, H / f, W / f), f = 2 ** (levels - 1)."""
+    """Images (B, in_channels, H, W) -> features (B, out_channels, H / f, W / f), f = 2 ** (levels - 1).
+
+    `gradient_checkpointing = True` recomputes each stage in the backward pass instead of keeping its activations.
+    """
+
+    gradient_checkpointing = False
 
     def __init__(
         self,
@@ -48,13 +53,15 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)  # (B, width 0, H, W)
         for block in self.down_blocks:
-            x = block(x)  # each but the last halves H and W
+            x = recomputed(block, x) if self.gradient_checkpointing else block(x)  # each but the last halves H and W
         x = self.mid_block(x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
 class Decoder(nn.Module):
     """Features (B, in_channels, h, w) -> images (B, out_channels, h * f, w * f): the encoder's mirror image."""
+
+    gradient_checkpointing = False
 
     def __init__(
         self,
@@ -88,5 +95,5 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(z))  # (B, width -1, h, w)
         for block in self.up_blocks:
-            x = block(x)  # each but the last doubles h and w
+            x = recomputed(block, x) if self.gradient_checkpointing else block(x)  # each but the last doubles h and w
         return self.conv_out(F.silu(self.conv_norm_out(x)))

@@ -9,9 +9,13 @@ from autoencoders.bottlenecks.batch_norm import BatchNormConfig
 from autoencoders.bottlenecks.finite_scalar import FiniteScalarConfig
 from autoencoders.bottlenecks.gumbel import GumbelConfig
 from autoencoders.bottlenecks.lookup_free import MAX_BITS, LookupFreeConfig
+from autoencoders.bottlenecks.nvae import NVAEConfig
 from autoencoders.bottlenecks.von_mises_fisher import VonMisesFisherConfig
+from autoencoders.bottlenecks.vqvae2 import VQVAE2Config
 from autoencoders.checks import is_int as _is_int
 from autoencoders.checks import is_number as _is_number
+from autoencoders.hierarchy import packed_channels
+from autoencoders.vit import ViTConfig
 
 _LIMITS = {  # far above any real model: what a hostile config.json may ask for
     "in_channels": 64,
@@ -24,15 +28,25 @@ _LIMITS = {  # far above any real model: what a hostile config.json may ask for
     "sample_size": 2**16,
     "patch_size": 64,  # a covariance of 12288 x 12288 takes 1.2 GB
 }
-# What the folder of a bottleneck that diffusers has not says of it:
+TRAINING_KEYS = ("codebook", "codebook_init", "codebook_decay", "commitment_beta", "commitment_on", "revive_after")
+# What the folder of an autoencoder that diffusers has not says of its bottleneck:
 _OWN_SETTINGS: dict[str, type[Any]] = {  # the field of its own name
     "bn": BatchNormConfig,
     "vmf": VonMisesFisherConfig,
     "fsq": FiniteScalarConfig,
     "lfq": LookupFreeConfig,
     "gumbel": GumbelConfig,
+    "vqvae2": VQVAE2Config,
+    "nvae": NVAEConfig,
 }
-_SHARED_SETTINGS = {"lfq": ("commitment_beta",), "gumbel": ("num_codes",)}  # which of the others it obeys
+_SHARED_SETTINGS: dict[str, tuple[str, ...]] = {  # which of the others it obeys
+    "kl": ("use_quant_conv",),
+    "lfq": ("commitment_beta",),
+    "gumbel": ("num_codes",),
+    "vqvae2": ("num_codes", *TRAINING_KEYS),
+    **dict.fromkeys(("vq", "cosine_vq"), ("num_codes", "code_channels", *TRAINING_KEYS)),
+    **dict.fromkeys(("product_vq", "residual_vq"), ("num_codes", "code_channels", "num_quantizers", *TRAINING_KEYS)),
+}
 _MAX_LEVELS = 8
 _MAX_WIDTH = 16384
 
@@ -56,18 +70,23 @@ class AutoencoderConfig:
         "cosine_vq",
         "product_vq",
         "residual_vq",
+        "vqvae2",
+        "nvae",
         "identity",
         "linear",
     ] = "kl"
     """kl: diagonal Gaussian; bn: the same, means batch-normalised; vmf: von Mises-Fisher, on a sphere; vq: codebook;
     cosine_vq: of directions; product_vq: one for each group of channels; residual_vq: several, each for what those
-    before it left over; fsq: channels rounded to a few levels; lfq: to one bit; gumbel: codebook, softly chosen
-    (dVAE); none: a plain autoencoder, the latents are what the encoder gives; identity: the latents are the
+    before it left over; vqvae2: one for each of several levels, coarse to fine; nvae: groups of Gaussians, coarse to
+    fine, each given those before it; fsq: channels rounded to a few levels; lfq: to one bit; gumbel: codebook, softly
+    chosen (dVAE); none: a plain autoencoder, the latents are what the encoder gives; identity: the latents are the
     image itself, nothing is learned; linear: the principal components of patches, in closed form, without a network."""
+    coder: Literal["conv", "vit"] = "conv"
+    """The encoder and the decoder: conv, residual convolutions; vit, a transformer on patches."""
     in_channels: int = 3
     """Channels of the image."""
     latent_channels: int = 4
-    """Channels of the latents."""
+    """Channels of the latents; vqvae2: of a code on each level; nvae: of each group."""
     block_out_channels: tuple[int, ...] = (32, 64)
     """Width of each level from fine to coarse; 1, 2, 3, 4 levels give the factors 1, 2, 4, 8."""
     layers_per_block: int = 1
@@ -81,13 +100,14 @@ class AutoencoderConfig:
     sample_size: int | None = None
     """Side of the training images in pixels, for other programs that read the saved folder."""
     patch_size: int = 8
-    """linear: side of the patches, and so the factor; the image's own side for the components of whole images."""
+    """linear, vit: side of the patches, and so the factor; linear: the image's own side for the components of whole
+    images."""
     decoder_output: Literal["image", "logit_laplace"] = "image"
     """What the decoder gives: the image, or a location and a scale for each of its numbers (DALL-E)."""
     use_quant_conv: bool = True
     """kl: 1x1 convolutions around the latents (Stable Diffusion 1 and 2, SDXL: yes; Flux, SD 3: no)."""
     num_codes: int = 512
-    """vq, gumbel: size of the codebook."""
+    """vq, vqvae2, gumbel: size of the codebook, or of each."""
     code_channels: int | None = None
     """vq: channels of a code, and so of the latents, where they differ from latent_channels."""
     num_quantizers: int = 4
@@ -109,6 +129,9 @@ class AutoencoderConfig:
     fsq: FiniteScalarConfig = field(default_factory=FiniteScalarConfig)
     lfq: LookupFreeConfig = field(default_factory=LookupFreeConfig)
     gumbel: GumbelConfig = field(default_factory=GumbelConfig)
+    vqvae2: VQVAE2Config = field(default_factory=VQVAE2Config)
+    nvae: NVAEConfig = field(default_factory=NVAEConfig)
+    vit: ViTConfig = field(default_factory=ViTConfig)
 
     def __post_init__(self) -> None:
         for name in ("block_out_channels", "attention_levels"):
@@ -117,7 +140,8 @@ class AutoencoderConfig:
                 object.__setattr__(self, name, tuple(value))
         _check_choices(self)
         _check_numbers(self)
-        _check_levels(self)
+        if self.coder == "conv":
+            _check_levels(self)
         if self.codebook == "ema" and self.commitment_on == "codebook":
             raise ValueError('commitment_on="codebook" needs codebook="gradient": an EMA codebook has no loss term')
         if self.decoder_output != "image" and self.bottleneck in ("identity", "linear"):
@@ -137,6 +161,9 @@ class AutoencoderConfig:
             raise ValueError(
                 f"num_quantizers: expected a divisor of {self.channels} channels, got {self.num_quantizers}"
             )
+        _check_hierarchy(self)
+        if self.coder == "vit" and self.bottleneck in ("identity", "linear"):
+            raise ValueError(f'coder "vit": bottleneck {self.bottleneck} has no encoder; use another')
         numbers = self.in_channels * self.patch_size**2
         if self.bottleneck == "linear" and self.latent_channels > numbers:
             raise ValueError(f"latent_channels: a patch has {numbers} numbers, got {self.latent_channels} components")
@@ -147,18 +174,39 @@ class AutoencoderConfig:
         return self.bottleneck in ("vq", "cosine_vq", "product_vq", "residual_vq")
 
     @property
+    def has_codebook(self) -> bool:
+        """Whether there are codes that `Autoencoder.initialise_codes` may put on latents."""
+        return self.is_vq or self.bottleneck == "vqvae2"
+
+    @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """How many codes there are at each level, coarse to fine; () for a bottleneck without codes."""
         sizes = {"fsq": math.prod(self.fsq.levels), "lfq": 2**self.latent_channels}
-        has_codes = self.is_vq or self.bottleneck in ("fsq", "lfq", "gumbel")
-        return (sizes.get(self.bottleneck, self.num_codes),) if has_codes else ()
+        has_codes = self.has_codebook or self.bottleneck in ("fsq", "lfq", "gumbel")
+        return (sizes.get(self.bottleneck, self.num_codes),) * len(self.level_channels) if has_codes else ()
+
+    @property
+    def coder_factor(self) -> int:
+        """Image side / side of the encoder's features."""
+        if self.bottleneck == "linear" or self.coder == "vit":
+            return self.patch_size
+        return 1 if self.bottleneck == "identity" else 2 ** (len(self.block_out_channels) - 1)
 
     @property
     def factor(self) -> int:
-        """Image side / latent side."""
-        if self.bottleneck == "linear":
-            return self.patch_size
-        return 1 if self.bottleneck == "identity" else 2 ** (len(self.block_out_channels) - 1)
+        """Image side / latent side; of a hierarchy, that of the coarsest level, where its latents are packed."""
+        return self.coder_factor * 2 ** (len(self.level_channels) - 1)
+
+    @property
+    def level_channels(self) -> tuple[int, ...]:
+        """Channels of the latents at each level, coarse to fine; one level but for the hierarchies."""
+        if self.bottleneck == "identity":
+            return (self.in_channels,)
+        if self.bottleneck == "vqvae2":
+            return (self.latent_channels,) * self.vqvae2.code_levels
+        if self.bottleneck == "nvae":
+            return (self.latent_channels * self.nvae.groups_per_level,) * self.nvae.group_levels
+        return (self.code_channels or self.latent_channels,)
 
     @property
     def decoder_channels(self) -> int:
@@ -168,9 +216,14 @@ class AutoencoderConfig:
     @property
     def channels(self) -> int:
         """Channels of the latents as `Autoencoder.encode` gives them."""
-        if self.bottleneck == "identity":
-            return self.in_channels
-        return self.code_channels or self.latent_channels
+        return packed_channels(self.level_channels)
+
+    @property
+    def decoder_inputs(self) -> int:
+        """Channels of what the bottleneck gives the decoder."""
+        if self.bottleneck == "vqvae2":
+            return sum(self.level_channels)
+        return self.nvae.group_width if self.bottleneck == "nvae" else self.latent_channels
 
 
 def own_settings(config: AutoencoderConfig) -> dict[str, Any]:
@@ -220,6 +273,13 @@ def _check_numbers(config: AutoencoderConfig) -> None:
         )
     if not _is_int(config.revive_after) or config.revive_after < 0:
         raise ValueError(f"revive_after: expected a whole number >= 0, got {reprlib.repr(config.revive_after)}")
+
+
+def _check_hierarchy(config: AutoencoderConfig) -> None:
+    widths = {"vqvae2": ("code_width", config.vqvae2.code_width), "nvae": ("group_width", config.nvae.group_width)}
+    name, width = widths.get(config.bottleneck, ("", 0))
+    if width % config.norm_num_groups:
+        raise ValueError(f"{name}: expected a multiple of norm_num_groups {config.norm_num_groups}, got {width}")
 
 
 def _check_levels(config: AutoencoderConfig) -> None:

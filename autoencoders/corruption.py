@@ -10,6 +10,7 @@ from torch import Tensor
 
 from autoencoders.bottlenecks.base import standard_normal
 from autoencoders.checks import check_int, check_number
+from autoencoders.draws import draw
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def patch_mask(images: Tensor, config: CorruptionConfig, generator: torch.Genera
     batch, _, height, width = images.shape
     side = config.mask_patch
     cells = (batch, 1, math.ceil(height / side), math.ceil(width / side))
-    drawn = torch.rand(cells, generator=generator, device=generator.device) < config.mask_probability
+    drawn = draw(torch.rand, cells, generator) < config.mask_probability
     mask = drawn.to(images.device).repeat_interleave(side, 2).repeat_interleave(side, 3)
     return mask[:, :, :height, :width]
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any, get_args
 
-import torch
 from torch import Tensor
 
-from autoencoders.config import AutoencoderConfig, own_settings, settings_of
+from autoencoders.calibration import DEFAULT_SCALE, LOGIT_LAPLACE, class_and_output, is_standard
+from autoencoders.config import TRAINING_KEYS, AutoencoderConfig, own_settings, settings_of
+from autoencoders.vit import ViTConfig
 
 _CLASS_NAMES = {
     "kl": "AutoencoderKL",
@@ -23,11 +25,13 @@ _CLASS_NAMES = {
     "identity": "IdentityAutoencoder",
     "linear": "LinearAutoencoder",
 }
-_OWN_CLASS = "Autoencoder"  # of the bottlenecks that diffusers has not
-_OWN_BOTTLENECKS = [
-    name for name in get_args(AutoencoderConfig.__annotations__["bottleneck"]) if name not in _CLASS_NAMES
-]
-_TRAINING_KEYS = ("codebook", "codebook_init", "codebook_decay", "commitment_beta", "commitment_on", "revive_after")
+_OWN_CLASS = "Autoencoder"  # of the bottlenecks that diffusers has not, and of the coders
+_NO_CODER = ("identity", "linear")
+_BOTTLENECKS = get_args(AutoencoderConfig.__annotations__["bottleneck"])
+_OWN_BOTTLENECKS = {
+    "conv": [name for name in _BOTTLENECKS if name not in _CLASS_NAMES],
+    "vit": [name for name in _BOTTLENECKS if name not in _NO_CODER],
+}
 _OF_DIFFUSERS = ("AutoencoderKL", "VQModel")
 _BLOCKS = {False: ("DownEncoderBlock2D", "UpDecoderBlock2D"), True: ("AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D")}
 _FILE_NAMES = {
@@ -35,7 +39,6 @@ _FILE_NAMES = {
     "code_channels": "vq_embed_dim",
     "attention": "mid_block_add_attention",
 }
-_LARGEST = 1e20  # of a number in the calibration
 
 _SHARED = {
     "in_channels": 3,
@@ -47,7 +50,7 @@ _SHARED = {
     "act_fn": "silu",
     "norm_num_groups": 32,
     "sample_size": None,
-    "scaling_factor": 0.18215,
+    "scaling_factor": DEFAULT_SCALE,
     "mid_block_add_attention": True,
     "force_upcast": True,
 }
@@ -70,7 +73,15 @@ _DEFAULTS: dict[str, dict[str, Any]] = {  # what diffusers takes for an absent k
         "lookup_from_codebook": False,
     },
     "IdentityAutoencoder": {"in_channels": 3},
-    _OWN_CLASS: {**_SHARED, "latent_channels": 4, "bottleneck": None, "settings": {}},
+    _OWN_CLASS: {
+        **_SHARED,
+        "latent_channels": 4,
+        "bottleneck": None,
+        "settings": {},
+        "coder": "conv",
+        "patch_size": None,
+        "vit": None,
+    },
     "LinearAutoencoder": {"in_channels": 3, "latent_channels": 4, "patch_size": 8},
 }
 _DEFAULTS |= {
@@ -78,46 +89,59 @@ _DEFAULTS |= {
     "ProductVQModel": {**_DEFAULTS["VQModel"], "num_quantizers": 4},
     "ResidualVQModel": {**_DEFAULTS["VQModel"], "num_quantizers": 4},
 }
-_LOGIT_LAPLACE = "LogitLaplace"  # before the class of a model whose decoder gives that: no class of diffusers
 _FIXED = {"act_fn": "silu", "norm_type": "group"}  # settings with one supported value
 
 
-def class_of(bottleneck: str, output: str = "image") -> tuple[str, str]:
-    """The library and the class of an autoencoder with this bottleneck, as a model_index.json names them."""
-    name = _CLASS_NAMES.get(bottleneck, _OWN_CLASS)
-    name = name if output == "image" else _LOGIT_LAPLACE + name
+def class_of(config: AutoencoderConfig) -> tuple[str, str]:
+    """The library and the class of an autoencoder of these settings, as a model_index.json names them."""
+    name = _base_class(config)
+    name = name if config.decoder_output == "image" else LOGIT_LAPLACE + name
     return ("diffusers" if name in _OF_DIFFUSERS else "autoencoders"), name
+
+
+def _base_class(config: AutoencoderConfig) -> str:
+    return _CLASS_NAMES.get(config.bottleneck, _OWN_CLASS) if config.coder == "conv" else _OWN_CLASS
 
 
 def entries_of(
     config: AutoencoderConfig, mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor
 ) -> dict[str, Any]:
     """The content of config.json for such settings, such a calibration (C,) and such a prior (C,)."""
-    entries: dict[str, Any] = {
-        "_class_name": class_of(config.bottleneck, config.decoder_output)[1],
-        "in_channels": config.in_channels,
-    }
+    base = _base_class(config)
+    entries: dict[str, Any] = {"_class_name": class_of(config)[1], "in_channels": config.in_channels}
     if config.bottleneck == "linear":
         entries |= {"latent_channels": config.latent_channels, "patch_size": config.patch_size}
+    elif config.coder == "vit":
+        entries |= _vit_entries(config)
     elif config.bottleneck != "identity":
         entries |= _coder_entries(config)
-    if config.bottleneck in ("product_vq", "residual_vq"):
-        entries["num_quantizers"] = config.num_quantizers
-    if config.is_vq:
-        entries |= {"num_vq_embeddings": config.num_codes, "vq_embed_dim": config.channels}
-        entries["_training"] = {name: getattr(config, name) for name in _TRAINING_KEYS}
-    if config.bottleneck in _OWN_BOTTLENECKS:
+    if base == _OWN_CLASS:
         entries |= {"bottleneck": config.bottleneck, "settings": own_settings(config)}
-    if not _standard(prior_mean, prior_std):
+    else:
+        if config.bottleneck in ("product_vq", "residual_vq"):
+            entries["num_quantizers"] = config.num_quantizers
+        if config.is_vq:
+            entries |= {"num_vq_embeddings": config.num_codes, "vq_embed_dim": config.channels}
+            entries["_training"] = {name: getattr(config, name) for name in TRAINING_KEYS}
+    if not is_standard(prior_mean, prior_std):
         entries |= {"_prior_mean": prior_mean.tolist(), "_prior_std": prior_std.tolist()}
-    if _standard(mean, std):
+    if is_standard(mean, std):
         return entries
-    prefix = "" if config.bottleneck == "kl" else "_"
+    prefix = "" if base == "AutoencoderKL" else "_"
     return entries | {f"{prefix}latents_mean": mean.tolist(), f"{prefix}latents_std": std.tolist()}
 
 
-def _standard(mean: Tensor, std: Tensor) -> bool:
-    return bool((mean == 0).all() and (std == 1).all())
+def _vit_entries(config: AutoencoderConfig) -> dict[str, Any]:
+    entries = {
+        "out_channels": config.decoder_channels,
+        "latent_channels": config.latent_channels,
+        "norm_num_groups": config.norm_num_groups,
+        "coder": "vit",
+        "patch_size": config.patch_size,
+        "vit": asdict(config.vit),
+        "scaling_factor": 1.0,
+    }
+    return entries if config.sample_size is None else {**entries, "sample_size": config.sample_size}
 
 
 def _coder_entries(config: AutoencoderConfig) -> dict[str, Any]:
@@ -145,7 +169,7 @@ def _coder_entries(config: AutoencoderConfig) -> dict[str, Any]:
 
 def config_of(entries: Mapping[str, Any]) -> AutoencoderConfig:
     """The settings in a config.json; keys that we do not know, or cannot obey, are refused."""
-    class_name, output = _class_and_output(entries)
+    class_name, output = class_and_output(entries)
     if not isinstance(class_name, str) or class_name not in _DEFAULTS:
         raise ValueError(f"_class_name: expected one of {', '.join(_DEFAULTS)}, got {reprlib.repr(class_name)}")
     defaults = _DEFAULTS[class_name]
@@ -169,13 +193,6 @@ def config_of(entries: Mapping[str, Any]) -> AutoencoderConfig:
         raise ValueError(theirs + colon + rest) from None
 
 
-def _class_and_output(entries: Mapping[str, Any]) -> tuple[Any, str]:
-    """The class, and what its decoder gives, which is the first half of some names."""
-    name = entries.get("_class_name")
-    likelihood = isinstance(name, str) and name.startswith(_LOGIT_LAPLACE)
-    return (name.removeprefix(_LOGIT_LAPLACE), "logit_laplace") if likelihood else (name, "image")  # type: ignore[union-attr]
-
-
 def _coder_settings(values: Mapping[str, Any], output: str) -> dict[str, Any]:
     inputs, outputs = values["in_channels"], values["out_channels"]
     double = output == "logit_laplace"
@@ -185,17 +202,34 @@ def _coder_settings(values: Mapping[str, Any], output: str) -> dict[str, Any]:
             f"out_channels: expected {expected}in_channels {reprlib.repr(inputs)}, got {reprlib.repr(outputs)}"
         )
     size = values["sample_size"]
-    return {
+    shared = {
         "decoder_output": output,
         "in_channels": values["in_channels"],
         "latent_channels": values["latent_channels"],
-        "block_out_channels": values["block_out_channels"],
-        "layers_per_block": values["layers_per_block"],
         "norm_num_groups": values["norm_num_groups"],
-        "attention": values["mid_block_add_attention"],
-        "attention_levels": _attention_levels(values),
         "sample_size": size if isinstance(size, int) else None,  # diffusers allows (height, width)
     }
+    if values.get("coder", "conv") != "conv":
+        return {**shared, **_vit_settings(values)}
+    for name in ("patch_size", "vit"):
+        if values.get(name) is not None:
+            raise ValueError(f"{name}: belongs to coder 'vit'")
+    return {
+        **shared,
+        "block_out_channels": values["block_out_channels"],
+        "layers_per_block": values["layers_per_block"],
+        "attention": values["mid_block_add_attention"],
+        "attention_levels": _attention_levels(values),
+    }
+
+
+def _vit_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    if values["coder"] != "vit":
+        raise ValueError(f"coder: expected conv or vit, got {reprlib.repr(values['coder'])}")
+    known, own = {each.name for each in fields(ViTConfig)}, values["vit"]
+    if not isinstance(own, dict) or not set(own) <= known:
+        raise ValueError(f"vit: expected an object with {', '.join(sorted(known))}, got {reprlib.repr(own)}")
+    return {"coder": "vit", "patch_size": values["patch_size"], "vit": ViTConfig(**own)}
 
 
 def _attention_levels(values: Mapping[str, Any]) -> tuple[int, ...]:
@@ -220,14 +254,13 @@ def _bottleneck_settings(class_name: str, values: Mapping[str, Any]) -> dict[str
         return {"bottleneck": "kl", "use_quant_conv": values["use_quant_conv"]}
     if class_name == _OWN_CLASS:
         name = values["bottleneck"]
-        if name not in _OWN_BOTTLENECKS:
-            raise ValueError(f"bottleneck: expected one of {', '.join(_OWN_BOTTLENECKS)}, got {reprlib.repr(name)}")
+        known = _OWN_BOTTLENECKS["conv" if values["coder"] == "conv" else "vit"]
+        if name not in known:
+            raise ValueError(f"bottleneck: expected one of {', '.join(known)}, got {reprlib.repr(name)}")
         return {"bottleneck": name, **settings_of(name, values["settings"])}
     training = values.get("_training", {})
-    if not isinstance(training, dict) or not set(training) <= set(_TRAINING_KEYS):
-        raise ValueError(
-            f"_training: expected an object with {', '.join(_TRAINING_KEYS)}, got {reprlib.repr(training)}"
-        )
+    if not isinstance(training, dict) or not set(training) <= set(TRAINING_KEYS):
+        raise ValueError(f"_training: expected an object with {', '.join(TRAINING_KEYS)}, got {reprlib.repr(training)}")
     code, latent = values["vq_embed_dim"], values["latent_channels"]
     return {
         "bottleneck": next(name for name, known in _CLASS_NAMES.items() if known == class_name),
@@ -236,42 +269,3 @@ def _bottleneck_settings(class_name: str, values: Mapping[str, Any]) -> dict[str
         "code_channels": None if code == latent else code,
         **training,
     }
-
-
-def calibration_of(entries: Mapping[str, Any], channels: int) -> tuple[Tensor, Tensor]:
-    """calibrated = (z - latents_mean) / latents_std * scaling_factor, with shift_factor for an absent latents_mean."""
-    class_name = _class_and_output(entries)[0]
-    own = "" if class_name == "AutoencoderKL" else "_"
-    mean = entries.get(f"{own}latents_mean")
-    std = entries.get(f"{own}latents_std")
-    own_class = class_name in ("IdentityAutoencoder", "LinearAutoencoder")
-    default = 1.0 if own_class else _SHARED["scaling_factor"]
-    scale = _numbers("scaling_factor", entries.get("scaling_factor", default), 1, positive=True)
-    shift = entries.get("shift_factor")
-    if mean is not None and shift is not None:
-        raise ValueError("latents_mean and shift_factor: expected one of them, got both")
-    center = _numbers("shift_factor", shift or 0.0, 1).expand(channels)
-    if mean is not None:
-        center = _numbers(f"{own}latents_mean", mean, channels)
-    spread = torch.ones(channels) if std is None else _numbers(f"{own}latents_std", std, channels, positive=True)
-    return center.clone(), spread / scale
-
-
-def prior_of(entries: Mapping[str, Any], channels: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C,) of the prior in the units of the latents; 0 and 1 where it is not said."""
-    mean, std = entries.get("_prior_mean"), entries.get("_prior_std")
-    if mean is None and std is None:
-        return torch.zeros(channels), torch.ones(channels)
-    return _numbers("_prior_mean", mean, channels), _numbers("_prior_std", std, channels, positive=True)
-
-
-def _numbers(key: str, value: Any, length: int, positive: bool = False) -> Tensor:
-    listed = value if isinstance(value, list) else [value]
-    for number in listed:
-        fine = isinstance(number, (int, float)) and not isinstance(number, bool) and -_LARGEST < number < _LARGEST
-        if not fine or (positive and not number > 1 / _LARGEST):
-            expected = "positive numbers" if positive else "finite numbers"
-            raise ValueError(f"{key}: expected {expected}, got {reprlib.repr(number)}")
-    if len(listed) != length:
-        raise ValueError(f"{key}: expected {length} numbers, got {len(listed)}")
-    return torch.tensor(listed, dtype=torch.float32)

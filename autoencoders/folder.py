@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from autoencoders.calibration import calibration_of, prior_of
 from autoencoders.config import AutoencoderConfig
-from autoencoders.diffusers_config import calibration_of, config_of, entries_of, prior_of
+from autoencoders.diffusers_config import config_of, entries_of
 
 Statistics: TypeAlias = tuple[Tensor, Tensor]  # mean and standard deviation (C,)
 

@@ -22,9 +22,11 @@ def rate(output: BottleneckOutput, pixels: int) -> dict[str, Tensor]:
     """
     if "kl" in output.losses:
         return {"bits_per_pixel": output.losses["kl"].detach() / (math.log(2) * pixels)}
-    if "perplexity" in output.metrics:
+    bits = output.metrics.get("bits_per_place")  # of several codes, or levels
+    if bits is None and "perplexity" in output.metrics:
+        bits = output.metrics["perplexity"].log2()
+    if bits is not None:
         places = output.latents.shape[2] * output.latents.shape[3]
-        bits = output.metrics.get("bits_per_place", output.metrics["perplexity"].log2())  # several codes have it
         return {"bits_per_pixel": bits * (places / pixels)}
     return {}
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from autoencoders.blocks import Downsample, ResnetBlock, Stage, Upsample, plain_norm
 from autoencoders.coder import Decoder, Encoder
+from autoencoders.vit import ViTDecoder, ViTEncoder
 
 _SETTLED = 3e-3  # statistics that move by less, in standard deviations, end the passes
 
@@ -46,10 +47,12 @@ class Tiling:
         if self.tile is not None and self.tile_overlap > self.tile:
             raise ValueError(f"--tile-overlap {self.tile_overlap}: expected at most --tile, which is {self.tile}")
 
-    def check(self, factor: int) -> None:
-        """`ValueError` unless tiles of this size fit an autoencoder of this factor."""
+    def check(self, factor: int, coder: str = "conv") -> None:
+        """`ValueError` unless tiles of this size fit an autoencoder of this factor, and its coder can be cut at all."""
         if self.tile is None:
             return
+        if coder == "vit":
+            raise ValueError("--tile: every patch of a vit coder sees all others; leave it out, or use --slicing")
         for flag, value in (("--tile", self.tile), ("--tile-overlap", self.tile_overlap)):
             if value % factor:
                 raise ValueError(f"{flag} {value}: expected a multiple of the autoencoder's factor, {factor}")
@@ -61,8 +64,11 @@ WHOLE = Tiling()
 def in_pieces(network: nn.Module, x: Tensor, tiling: Tiling, factor: int) -> Tensor:
     """An encoder or decoder applied to images or latents (B, C, H, W), as `tiling` says.
 
-    Without gradients where there are tiles. A network of other parts than `Encoder` and `Decoder` is applied whole.
+    Without gradients where there are tiles. A linear network, which has no activations to save, is applied whole;
+    `ValueError` for tiles of a transformer, all of whose patches see each other.
     """
+    if isinstance(network, ViTEncoder | ViTDecoder):
+        tiling.check(factor, "vit")
     if tiling.tile is None or not isinstance(network, Encoder | Decoder):
         parts = x.split(1) if tiling.slicing and len(x) > 1 else (x,)
         results = [network(part) for part in parts]

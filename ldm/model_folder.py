@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from autoencoders import class_of
 from ldm.classifier import NoisyClassifier
 from ldm.conditioning.conditioner import FACTS_NAME
 from ldm.errors import UserError
@@ -26,18 +25,14 @@ Classifiers: TypeAlias = str | Path | Sequence[str | Path] | Mapping[str, str | 
 
 
 def write_index(
-    folder: Path,
-    text_parts: dict[str, list[str]],
-    bottleneck: str = "kl",
-    scheduler_class: str = "DDIMScheduler",
-    decoder_output: str = "image",
+    folder: Path, text_parts: dict[str, list[str]], vae: tuple[str, str], scheduler_class: str = "DDIMScheduler"
 ) -> None:
     """model_index.json, written last: with it the folder is a model. A text model is a StableDiffusionPipeline.
 
-    `text_parts` are the entries of text_encoder and tokenizer, {} for a model without text. A `vae` of a class that
-    diffusers has not, such as that of pixels, which changes nothing, makes it one that no pipeline of diffusers fits.
+    `text_parts` are the entries of text_encoder and tokenizer, {} for a model without text; `vae` is the library and
+    the class of the autoencoder. One of a class that diffusers has not, such as that of pixels, which changes nothing,
+    makes it one that no pipeline of diffusers fits.
     """
-    vae = class_of(bottleneck, decoder_output)
     stable_diffusion = bool(text_parts) and vae[0] == "diffusers"
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline" if stable_diffusion else "DiffusionPipeline"}
     index |= {"vae": list(vae), "unet": ["diffusers", "UNet2DConditionModel"]}

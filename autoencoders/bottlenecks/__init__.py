@@ -14,9 +14,11 @@ from autoencoders.bottlenecks.gaussian import Gaussian, gaussian_kl
 from autoencoders.bottlenecks.gumbel import Gumbel, GumbelConfig, gumbel_softmax, uniform_kl
 from autoencoders.bottlenecks.identity import Identity
 from autoencoders.bottlenecks.lookup_free import LookupFree, LookupFreeConfig
+from autoencoders.bottlenecks.nvae import NVAE, NVAEConfig, residual_kl
 from autoencoders.bottlenecks.vector_quantizer import VectorQuantizer, perplexity, straight_through
 from autoencoders.bottlenecks.von_mises_fisher import VonMisesFisher, VonMisesFisherConfig
 from autoencoders.bottlenecks.vq_family import CosineQuantizer, ProductQuantizer, ResidualQuantizer
+from autoencoders.bottlenecks.vqvae2 import VQVAE2, VQVAE2Config
 
 if TYPE_CHECKING:  # the settings import those of the bottlenecks, which stand in their files
     from autoencoders.config import AutoencoderConfig
@@ -45,6 +47,11 @@ def _several(config: AutoencoderConfig, kind: type[ProductQuantizer] | type[Resi
     return kind(config.num_quantizers, config.channels, lambda channels: _vector_quantizer(config, channels))
 
 
+def _vqvae2(config: AutoencoderConfig) -> nn.Module:
+    channels, groups = config.latent_channels, config.norm_num_groups
+    return VQVAE2(config.vqvae2, channels, groups, lambda channels: _vector_quantizer(config, channels))
+
+
 BOTTLENECKS: dict[str, Callable[[AutoencoderConfig], nn.Module]] = {
     "kl": lambda config: Gaussian(),
     "vq": _vector_quantizer,
@@ -57,6 +64,8 @@ BOTTLENECKS: dict[str, Callable[[AutoencoderConfig], nn.Module]] = {
     "cosine_vq": lambda config: _vector_quantizer(config, kind=CosineQuantizer),
     "product_vq": lambda config: _several(config, ProductQuantizer),
     "residual_vq": lambda config: _several(config, ResidualQuantizer),
+    "vqvae2": _vqvae2,
+    "nvae": lambda config: NVAE(config.nvae, config.latent_channels, config.norm_num_groups),
     "identity": lambda config: Identity(),
     "linear": lambda config: Identity(),  # the encoder and the decoder are the maps
 }
@@ -69,6 +78,8 @@ def make_bottleneck(config: AutoencoderConfig) -> Bottleneck:
 
 __all__ = [
     "BOTTLENECKS",
+    "NVAE",
+    "VQVAE2",
     "BatchNormConfig",
     "BatchNormGaussian",
     "Bottleneck",
@@ -85,8 +96,10 @@ __all__ = [
     "Identity",
     "LookupFree",
     "LookupFreeConfig",
+    "NVAEConfig",
     "ProductQuantizer",
     "ResidualQuantizer",
+    "VQVAE2Config",
     "VectorQuantizer",
     "VonMisesFisher",
     "VonMisesFisherConfig",
@@ -94,6 +107,7 @@ __all__ = [
     "gumbel_softmax",
     "make_bottleneck",
     "perplexity",
+    "residual_kl",
     "straight_through",
     "uniform_kl",
 ]

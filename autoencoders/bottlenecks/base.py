@@ -13,6 +13,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from autoencoders.draws import draw
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -109,7 +111,7 @@ def normal_rows(shape: Sequence[int], generators: Sequence[torch.Generator]) -> 
 
 def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
     """Noise shaped like `like`, drawn on the generator's own device."""
-    return torch.randn(like.shape, generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
+    return draw(torch.randn, like.shape, generator, dtype=like.dtype).to(like.device)
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
 
 from autoencoders.bottlenecks.gaussian import Gaussian
 from autoencoders.checks import check_number
@@ -28,9 +29,9 @@ class BatchNormGaussian(Gaussian):
 
     Features (B, 2 C, h, w), latents (B, C, h, w). Over a training batch each channel of the mean has the standard
     deviation gamma and the mean beta, so the KL in nats, averaged over the batch, is at least
-    C h w (gamma^2 + beta^2) / 2 (section 3 of the paper). Evaluation uses running statistics, with
-    several processes those of the first. They are needed to encode at all, so they are parameters, without gradient:
-    buffers would not get into a model folder.
+    C h w (gamma^2 + beta^2) / 2 (section 3 of the paper); that batch is the one of all processes. Evaluation uses
+    running statistics. They are needed to encode at all, so they are parameters, without gradient: buffers would not
+    get into a model folder.
     """
 
     def __init__(self, channels: int, mean_scale: float, *, momentum: float = 0.1, eps: float = 1e-8) -> None:
@@ -43,10 +44,19 @@ class BatchNormGaussian(Gaussian):
     def posterior(self, features: Tensor) -> tuple[Tensor, Tensor]:
         raw, logvar = super().posterior(features)  # (B, C, h, w) each
         if self.training:
-            mean, var = raw.mean((0, 2, 3)), raw.var((0, 2, 3), unbiased=False)
+            mean, var = _moments(raw)
             for running, now in ((self.running_mean, mean), (self.running_var, var)):
                 running.data.lerp_(now.detach().to(running.dtype), self.momentum)
         else:
             mean, var = self.running_mean, self.running_var
         gain = self.mean_scale * torch.rsqrt(var + self.eps)
         return (raw - mean[:, None, None]) * gain[:, None, None] + self.shift[:, None, None], logvar
+
+
+def _moments(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (C,) of raw (B, C, h, w) over the batches of all processes, which are equally large."""
+    mean, var = raw.mean((0, 2, 3)), raw.var((0, 2, 3), unbiased=False)
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return mean, var
+    joint = all_reduce(torch.stack([mean, var + mean.square()])) / distributed.get_world_size()
+    return joint[0], joint[1] - joint[0].square()

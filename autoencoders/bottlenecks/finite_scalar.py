@@ -76,7 +76,7 @@ class FiniteScalar(Quantizer):
 
     def forward(self, features: Tensor, generator: torch.Generator | None) -> BottleneckOutput:
         z = self.encode(features).mean
-        metrics = code_use(self.indices(z.detach()), self.num_codes)
+        metrics = code_use(self.indices(z.detach()), self.num_codes, everywhere=self.training)
         return BottleneckOutput(straight_through(z, self.decode(z)), metrics=metrics)
 
     @property

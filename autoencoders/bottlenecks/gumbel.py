@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from autoencoders.bottlenecks.base import BottleneckOutput, Quantizer, full_precision
 from autoencoders.bottlenecks.vector_quantizer import code_use, straight_through
 from autoencoders.checks import check_bool, check_int, check_number
+from autoencoders.draws import draw
 
 _CODE_SPREAD = 2.0  # of new codes: wide enough that the first choices are not all chance
 
@@ -50,7 +51,7 @@ def gumbel_softmax(logits: Tensor, temperature: float, generator: torch.Generato
 
     The largest weight is at code k with the probability softmax(logits)_k at every temperature; for tau -> 0 it is 1.
     """
-    u = torch.rand(logits.shape, generator=generator, device=generator.device, dtype=logits.dtype).to(logits.device)
+    u = draw(torch.rand, logits.shape, generator, dtype=logits.dtype).to(logits.device)
     u = u.clamp(torch.finfo(u.dtype).tiny, 1 - torch.finfo(u.dtype).eps / 2)  # rand may give 0, and log 1 is 0
     return torch.softmax((logits - torch.log(-u.log())) / temperature, dim=1)
 
@@ -111,5 +112,5 @@ class Gumbel(Quantizer):
                 chosen = F.one_hot(weights.argmax(1), self.num_codes).permute(0, 3, 1, 2).to(weights.dtype)
                 weights = straight_through(weights, chosen)
             z = torch.einsum("bkhw,kc->bchw", weights, self.embedding.weight.to(weights.dtype))
-        metrics = {**code_use(index, self.num_codes), "temperature": logits.new_tensor(tau)}
+        metrics = {**code_use(index, self.num_codes, everywhere=self.training), "temperature": logits.new_tensor(tau)}
         return BottleneckOutput(z, {"kl": uniform_kl(logits).mean()}, metrics)

@@ -83,5 +83,8 @@ class LookupFree(Quantizer):
             "commitment": self.beta * F.mse_loss(z, codes),
             "entropy": self.entropy_weight * (of_each - of_mean),
         }
-        metrics = {**code_use(self.indices(z.detach()), self.num_codes), "batch_entropy": of_mean.detach()}
+        metrics = {
+            **code_use(self.indices(z.detach()), self.num_codes, everywhere=self.training),
+            "batch_entropy": of_mean.detach(),
+        }
         return BottleneckOutput(straight_through(z, codes), losses, metrics)

@@ -25,9 +25,14 @@ def perplexity(counts: Tensor) -> Tensor:
     return torch.exp(-torch.special.xlogy(p, p).sum())
 
 
-def code_use(indices: Tensor, num_codes: int) -> dict[str, Tensor]:
-    """Metrics of a batch of indices of any shape: their perplexity, and how many different ones there are."""
+def code_use(indices: Tensor, num_codes: int, *, everywhere: bool) -> dict[str, Tensor]:
+    """Metrics of a batch of indices of any shape: their perplexity, and how many different ones there are.
+
+    `everywhere`: of the batches of all processes, each of which then must ask.
+    """
     counts = torch.bincount(indices.flatten(), minlength=num_codes)
+    if everywhere:
+        (counts,) = _sum_over_processes([counts[:, None]])
     return {"perplexity": perplexity(counts.float()), "used_codes": (counts > 0).sum()}
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, full_precision, normal_rows, standard_normal
 from autoencoders.checks import check_number
+from autoencoders.draws import own_rows, whole
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,19 @@ def sample_cosine(like: Tensor, dim: int, kappa: float, generator: torch.Generat
     c = kappa * x0 + (dim - 1) * math.log(4 * b / (1 + b) ** 2)  # 1 - x0^2, without its cancellation
     device = generator.device
     kind = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-    w = torch.empty(like.shape, dtype=kind, device=device)
-    waiting = torch.ones(like.shape, dtype=torch.bool, device=device)
+    shape = whole(like.shape, generator)
+    w = torch.empty(shape, dtype=kind, device=device)
+    waiting = torch.ones(shape, dtype=torch.bool, device=device)
     while bool(waiting.any()):
-        normal = torch.randn((*like.shape, dim), generator=generator, dtype=kind, device=device)
+        normal = torch.randn((*shape, dim), generator=generator, dtype=kind, device=device)
         t = normal[..., 0] / normal.norm(dim=-1)
         beta = (1 + t) / 2
         proposal = (1 - (1 + b) * beta) / (1 - (1 - b) * beta)
-        u = torch.rand(like.shape, generator=generator, dtype=kind, device=device)
+        u = torch.rand(shape, generator=generator, dtype=kind, device=device)
         accepted = kappa * proposal + (dim - 1) * torch.log1p(-x0 * proposal) - c >= u.log()
         w = torch.where(waiting & accepted, proposal, w)
         waiting &= ~accepted
-    return w.to(like)
+    return own_rows(w, len(like), generator).to(like)
 
 
 def sample_vmf(mu: Tensor, kappa: float, generator: torch.Generator) -> Tensor:

@@ -37,11 +37,11 @@ class LossConfig:
     huber_delta: float = 0.1
     """huber: errors up to here count squared, on pixels from -1 to 1."""
     kl_weight: float = 1e-6
-    """kl, bn, vmf, gumbel: weight of the KL in nats an image against the error summed over an image."""
+    """kl, bn, vmf, gumbel, nvae: weight of the KL in nats an image against the error summed over an image."""
     kl_warmup_steps: int = 0
-    """kl, bn, vmf, gumbel: the weight of the KL rises from 0 over so many steps."""
+    """kl, bn, vmf, gumbel, nvae: the weight of the KL rises from 0 over so many steps."""
     codebook_weight: float = 1.0
-    """vq, lfq: weight of the codebook, commitment and entropy terms."""
+    """vq, vqvae2, lfq: weight of the codebook, commitment and entropy terms."""
 
     def __post_init__(self) -> None:
         known = get_args(Reconstruction)
@@ -91,6 +91,7 @@ def autoencoder_loss(
         raise ValueError(f"reconstruction {tuple(output.reconstruction.shape)} of images {tuple(images.shape)}")
     weights = {
         "kl": config.kl_weight_at(step) / images[0].numel(),
+        "free_bits": config.kl_weight_at(step) / images[0].numel(),
         "codebook": config.codebook_weight,
         "commitment": config.codebook_weight,
         "entropy": config.codebook_weight,

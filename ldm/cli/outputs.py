@@ -109,6 +109,6 @@ def read_settings_of(picture: str) -> tuple[Request, SamplingConfig, dict[str, i
 def check_tiling(tiling: Tiling, autoencoder: Autoencoder) -> None:
     """`UserError` for tiles that do not fit the autoencoder, before any work."""
     try:
-        tiling.check(autoencoder.factor)
+        tiling.check(autoencoder.factor, autoencoder.config.coder)
     except ValueError as error:
         raise UserError(str(error)) from None

@@ -117,12 +117,12 @@ def _check(candidates: Sequence[Candidate], data: ImageData, config: Autoencoder
         if size % each.model.factor:
             raise UserError(f"{each.name}: images of {size} pixels are not divisible by its {each.model.factor}")
     for metric in config.metrics:
-        reasons = [why_not(metric, each.model, size) for each in candidates]
+        reasons = [why_not(metric, each.model, size, config) for each in candidates]
         if all(reasons):
             raise UserError(f"--metrics {metric}: {reasons[0]}; nor has another run")
     if "iwae" in config.metrics:
         for each in candidates:
-            if why_not("iwae", each.model, size) is None:
+            if why_not("iwae", each.model, size, config) is None:
                 try:
                     likelihood_of(each.model, each.loss, config.likelihood_scale)
                 except UserError as error:
@@ -137,7 +137,7 @@ def _row(
     device: torch.device | str,
 ) -> AutoencoderRow:
     model, size = candidate.model, data.image_size
-    own = replace(config, metrics=tuple(name for name in config.metrics if why_not(name, model, size) is None))
+    own = replace(config, metrics=tuple(name for name in config.metrics if why_not(name, model, size, config) is None))
     if config.metrics and not own.metrics:
         own = replace(config, metrics=("psnr",))
     result = evaluate_autoencoder(model, data, own, instruments=instruments, loss=candidate.loss, device=device)

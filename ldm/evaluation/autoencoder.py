@@ -39,7 +39,7 @@ def plan_metrics(model: Autoencoder, config: AutoencoderEvaluationConfig, image_
 
     `UserError` for one that is asked for by name and that this model has not.
     """
-    reasons = {name: why_not(name, model, image_size) for name in AUTOENCODER_METRICS}
+    reasons = {name: why_not(name, model, image_size, config) for name in AUTOENCODER_METRICS}
     for name in config.metrics:
         if reasons[name] is not None:
             raise UserError(f"--metrics {name}: {reasons[name]}")

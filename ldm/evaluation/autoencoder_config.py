@@ -24,6 +24,7 @@ AUTOENCODER_METRICS = {
     "iwae": "importance-weighted bound on log p(x)",
 }
 _SMALLEST_SSIM = 11  # pixels: the window
+_SMALLEST_LPIPS = {"vgg": 16, "alex": 31}  # pixels that are still one after all poolings
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,10 @@ class AutoencoderEvaluationConfig:
         )
 
 
-def why_not(metric: str, model: Autoencoder, image_size: int) -> str | None:
+def why_not(metric: str, model: Autoencoder, image_size: int, config: AutoencoderEvaluationConfig) -> str | None:
     """Why this model has no such figure, or None if it has."""
+    if metric == "lpips" and image_size < _SMALLEST_LPIPS[config.lpips_network]:
+        return f"{config.lpips_network} needs images of {_SMALLEST_LPIPS[config.lpips_network]} pixels or more"
     name, codes = model.config.bottleneck, bool(model.config.codebook_sizes)
     if metric == "ssim" and image_size < _SMALLEST_SSIM:
         return f"needs images of {_SMALLEST_SSIM} pixels or more"
@@ -99,5 +102,5 @@ def why_not(metric: str, model: Autoencoder, image_size: int) -> str | None:
     if metric in ("active_units", "aggregate_posterior") and not isinstance(model.quantize, Gaussian):
         return f"bottleneck {name} has no Gaussian posterior under a standard normal prior"
     if metric == "iwae" and not has_density(model):
-        return f"bottleneck {name} has no density of its latents, so no log p(x); kl, bn and vmf have"
+        return f"bottleneck {name} has no density of its latents, so no log p(x); kl, bn, vmf and nvae have"
     return None

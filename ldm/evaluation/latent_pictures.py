@@ -100,5 +100,5 @@ def _traversal(
         moved[:, channel] += moves[:, None, None]
         rows.append(model.decode(moved).float())
     channels = ", ".join(map(str, order))
-    text = f"the most active channels, {channels}, moved from -3 to 3 standard deviations at all places, one a row"
+    text = f"the most active channels, {channels}, moved by -3 to 3 standard deviations at all places, one a row"
     return torch.cat(rows), _STEPS, text

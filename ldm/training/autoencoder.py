@@ -84,14 +84,14 @@ class AutoencoderTask:
         self.model = Autoencoder(replace(config.autoencoder, sample_size=size), seed=config.training.seed)
         if data.image_size % self.model.factor:
             raise UserError(f"--image-size {data.image_size}: not divisible by the autoencoder's {self.model.factor}")
-        self.model.gradient_checkpointing = config.training.gradient_checkpointing  # type: ignore[assignment]
+        self.model.gradient_checkpointing = config.training.gradient_checkpointing
         self.opponent = self._opponent()
         self.distance, perceptual_facts = perceptual_distance(config.perceptual, data, device)
         if config.validation_rfid and min(config.validation_images, len(validation)) < 4:
             raise UserError("--validation-rfid: needs 4 or more held-out images; take more --validation-images")
         self.frechet = FrechetMeasure(data, device) if config.validation_rfid else None
         self.best_by = "rF" if config.validation_rfid else None
-        if config.autoencoder.is_vq and config.autoencoder.codebook_init == "data":
+        if config.autoencoder.has_codebook and config.autoencoder.codebook_init == "data":
             self._initialise_codes()
         self.length = len(data)
         self.facts: dict[str, Any] = {
@@ -231,8 +231,10 @@ def check_adversarial(config: AutoencoderRun) -> None:
 
 def _autoencoder_facts(config: AutoencoderConfig) -> dict[str, Any]:
     """All settings but those that older runs did not have, where they say nothing."""
-    facts = dataclasses.asdict(config)
-    return facts if config.decoder_output != "image" else {k: v for k, v in facts.items() if k != "decoder_output"}
+    silent = {name for name in ("vqvae2", "nvae") if name != config.bottleneck}
+    silent |= {"coder", "vit"} if config.coder == "conv" else set()
+    silent |= {"decoder_output"} if config.decoder_output == "image" else set()
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in silent}
 
 
 def spread(count: int, length: int) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoencoders import Autoencoder
+from autoencoders import Autoencoder, class_of
 from ldm.conditioning import Conditioner, ConditioningConfig
 from ldm.data import DataConfig, ImageData
 from ldm.errors import UserError, at_least
@@ -220,8 +220,7 @@ class DiffusionTask:
         model.conditioner.save_pretrained(folder)
         if not (folder / INDEX).is_file():
             index, scheduler = model.conditioner.index_entries(), self.process.config()["_class_name"]
-            vae = self.autoencoder.config
-            write_index(folder, index, vae.bottleneck, scheduler, vae.decoder_output)
+            write_index(folder, index, class_of(self.autoencoder.config), scheduler)
 
 
 def publish_shared(folder: Path, autoencoder: Autoencoder, source: Path | None, process: Process) -> None:

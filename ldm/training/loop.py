@@ -158,17 +158,11 @@ class _Training:
             self.step += 1
             seen += 1
             last = self.step == config.max_train_steps
-            if self.run is not None and (self.step % config.log_steps == 0 or last):
-                elapsed = time.monotonic() - since
-                entry = {name: float(value) for name, value in terms.items()}
-                entry |= {"gradient_norm": float(norm), "learning_rate": rate}
-                self.run.log(
-                    {
-                        "step": self.step,
-                        **entry,
-                        "images_per_second": round(seen * config.train_batch_size / elapsed, 1),
-                    }
-                )
+            if self.step % config.log_steps == 0 or last:
+                entry = {**self._of_all_processes(terms), "gradient_norm": float(norm), "learning_rate": rate}
+                speed = round(seen * config.train_batch_size / (time.monotonic() - since), 1)
+                if self.run is not None:
+                    self.run.log({"step": self.step, **entry, "images_per_second": speed})
                 since, seen = time.monotonic(), 0
             if last or (config.validation_steps and self.step % config.validation_steps == 0):
                 measures = self._validate()
@@ -219,6 +213,11 @@ class _Training:
             if self.ema is not None and not self.prepared.step_was_skipped:
                 self.ema.update(self.model, self.step)
         return sums, norm, rate
+
+    def _of_all_processes(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        """The parts of the loss as numbers, means over the processes."""
+        values = torch.stack([value.detach().float() for value in terms.values()])
+        return dict(zip(terms, self.accelerator.reduce(values, "mean").tolist(), strict=True))
 
     def _refuse_non_finite(self, whose: str, norm: Tensor, sums: dict[str, Tensor]) -> None:
         if not math.isfinite(float(norm)):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from autoencoders.draws import PartGenerator
+
 
 def key(*parts: int | str) -> int:
     """A 63-bit seed from any parts (SHA-256), so that nearby parts give unrelated streams."""
@@ -57,9 +59,11 @@ class StepRandom:
     device: torch.device
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A generator on the device for draws that have no batch axis; differs between pieces."""
-        part = self.share.part(self.micro).start
-        return torch.Generator(self.device).manual_seed(key(self.seed, self.step, purpose, part))
+        """A generator on the device that knows which rows of the global batch this piece has."""
+        part = self.share.part(self.micro)
+        generator = PartGenerator(self.device, part.start, self.share.batch_size)
+        generator.manual_seed(key(self.seed, self.step, purpose))
+        return generator
 
     def _global(self, purpose: str) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(key(self.seed, self.step, purpose))

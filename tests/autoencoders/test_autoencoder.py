@@ -18,6 +18,7 @@ from autoencoders import (
     autoencoder_loss,
     measure_latents,
 )
+from autoencoders.bottlenecks import NVAEConfig, VQVAE2Config
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SMALL = AutoencoderConfig(block_out_channels=(8, 16), norm_num_groups=4)
@@ -36,6 +37,10 @@ def small(bottleneck="kl", seed=0, **changes):
         return Autoencoder(AutoencoderConfig(bottleneck=bottleneck))
     if bottleneck.endswith("vq"):
         changes = {"num_codes": 32, "codebook_decay": 0.9, "revive_after": 7, **changes}
+    if bottleneck == "vqvae2":
+        changes = {"num_codes": 32, "revive_after": 7, "vqvae2": VQVAE2Config(code_width=8), **changes}
+    if bottleneck == "nvae":
+        changes = {"nvae": NVAEConfig(group_width=8), **changes}
     model = Autoencoder(replace(SMALL, bottleneck=bottleneck, **changes), seed=seed)
     for parameter in model.parameters():  # new blocks start as their shortcuts; trained ones do not stay so
         if parameter.ndim == 4 and not parameter.any():

@@ -76,7 +76,7 @@ def test_pictures_from_the_prior(name, tmp_path):
     torch.testing.assert_close(once.draw(16, 24, generators(0, 1, 2)), pictures, rtol=1e-3, atol=1e-4)
     assert torch.equal(once.draw(16, 24, generators(5)), twice.draw(16, 24, generators(5)))
     assert model.fingerprint() == once.fingerprint() == twice.fingerprint()
-    with pytest.raises(ValueError, match="divisible by 2"):
+    with pytest.raises(ValueError, match=f"divisible by {model.factor}"):
         model.draw(15, 16, generators(0))
 
 

@@ -78,7 +78,7 @@ def test_a_logit_laplace_decoder_learns_shows_images_and_survives_saving(tmp_pat
     assert again.config.decoder_output == "logit_laplace"
     with torch.no_grad():
         assert again.decode(z).equal(model.decode(z))
-    assert class_of("vq", "logit_laplace") == ("autoencoders", "LogitLaplaceVQModel")
+    assert class_of(again.config) == ("autoencoders", "LogitLaplaceVQModel")
     with pytest.raises(ValueError, match="decoder_output"):
         plain = Autoencoder(AutoencoderConfig(block_out_channels=(8,), norm_num_groups=4))
         autoencoder_loss(LossConfig("logit_laplace"), x, plain(x, generator=generator))

@@ -129,6 +129,19 @@ def test_what_changes_nothing_is_perfect():
         evaluate_autoencoder(Autoencoder(AutoencoderConfig()), data, iwae, loss=LossConfig(kl_weight=0))
 
 
+def test_a_perceptual_distance_where_there_is_one():
+    data, model = ShapesData("validation", 16, size=(64, 32)), Autoencoder(AutoencoderConfig(block_out_channels=(8, 8)))
+    instruments = AutoencoderInstruments(lpips=lambda a, b: (a - b).square().mean((1, 2, 3)))
+    config = AutoencoderEvaluationConfig(metrics=("psnr", "lpips"), batch_size=5)
+    found = evaluate_autoencoder(model, data, config, instruments=instruments)
+    assert found["lpips"].name == "LPIPS[vgg]" and not found["lpips"].higher_is_better
+    assert found["lpips"].value > 4 / 10 ** (found["psnr"].value / 10), "mean of logarithms below the logarithm of mean"
+    without = evaluate_autoencoder(model, data, replace(config, metrics=()), instruments=AutoencoderInstruments())
+    assert {"psnr", "rate"} <= {figure.metric for figure in without.figures} and "lpips" not in without.manifest
+    with pytest.raises(UserError, match="alex needs images of 31 pixels"):
+        evaluate_autoencoder(model, data, replace(config, lpips_network="alex"), instruments=instruments)
+
+
 def test_the_error_of_rfid_is_the_scatter_over_fresh_images():
     class Passed:
         """Of a batch of features, as if they were those of images and reconstructions."""
@@ -170,7 +183,7 @@ def test_refusals(runs, models, refused, tmp_path):
     def check(*arguments, words):
         refused(["evaluate", *arguments, "--device", "cpu"], *words)
 
-    check(runs / "vq", "--metrics", "iwae", words=["--metrics iwae", "vq", "no density", "kl, bn and vmf"])
+    check(runs / "vq", "--metrics", "iwae", words=["--metrics iwae", "vq", "no density", "kl, bn, vmf and nvae"])
     check(runs / "none", "--metrics", "rate", words=["--metrics rate", "none", "neither codes nor a prior"])
     check(runs / "kl", "--metrics", "psnrr", words=["unknown metric 'psnrr'", '"psnr"'])
     check(runs / "kl", "--metrics", "bits_per_dim", words=["unknown metric"])

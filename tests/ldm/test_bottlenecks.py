@@ -9,8 +9,42 @@ from ldm.config import read_settings, to_yaml
 from ldm.pipeline import Pipeline
 from ldm.training.autoencoder import AutoencoderRun
 
-OPTIONS = {"vq": ["--num-codes", 16], "gumbel": ["--num-codes", 16, "--temperature-steps", 2]}
+OPTIONS = {
+    "vq": ["--num-codes", 16],
+    "gumbel": ["--num-codes", 16, "--temperature-steps", 2],
+    "vqvae2": ["--num-codes", 16, "--code-width", 8, "--codebook-init", "data"],
+    "nvae": ["--group-width", 8, "--groups-per-level", 1],
+}
 RATELESS = {"none", "linear"}
+
+
+VIT = ["--coder", "vit", "--patch-size", 4, "--vit-width", 16, "--vit-layers", 1, "--vit-heads", 2]
+
+
+def test_a_transformer_coder_from_training_to_pictures(models, ldm, refused, tmp_path):
+    vae, model = tmp_path / "vae", tmp_path / "model"
+    found = ldm(*models.command("autoencoder", vae, *VIT, "--gradient-checkpointing", steps=2))
+    assert found.code == 0, found.err
+    own = ["--autoencoder", vae, "--latents", tmp_path / "latents"]
+    assert ldm(*models.command("diffusion", model, *own, steps=2)).code == 0
+    assert json.loads((model / "model_index.json").read_text())["vae"] == ["autoencoders", "Autoencoder"]
+    drawn = ["sample", model, "--num-images", 1, "--num-inference-steps", 2, "--device", "cpu"]
+    found = ldm(*drawn, "--slicing", "--output-dir", tmp_path / "x")
+    assert found.code == 0, found.err
+    refused([*drawn, "--tile", 16, "--output-dir", tmp_path / "y"], "--tile", "vit")
+
+
+def test_a_hierarchical_vae_draws_from_its_own_prior(models, ldm, tmp_path):
+    own = ["--bottleneck", "nvae", *OPTIONS["nvae"], "--sample-size", 16]
+    assert ldm(*models.command("autoencoder", tmp_path / "vae", *own, steps=2)).code == 0
+    for name, flags in {
+        "a": ["--num-images", 3, "--batch-size", 2],
+        "b": ["--num-images", 1, "--first-index", 2],
+    }.items():
+        found = ldm("sample", tmp_path / "vae", "--device", "cpu", *flags, "--output-dir", tmp_path / name)
+        assert found.code == 0, found.err
+    pictures = [(tmp_path / place).read_bytes() for place in ("a/000000.png", "a/000002.png", "b/000000.png")]
+    assert pictures[0] != pictures[1] == pictures[2]
 
 
 @pytest.mark.parametrize("name", [name for name in BOTTLENECKS if name != "identity"])
@@ -62,6 +96,20 @@ def test_every_bottleneck_from_training_to_pictures(name, models, ldm, tmp_path)
         (["--bottleneck", "gumbel", "--temperature", 0], ["temperature", "above 0", "got 0"]),
         (["--bottleneck", "gumbel", "--temperature-end", -1], ["temperature_end", "above 0"]),
         (["--bottleneck", "vmf", "--latent-channels", 1], ["latent_channels", "2 or more"]),
+        (["--bottleneck", "vqvae2", "--code-levels", 1], ["code_levels", "from 2 to 5", "1"]),
+        (["--bottleneck", "vqvae2", "--code-width", 30], ["code_width", "multiple of norm_num_groups 4", "30"]),
+        (["--bottleneck", "vqvae2", "--code-levels", 5], ["--image-size 16", "not divisible", "32"]),
+        (
+            ["--bottleneck", "vqvae2", "--codebook-init", "data", "--num-codes", 4096],
+            ["--num-codes 4096", "1024 latents"],
+        ),
+        (["--bottleneck", "vqvae2", "--code-dropout", 2], ["code_dropout", "from 0 to 1"]),
+        (["--bottleneck", "nvae", "--group-levels", 6], ["group_levels", "from 1 to 5", "6"]),
+        (["--bottleneck", "nvae", "--groups-per-level", 0], ["groups_per_level", "from 1"]),
+        (["--bottleneck", "nvae", "--free-bits", -1], ["free_bits", "from 0"]),
+        (["--coder", "vit", "--vit-heads", 5], ["vit_heads", "divisor of vit_width 192", "5"]),
+        (["--coder", "vit", "--patch-size", 5], ["--image-size 16", "not divisible", "5"]),
+        (["--coder", "vit", "--bottleneck", "linear"], ["vit", "linear", "no encoder"]),
     ],
 )
 def test_a_wrong_option_is_refused_in_one_line(flags, words, models, refused, tmp_path):

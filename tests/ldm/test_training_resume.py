@@ -14,6 +14,22 @@ CASES = {
     "kl": ("autoencoder", ["--gradient-accumulation-steps", 2]),
     "vq": ("autoencoder", ["--bottleneck", "vq", "--num-codes", 16, "--revive-after", 2]),
     "bn": ("autoencoder", ["--bottleneck", "bn", "--mask-probability", 0.2]),
+    "vqvae2": (
+        "autoencoder",
+        [
+            "--bottleneck",
+            "vqvae2",
+            "--num-codes",
+            16,
+            "--code-width",
+            8,
+            "--codebook-init",
+            "data",
+            "--revive-after",
+            2,
+        ],
+    ),
+    "nvae": ("autoencoder", ["--coder", "vit", "--bottleneck", "nvae", "--group-width", 8, "--patch-size", 4]),
     "gumbel": ("autoencoder", ["--bottleneck", "gumbel", "--num-codes", 16, "--temperature-steps", 10]),
     "vqgan": (
         "autoencoder",
