@@ -117,7 +117,7 @@ class DiscriminatorConfig:
     r1_weight: float = 0.0
     """Weight (gamma) of the penalty on the discriminator's slope at real pictures; 0: none."""
     r1_every: int = 16
-    """The penalty is taken at every so manieth step, so many times as strong."""
+    """The penalty is taken once in so many steps, and is then so many times as strong."""
     gradient_penalty_weight: float = 10.0
     """wgan_gp: weight of the penalty on the critic's slope."""
     weight_clip: float = 0.01
@@ -176,8 +176,10 @@ class AdversarialConfig:
     """Weight of the adversarial term; 0: there is none, and no discriminator."""
     adaptive: bool = True
     """Scale the weight so that reconstruction and discriminator pull equally at the last layer in each pass."""
-    adaptive_max: float = 1e4
-    """Largest adaptive scale."""
+    adaptive_max: float = 0.05
+    """Largest adaptive scale. It grows with the error, so without a limit a reconstruction that gets worse is pulled
+    away the harder; a limit a few times above what adaptive_weight is in the log of a sound run stops that. Published
+    models had 1e4."""
     discriminator_start: int = 500
     """Training step from which on the discriminator is heard."""
     discriminator_warmup: int = 500

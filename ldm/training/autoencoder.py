@@ -163,19 +163,23 @@ class AutoencoderTask:
         return Loss(total, terms, shown.detach())
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
-        count = min(self.config.validation_images, len(self.validation))
         quality: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
-        pairs: list[tuple[Tensor, Tensor]] = []
-        # a folder is sorted by class: its first images are no fair sample of what a distance of laws compares
-        chosen = range(count) if self.frechet is None else spread(count, len(self.validation))
-        for images in plain_batches(self.validation, chosen, 64, self.device):
-            reconstruction = reconstruct(model, images)
-            quality["psnr"].append(psnr(reconstruction, images))
-            quality["ssim"].append(ssim(reconstruction, images))
-            if self.frechet is not None:
-                pairs.append((images, reconstruction))
-        measures = {name: float(torch.cat(values).mean()) for name, values in quality.items()}
-        return measures if self.frechet is None else {**measures, **self.frechet("r", pairs)}
+
+        def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+            count = min(self.config.validation_images, len(self.validation))
+            # a folder is sorted by class: its first images are no fair sample of what a distance of laws compares
+            chosen = range(count) if self.frechet is None else spread(count, len(self.validation))
+            for images in plain_batches(self.validation, chosen, 64, self.device):
+                reconstruction = reconstruct(model, images)
+                quality["psnr"].append(psnr(reconstruction, images))
+                quality["ssim"].append(ssim(reconstruction, images))
+                yield images, reconstruction
+
+        distance = self.frechet("r", pairs()) if self.frechet is not None else {}
+        if self.frechet is None:
+            for _ in pairs():
+                pass
+        return {name: float(torch.cat(values).mean()) for name, values in quality.items()} | distance
 
     def preview(self, model: nn.Module) -> Tensor:
         """Six held-out images above their reconstructions, three times: a grid of 6 x 6."""

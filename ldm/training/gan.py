@@ -22,7 +22,7 @@ from ldm.training.opponent import Loss
 from ldm.training.perception import FrechetMeasure
 from ldm.training.randomness import BatchPlan, StepRandom, key
 
-_PREVIEW = 36
+_PREVIEW, _BATCH = 36, 64
 
 
 @dataclass(frozen=True)
@@ -90,25 +90,33 @@ class GanTask:
         return Loss(loss, {"adversarial": loss}, pictures.detach())
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
-        count = min(self.config.validation_images, len(self.validation))
-        images = list(plain_batches(self.validation, spread(count, len(self.validation)), 64, self.device))
-        pictures = self._drawn(model, count).split(64)
-        measures = {
-            f"discriminator_{name}": float(torch.cat([self.opponent.opinion(batch) for batch in batches]).mean())
-            for name, batches in (("real", images), ("fake", pictures))
-        }
-        return measures if self.frechet is None else measures | self.frechet("", zip(images, pictures, strict=True))
+        opinions: dict[str, list[Tensor]] = {"discriminator_real": [], "discriminator_fake": []}
+
+        def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+            count = min(self.config.validation_images, len(self.validation))
+            images = plain_batches(self.validation, spread(count, len(self.validation)), _BATCH, self.device)
+            for pair in zip(images, self._drawn(model, count), strict=True):
+                for values, batch in zip(opinions.values(), pair, strict=True):
+                    values.append(self.opponent.opinion(batch))
+                yield pair
+
+        distance = self.frechet("", pairs()) if self.frechet is not None else {}
+        if self.frechet is None:
+            for _ in pairs():
+                pass
+        return {name: float(torch.cat(values).mean()) for name, values in opinions.items()} | distance
 
     def preview(self, model: nn.Module) -> Tensor:
         """Pictures from noise that stays the same."""
-        return self._drawn(model, _PREVIEW)
+        return torch.cat(list(self._drawn(model, _PREVIEW)))
 
-    @torch.no_grad()
-    def _drawn(self, model: nn.Module, count: int) -> Tensor:
+    def _drawn(self, model: nn.Module, count: int) -> Iterator[Tensor]:
         assert isinstance(model, Generator)
         draws = torch.Generator().manual_seed(key(self.config.training.seed, "preview"))
-        noise = torch.randn((count, *model.noise_shape), generator=draws).split(64)
-        return torch.cat([model(part.to(self.device)).float() for part in noise])
+        for start in range(0, count, _BATCH):
+            noise = torch.randn((min(_BATCH, count - start), *model.noise_shape), generator=draws)
+            with torch.no_grad():
+                yield model(noise.to(self.device)).float()
 
     def publish(self, model: nn.Module, folder: Path) -> None:
         assert isinstance(model, Generator)

@@ -24,8 +24,10 @@ from ldm.training.opponent import SecondPlayer
 from ldm.training.randomness import Share, StepRandom
 
 CPU = torch.device("cpu")
-PLAYERS = ["--adversarial-weight", 0.5, "--discriminator-start", 1, "--discriminator-warmup", 1,
-           "--adversarial-ramp", 2, "--discriminator-width", 4, "--discriminator-layers", 2]  # fmt: skip
+PLAYERS = [
+    "--adversarial-weight", 0.5, "--adaptive-max", 1e4, "--discriminator-start", 1, "--discriminator-warmup", 1,
+    "--adversarial-ramp", 2, "--discriminator-width", 4, "--discriminator-layers", 2,
+]  # fmt: skip
 
 
 pytestmark = pytest.mark.usefixtures("quick_networks")
@@ -40,7 +42,7 @@ def settings(**changes):
     return AutoencoderRun(
         autoencoder=AutoencoderConfig(bottleneck="none", block_out_channels=(8, 8), norm_num_groups=4, attention=False),
         loss=LossConfig("l2"),
-        adversarial=AdversarialConfig(0.5, discriminator_start=0, adversarial_ramp=0),
+        adversarial=AdversarialConfig(0.5, adaptive_max=1e4, discriminator_start=0, adversarial_ramp=0),
         discriminator=DiscriminatorConfig(discriminator_width=4, discriminator_layers=2, spectral_norm=True),
         training=TrainingConfig(max_train_steps=10),
         **changes,
