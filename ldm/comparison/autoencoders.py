@@ -17,12 +17,12 @@ from ldm.comparison.folder import check_folder, claim
 from ldm.comparison.picture import below_each_other, save_strip
 from ldm.comparison.rate_distortion import plot_rate_distortion
 from ldm.data.protocol import ImageData
+from ldm.data.selection import plain_batches, spread
 from ldm.errors import UserError
 from ldm.evaluation.autoencoder import cautions, evaluate_autoencoder, prepare_autoencoder_instruments
 from ldm.evaluation.autoencoder_config import AutoencoderEvaluationConfig, why_not
 from ldm.evaluation.autoencoder_measures import AutoencoderInstruments
 from ldm.evaluation.importance import likelihood_of
-from ldm.evaluation.selection import batches, spread
 from ldm.files import atomic_write, atomic_write_json, fingerprint, read_json
 
 RESULT, TABLE, CSV, PAGE = "autoencoders.json", "autoencoders.txt", "autoencoders.csv", "reconstructions.png"
@@ -86,7 +86,7 @@ def compare_autoencoders(
     }
     claim(folder, shared)
     strips, rows = [folder / "rows" / "originals.png"], []
-    (images,) = batches(data, spread(len(data), shown), shown)
+    (images,) = plain_batches(data, spread(len(data), shown), shown)
     save_strip(images, strips[0])
     for candidate in candidates:
         place, strip = (folder / "rows" / f"{candidate.slug}{ending}" for ending in (".json", ".png"))

@@ -8,6 +8,7 @@ import torch
 
 from autoencoders import Autoencoder, LossConfig
 from ldm.data.protocol import ImageData
+from ldm.data.selection import drawn, plain_batches
 from ldm.errors import UserError
 from ldm.evaluation.autoencoder_config import AUTOENCODER_METRICS, AutoencoderEvaluationConfig, why_not
 from ldm.evaluation.autoencoder_measures import (
@@ -28,7 +29,6 @@ from ldm.evaluation.image_quality import psnr, ssim
 from ldm.evaluation.importance import likelihood_of, measure_importance
 from ldm.evaluation.perceptual import backbone_file, lpips_distance
 from ldm.evaluation.records import EvaluationResult
-from ldm.evaluation.selection import batches, drawn
 from ldm.progress import progress
 
 _SMALL = 10_000  # below so many images the Frechet distance's bias is larger than most differences worth telling
@@ -97,7 +97,7 @@ def evaluate_autoencoder(
     if measures:
         total = -(-count // config.batch_size)
         chosen = drawn(len(data), count, config.seed)
-        for images in progress(batches(data, chosen, config.batch_size), "autoencoder (batches)", total=total):
+        for images in progress(plain_batches(data, chosen, config.batch_size), "autoencoder (batches)", total=total):
             seen = Seen(model, images.to(device))
             for measure in measures:
                 measure.add(seen)

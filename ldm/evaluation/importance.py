@@ -17,11 +17,11 @@ from autoencoders.importance import (
     log_weights,
 )
 from ldm.data.protocol import ImageData
+from ldm.data.selection import drawn
 from ldm.errors import UserError
 from ldm.evaluation.autoencoder_config import AutoencoderEvaluationConfig
 from ldm.evaluation.latent_measures import standard_error
 from ldm.evaluation.records import Figure
-from ldm.evaluation.selection import drawn
 from ldm.progress import progress
 
 

@@ -26,6 +26,7 @@ from autoencoders import (
 )
 from autoencoders.losses import adaptive_weight
 from ldm.data import DataConfig, ImageData, collate
+from ldm.data.selection import plain_batches, shuffled, spread, to_device
 from ldm.errors import UserError, at_least
 from ldm.evaluation.image_quality import psnr, ssim
 from ldm.files import atomic_folder
@@ -129,7 +130,7 @@ class AutoencoderTask:
                 f"--num-codes {codes}: larger than the sample that would initialise the codebook, {count * each} "
                 f"latents of {count} images; take fewer codes, or more --calibration-images if there are"
             )
-        images = plain_batches(self.data, spread(min(count, -(-4 * codes // each)), len(self.data)), 64, self.device)
+        images = plain_batches(self.data, spread(len(self.data), min(count, -(-4 * codes // each))), 64, self.device)
         draws = torch.Generator().manual_seed(self.config.training.seed)
         self.model.to(self.device).initialise_codes(images, draws)
 
@@ -166,9 +167,7 @@ class AutoencoderTask:
         quality: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
 
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-            count = min(self.config.validation_images, len(self.validation))
-            # a folder is sorted by class: its first images are no fair sample of what a distance of laws compares
-            chosen = range(count) if self.frechet is None else spread(count, len(self.validation))
+            chosen = shuffled(len(self.validation), self.config.validation_images)
             for images in plain_batches(self.validation, chosen, 64, self.device):
                 reconstruction = reconstruct(model, images)
                 quality["psnr"].append(psnr(reconstruction, images))
@@ -184,7 +183,7 @@ class AutoencoderTask:
     def preview(self, model: nn.Module) -> Tensor:
         """Six held-out images above their reconstructions, three times: a grid of 6 x 6."""
         count = min(18, len(self.validation))
-        images = next(plain_batches(self.validation, spread(count, len(self.validation)), count, self.device))
+        images = next(plain_batches(self.validation, spread(len(self.validation), count), count, self.device))
         reconstruction = reconstruct(model, images)
         rows = [part for pair in zip(images.split(6), reconstruction.split(6), strict=True) for part in pair]
         return torch.cat(rows)
@@ -194,7 +193,7 @@ class AutoencoderTask:
         published = Autoencoder(model.config).to(self.device).eval()
         published.load_state_dict(model.state_dict())
         count = min(self.config.calibration_images, len(self.data))
-        images = plain_batches(self.data, spread(count, len(self.data)), 64, self.device)
+        images = plain_batches(self.data, spread(len(self.data), count), 64, self.device)
         published.calibrate(*measure_latents(published, images))
         with atomic_folder(folder / "vae") as target:
             published.save_pretrained(target)
@@ -237,11 +236,6 @@ def _autoencoder_facts(config: AutoencoderConfig) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in silent}
 
 
-def spread(count: int, length: int) -> list[int]:
-    """`count` indices from the first to the last of `length`, evenly."""
-    return [round(place * (length - 1) / max(1, count - 1)) for place in range(count)]
-
-
 @torch.no_grad()
 def reconstruct(model: nn.Module, images: Tensor) -> Tensor:
     """Images (B, 3, H, W) through the posterior mean and back."""
@@ -260,15 +254,3 @@ def image_batches(data: ImageData, plan: BatchPlan, workers: int) -> Iterable[An
         persistent_workers=False,
         generator=torch.Generator().manual_seed(0),
     )
-
-
-def plain_batches(data: ImageData, indices: Iterable[int], size: int, device: torch.device) -> Iterator[Tensor]:
-    """Images without augmentation, (B, 3, H, W) on the device, in the order of `indices`."""
-    chosen = list(indices)
-    for start in range(0, len(chosen), size):
-        yield to_device(collate([data[index] for index in chosen[start : start + size]]).images, device)
-
-
-def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """Move images without waiting for the device, in channels_last."""
-    return images.to(device, non_blocking=True, memory_format=torch.channels_last)

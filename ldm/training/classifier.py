@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from ldm.classifier import ClassifierConfig, NoisyClassifier
 from ldm.data import DataConfig, ImageData
+from ldm.data.selection import shuffled
 from ldm.errors import UserError, at_least
 from ldm.files import atomic_folder, atomic_write_json
 from ldm.model_folder import read_scheduler
@@ -112,8 +113,9 @@ class ClassifierTask:
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
         """Accuracy on held-out images at ten times from 0 to T-1 (and their log-SNR), with fixed noise."""
-        x0 = held_out_latents(self.autoencoder, self.validation, self.config.validation_images, self.device)
-        labels = torch.tensor([self.validation.label(index) for index in range(len(x0))], device=self.device)
+        chosen = shuffled(len(self.validation), self.config.validation_images)
+        x0 = held_out_latents(self.autoencoder, self.validation, chosen, self.device)
+        labels = torch.tensor([self.validation.label(index) for index in chosen], device=self.device)
         x0, labels = x0[labels >= 0], labels[labels >= 0]
         eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         table = []

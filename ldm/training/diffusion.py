@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from autoencoders import Autoencoder, class_of
 from ldm.conditioning import Conditioner, ConditioningConfig
 from ldm.data import DataConfig, ImageData
+from ldm.data.selection import shuffled
 from ldm.errors import UserError, at_least
 from ldm.files import atomic_folder, atomic_write_json
 from ldm.model_folder import INDEX, copy_part, write_index
@@ -152,13 +153,14 @@ class DiffusionTask:
     def validate(self, model: nn.Module) -> dict[str, Any]:
         """The unweighted loss on held-out latents at spread times with fixed noise, whole and by noise quarter."""
         assert isinstance(model, DiffusionModel)
-        x0 = held_out_latents(self.autoencoder, self.validation, self.config.validation_images, self.device)
+        chosen = shuffled(len(self.validation), self.config.validation_images)
+        x0 = held_out_latents(self.autoencoder, self.validation, chosen, self.device)
         count, steps = len(x0), self.config.diffusion.num_train_timesteps
         generator = torch.Generator().manual_seed(0)
         eps = torch.randn(x0.shape, generator=generator).to(self.device)
         t = torch.linspace(0, steps - 1, count, device=self.device).round()
-        labels = [self.validation.label(index) for index in range(count)]
-        texts = [(self.validation.captions(index) or ("",))[0] for index in range(count)]
+        labels = [self.validation.label(index) for index in chosen]
+        texts = [(self.validation.captions(index) or ("",))[0] for index in chosen]
         conditioner, errors = model.conditioner, []
         for part in torch.arange(count).split(64):
             condition = conditioner.encode(

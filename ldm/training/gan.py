@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from autoencoders import DiscriminatorConfig, Generator, GeneratorConfig
 from ldm.data import DataConfig, ImageData
+from ldm.data.selection import plain_batches, spread, to_device
 from ldm.errors import UserError, at_least
 from ldm.files import atomic_folder
-from ldm.training.autoencoder import image_batches, plain_batches, spread, to_device
+from ldm.training.autoencoder import image_batches
 from ldm.training.config import TrainingConfig, config_facts
 from ldm.training.discriminator import Discriminator
 from ldm.training.opponent import Loss
@@ -94,7 +95,7 @@ class GanTask:
 
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
             count = min(self.config.validation_images, len(self.validation))
-            images = plain_batches(self.validation, spread(count, len(self.validation)), _BATCH, self.device)
+            images = plain_batches(self.validation, spread(len(self.validation), count), _BATCH, self.device)
             for pair in zip(images, self._drawn(model, count), strict=True):
                 for values, batch in zip(opinions.values(), pair, strict=True):
                     values.append(self.opponent.opinion(batch))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +13,10 @@ from torch import Tensor
 from autoencoders import Autoencoder, AutoencoderConfig
 from ldm.data import ImageData
 from ldm.data.latent_cache import CacheKey, LatentCache, check_cache_folder, encode_latents
+from ldm.data.selection import plain_batches, to_device
 from ldm.errors import UserError, at_least
 from ldm.process import FAMILIES, Process
-from ldm.training.autoencoder import image_batches, plain_batches, to_device
+from ldm.training.autoencoder import image_batches
 from ldm.training.randomness import BatchPlan, StepRandom
 from samplers import DiscreteSchedule, EDMSchedule, FlowSchedule
 
@@ -159,7 +160,7 @@ class LatentSource:
 
 
 @torch.no_grad()
-def held_out_latents(autoencoder: Autoencoder, data: ImageData, count: int, device: torch.device) -> Tensor:
-    """Posterior means (N, C, h, w) of the first `count` images of a split."""
-    images = plain_batches(data, range(min(count, len(data))), 64, device)
+def held_out_latents(autoencoder: Autoencoder, data: ImageData, indices: Sequence[int], device: torch.device) -> Tensor:
+    """Posterior means (N, C, h, w) of these images of a split."""
+    images = plain_batches(data, indices, 64, device)
     return torch.cat([autoencoder.encode(batch).mean.float() for batch in images])

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from autoencoders import Autoencoder, fit_linear
+from ldm.data.selection import plain_batches
 from ldm.errors import UserError
 from ldm.images import save_grid
 from ldm.progress import progress
-from ldm.training.autoencoder import AutoencoderTask, plain_batches
+from ldm.training.autoencoder import AutoencoderTask
 from ldm.training.run_folder import RunFolder
 
 _BATCH = 64

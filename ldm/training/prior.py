@@ -19,11 +19,11 @@ from ldm.conditioning import Conditioner, ConditioningConfig
 from ldm.data import DataConfig, ImageData
 from ldm.data.code_cache import CodeCache, check_code_folder, encode_codes
 from ldm.data.latent_cache import CacheKey
+from ldm.data.selection import plain_batches, spread
 from ldm.errors import UserError, at_least
 from ldm.files import atomic_folder
 from ldm.model_folder import INDEX, copy_part, write_prior_index
 from ldm.sampling import Request, SamplingConfig
-from ldm.training.autoencoder import plain_batches
 from ldm.training.config import TrainingConfig, config_facts
 from ldm.training.diffusion import CaptionTokens
 from ldm.training.latents import IDENTITY, load_autoencoder
@@ -203,8 +203,7 @@ class PriorTask:
 
     def _held_out_indices(self) -> list[int]:
         """Spread over the split, for a folder of classes begins with those of one class."""
-        count = min(self.config.validation_images, len(self.validation))
-        return [place * len(self.validation) // count for place in range(count)]
+        return spread(len(self.validation), self.config.validation_images)
 
     def _held_out_codes(self) -> tuple[Tensor, ...]:
         """Of the held-out images, without mirroring; found once."""

@@ -10,9 +10,9 @@ import torch
 from scipy.stats import entropy
 from torch.distributions import Normal, kl_divergence
 
+from ldm.data.selection import drawn, spread
 from ldm.evaluation.latent_measures import PosteriorMoments, code_statistics, prior_discrepancy
 from ldm.evaluation.latent_pictures import slerp
-from ldm.evaluation.selection import drawn, spread
 
 
 def generator(seed=0):

@@ -1,0 +1,44 @@
+"""Which images of a data set are looked at, and looking at them as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.data.protocol import ImageData, collate
+
+
+def drawn(length: int, count: int, seed: int = 0) -> list[int]:
+    """`count` different indices below `length` at random, in order; all of them if there are no more."""
+    if count >= length:
+        return list(range(length))
+    return sorted(np.random.Generator(np.random.PCG64(seed)).permutation(length)[:count].tolist())
+
+
+def spread(length: int, count: int) -> list[int]:
+    """At most `count` indices from the first to the last, evenly."""
+    count = min(count, length)
+    return [round(place * (length - 1) / max(1, count - 1)) for place in range(count)]
+
+
+def shuffled(length: int, count: int) -> list[int]:
+    """At most `count` indices, always the same ones, in an order that knows nothing of classes, by which folders are
+    sorted: the first images of one would be all of its first class."""
+    return torch.randperm(length, generator=torch.Generator().manual_seed(0))[:count].tolist()
+
+
+def plain_batches(
+    data: ImageData, indices: Iterable[int], size: int, device: torch.device | str = "cpu"
+) -> Iterator[Tensor]:
+    """Images without augmentation, (b, 3, H, W) on the device, in the order of `indices`."""
+    chosen = list(indices)
+    for start in range(0, len(chosen), size):
+        yield to_device(collate([data[index] for index in chosen[start : start + size]]).images, device)
+
+
+def to_device(images: Tensor, device: torch.device | str) -> Tensor:
+    """Move images without waiting for the device, in channels_last."""
+    return images.to(device, non_blocking=True, memory_format=torch.channels_last)
