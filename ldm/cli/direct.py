@@ -16,7 +16,7 @@ from ldm.errors import UserError
 from ldm.progress import progress
 from ldm.sampling import Request
 
-_WITHOUT = "this model draws without diffusion; leave it out"
+_WITHOUT = "this model draws without diffusion; leave it out, or give the output folder of `ldm train diffusion`"
 
 
 def draw(settings: SampleRun, model: DirectModel, folder: Path) -> None:

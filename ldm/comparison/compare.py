@@ -26,6 +26,7 @@ from ldm.evaluation.evaluate import (
     prepare_instruments,
     reference_features,
 )
+from ldm.evaluation.metrics import check_numbers
 from ldm.evaluation.records import EvaluationResult
 from ldm.files import atomic_write, atomic_write_json, fingerprint, read_json, sha256_of_file
 from ldm.peak_memory import PeakMemory
@@ -80,6 +81,7 @@ def compare(
     check_used(*(cell.sampling for cell in cells))
     for cell in cells:
         pipeline.check([each.request for each in _told(drawn, pipeline, cell)], cell.sampling)
+    check_numbers(evaluation, evaluation.num_images, min(evaluation.num_reference, len(data)))
     folder = Path(output_dir)
     check_folder(folder)
 

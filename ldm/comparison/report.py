@@ -103,6 +103,8 @@ def _figure(figure: Figure) -> Shown:
 
 def _plots(cells: Sequence[Cell], verdict: Verdict) -> list[dict[str, str]]:
     """Quality against what the data's variety is reached of, against what was asked for, and against cost."""
+    if not verdict.metric:
+        return []
     quality, names = verdict.metric, {figure.metric: _short(figure) for figure in cells[0].result.figures}
     variety: list[str] = [*({"recall", "coverage", "diversity"} & names.keys())]
     others = sorted(variety, reverse=True)[:1] + [name for name in names if name.startswith("accuracy/")][:1]

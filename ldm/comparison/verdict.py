@@ -43,6 +43,8 @@ def judge_cells(
     Differences are paired: all cells drew the same seeds under the same conditions, and their half-samples are halves
     of the same numbers, so what the samples have in common cancels. Intervals are of one difference each, not of all.
     """
+    if not cells[0].result.figures:
+        return Verdict("", None, (), "Nothing was measured that could tell the cells apart.")
     metric = cells[0].result.figures[0].metric
     budget = _budget(budget_evaluations, budget_seconds)
     inside = [

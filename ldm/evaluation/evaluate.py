@@ -21,7 +21,7 @@ from ldm.evaluation.features import Extractor, extract, inception_extractor, tra
 from ldm.evaluation.folder_images import FolderImages
 from ldm.evaluation.judge import Judge, Score, trained_judge
 from ldm.evaluation.likelihood import LikelihoodConfig, refuse_guidance, with_likelihood
-from ldm.evaluation.metrics import Samples, figures_of
+from ldm.evaluation.metrics import Samples, check_numbers, figures_of
 from ldm.evaluation.records import EvaluationResult, Figure
 from ldm.pipeline import Pipeline, SamplingConfig
 from ldm.progress import progress
@@ -94,6 +94,7 @@ def evaluate_model(
         drawn.request for drawn in draw_conditions(pipeline, data, config.num_images, config.seed, classifier=target)
     ]
     pipeline.check(requests, sampling)  # refuse before any work
+    check_numbers(config, config.num_images, min(config.num_reference, len(data)))
     instruments = instruments or prepare_instruments(train_data or data, config, device=pipeline.device)
     drawn = draw_conditions(pipeline, data, config.num_images, config.seed, classifier=target, judge=instruments.judge)
     reference = reference_features(data, instruments, config)
@@ -127,6 +128,7 @@ def evaluate_folders(
         asked = f"{foreign[0]} needs a model" if foreign else "none is asked for"
         raise UserError(f"--metrics: two folders can only be compared by {', '.join(OF_FOLDERS)}, and {asked}")
     folders = FolderImages(real), FolderImages(fake)
+    check_numbers(config, len(folders[1]), len(folders[0]))
     if instruments is None or instruments.extractor is None:
         instruments = prepare_instruments(folders[0], config, device=device)
     extractor = instruments.extractor

@@ -43,6 +43,17 @@ class Samples:
         return Gaussian.fit(self.real)
 
 
+def check_numbers(config: EvaluationConfig, num_images: int, num_reference: int) -> None:
+    """`UserError`, before any work, for a metric that needs more images than there will be."""
+    for metric in config.distances:
+        least = {"fid_infinity": 20, **dict.fromkeys(_OF_MANIFOLD, 2 * DENSITY_K + 1)}.get(metric, 2)
+        if num_images < least or (metric in _OF_MANIFOLD and num_reference < least):
+            raise UserError(
+                f"--metrics {metric}: needs {least} images or more, got {num_images} against {num_reference}; "
+                "take more, or other --metrics such as fid"
+            )
+
+
 def figures_of(samples: Samples, config: EvaluationConfig) -> tuple[Figure, ...]:
     """The figures that the settings ask for, in their order; `UserError` for one that these samples cannot have."""
     halves = half_samples(len(samples.fake), config.bootstrap, seed=config.seed)
@@ -74,8 +85,6 @@ def _kernel(metric: str, samples: Samples, config: EvaluationConfig, halves: Seq
 
 
 def _extrapolated(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
-    if len(samples.fake) < 20:
-        raise UserError(f"--metrics fid_infinity: needs 20 generated images or more, got {len(samples.fake)}")
     found = extrapolated_frechet_distance(samples.real, samples.fake, seed=config.seed)
     return [Figure(metric, figure_name(metric, samples.extractor), found.value, found.standard_error)]
 
@@ -83,10 +92,6 @@ def _extrapolated(metric: str, samples: Samples, config: EvaluationConfig, halve
 def _manifold(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
     """All four at once, for they need the same distances."""
     real, fake = (_at_most(features, MOST, config.seed) for features in (samples.real, samples.fake))
-    if min(len(real), len(fake)) <= 2 * DENSITY_K:
-        raise UserError(
-            f"--metrics {metric}: needs more than {2 * DENSITY_K} images on each side, got {len(real)} and {len(fake)}"
-        )
     around = Neighbourhoods(real, fake)
     whole = around.scores()
     if len(fake) != len(samples.fake):

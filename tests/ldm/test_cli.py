@@ -204,10 +204,11 @@ def test_the_whole_path_through_the_installed_command(models, tmp_path):
     measured = [*small, "--num-images", 8, "--no-judge"]
     assert "FD[" in run("evaluate", text, *measured)
     scales = ["--guidance-scales", 3, "--classifier-scales", 1, "--rows", 2, "--classifier", noisy]
+    measured[measured.index(8)] = 12  # precision and recall need more than fid
     table = run("compare", text, *measured, *scales, "--output-dir", tmp_path / "compared")
     assert {"unconditional", "none", "cfg", "classifier", "cfg+classifier"} <= set(table.split())
     assert sorted(path.name for path in (tmp_path / "compared").iterdir() if path.is_file()) == [
-        "comparison.json", "comparison.png", "comparison.txt", "plan.json",
+        *(f"comparison.{kind}" for kind in ("csv", "json", "png", "txt")), "plan.json", "report.html",
     ]  # fmt: skip
 
 

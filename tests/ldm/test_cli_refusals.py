@@ -240,7 +240,7 @@ def test_folders_that_are_no_model(models, refused, tmp_path):
     (tmp_path / "empty").mkdir()
     refused(sample(tmp_path / "nowhere", tmp_path / "out"), "nowhere: no such folder")
     refused(sample(tmp_path / "empty", tmp_path / "out"), "empty", "model_index.json")
-    refused(sample(models.autoencoder, tmp_path / "out"), "it holds an autoencoder only")
+    refused(sample(models.autoencoder, tmp_path / "out"), "without diffusion", "ldm train diffusion")
     refused(sample(models.text / "metrics.jsonl", tmp_path / "out"), "no such folder")
     refused(["sample", "--output-dir", tmp_path / "out"], "MODEL is missing")
     refused(models.command("diffusion", tmp_path / "run", "--autoencoder", tmp_path / "empty"), "vae/config.json")
