@@ -489,13 +489,14 @@ def test_a_comparison_takes_any_guidance_as_a_method(models, tmp_path):
     methods = ("none", "pag(3)", "energy(5)", "autoguidance(2)", "autoguidance(3)", "pag(3) + rescale(0.7)")
     shared = {
         "output_dir": tmp_path, "evaluation": EvaluationConfig(num_images=4, num_reference=4),
-        "sampling": replace(FAST, num_inference_steps=2, energy=(RED,)), "instruments": Instruments(None, None),
+        "sampling": replace(FAST, num_inference_steps=3, energy=(RED,)), "instruments": Instruments(None, None),
     }  # fmt: skip
     data = ShapesData("validation", 16, (64, 32))
     found = compare(pipeline, data, ComparisonConfig(methods, rows=2), **shared)
     assert [cell.label for cell in found.cells] == list(methods)
-    assert [cell.result.evaluations_per_image for cell in found.cells] == [2, 4, 2, 4, 4, 4]
-    assert len({path.read_bytes() for path in (tmp_path / "cells").glob("*.png")}) == 6
+    assert [cell.result.evaluations_per_image for cell in found.cells] == [3, 6, 3, 6, 6, 6]
+    strips = {path.name: path.read_bytes() for path in (tmp_path / "cells").glob("*.png")}
+    assert len(set(strips.values())) == 6, [len({strips[a], strips[b]}) == 1 and (a, b) for a in strips for b in strips]
     with pytest.raises(UserError, match="nothing guides by 'energy'"):
         compare(pipeline, data, ComparisonConfig(("none", "pag(3)")), **shared | {"output_dir": tmp_path / "other"})
     with pytest.raises(UserError, match=r"--methods: .*pag"):
