@@ -134,6 +134,21 @@ def test_a_gan_trains_publishes_and_is_sampled(models, ldm, refused, tmp_path):
             Generator.from_pretrained(again)
 
 
+def test_measuring_a_gan_does_not_change_it(models, ldm, tmp_path):
+    kept = []
+    for often in (1, 4):
+        run = tmp_path / str(often)
+        flags = ["--validation-steps", often, "--ema-decay", 0, "--discriminator-rounds", 2]
+        assert ldm(*models.command("gan", run, *flags, steps=4)).code == 0
+        kept.append([load_file(run / "checkpoint-4" / f"{file}.safetensors") for file in ("model", "opponent")])
+        kept[-1].append(load_file(run / "generator" / "diffusion_pytorch_model.safetensors"))
+    for one, other in zip(*kept, strict=True):
+        assert all(value.equal(other[name]) for name, value in one.items())
+    trained, published = kept[0][0], kept[0][2]
+    changed = {name for name, value in published.items() if not value.equal(trained[name])}
+    assert changed == {name for name in trained if "running" in name}  # the statistics of these weights
+
+
 def test_the_best_model_is_kept(models, ldm, tmp_path):
     published = []
 
@@ -182,6 +197,7 @@ def test_refusals(models, refused, tmp_path, monkeypatch, flags, words):
 
 def test_refusals_of_a_gan(models, refused, tmp_path):
     refused(models.command("gan", tmp_path / "run", "--noise-size", 8), "--image-size 16", "makes 32 pixels")
+    refused(models.command("gan", tmp_path / "run", "--train-batch-size", 1), "--train-batch-size", "2 pictures")
     refused(models.command("gan", tmp_path / "run", "--discriminator-rounds", 7), "--discriminator-rounds 7")
 
 
