@@ -36,6 +36,7 @@ FLOORS = [
     {"branches"},
     {"pipeline", "editing", "direct", "code_prior"},
     {"evaluation", "config"},
+    {"reports"},
     {"training", "comparison"},
     {"cli"},
     {"__main__"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
@@ -11,15 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from PIL import Image
-
-from ldm.comparison.plots import Point, scatter
 from ldm.comparison.records import Cell, Comparison
 from ldm.comparison.verdict import Verdict, pareto_front
 from ldm.evaluation.records import Figure
+from ldm.reports.page import data_url, fill
+from ldm.reports.plots import Point, scatter
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _FIXED = ("evaluations/image", "seconds/image", "peak MB")
 
 
@@ -58,15 +54,10 @@ def render(
     command: str = "",
     model: str = "this model",
 ) -> str:
-    """The page; `strips` are the pictures of the cells in their order, `conditions` those of the rows.
-
-    All text is escaped, the file names no other, and a policy in it forbids to fetch anything.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
-    )
+    """The page; `strips` are the pictures of the cells in their order, `conditions` those of the rows."""
     cells = comparison.cells
-    return environment.get_template("report.html.j2").render(
+    return fill(
+        "comparison.html.j2",
         model=model,
         verdict=verdict,
         manifest=dict(comparison.manifest),
@@ -141,13 +132,5 @@ def _columns(cells: Sequence[Cell], strips: Sequence[Path]) -> list[dict[str, An
         key = cell.method + (f" | {under}" if under else "")
         column = columns.setdefault(key, {"name": key, "labels": [], "pictures": []})
         column["labels"].append(name.removeprefix(cell.method).strip() or "-")
-        column["pictures"].append(_data_url(strip))
+        column["pictures"].append(data_url(strip))
     return list(columns.values())
-
-
-def _data_url(path: Path) -> str:
-    """A picture as a lossless WebP within a URL."""
-    buffer = io.BytesIO()
-    with Image.open(path, formats=("PNG",)) as image:
-        image.convert("RGB").save(buffer, format="WEBP", lossless=True)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -16,8 +16,10 @@ from ldm.data.shapes import ShapesData
 from ldm.errors import UserError
 from ldm.evaluation.intervals import interval
 from ldm.evaluation.records import EvaluationResult, Figure
+from ldm.images import save_grid
 from ldm.peak_memory import PeakMemory
 from ldm.pipeline import SamplingConfig
+from ldm.reports.run import read_history
 
 EVIL = "<script>alert(1)</script>"
 
@@ -164,3 +166,46 @@ def test_peak_memory_sees_what_was_taken_and_given_back():
     with PeakMemory(torch.device("cpu")) as peak:
         torch.ones(2**24)  # 64 MiB
     assert peak.bytes is None or 0.9 * 2**26 < peak.bytes < 3 * 2**26
+
+
+@pytest.fixture
+def training(tmp_path):
+    """A run folder as a training leaves it, with a settings file that means ill."""
+    root = tmp_path / "run"
+    (root / "samples").mkdir(parents=True)
+    (root / "run.json").write_text(json.dumps({"kind": "classifier", "facts": {}}))
+    (root / "config.yaml").write_text(f"dataset: {EVIL}\n")
+    steps = [{"step": step, "loss": 2.0 / step, "learning_rate": 1e-3, "odd": None} for step in range(1, 30)]
+    noise = [{"t": t, "noise_ratio": 0.1, "accuracy": 1 - t / 1000} for t in (0.0, 500.0)]
+    held = [{"step": step, "validation": {"accuracy": step / 40, "accuracy_by_noise": noise}} for step in (10, 29)]
+    (root / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in [*steps, *held]))
+    for step in (10, 29):
+        save_grid(torch.full((4, 3, 8, 8), step / 40), root / "samples" / f"step-{step:06d}.png")
+    return root
+
+
+def test_the_report_of_a_training(training, ldm):
+    found = ldm("report", training)
+    assert found.code == 0, found.err
+    text = (training / "report.html").read_text()
+    page = Page(text)
+    assert text.count(EVIL) == 0 and any(EVIL in each for each in page.texts)
+    assert all(link.startswith(("data:image/webp;base64,", "#")) for link in page.links)
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("svg") == 4 and tags.count("img") == 2 and tags.count("input") == 1
+    assert any("Step 29: loss 0.06897. On held-out data at step 29: accuracy 0.725." in each for each in page.texts)
+    history = read_history(training)
+    assert len(history.steps) == 29 and [each["step"] for each in history.validations] == [10, 29]
+
+
+def test_what_is_no_training_is_refused(training, ldm, tmp_path):
+    (training / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n[1]\n')
+    for arguments, words in (
+        ([tmp_path], "no run.json"),
+        ([training], "line 2"),
+        ([training, "--output", tmp_path], "is a folder"),
+        ([], "RUN is missing"),
+    ):
+        found = ldm("report", *arguments)
+        assert found.code == 2 and found.err.count("\n") == 1 and words in found.err, found.err
+    assert not (training / "report.html").exists()

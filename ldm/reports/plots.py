@@ -1,4 +1,4 @@
-"""Scatter plots as SVG that take the colours of the page they stand in."""
+"""Plots as SVG that take the colours of the page they stand in."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ldm.evaluation.records import Figure
 
@@ -36,6 +37,37 @@ class Point:
     y: Figure
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One curve: its name and its points."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def lines(curves: Sequence[Line], x_name: str, y_name: str, *, logarithmic: bool = False) -> str:
+    """An SVG element of curves over one axis."""
+    with matplotlib.rc_context(_SETTINGS):
+        canvas = Canvas(figsize=(5.6, 3.2), layout="constrained")
+        axes = canvas.add_subplot()
+        for number, curve in enumerate(curves):
+            axes.plot(curve.x, curve.y, color=_COLOURS[number % len(_COLOURS)], lw=1.2, label=curve.name)
+            if len(curve.x) < 3:
+                axes.plot(curve.x, curve.y, color=_COLOURS[number % len(_COLOURS)], marker="o", ls="")
+        if logarithmic:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(x_name)
+        axes.set_ylabel(y_name)
+        axes.grid(alpha=0.25)
+        if len(curves) > 1:
+            axes.legend(fontsize=8, frameon=False)
+        return _svg(canvas, f"{y_name} against {x_name}")
+
+
 def scatter(points: Sequence[Point], x_name: str, y_name: str, front: Collection[str] = ()) -> str:
     """An SVG element: a line a series in the order of x, error bars, and rings around the labels in `front`."""
     with matplotlib.rc_context(_SETTINGS):
@@ -55,11 +87,16 @@ def scatter(points: Sequence[Point], x_name: str, y_name: str, front: Collection
         axes.set_ylabel(y_name)
         axes.grid(alpha=0.25)
         canvas.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False)
-        buffer = io.StringIO()
-        canvas.patch.set_alpha(0)
+        return _svg(canvas, f"{y_name} against {x_name}")
+
+
+def _svg(canvas: Canvas, name: str) -> str:
+    buffer = io.StringIO()
+    canvas.patch.set_alpha(0)
+    for axes in canvas.axes:
         axes.patch.set_alpha(0)
-        FigureCanvasSVG(canvas).print_svg(buffer, metadata={"Date": None})
-    return _themed(buffer.getvalue(), f"{y_name} against {x_name}")
+    FigureCanvasSVG(canvas).print_svg(buffer, metadata={"Date": None})
+    return _themed(buffer.getvalue(), name)
 
 
 def _errors(points: Sequence[Point]) -> list[list[float]] | None:

@@ -1,0 +1,115 @@
+"""`ldm info FOLDER`: what a run or model folder holds, read from its settings and the headers of its weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from safetensors import SafetensorError, safe_open
+
+from ldm.config import parse
+from ldm.errors import UserError
+from ldm.files import read_json
+
+_PARTS = ("vae", "unet", "text_encoder", "prior", "generator", "classifier", "weak_unet")
+_LISTED = {  # what is worth a line of each part's config.json
+    "vae": ("bottleneck", "coder", "latent_channels", "block_out_channels", "num_vq_embeddings", "sample_size"),
+    "unet": ("sample_size", "in_channels", "block_out_channels", "cross_attention_dim", "num_class_embeds"),
+    "classifier": ("sample_size", "block_out_channels", "num_classes"),
+    "generator": ("noise_channels", "noise_size", "block_out_channels"),
+    "scheduler": ("_class_name", "beta_schedule", "num_train_timesteps", "prediction_type"),
+}
+
+
+@dataclass(frozen=True)
+class InfoRun:
+    """Say what a run, model or autoencoder folder holds: parts, sizes, classes, how far it was trained."""
+
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = ""
+    """Run folder, model folder or the folder of an autoencoder."""
+
+
+def run(arguments: list[str]) -> None:
+    """Print it, a line a fact; no weight is loaded."""
+    settings = parse(InfoRun, arguments, "info")
+    if not settings.folder:
+        raise UserError("FOLDER is missing: give a run folder or a model folder")
+    root = Path(settings.folder)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder")
+    lines = [*_training(root), *_model(root)]
+    if not lines:
+        raise UserError(f"{root}: holds no run, model or autoencoder (no run.json, model_index.json or config.json)")
+    print("\n".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines))
+
+
+def _training(root: Path) -> Iterator[str]:
+    """Of a run folder: what was trained, how far, and how well."""
+    if not (root / "run.json").is_file():
+        return
+    yield f"run: ldm train {_object(root / 'run.json').get('kind', '?')}"
+    checkpoints = sorted(
+        int(path.name.split("-")[1]) for path in root.glob("checkpoint-*") if path.name[11:].isdecimal()
+    )
+    if checkpoints:
+        yield f"checkpoints: steps {', '.join(map(str, checkpoints))}"
+    if (root / "metrics.jsonl").is_file():
+        from ldm.reports.run import read_history
+
+        history = read_history(root)
+        if history.steps:
+            yield f"trained: {history.steps[-1]['step']} steps"
+        told = {name: value for name, value in history.last.items() if isinstance(value, float)}
+        if told:
+            yield f"held out: {', '.join(f'{name} {value:.4g}' for name, value in told.items())}"
+    if (root / "best" / "best.json").is_file() or (root / "best.json").is_file():
+        yield "best: kept in best/"
+
+
+def _model(root: Path) -> Iterator[str]:
+    """Of a model folder: its parts with their parameters, and what it can be asked for."""
+    if (root / "config.json").is_file():  # a part by itself
+        yield _part(root, str(_object(root / "config.json").get("_class_name", "?")))
+    for name in _PARTS:
+        if (root / name / "config.json").is_file():
+            yield _part(root / name, name)
+    for place in sorted((root / "classifiers").glob("[!.]*")):
+        if (place / "config.json").is_file():
+            yield _part(place, f"classifiers/{place.name}")
+    if (root / "scheduler" / "scheduler_config.json").is_file():
+        facts = _object(root / "scheduler" / "scheduler_config.json")
+        yield "scheduler: " + ", ".join(f"{key} {facts[key]}" for key in _LISTED["scheduler"] if key in facts)
+    if (root / "conditioning.json").is_file():
+        facts = _object(root / "conditioning.json")
+        names = facts.get("class_names") or []
+        if names and facts.get("class_conditional"):
+            yield f"classes: {len(names)}: {', '.join(map(str, names[:10]))}{', ...' if len(names) > 10 else ''}"
+        yield f"text: {'yes' if facts.get('text') else 'no'}; condition dropout: {facts.get('dropout')}"
+
+
+def _part(folder: Path, name: str) -> str:
+    facts = _object(folder / "config.json")
+    key = name if name in _LISTED else "classifier" if name.startswith("classifiers/") else "vae"
+    told = [f"{each} {facts[each]}" for each in _LISTED[key] if facts.get(each) is not None]
+    if name not in ("vae", "prior") and "_class_name" in facts and facts["_class_name"] != name:
+        told.insert(0, str(facts["_class_name"]))
+    count, size = 0, 0
+    for file in sorted(folder.glob("*.safetensors")):
+        size += file.stat().st_size
+        try:
+            with safe_open(file, framework="pt") as weights:
+                count += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file}: not a whole safetensors file ({error})") from None
+    return f"{name}: {count:,} parameters, {size / 1e6:.1f} MB" + (f"; {', '.join(told)}" if told else "")
+
+
+def _object(file: Path) -> dict[str, Any]:
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: expected a JSON object")
+    return content

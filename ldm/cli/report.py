@@ -1,0 +1,37 @@
+"""`ldm report RUN`: one HTML file of a training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ldm.config import parse
+from ldm.errors import UserError
+from ldm.files import atomic_write
+
+
+@dataclass(frozen=True)
+class ReportRun:
+    """Write curves, pictures over time, measures and settings of a training into one HTML file."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
+    """Output folder of `ldm train`, finished or not."""
+    output: str = ""
+    """The file to write; default: report.html in the run folder."""
+
+
+def run(arguments: list[str]) -> None:
+    """Write the page and say where it is."""
+    settings = parse(ReportRun, arguments, "report")
+    from ldm.reports.run import render_run
+
+    if not settings.run:
+        raise UserError("RUN is missing: give the output folder of `ldm train`")
+    target = Path(settings.output) if settings.output else Path(settings.run) / "report.html"
+    if target.is_dir():
+        raise UserError(f"--output {target}: is a folder; give a file name such as report.html")
+    atomic_write(target, render_run(settings.run))
+    print(f"wrote {target}")

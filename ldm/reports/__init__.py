@@ -1,0 +1,1 @@
+"""Reports: HTML files that need nothing else, for the screen, the phone and the keyboard."""
