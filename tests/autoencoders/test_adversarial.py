@@ -5,7 +5,15 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
-from autoencoders import AdversarialConfig, DiscriminatorConfig, Generator, GeneratorConfig, make_discriminator
+from autoencoders import (
+    AdversarialConfig,
+    Autoencoder,
+    AutoencoderConfig,
+    DiscriminatorConfig,
+    Generator,
+    GeneratorConfig,
+    make_discriminator,
+)
 from autoencoders.discriminator import batch_deviation
 from autoencoders.losses import adaptive_weight
 from autoencoders.losses.adversarial import (
@@ -130,6 +138,24 @@ def test_the_adaptive_weight_balances_the_gradients_at_the_last_layer():
     assert layer.grad is None and not found.requires_grad
     (reconstruction + found * adversarial).backward()  # the graphs are still there
     assert layer.grad is not None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"bottleneck": "kl"}, {"bottleneck": "vqvae2"}, {"bottleneck": "nvae"}, {"bottleneck": "none", "coder": "vit"}],
+)
+def test_the_last_layer_is_the_one_after_which_nothing_bends(settings):
+    config = AutoencoderConfig(block_out_channels=(8, 8, 8), norm_num_groups=4, attention=False, **settings)
+    model = Autoencoder(config).eval()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    kernel, made = model.last_layer, []
+    with torch.no_grad():
+        start = kernel.clone()
+        for scale in (0, 1, 2):
+            kernel.copy_(scale * start)
+            made.append(model(images, generator=torch.Generator().manual_seed(1)).reconstruction)
+    assert float((made[1] - made[0]).abs().max()) > 1e-3  # it is heard
+    torch.testing.assert_close(made[2] - made[1], made[1] - made[0], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["patch", "residual"])

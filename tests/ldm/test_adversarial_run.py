@@ -77,6 +77,14 @@ def test_gradients_do_not_leak_between_the_players(tiny):
     assert not loss.shown.requires_grad
 
 
+@pytest.mark.parametrize("flags", [["--coder", "vit"], ["--bottleneck", "vqvae2"], ["--bottleneck", "nvae"]])
+def test_every_kind_of_autoencoder_has_an_opponent(models, ldm, tmp_path, flags):
+    found = ldm(*models.command("autoencoder", tmp_path / "run", *PLAYERS, *flags, steps=2))
+    assert found.code == 0, found.err
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-2])
+    assert last["adversarial"] and last["adaptive_weight"] > 0
+
+
 @pytest.mark.parametrize("objective", ["wgan", "lsgan", "minimax"])
 def test_both_players_move_and_a_wgan_critic_stays_within_its_clip(models, ldm, tmp_path, objective):
     command = models.command("autoencoder", tmp_path / "run", *PLAYERS, "--objective", objective, steps=4)
