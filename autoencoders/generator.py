@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoencoders import folder
@@ -29,6 +31,9 @@ class GeneratorConfig:
     """Width of each level from fine to coarse; each but the first doubles the side once."""
     layers_per_block: int = 1
     """Residual blocks a level, and one more."""
+    normalization: Literal["batch", "group"] = "batch"
+    """batch: over the pictures of a forward call (in training, of each process), so that they cannot all become the
+    same one (Radford et al. 2016, DCGAN, section 3). group: each picture by itself, as autoencoders do."""
     norm_num_groups: int = 8
     """Groups of the group normalisation; must divide every width."""
     attention: bool = True
@@ -40,17 +45,20 @@ class GeneratorConfig:
         if isinstance(self.block_out_channels, list):  # from YAML or JSON
             object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
         # the limits are far above any real model: what a hostile config.json may ask for
-        for name, limit in (("noise_channels", 4096), ("noise_size", 64), ("layers_per_block", 32)):
+        for name, limit in (("noise_channels", 4096), ("noise_size", 64)):
             check_int(name, getattr(self, name), 1, limit)
+        check_int("layers_per_block", self.layers_per_block, 0, 32)
         check_int("norm_num_groups", self.norm_num_groups, 1, 1024)
         check_int("out_channels", self.out_channels, 1, 64)
         check_bool("attention", self.attention)
+        if self.normalization not in ("batch", "group"):
+            raise ValueError(f"normalization: expected batch or group, got {self.normalization!r:.100}")
         widths = self.block_out_channels
         if not isinstance(widths, tuple) or not 1 <= len(widths) <= 8:
             raise ValueError(f"block_out_channels: expected 1 to 8 widths, got {widths!r:.100}")
         for width in widths:
             check_int("block_out_channels", width, 1, 16384)
-            if width % self.norm_num_groups:
+            if self.normalization == "group" and width % self.norm_num_groups:
                 raise ValueError(
                     f"block_out_channels: expected multiples of norm_num_groups {self.norm_num_groups}, got {width}"
                 )
@@ -62,7 +70,10 @@ class GeneratorConfig:
 
 
 class Generator(nn.Module):
-    """Noise (B, noise_channels, noise_size, noise_size) of N(0, 1) -> pictures (B, C, H, W) in [-1, 1]."""
+    """Noise (B, noise_channels, noise_size, noise_size) of N(0, 1) -> pictures (B, C, H, W) in [-1, 1].
+
+    With batch normalisation a picture depends on its own noise alone in evaluation mode, not in training.
+    """
 
     def __init__(self, config: GeneratorConfig, *, seed: int = 0) -> None:
         """Make a new generator with weights drawn from `seed`; the global random state stays as it was."""
@@ -75,9 +86,16 @@ class Generator(nn.Module):
                 config.out_channels,
                 config.block_out_channels,
                 config.layers_per_block,
-                config.norm_num_groups,
+                config.norm_num_groups if config.normalization == "group" else 1,
                 config.attention,
             )
+            for part in list(self.modules()):
+                if isinstance(part, nn.Conv2d):
+                    _hears_its_input(part)
+                elif config.normalization == "batch":
+                    for name, norm in list(part.named_children()):
+                        if isinstance(norm, nn.GroupNorm):
+                            setattr(part, name, _BatchNorm(norm.num_channels))
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
@@ -88,6 +106,24 @@ class Generator(nn.Module):
         if noise.shape[1:] != self.noise_shape:
             raise ValueError(f"noise: expected (B, {', '.join(map(str, self.noise_shape))}), got {tuple(noise.shape)}")
         return torch.tanh(self.decoder(noise))
+
+    @torch.no_grad()
+    def settle(self, noise: Sequence[Tensor]) -> None:
+        """Set the statistics of batch normalisation to the means over these batches of noise (B, C, h, w).
+
+        Those gathered in training are of weights that have moved since, and averaged weights have none of their own
+        (standing statistics: Brock et al. 2019, BigGAN).
+        """
+        norms = [part for part in self.modules() if isinstance(part, _BatchNorm)]
+        training = self.training
+        self.train()
+        for count, batch in enumerate(noise if norms else (), start=1):
+            for norm in norms:
+                norm.momentum = 1 / count
+            self(batch)
+        for norm in norms:
+            norm.momentum = _BatchNorm.momentum
+        self.train(training)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write config.json and diffusion_pytorch_model.safetensors into a folder."""
@@ -109,6 +145,36 @@ class Generator(nn.Module):
         model = cls(config)
         model.load_state_dict(tensors)
         return model.eval()
+
+
+class _BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015) of (B, C, h, w); torch's also counts batches, in whole numbers."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    momentum = 0.1
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum
+        )
+
+
+def _hears_its_input(layer: nn.Conv2d) -> None:
+    """Weights that keep the variance, and no bias.
+
+    Those that autoencoders start from shrink what comes in and add constants, so that all noise gives nearly the same
+    picture at first.
+    """
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def _config_of(entries: dict[str, Any]) -> GeneratorConfig:

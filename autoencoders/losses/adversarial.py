@@ -177,9 +177,8 @@ class AdversarialConfig:
     adaptive: bool = True
     """Scale the weight so that reconstruction and discriminator pull equally at the last layer in each pass."""
     adaptive_max: float = 0.05
-    """Largest adaptive scale. It grows with the error, so without a limit a reconstruction that gets worse is pulled
-    away the harder; a limit a few times above what adaptive_weight is in the log of a sound run stops that. Published
-    models had 1e4."""
+    """Largest adaptive scale; published models had 1e4. The scale grows with the gradient of the error, and so when a
+    reconstruction gets worse; in the log, adaptive_weight is the scale after this limit."""
     discriminator_start: int = 500
     """Training step from which on the discriminator is heard."""
     discriminator_warmup: int = 500

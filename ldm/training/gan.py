@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from ldm.training.opponent import Loss
 from ldm.training.perception import FrechetMeasure
 from ldm.training.randomness import BatchPlan, StepRandom, key
 
-_PREVIEW, _BATCH = 36, 64
+_PREVIEW, _BATCH, _STATISTICS = 36, 64, 512
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class GanTask:
 
     def __init__(self, config: GanRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
         size = config.generator.image_size
+        at_once = config.training.train_batch_size // config.training.gradient_accumulation_steps
         if size != data.image_size:
             raise UserError(
                 f"--image-size {data.image_size}: this generator makes {size} pixels (--noise-size times 2 for each of "
@@ -63,6 +65,8 @@ class GanTask:
             raise UserError(f"--out-channels {config.generator.out_channels}: images have 3 channels")
         if config.discriminator_rounds > config.training.max_train_steps:
             raise UserError(f"--discriminator-rounds {config.discriminator_rounds}: more than --max-train-steps")
+        if config.generator.normalization == "batch" and at_once < 2:
+            raise UserError("--train-batch-size: batch normalisation needs 2 pictures or more in each forward call")
         self.config, self.data, self.validation, self.device = config, data, validation, device
         seed, rounds = config.training.seed, config.discriminator_rounds
         self.model = Generator(config.generator, seed=seed)
@@ -101,6 +105,7 @@ class GanTask:
                     values.append(self.opponent.opinion(batch))
                 yield pair
 
+        model = self._settled(model)
         distance = self.frechet("", pairs()) if self.frechet is not None else {}
         if self.frechet is None:
             for _ in pairs():
@@ -109,17 +114,25 @@ class GanTask:
 
     def preview(self, model: nn.Module) -> Tensor:
         """Pictures from noise that stays the same."""
-        return torch.cat(list(self._drawn(model, _PREVIEW)))
+        return torch.cat(list(self._drawn(self._settled(model), _PREVIEW)))
+
+    def _settled(self, model: nn.Module) -> Generator:
+        """A copy whose statistics are its own; what is trained stays as it is."""
+        assert isinstance(model, Generator)
+        settled = copy.deepcopy(model).eval()
+        settled.settle([noise.to(self.device) for noise in self._noise("statistics", _STATISTICS)])
+        return settled
+
+    def _noise(self, purpose: str, count: int) -> Iterator[Tensor]:
+        draws = torch.Generator().manual_seed(key(self.config.training.seed, purpose))
+        for start in range(0, count, _BATCH):
+            yield torch.randn((min(_BATCH, count - start), *self.model.noise_shape), generator=draws)
 
     def _drawn(self, model: nn.Module, count: int) -> Iterator[Tensor]:
-        assert isinstance(model, Generator)
-        draws = torch.Generator().manual_seed(key(self.config.training.seed, "preview"))
-        for start in range(0, count, _BATCH):
-            noise = torch.randn((min(_BATCH, count - start), *model.noise_shape), generator=draws)
+        for noise in self._noise("preview", count):
             with torch.no_grad():
                 yield model(noise.to(self.device)).float()
 
     def publish(self, model: nn.Module, folder: Path) -> None:
-        assert isinstance(model, Generator)
         with atomic_folder(folder / "generator") as target:
-            model.save_pretrained(target)
+            self._settled(model).save_pretrained(target)

@@ -5,7 +5,15 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
-from autoencoders import AdversarialConfig, DiscriminatorConfig, make_discriminator
+from autoencoders import (
+    AdversarialConfig,
+    Autoencoder,
+    AutoencoderConfig,
+    DiscriminatorConfig,
+    Generator,
+    GeneratorConfig,
+    make_discriminator,
+)
 from autoencoders.discriminator import batch_deviation
 from autoencoders.losses import adaptive_weight
 from autoencoders.losses.adversarial import (
@@ -132,6 +140,24 @@ def test_the_adaptive_weight_balances_the_gradients_at_the_last_layer():
     assert layer.grad is not None
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"bottleneck": "kl"}, {"bottleneck": "vqvae2"}, {"bottleneck": "nvae"}, {"bottleneck": "none", "coder": "vit"}],
+)
+def test_the_last_layer_is_the_one_after_which_nothing_bends(settings):
+    config = AutoencoderConfig(block_out_channels=(8, 8, 8), norm_num_groups=4, attention=False, **settings)
+    model = Autoencoder(config).eval()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    kernel, made = model.last_layer, []
+    with torch.no_grad():
+        start = kernel.clone()
+        for scale in (0, 1, 2):
+            kernel.copy_(scale * start)
+            made.append(model(images, generator=torch.Generator().manual_seed(1)).reconstruction)
+    assert float((made[1] - made[0]).abs().max()) > 1e-3  # it is heard
+    torch.testing.assert_close(made[2] - made[1], made[1] - made[0], rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["patch", "residual"])
 def test_spectral_norm_makes_the_largest_singular_value_one(kind):
     config = DiscriminatorConfig(discriminator=kind, discriminator_width=4, discriminator_layers=2, spectral_norm=True)
@@ -172,6 +198,38 @@ def test_images_that_differ_are_told_so():
         expected = np.sqrt(x[group].numpy().var(0) + 1e-8).mean()
         assert found.shape == (8, 1, 2, 2) and np.allclose(found[group], expected, atol=1e-6)
     assert float(batch_deviation(x[:1].expand(6, -1, -1, -1)).max()) < 2e-4  # all the same
+
+
+@pytest.mark.parametrize("normalization", ["batch", "group"])
+@pytest.mark.parametrize("layers", [0, 2])
+def test_a_new_generator_hears_the_noise(normalization, layers):
+    config = GeneratorConfig(8, 4, (8, 16, 16, 16), layers, normalization, norm_num_groups=4)
+    model = Generator(config, seed=1).eval()
+    pictures = model(torch.randn(16, *model.noise_shape, generator=torch.Generator().manual_seed(0)))
+    assert pictures.shape == (16, 3, 32, 32)
+    assert float(pictures.detach().std(0).mean()) > 0.2  # of at most 1: different noise, different pictures
+
+
+def test_settled_statistics_are_means_over_the_noise(tmp_path):
+    model = Generator(GeneratorConfig(4, 2, (8, 8), 1, attention=True), seed=2)
+    draws = torch.Generator().manual_seed(3)
+    a, b = torch.randn(2, 64, *model.noise_shape, generator=draws)
+    wanted = model.train()(a).detach()
+    model.settle([a])
+    assert model.training and any(weight.requires_grad for weight in model.parameters())
+    first = model.eval().decoder.conv_norm_out
+    same = torch.allclose(model(a), wanted, atol=0.05)  # torch keeps n / (n - 1) times the variance of a batch
+    assert same and float(wanted.std(0).mean()) > 0.2
+    mean_a = first.running_mean.clone()
+    model.settle([b])
+    mean_b = first.running_mean.clone()
+    model.settle([a, b])
+    assert torch.allclose(first.running_mean, (mean_a + mean_b) / 2, atol=1e-6)
+    assert not torch.allclose(mean_a, mean_b, atol=1e-4) and not model.training
+    alone = torch.cat([model(a[:1]), model(a[1:])])
+    assert torch.allclose(alone, model(a), atol=1e-5), "a picture depends on those beside it"
+    model.save_pretrained(tmp_path / "generator")
+    assert Generator.from_pretrained(tmp_path / "generator")(a).equal(model(a))
 
 
 def test_when_the_discriminator_learns_and_is_heard():

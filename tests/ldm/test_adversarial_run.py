@@ -77,6 +77,14 @@ def test_gradients_do_not_leak_between_the_players(tiny):
     assert not loss.shown.requires_grad
 
 
+@pytest.mark.parametrize("flags", [["--coder", "vit"], ["--bottleneck", "vqvae2"], ["--bottleneck", "nvae"]])
+def test_every_kind_of_autoencoder_has_an_opponent(models, ldm, tmp_path, flags):
+    found = ldm(*models.command("autoencoder", tmp_path / "run", *PLAYERS, *flags, steps=2))
+    assert found.code == 0, found.err
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-2])
+    assert last["adversarial"] and last["adaptive_weight"] > 0
+
+
 @pytest.mark.parametrize("objective", ["wgan", "lsgan", "minimax"])
 def test_both_players_move_and_a_wgan_critic_stays_within_its_clip(models, ldm, tmp_path, objective):
     command = models.command("autoencoder", tmp_path / "run", *PLAYERS, "--objective", objective, steps=4)
@@ -134,6 +142,21 @@ def test_a_gan_trains_publishes_and_is_sampled(models, ldm, refused, tmp_path):
             Generator.from_pretrained(again)
 
 
+def test_measuring_a_gan_does_not_change_it(models, ldm, tmp_path):
+    kept = []
+    for often in (1, 4):
+        run = tmp_path / str(often)
+        flags = ["--validation-steps", often, "--ema-decay", 0, "--discriminator-rounds", 2]
+        assert ldm(*models.command("gan", run, *flags, steps=4)).code == 0
+        kept.append([load_file(run / "checkpoint-4" / f"{file}.safetensors") for file in ("model", "opponent")])
+        kept[-1].append(load_file(run / "generator" / "diffusion_pytorch_model.safetensors"))
+    for one, other in zip(*kept, strict=True):
+        assert all(value.equal(other[name]) for name, value in one.items())
+    trained, published = kept[0][0], kept[0][2]
+    changed = {name for name, value in published.items() if not value.equal(trained[name])}
+    assert changed == {name for name in trained if "running" in name}  # the statistics of these weights
+
+
 def test_the_best_model_is_kept(models, ldm, tmp_path):
     published = []
 
@@ -182,6 +205,7 @@ def test_refusals(models, refused, tmp_path, monkeypatch, flags, words):
 
 def test_refusals_of_a_gan(models, refused, tmp_path):
     refused(models.command("gan", tmp_path / "run", "--noise-size", 8), "--image-size 16", "makes 32 pixels")
+    refused(models.command("gan", tmp_path / "run", "--train-batch-size", 1), "--train-batch-size", "2 pictures")
     refused(models.command("gan", tmp_path / "run", "--discriminator-rounds", 7), "--discriminator-rounds 7")
 
 
