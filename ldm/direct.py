@@ -38,69 +38,63 @@ class DirectModel(Protocol):
         """One image a request, in order: sample i depends on (seed, first_index + i) and its request alone."""
 
 
-class AutoencoderPrior:
+class _Unconditional:
+    """A model that can be asked for nothing: each picture is made of its own random numbers alone."""
+
+    class_names: tuple[str, ...] = ()
+    has_text = False
+    purpose: str  # of the random streams
+
+    def pictures(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Images (B, 3, H, W), row i of CPU generator i alone."""
+        raise NotImplementedError
+
+    def check(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            if request.prompt or request.negative_prompt is not None:
+                raise UserError("--prompt, --negative-prompt: this model takes no text; leave them out")
+            if request.class_label is not None or request.negative_class is not None:
+                raise UserError("--class-label, --negative-class: this model knows no classes; leave them out")
+
+    @torch.no_grad()
+    def generate(
+        self, requests: Sequence[Request], *, seed: int = 0, first_index: int = 0, batch_size: int = 64
+    ) -> Iterator[Tensor]:
+        self.check(requests)
+        for start in range(0, len(requests), batch_size):
+            numbers = range(first_index + start, first_index + min(len(requests), start + batch_size))
+            yield self.pictures([stream(seed, number, self.purpose) for number in numbers])
+
+
+class AutoencoderPrior(_Unconditional):
     """An autoencoder that draws from its bottleneck's own prior: the VAE as a generative model.
 
     Kingma and Welling 2014, arXiv:1312.6114, section 3. Good pictures need a posterior that was held to the prior: a
     `--kl-weight` of the order of the evidence bound's, not the 1e-6 of an autoencoder made for diffusion.
     """
 
-    class_names: tuple[str, ...] = ()
-    has_text = False
+    purpose = "prior"
 
     def __init__(self, autoencoder: Autoencoder, image_size: int, device: torch.device) -> None:
         self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
         self.image_size = image_size
 
-    def check(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            check_unconditional(request)
-
-    def generate(
-        self, requests: Sequence[Request], *, seed: int = 0, first_index: int = 0, batch_size: int = 64
-    ) -> Iterator[Tensor]:
-        self.check(requests)
-        for chunk in chunks(len(requests), batch_size):
-            generators = [stream(seed, first_index + place, "prior") for place in chunk]
-            yield self.autoencoder.draw(self.image_size, self.image_size, generators).float().clamp(-1, 1)
+    def pictures(self, generators: Sequence[torch.Generator]) -> Tensor:
+        return self.autoencoder.draw(self.image_size, self.image_size, generators).float().clamp(-1, 1)
 
 
-class NoiseGenerator:
+class NoiseGenerator(_Unconditional):
     """The generator of a GAN: a decoder whose latents are noise (`ldm train gan`)."""
 
-    class_names: tuple[str, ...] = ()
-    has_text = False
+    purpose = "noise"
 
     def __init__(self, generator: Generator, device: torch.device) -> None:
         self.generator, self.device = generator.to(device).eval().requires_grad_(False), device
         self.image_size = generator.config.image_size
 
-    def check(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            check_unconditional(request)
-
-    def generate(
-        self, requests: Sequence[Request], *, seed: int = 0, first_index: int = 0, batch_size: int = 64
-    ) -> Iterator[Tensor]:
-        self.check(requests)
-        for chunk in chunks(len(requests), batch_size):
-            shape = self.generator.noise_shape
-            noise = [torch.randn(shape, generator=stream(seed, first_index + place, "noise")) for place in chunk]
-            with torch.no_grad():
-                yield self.generator(torch.stack(noise).to(self.device)).float()
-
-
-def chunks(count: int, size: int) -> Iterator[range]:
-    """0 .. count - 1 in runs of `size`, the last one shorter."""
-    return (range(start, min(count, start + size)) for start in range(0, count, size))
-
-
-def check_unconditional(request: Request) -> None:
-    """`UserError` for a request that asks for something of a model that can be asked for nothing."""
-    if request.prompt or request.negative_prompt is not None:
-        raise UserError("--prompt, --negative-prompt: this model takes no text; leave them out")
-    if request.class_label is not None or request.negative_class is not None:
-        raise UserError("--class-label, --negative-class: this model knows no classes; leave them out")
+    def pictures(self, generators: Sequence[torch.Generator]) -> Tensor:
+        noise = torch.stack([torch.randn(self.generator.noise_shape, generator=each) for each in generators])
+        return self.generator(noise.to(self.device)).float()
 
 
 def load_direct(folder: str | Path, device: torch.device | str = "cpu") -> DirectModel | None:
