@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 torch.set_num_threads(1)  # more only get in each other's way in tiny models
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
     os.environ[name] = "1"  # for the child processes of tests

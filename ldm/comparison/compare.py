@@ -81,9 +81,9 @@ def compare(
     check_used(*(cell.sampling for cell in cells))
     for cell in cells:
         pipeline.check([each.request for each in _told(drawn, pipeline, cell)], cell.sampling)
-    check_numbers(evaluation, evaluation.num_images, min(evaluation.num_reference, len(data)))
     folder = Path(output_dir)
     check_folder(folder)
+    check_numbers(evaluation, evaluation.num_images, min(evaluation.num_reference, len(data)))
 
     instruments = instruments or prepare_instruments(train_data or data, evaluation, device=pipeline.device)
     drawn = draw_conditions(

@@ -164,8 +164,9 @@ def test_grids_are_refused_in_one_line(settings, words):
 
 def test_peak_memory_sees_what_was_taken_and_given_back():
     with PeakMemory(torch.device("cpu")) as peak:
-        torch.ones(2**24)  # 64 MiB
-    assert peak.bytes is None or 0.9 * 2**26 < peak.bytes < 3 * 2**26
+        torch.ones(2**26)  # 256 MiB
+    # the system may take back other pages of this process meanwhile, and libraries may take some
+    assert peak.bytes is None or 2**27 < peak.bytes < 2**29
 
 
 @pytest.fixture
