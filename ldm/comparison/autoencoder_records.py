@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ldm.comparison.text import aligned
 from ldm.evaluation.records import EvaluationResult, Figure, finite
 
 _COLUMNS = {  # figures in the table: metric -> (title, digits)
@@ -86,10 +87,7 @@ class AutoencoderComparison:
             facts += [f"{row.decoder_parameters:,}", *(_shown(row.figure(name), _COLUMNS[name][1]) for name in metrics)]
             facts += ["-" if row.steps is None else str(row.steps)]
             lines.append([*facts, "-" if row.seconds is None else f"{row.seconds:.0f} s"])
-        widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
-        text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
-        text.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join(text)
+        return aligned(lines)
 
     def csv(self) -> str:
         """A line a run, with every figure and its standard error."""

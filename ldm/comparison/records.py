@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ldm.comparison.text import aligned
 from ldm.evaluation.records import EvaluationResult, Figure
 
 
@@ -65,10 +66,7 @@ class Comparison:
             ]
             for cell in self.cells
         ]
-        widths = [max(len(row[k]) for row in [head, *rows]) for k in range(len(head))]
-        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in [head, *rows]]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join(lines)
+        return aligned([head, *rows])
 
 
 def _shown(figure: Figure) -> str:
