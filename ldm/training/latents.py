@@ -49,22 +49,26 @@ class DiffusionConfig:
             raise UserError(f"need 0 < --beta-start <= --beta-end < 1, got {self.beta_start} and {self.beta_end}")
         if self.snr_gamma is not None and not self.snr_gamma > 0:
             raise UserError(f"--snr-gamma must be above 0, got {self.snr_gamma}")
-        family = self.beta_schedule if self.beta_schedule in FAMILIES else "variance preserving"
-        if self.prediction_type not in ("auto", *FAMILIES[family]):
+        if self.prediction_type not in ("auto", *self._targets):
             raise UserError(
                 f"--prediction-type {self.prediction_type}: with --beta-schedule {self.beta_schedule} it must be "
-                f"{' or '.join(FAMILIES[family])}"
+                f"{' or '.join(self._targets)}"
             )
 
     def process(self) -> Process:
         """The noise schedule that these settings describe, with the target."""
-        target: Any = self.prediction_type
+        target: Any = self._targets[0] if self.prediction_type == "auto" else self.prediction_type
         if self.beta_schedule == "flow":
-            return Process(FlowSchedule(self.num_train_timesteps), "flow_prediction")
+            return Process(FlowSchedule(self.num_train_timesteps), target)
         if self.beta_schedule == "edm":
-            return Process(EDMSchedule(num_train_timesteps=self.num_train_timesteps), "edm")
+            return Process(EDMSchedule(num_train_timesteps=self.num_train_timesteps), target)
         schedule = DiscreteSchedule(self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
-        return Process(schedule, "epsilon" if target == "auto" else target)
+        return Process(schedule, target)
+
+    @property
+    def _targets(self) -> tuple[str, ...]:
+        """What a network may predict under this schedule, the default first."""
+        return FAMILIES[self.beta_schedule if self.beta_schedule in FAMILIES else "variance preserving"]
 
 
 @dataclass(frozen=True)
