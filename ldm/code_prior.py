@@ -13,7 +13,7 @@ from autoencoders import Autoencoder
 from autoencoders.priors import CodePriors, CodeSampling, PriorCondition
 from ldm.conditioning import Condition, Conditioner
 from ldm.errors import UserError
-from ldm.sampling import Request, SamplingConfig
+from ldm.sampling import Request, SamplingConfig, check_heard
 from samplers.noise import stream
 
 PRIOR = "prior"  # the part's folder
@@ -29,6 +29,8 @@ class CodePriorModel:
     """
 
     has_classifier = False
+
+    obeyed: tuple[str, ...] = OBEYED
 
     def __init__(
         self,
@@ -87,10 +89,7 @@ class CodePriorModel:
             why = "it was trained without --condition-dropout" if conditional else "it is unconditional"
             raise UserError(f"--guidance-scale {scale:g}: this model has no null condition ({why}); leave it out")
         for request in requests:
-            if (request.prompt or request.negative_prompt is not None) and not self.has_text:
-                raise UserError("--prompt, --negative-prompt: this model takes no text; leave them out")
-            if (request.class_label is not None or request.negative_class is not None) and not self.class_names:
-                raise UserError("--class-label, --negative-class: this model knows no classes; leave them out")
+            check_heard(request, text=self.has_text, classes=bool(self.class_names))
             negative = request.negative_prompt is not None or request.negative_class is not None
             if negative and scale == 1:
                 raise UserError("--negative-prompt, --negative-class: they act through --guidance-scale; raise it")

@@ -15,7 +15,7 @@ from torch import Tensor
 from autoencoders import Autoencoder, Generator
 from ldm.code_prior import CodePriorModel, holds_prior
 from ldm.errors import UserError
-from ldm.sampling import Request
+from ldm.sampling import Request, SamplingConfig, check_heard
 from samplers.noise import stream
 
 
@@ -28,12 +28,20 @@ class DirectModel(Protocol):
     """Whether it can be asked for by a prompt."""
     image_size: int
     """Height and width of its pictures."""
+    obeyed: tuple[str, ...]
+    """Which of the `SamplingConfig` mean something to it."""
 
-    def check(self, requests: Sequence[Request]) -> None:
+    def check(self, requests: Sequence[Request], sampling: SamplingConfig | None = None) -> None:
         """Refuse, before any work, what this model cannot do; `UserError` says what would be right."""
 
     def generate(
-        self, requests: Sequence[Request], *, seed: int = 0, first_index: int = 0, batch_size: int = 64
+        self,
+        requests: Sequence[Request],
+        sampling: SamplingConfig | None = None,
+        *,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int = 64,
     ) -> Iterator[Tensor]:
         """One image a request, in order: sample i depends on (seed, first_index + i) and its request alone."""
 
@@ -43,22 +51,26 @@ class _Unconditional:
 
     class_names: tuple[str, ...] = ()
     has_text = False
+    obeyed: tuple[str, ...] = ()
     purpose: str  # of the random streams
 
     def pictures(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Images (B, 3, H, W), row i of CPU generator i alone."""
         raise NotImplementedError
 
-    def check(self, requests: Sequence[Request]) -> None:
+    def check(self, requests: Sequence[Request], sampling: SamplingConfig | None = None) -> None:
         for request in requests:
-            if request.prompt or request.negative_prompt is not None:
-                raise UserError("--prompt, --negative-prompt: this model takes no text; leave them out")
-            if request.class_label is not None or request.negative_class is not None:
-                raise UserError("--class-label, --negative-class: this model knows no classes; leave them out")
+            check_heard(request, text=False, classes=False)
 
     @torch.no_grad()
     def generate(
-        self, requests: Sequence[Request], *, seed: int = 0, first_index: int = 0, batch_size: int = 64
+        self,
+        requests: Sequence[Request],
+        sampling: SamplingConfig | None = None,
+        *,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int = 64,
     ) -> Iterator[Tensor]:
         self.check(requests)
         for start in range(0, len(requests), batch_size):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ldm.errors import UserError
 from samplers import Spacing
 
 
@@ -20,6 +21,14 @@ class Request:
     toward: float | None = None
     toward_prompt: str | None = None
     toward_seed: int | None = None
+
+
+def check_heard(request: Request, *, text: bool, classes: bool) -> None:
+    """`UserError` for a request that asks by words, or by a class, a model that hears none."""
+    if (request.prompt or request.negative_prompt is not None) and not text:
+        raise UserError("--prompt, --negative-prompt: this model takes no text; leave them out")
+    if (request.class_label is not None or request.negative_class is not None) and not classes:
+        raise UserError("--class-label, --negative-class: this model knows no classes; leave them out")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ldm.cli.outputs import read_settings_of, write_samples
 from ldm.cli.sample import SampleRun, in_turn
-from ldm.code_prior import OBEYED, CodePriorModel
 from ldm.conditioning import class_id
 from ldm.direct import DirectModel
 from ldm.errors import UserError
@@ -21,8 +20,7 @@ _WITHOUT = "this model draws without diffusion; leave it out, or give the output
 
 def draw(settings: SampleRun, model: DirectModel, folder: Path) -> None:
     """Write the pictures and say where they are; `UserError` for a setting that only diffusion obeys."""
-    obeyed = OBEYED if isinstance(model, CodePriorModel) else ()
-    check_settings(settings, obeyed)
+    check_settings(settings, model.obeyed)
     sampling = settings.sampling
     if settings.recreate:
         request, sampling, facts, record = read_settings_of(settings.recreate)
@@ -31,11 +29,9 @@ def draw(settings: SampleRun, model: DirectModel, folder: Path) -> None:
         requests, seed, first = [request], facts["seed"], facts["index"]
     else:
         requests, seed, first = requests_of(settings, model), settings.seed, settings.first_index
-    if isinstance(model, CodePriorModel):
-        model.sampling = sampling
-    model.check(requests)
+    model.check(requests, sampling)
     start = time.monotonic()
-    batches = model.generate(requests, seed=seed, first_index=first, batch_size=settings.batch_size)
+    batches = model.generate(requests, sampling, seed=seed, first_index=first, batch_size=settings.batch_size)
     count = -(-len(requests) // settings.batch_size)
     shown = write_samples(
         folder,
