@@ -54,6 +54,10 @@ class TrainingConfig:
     """Measures on held-out data and a preview picture every so many steps, and at the end; 0: at the end only."""
     log_steps: int = 50
     """A line of metrics.jsonl every so many steps."""
+    report_to: tuple[str, ...] = ()
+    """Trackers that get the figures and previews too: tensorboard (in RUN/logs), wandb; several, or none."""
+    tracker_project_name: str = "guided-latents"
+    """The project of Weights & Biases that the run belongs to."""
     dataloader_num_workers: int = 0
     """Processes that prepare images; the result does not depend on their number."""
     resume_from_checkpoint: str = "latest"
@@ -89,6 +93,8 @@ def config_facts(config: TrainingConfig) -> dict[str, Any]:
         "dataloader_num_workers",
         "resume_from_checkpoint",
         "gradient_checkpointing",
+        "report_to",
+        "tracker_project_name",
     }
     if config.lr_scheduler == "constant":
         free.add("max_train_steps")

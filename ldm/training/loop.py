@@ -148,7 +148,7 @@ class _Training:
         config = self.config
         plan = BatchPlan(self.task.length, config.seed, self.share, self.step, config.max_train_steps)
         batches = iter(self.task.batches(plan))
-        told = Observer(self.run, self.task, self.step) if self.run is not None else None
+        told = Observer(self.run, self.task, config, self.step) if self.run is not None else None
         beside = told.beside if told is not None else str
         measures: dict[str, Any] = {}
         evaluated = self._evaluate(told, stop)  # what the process before did not come to
