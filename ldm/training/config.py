@@ -44,6 +44,8 @@ class TrainingConfig:
     """Decay of the averaged weights, which are the published ones; 0 publishes the last weights."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """auto: bf16 on a GPU that has it, float32 on a CPU."""
+    skip_non_finite: int = 0
+    """Steps in a row that may be left out because a loss or gradient was not finite; 0: the first one stops the run."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     checkpointing_steps: int = 500
@@ -75,7 +77,7 @@ class TrainingConfig:
         for name in positive:
             if not getattr(self, name) > 0 or not math.isfinite(getattr(self, name)):
                 raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
-        not_negative = ("lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "validation_steps")
+        not_negative = ("lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "validation_steps", "skip_non_finite")
         for name in (*not_negative, "dataloader_num_workers"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(self, name)}")
@@ -95,6 +97,7 @@ def config_facts(config: TrainingConfig) -> dict[str, Any]:
         "gradient_checkpointing",
         "report_to",
         "tracker_project_name",
+        "skip_non_finite",
     }
     if config.lr_scheduler == "constant":
         free.add("max_train_steps")
