@@ -31,7 +31,7 @@ from ldm.training.config import TrainingConfig
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.guards import global_random_state_kept, stop_signals
 from ldm.training.opponent import Loss, SecondPlayer
-from ldm.training.optimization import learning_rate, make_optimizer
+from ldm.training.optimization import make_optimizer, scheduled_rate
 from ldm.training.randomness import BatchPlan, Share, StepRandom, key
 from ldm.training.run_folder import RunFolder
 
@@ -179,9 +179,7 @@ class _Training:
 
     def _one_step(self, batches: Iterator[Any]) -> tuple[dict[str, Tensor], Tensor, float]:
         config, accumulation = self.config, self.share.accumulation
-        rate = learning_rate(
-            self.step, config.learning_rate, config.lr_scheduler, config.lr_warmup_steps, config.max_train_steps
-        )
+        rate = scheduled_rate(self.step, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["ratio"]
         torch.manual_seed(key(config.seed, self.step, "dropout", self.share.rank))
