@@ -47,7 +47,8 @@ class DiffusionRun:
     autoencoder: str = ""
     """Output folder of `ldm train autoencoder` (or any folder with a `vae`); identity: diffusion in pixels."""
     latents: str = ""
-    """Folder of the latent cache, made when absent; unset: <output-dir>/latents."""
+    """Folder of the latent cache, made when absent; unset: <output-dir>/latents; none: encode each batch anew, which
+    takes random crops and no disk."""
     first_caption_probability: float = 0.0
     """Where an image has several captions: how often the first, the fullest of `shapes`, is taken instead of any."""
     validation_images: int = 256
@@ -123,6 +124,7 @@ class DiffusionTask:
             "conditioning": dataclasses.asdict(config.conditioning),
             "diffusion": dataclasses.asdict(config.diffusion) | {"prediction_type": self.process.target},
             "first_caption_probability": first,
+            **({"latents": "none"} if self.source.online else {}),
             **({"objective": objective} if (objective := config.objective.facts()) else {}),
             "training": config_facts(config.training),
         }

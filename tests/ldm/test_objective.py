@@ -49,17 +49,6 @@ def test_log_normal_times_have_the_normal_distribution_of_scipy(process, mean, s
     assert wrong.pvalue < 1e-3, "the test has the power to see a shift of 0.05"
 
 
-def test_the_logit_normal_times_of_a_flow_are_those_of_diffusers():
-    from diffusers.training_utils import compute_density_for_timestep_sampling
-
-    theirs = compute_density_for_timestep_sampling(
-        "logit_normal", BATCH, logit_mean=0.5, logit_std=0.8, generator=torch.Generator().manual_seed(1)
-    )
-    config = ObjectiveConfig(time_sampling="log_normal", time_mean=0.5, time_std=0.8)
-    _, sigma = FLOW.schedule.at(config.times(FLOW, draws()))
-    assert stats.ks_2samp(sigma.numpy(), theirs.numpy()).pvalue > 0.01
-
-
 @pytest.mark.parametrize("process", [VP, FLOW])
 def test_uniform_times_are_whole_and_uniform_and_stratified_ones_cover_every_stretch(process):
     count = process.schedule.num_train_timesteps
