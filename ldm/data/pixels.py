@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ldm.data.decode import MAX_BYTES, BadImageError, crop_square, decode_rgb, fit
 from ldm.errors import UserError
@@ -106,3 +107,9 @@ def read_file(path: Path) -> bytes:
             return stream.read()
     except OSError as error:
         raise BadImageError(error.strerror or "cannot be read") from None
+
+
+def square_picture(image: Image.Image, size: int) -> torch.Tensor:
+    """The centre square of an RGB image, (3, size, size) in [-1, 1]; BadImageError if it is too long and thin."""
+    square = crop_square(fit(image, size))  # (size, size, 3)
+    return torch.from_numpy(np.ascontiguousarray(square.transpose(2, 0, 1))).float() / 127.5 - 1

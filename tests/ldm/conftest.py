@@ -36,13 +36,13 @@ def shapes_instruments(shapes):
 @pytest.fixture
 def quick_networks(monkeypatch):
     """The networks that trainings ask for features learn for a few steps only: what they know is not asked."""
-    from ldm.evaluation import features, train_network
+    from ldm.evaluation import features, judge, train_network
     from ldm.training import perception
 
     def quickly(data, *, device="cpu"):
         return train_network.trained_network(data, device=device, recipe=train_network.Recipe(steps=8))
 
-    for module in (features, perception):
+    for module in (features, judge, perception):
         monkeypatch.setattr(module, "trained_network", quickly)
 
 
