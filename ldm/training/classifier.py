@@ -46,7 +46,8 @@ class ClassifierRun:
     """Folder of a trained autoencoder, or of the diffusion model to be guided, whose noise schedule is then taken (that
     of Stable Diffusion for a flow or EDM model, which is guided at the times of equal log-SNR); identity: pixels."""
     latents: str = ""
-    """Folder of the latent cache, made when absent; unset: <output-dir>/latents."""
+    """Folder of the latent cache, made when absent; unset: <output-dir>/latents; none: encode each batch anew, which
+    takes random crops and no disk."""
     validation_images: int = 512
     """Held-out images on which the accuracy is measured at each noise level."""
 
@@ -93,6 +94,7 @@ class ClassifierTask:
             "autoencoder": self.autoencoder.fingerprint(),
             "classifier": dataclasses.asdict(built),
             "schedule": self.schedule.config(),
+            **({"latents": "none"} if self.source.online else {}),
             "training": config_facts(config.training),
         }
 

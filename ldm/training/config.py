@@ -30,8 +30,10 @@ class TrainingConfig:
     """Peak learning rate of AdamW."""
     muon_learning_rate: float = 0.02
     """Peak learning rate of Muon's kernels and matrices; follows the same schedule."""
-    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after the warm-up; linear and cosine end at 0."""
+    lr_scheduler: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "constant"
+    """Learning rate after the warm-up; linear and cosine end at 0, inverse_sqrt never ends (Karras et al. 2024)."""
+    lr_reference_steps: int = 1000
+    """Of inverse_sqrt: the rate is the peak divided by sqrt(step / this) from this step on."""
     lr_warmup_steps: int = 0
     """Steps of linear warm-up."""
     adam_beta1: float = 0.9
@@ -72,7 +74,13 @@ class TrainingConfig:
             "gradient_accumulation_steps",
             "learning_rate",
         )
-        positive += ("checkpointing_steps", "checkpoints_total_limit", "log_steps", "adam_epsilon")
+        positive += (
+            "checkpointing_steps",
+            "checkpoints_total_limit",
+            "log_steps",
+            "adam_epsilon",
+            "lr_reference_steps",
+        )
         positive += ("muon_learning_rate",)
         for name in positive:
             if not getattr(self, name) > 0 or not math.isfinite(getattr(self, name)):
@@ -99,6 +107,8 @@ def config_facts(config: TrainingConfig) -> dict[str, Any]:
         "tracker_project_name",
         "skip_non_finite",
     }
-    if config.lr_scheduler == "constant":
+    if config.lr_scheduler in ("constant", "inverse_sqrt"):
         free.add("max_train_steps")
+    if config.lr_scheduler != "inverse_sqrt":
+        free.add("lr_reference_steps")
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in free}

@@ -33,7 +33,7 @@ from ldm.training.finite import FiniteWatch
 from ldm.training.guards import global_random_state_kept, stop_signals
 from ldm.training.observe import Observer
 from ldm.training.opponent import Loss, SecondPlayer
-from ldm.training.optimization import learning_rate, make_optimizer
+from ldm.training.optimization import make_optimizer, scheduled_rate
 from ldm.training.processes import make_accelerator, means, on_any_process, same_everywhere
 from ldm.training.randomness import BatchPlan, Share, StepRandom, key
 from ldm.training.run_folder import RunFolder
@@ -187,9 +187,7 @@ class _Training:
 
     def _one_step(self, batches: Iterator[Any]) -> tuple[dict[str, Tensor], Tensor, float]:
         config, accumulation = self.config, self.share.accumulation
-        rate = learning_rate(
-            self.step, config.learning_rate, config.lr_scheduler, config.lr_warmup_steps, config.max_train_steps
-        )
+        rate = scheduled_rate(self.step, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["ratio"]
         torch.manual_seed(key(config.seed, self.step, "dropout", self.share.rank))
