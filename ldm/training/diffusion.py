@@ -16,11 +16,13 @@ from ldm.conditioning import Conditioner, ConditioningConfig
 from ldm.data import DataConfig, ImageData
 from ldm.data.selection import shuffled
 from ldm.errors import UserError, at_least
+from ldm.evaluation.during import DiffusionEvalConfig, Watch
 from ldm.files import atomic_folder, atomic_write_json
 from ldm.model_folder import INDEX, copy_part, write_index
 from ldm.pipeline import Pipeline, Request, SamplingConfig
 from ldm.process import Process
 from ldm.training.config import TrainingConfig, config_facts
+from ldm.training.evaluations import requires_grad_kept
 from ldm.training.latents import (
     DiffusionConfig,
     LatentBatch,
@@ -43,6 +45,7 @@ class DiffusionRun:
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: DiffusionEvalConfig = field(default_factory=DiffusionEvalConfig)
     autoencoder: str = ""
     """Output folder of `ldm train autoencoder` (or any folder with a `vae`); identity: diffusion in pixels."""
     latents: str = ""
@@ -114,6 +117,7 @@ class DiffusionTask:
         if not 0 <= first <= 1:
             raise UserError(f"--first-caption-probability must be in [0, 1], got {first}")
         self.captions = CaptionTokens(conditioner, captions, first) if conditioner.has_text else None
+        self.watch = self._watch(config.evaluation)
         self.facts: dict[str, Any] = {
             "data": data.fingerprint,
             "autoencoder": self.autoencoder.fingerprint(),
@@ -176,8 +180,15 @@ class DiffusionTask:
         quarters = [float(part.mean()) for part in error.tensor_split(4)]
         return {"validation_loss": float(error.mean()), "validation_loss_by_noise_quarter": quarters}
 
+    def _watch(self, config: DiffusionEvalConfig) -> Watch | None:
+        if not config.eval_every:
+            return None
+        reference = self.validation if config.eval_split == "validation" else self.data
+        with requires_grad_kept(self.model):
+            return Watch(config, reference, self.data, self.pipeline(self.model))
+
     def pipeline(self, model: nn.Module) -> Pipeline:
-        """The model as it stands, ready to sample."""
+        """The model as it stands, ready to sample; it is frozen (see `requires_grad_kept`)."""
         assert isinstance(model, DiffusionModel)
         return Pipeline(
             self.autoencoder,
@@ -192,8 +203,7 @@ class DiffusionTask:
         if not self.config.preview_images:
             return None
         assert isinstance(model, DiffusionModel)
-        frozen = [parameter.requires_grad for parameter in model.parameters()]
-        pipeline, conditioner = self.pipeline(model), model.conditioner
+        conditioner = model.conditioner
         requests = [
             Request(
                 prompt=(self.validation.captions(number % len(self.validation)) or ("",))[0]
@@ -208,10 +218,8 @@ class DiffusionTask:
             num_inference_steps=min(self.config.preview_steps, self.config.diffusion.num_train_timesteps),
             guidance_scale=self.config.preview_guidance_scale if guided else 1.0,
         )
-        pictures = torch.cat(list(pipeline.generate(requests, sampling)))
-        for parameter, requires_grad in zip(model.parameters(), frozen, strict=True):
-            parameter.requires_grad_(requires_grad)
-        return pictures
+        with requires_grad_kept(model):
+            return torch.cat(list(self.pipeline(model).generate(requests, sampling)))
 
     def publish(self, model: nn.Module, folder: Path) -> None:
         """Write the model folder; model_index.json comes last."""

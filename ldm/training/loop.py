@@ -17,9 +17,7 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.files import read_json
-from ldm.images import save_grid
 from ldm.progress import progress
-from ldm.training.best import keep_best
 from ldm.training.checkpoint import (
     chosen_checkpoint,
     load_optimizer_tensors,
@@ -29,7 +27,9 @@ from ldm.training.checkpoint import (
 )
 from ldm.training.config import TrainingConfig
 from ldm.training.ema import ExponentialMovingAverage
+from ldm.training.evaluations import is_due
 from ldm.training.guards import global_random_state_kept, stop_signals
+from ldm.training.observe import Observer
 from ldm.training.opponent import Loss, SecondPlayer
 from ldm.training.optimization import learning_rate, make_optimizer
 from ldm.training.randomness import BatchPlan, Share, StepRandom, key
@@ -42,7 +42,7 @@ class Task(Protocol):
     """What is trained. The loop calls nothing else of it, but for what a task may have:
 
     `opponent`: an `Opponent`, a second player that learns beside it. `best_by`: the start of the name of the measure
-    by which the best model is kept, the lowest first.
+    by which the best model is kept, the lowest first. `watch`: a `Watch`, which evaluates `pipeline(model)`.
     """
 
     kind: str
@@ -148,12 +148,13 @@ class _Training:
         config = self.config
         plan = BatchPlan(self.task.length, config.seed, self.share, self.step, config.max_train_steps)
         batches = iter(self.task.batches(plan))
-        if self.run is not None:
-            self.run.start_metrics(self.step)
+        told = Observer(self.run, self.task, self.step) if self.run is not None else None
+        beside = told.beside if told is not None else str
         measures: dict[str, Any] = {}
+        evaluated = self._evaluate(told, stop)  # what the process before did not come to
         since, seen = time.monotonic(), 0
-        remaining = range(self.step, config.max_train_steps)
-        for _ in progress(remaining, f"train {self.task.kind}", total=config.max_train_steps, initial=self.step):
+        remaining, label = range(self.step, config.max_train_steps), f"train {self.task.kind}"
+        for _ in progress(remaining, label, total=config.max_train_steps, initial=self.step, beside=beside):
             terms, norm, rate = self._one_step(batches)
             self.step += 1
             seen += 1
@@ -161,21 +162,27 @@ class _Training:
             if self.step % config.log_steps == 0 or last:
                 entry = {**self._of_all_processes(terms), "gradient_norm": float(norm), "learning_rate": rate}
                 speed = round(seen * config.train_batch_size / (time.monotonic() - since), 1)
-                if self.run is not None:
-                    self.run.log({"step": self.step, **entry, "images_per_second": speed})
+                if told is not None:
+                    told.step(self.step, {**entry, "images_per_second": speed})
                 since, seen = time.monotonic(), 0
             if last or (config.validation_steps and self.step % config.validation_steps == 0):
-                measures = self._validate()
+                measures = self._validate(told)
                 since, seen = time.monotonic(), 0
             stopping = bool(stop) and not last  # read once: a signal may come while the checkpoint is written
-            if last or stopping or self.step % config.checkpointing_steps == 0:
+            saving = last or stopping or self.step % config.checkpointing_steps == 0
+            if saving:
                 self._save()
+                since, seen = time.monotonic(), 0
+            if not stopping and is_due(self.task, self.step, config.max_train_steps):
+                evaluated, stopping = self._evaluate(told, stop), bool(stop) and not last
+                if stopping and not saving:
+                    self._save()
                 since, seen = time.monotonic(), 0
             if stopping:
                 raise Interrupted(stop["signal"], self.step)
         if not remaining and self.run is not None:  # nothing to do: what was measured then
             measures = self.run.last_measures()
-        return measures or self._validate()
+        return (measures or self._validate(told)) | evaluated
 
     def _one_step(self, batches: Iterator[Any]) -> tuple[dict[str, Tensor], Tensor, float]:
         config, accumulation = self.config, self.share.accumulation
@@ -233,22 +240,17 @@ class _Training:
         _add(sums, {name: value.detach() / self.share.accumulation for name, value in terms.items()})
         return loss.shown
 
-    def _validate(self) -> dict[str, Any]:
-        model = self.published
-        model.eval()
-        if self.run is None:
+    def _validate(self, told: Observer | None) -> dict[str, Any]:
+        model = self.published.eval()
+        return told.validate(model, self.step) if told is not None else {}
+
+    def _evaluate(self, told: Observer | None, stop: dict[str, int]) -> dict[str, Any]:
+        """After the checkpoint, for it may take long: what is not evaluated when the process ends, is later."""
+        if not is_due(self.task, self.step, self.config.max_train_steps):
             return {}
-        with torch.no_grad():
-            measures = self.task.validate(model)
-            pictures = self.task.preview(model)
-        if best_by := getattr(self.task, "best_by", None):
-            keep_best(self.run.path, best_by, measures, self.step, lambda folder: self.task.publish(model, folder))
-        self.run.log({"step": self.step, "validation": measures})
-        if pictures is not None:
-            save_grid(pictures, self.run.path / "samples" / f"step-{self.step:06d}.png")
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in measures.items() if isinstance(value, float))
-        logger.info("step %d: %s", self.step, shown)
-        return measures
+        found = told.evaluate(self.published.eval(), self.step, lambda: stop) if told is not None else {}
+        self.accelerator.wait_for_everyone()
+        return found
 
     def _save(self) -> None:
         if self.run is not None:

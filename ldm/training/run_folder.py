@@ -99,9 +99,15 @@ class RunFolder:
         self._metrics = open(self.path / _METRICS, "a", encoding="utf-8")  # noqa: SIM115
 
     def last_measures(self) -> dict[str, Any]:
-        """What the last validation found, as logged; {} if there was none."""
-        found = [entry["validation"] for entry in self._entries() if "validation" in entry]
-        return found[-1] if found else {}
+        """What the last validation and the last evaluation found, as logged; {} if there was none."""
+        found: dict[str, Any] = {}
+        for what in ("validation", "evaluation"):
+            found |= ([{}] + [entry[what] for entry in self._entries() if what in entry])[-1]
+        return found
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the evaluation of this step stands in metrics.jsonl."""
+        return any(entry["step"] == step and "evaluation" in entry for entry in self._entries())
 
     def _entries(self) -> list[dict[str, Any]]:
         path, entries = self.path / _METRICS, []
