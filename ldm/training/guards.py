@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -26,6 +27,18 @@ def global_random_state_kept() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+@contextmanager
+def full_disk_told(run: str) -> Iterator[None]:
+    """While a run folder is written: a full disk is told with what is left of the run."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        text = f"{os.strerror(error.errno)}; what was saved before is whole: make room, and the same command goes on"
+        raise OSError(error.errno, text, error.filename or run) from error
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from ldm.training.config import TrainingConfig
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.evaluations import is_due
 from ldm.training.finite import FiniteWatch
-from ldm.training.guards import global_random_state_kept, stop_signals
+from ldm.training.guards import full_disk_told, global_random_state_kept, stop_signals
 from ldm.training.observe import Observer
 from ldm.training.opponent import Loss, SecondPlayer
 from ldm.training.optimization import make_optimizer, scheduled_rate
@@ -104,7 +104,12 @@ def train(task: Task, config: TrainingConfig, settings: str, device: torch.devic
         chosen_checkpoint(Path(config.output_dir), config.resume_from_checkpoint)
     run = RunFolder.claim(config.output_dir, task.kind, settings, task.facts) if accelerator.is_main_process else None
     try:
-        with global_random_state_kept(), stop_signals() as stop, others_alive(accelerator):
+        with (
+            global_random_state_kept(),
+            stop_signals() as stop,
+            others_alive(accelerator),
+            full_disk_told(config.output_dir),
+        ):
             return _Training(task, config, accelerator, share, run).steps(stop)
     finally:
         if run is not None:

@@ -136,10 +136,12 @@ class RunFolder:
     def close(self) -> None:
         """Release the folder."""
         self.at_end.close()
-        if self._metrics is not None:
-            self._metrics.close()
-        _locks.discard(self._lock)
-        self._lock.close()
+        try:
+            if self._metrics is not None:
+                self._metrics.close()
+        finally:
+            _locks.discard(self._lock)
+            self._lock.close()
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
