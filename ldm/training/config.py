@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ldm.compilation import Mode
 from ldm.errors import UserError
 
 
@@ -44,6 +45,8 @@ class TrainingConfig:
     """Decay of the averaged weights, which are the published ones; 0 publishes the last weights."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """auto: bf16 on a GPU that has it, float32 on a CPU."""
+    compile: Mode = "none"
+    """Compile the model by torch.compile: slow to start, then faster. reduce-overhead adds CUDA graphs."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     checkpointing_steps: int = 500
@@ -92,4 +95,6 @@ def config_facts(config: TrainingConfig) -> dict[str, Any]:
     }
     if config.lr_scheduler == "constant":
         free.add("max_train_steps")
+    if config.compile == "none":  # runs from before there was a choice go on
+        free.add("compile")
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in free}

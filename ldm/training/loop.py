@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from ldm.compilation import check_compiler, compile_network
 from ldm.errors import UserError
 from ldm.files import read_json
 from ldm.images import save_grid
@@ -109,6 +110,7 @@ def train(task: Task, config: TrainingConfig, settings: str, device: torch.devic
         raise UserError(f"--train-batch-size: {error}") from None
     if accelerator.mixed_precision == "fp16" and getattr(task, "opponent", None) is not None:
         raise UserError("--mixed-precision fp16: its loss scale is for one player; with a discriminator use bf16 or no")
+    check_compiler(config.compile, device)
     if config.resume_from_checkpoint != "latest":  # refused, if so, before the folder is touched
         chosen_checkpoint(Path(config.output_dir), config.resume_from_checkpoint)
     run = RunFolder.claim(config.output_dir, task.kind, settings, task.facts) if accelerator.is_main_process else None
@@ -137,6 +139,7 @@ class _Training:
         self.second = SecondPlayer(opponent, config, self.device) if opponent is not None else None
         self.step = 0
         self._resume()
+        compile_network(self.model, config.compile)
         self.wrapped, self.prepared = accelerator.prepare(self.model, self.optimizer)
 
     @property
