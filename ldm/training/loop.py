@@ -35,7 +35,7 @@ from ldm.training.guards import global_random_state_kept, stop_signals
 from ldm.training.observe import Observer
 from ldm.training.opponent import Loss, SecondPlayer
 from ldm.training.optimization import make_optimizer, scheduled_rate
-from ldm.training.processes import make_accelerator, means, on_any_process, same_everywhere
+from ldm.training.processes import make_accelerator, means, on_any_process, others_alive, same_everywhere
 from ldm.training.randomness import BatchPlan, Share, StepRandom, key
 from ldm.training.run_folder import RunFolder
 
@@ -106,7 +106,7 @@ def train(task: Task, config: TrainingConfig, settings: str, device: torch.devic
         chosen_checkpoint(Path(config.output_dir), config.resume_from_checkpoint)
     run = RunFolder.claim(config.output_dir, task.kind, settings, task.facts) if accelerator.is_main_process else None
     try:
-        with global_random_state_kept(), stop_signals() as stop:
+        with global_random_state_kept(), stop_signals() as stop, others_alive(accelerator):
             return _Training(task, config, accelerator, share, run).steps(stop)
     finally:
         if run is not None:
