@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ldm.errors import UserError
 from ldm.files import read_json
 from ldm.progress import progress
+from ldm.training.averages import PowerAverages
 from ldm.training.checkpoint import (
     chosen_checkpoint,
     load_optimizer_tensors,
@@ -133,6 +134,7 @@ class _Training:
             torch.set_float32_matmul_precision("high")
         self.ema = ExponentialMovingAverage(self.model, config.ema_decay) if config.ema_decay > 0 else None
         self.optimizer = make_optimizer(self.model, config)
+        self.averages = PowerAverages(self.model, getattr(task, "averages", None))
         opponent = getattr(task, "opponent", None)
         self.second = SecondPlayer(opponent, config, self.device) if opponent is not None else None
         self.step = 0
@@ -159,6 +161,7 @@ class _Training:
             self.step += 1
             seen += 1
             last = self.step == config.max_train_steps
+            self.averages.snapshot(self.run, self.step, last=last)
             if self.step % config.log_steps == 0 or last:
                 entry = {**self._of_all_processes(terms), "gradient_norm": float(norm), "learning_rate": rate}
                 speed = round(seen * config.train_batch_size / (time.monotonic() - since), 1)
@@ -217,6 +220,7 @@ class _Training:
             self.prepared.zero_grad(set_to_none=True)
             if self.ema is not None and not self.prepared.step_was_skipped:
                 self.ema.update(self.model, self.step)
+            self.averages.update(self.model, self.step + 1)
         return sums, norm, rate
 
     def _of_all_processes(self, terms: dict[str, Tensor]) -> dict[str, float]:
@@ -256,8 +260,7 @@ class _Training:
             tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
             if self.ema is not None:
                 tensors["ema"] = self.ema.model.state_dict()
-            if self.second is not None:
-                tensors |= self.second.tensors()
+            tensors |= self.averages.tensors() | (self.second.tensors() if self.second is not None else {})
             scaler = self.accelerator.scaler
             state = {"scaler": scaler.state_dict() if scaler is not None else None}
             self.task.publish(self.published, self.run.path)
@@ -279,6 +282,7 @@ class _Training:
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = int(state["step"])
+        self.averages.resume(folder, self.step)
         if self.step:
             logger.info("resuming from %s", folder.name)
 
