@@ -117,7 +117,7 @@ class PowerAverages:
             return
         dtype = getattr(torch, self.config.ema_snapshot_precision)
         tensors = {name: value.to("cpu", dtype).contiguous() for name, value in self._named()}
-        facts = {"step": str(step), "lengths": json.dumps(self.config.ema_lengths)}
+        facts = {"lengths": json.dumps(self.config.ema_lengths)}  # one entry: several come in any order
         atomic_write(run.path / FOLDER / f"step-{step}.safetensors", save(tensors, facts))
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
