@@ -33,6 +33,7 @@ def open_listing(listing: Listing, config: DataConfig, split: str) -> PixelData:
         labels=None if listing.labels is None else [listing.labels[place] for place in places],
         captions=None if listing.captions is None else [listing.captions[place] for place in places],
         class_names=listing.class_names,
+        file_names=[names[row] for row in rows],
         image_fingerprint=fingerprint([VERSION, *((names[row], found.digests[row].hex()) for row in rows)]),
     )
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from autoencoders.processes import over_processes
 from ldm.classifier import ClassifierConfig, NoisyClassifier
 from ldm.data import DataConfig, ImageData
 from ldm.data.selection import shuffled
@@ -108,7 +109,8 @@ class ClassifierTask:
         t = random.integers("time", self.schedule.num_train_timesteps).to(x0.dtype)  # (B,)
         alpha, sigma = (value.view(-1, 1, 1, 1) for value in self.schedule.at(t))
         logits = model(alpha * x0 + sigma * eps, t).float()  # (B, K)
-        counted = (batch.labels >= 0).sum().clamp_min(1)
+        # of all processes: their labelled examples count alike
+        counted = over_processes((batch.labels >= 0).sum().to(x0.dtype)).clamp_min(1e-6)
         total = cross_entropy(logits, batch.labels, ignore_index=-1, reduction="sum") / counted
         right = (logits.argmax(-1) == batch.labels).sum() / counted
         return Loss(total, {"accuracy": right})

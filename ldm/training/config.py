@@ -46,6 +46,8 @@ class TrainingConfig:
     """Decay of the averaged weights, which are the published ones; 0 publishes the last weights."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """auto: bf16 on a GPU that has it, float32 on a CPU."""
+    skip_non_finite: int = 0
+    """Steps in a row that may be left out because a loss or gradient was not finite; 0: the first one stops the run."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     checkpointing_steps: int = 500
@@ -56,6 +58,10 @@ class TrainingConfig:
     """Measures on held-out data and a preview picture every so many steps, and at the end; 0: at the end only."""
     log_steps: int = 50
     """A line of metrics.jsonl every so many steps."""
+    report_to: tuple[str, ...] = ()
+    """Trackers that get the figures and previews too: tensorboard (in RUN/logs), wandb; several, or none."""
+    tracker_project_name: str = "guided-latents"
+    """The project of Weights & Biases that the run belongs to."""
     dataloader_num_workers: int = 0
     """Processes that prepare images; the result does not depend on their number."""
     resume_from_checkpoint: str = "latest"
@@ -79,7 +85,7 @@ class TrainingConfig:
         for name in positive:
             if not getattr(self, name) > 0 or not math.isfinite(getattr(self, name)):
                 raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
-        not_negative = ("lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "validation_steps")
+        not_negative = ("lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "validation_steps", "skip_non_finite")
         for name in (*not_negative, "dataloader_num_workers"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(self, name)}")
@@ -97,6 +103,9 @@ def config_facts(config: TrainingConfig) -> dict[str, Any]:
         "dataloader_num_workers",
         "resume_from_checkpoint",
         "gradient_checkpointing",
+        "report_to",
+        "tracker_project_name",
+        "skip_non_finite",
     }
     if config.lr_scheduler in ("constant", "inverse_sqrt"):
         free.add("max_train_steps")
