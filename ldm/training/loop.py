@@ -19,6 +19,7 @@ from ldm.compilation import check_compiler, compile_network
 from ldm.errors import UserError
 from ldm.files import read_json
 from ldm.progress import progress
+from ldm.training.averages import PowerAverages
 from ldm.training.checkpoint import (
     chosen_checkpoint,
     load_optimizer_tensors,
@@ -126,6 +127,7 @@ class _Training:
             torch.set_float32_matmul_precision("high")
         self.ema = ExponentialMovingAverage(self.model, config.ema_decay) if config.ema_decay > 0 else None
         self.optimizer = make_optimizer(self.model, config)
+        self.averages = PowerAverages(self.model, getattr(task, "averages", None))
         opponent = getattr(task, "opponent", None)
         self.second = SecondPlayer(opponent, config, self.device) if opponent is not None else None
         players = (self.model,) if self.second is None else (self.model, self.second.model)
@@ -168,6 +170,7 @@ class _Training:
                     told.step(self.step, {**entry, "images_per_second": speed})
                 since, seen = time.monotonic(), 0
             self.watch.stop_or_go_on()
+            self.averages.snapshot(self.run, self.step, last=last)
             if last or (config.validation_steps and self.step % config.validation_steps == 0):
                 measures = self._validate(told)
                 since, seen = time.monotonic(), 0
@@ -224,6 +227,7 @@ class _Training:
             self.prepared.zero_grad(set_to_none=True)
             if self.ema is not None and not self.prepared.step_was_skipped:
                 self.ema.update(self.model, self.step)
+            self.averages.update(self.model, self.step + 1)
         return sums, norm, rate
 
     def _leave_out(self, second: SecondPlayer | None) -> None:
@@ -260,8 +264,7 @@ class _Training:
             tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
             if self.ema is not None:
                 tensors["ema"] = self.ema.model.state_dict()
-            if self.second is not None:
-                tensors |= self.second.tensors()
+            tensors |= self.averages.tensors() | (self.second.tensors() if self.second is not None else {})
             scaler = self.accelerator.scaler
             state = {"scaler": scaler.state_dict() if scaler is not None else None, "watch": self.watch.state()}
             self.task.publish(self.published, self.run.path)
@@ -285,6 +288,7 @@ class _Training:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.watch.load(state.get("watch") or {})
         self.step = int(state["step"])
+        self.averages.resume(folder, self.step)
         if self.step:
             logger.info("resuming from %s", folder.name)
 

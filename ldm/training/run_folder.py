@@ -76,7 +76,7 @@ class RunFolder:
         try:
             if (path / RUN_FILE).exists():
                 run._refuse_other_facts(facts)
-            for pattern in (".*.tmp-*", ".*.old-*", "samples/.*.tmp-*"):  # of a run that was killed
+            for pattern in (".*.tmp-*", ".*.old-*", "samples/.*.tmp-*", "averages/.*.tmp-*"):  # of a killed run
                 for leftover in path.glob(pattern):
                     shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
             atomic_write_json(path / RUN_FILE, {"kind": kind, "facts": facts})  # first: with it the folder is a run's
