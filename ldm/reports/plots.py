@@ -11,13 +11,14 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ldm.evaluation.records import Figure
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, without black and yellow
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 _MARKERS = "os^DvP*X<>"
+_LABEL = 36  # characters that fit beside an axis; the caption has them all
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ldm",
@@ -72,7 +73,8 @@ def lines(
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(x_name)
-        axes.set_ylabel(y_name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.set_ylabel(y_name if len(y_name) <= _LABEL else re.sub(r"\[[^]]*\]", "", y_name)[:_LABEL])
         axes.grid(alpha=0.25)
         if mark is not None:
             axes.scatter([mark.x], [mark.y], s=110, fc="none", ec="#000000", lw=0.9)
