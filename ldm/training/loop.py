@@ -83,12 +83,12 @@ class Interrupted(Exception):  # noqa: N818  (not an error)
         self.signal_number = signal_number
 
 
-def train(task: Task, config: TrainingConfig, settings: str, device: torch.device) -> dict[str, Any]:
+def train(task: Task, config: TrainingConfig, settings: str, device: torch.device, command: str = "") -> dict[str, Any]:
     """Train `task` in the run folder `config.output_dir`, resuming what is there; return the last measures.
 
-    `settings` is the resolved configuration as YAML, stored as config.yaml. Leaves the global random states as they
-    were. Raises `UserError` for a folder of another run, `FloatingPointError` for a loss or gradient that is not
-    finite (before it reaches a weight), `Interrupted` after SIGINT or SIGTERM.
+    `settings` is the resolved configuration as YAML, stored as config.yaml; `command` goes to run.json. Leaves the
+    global random states as they were. Raises `UserError` for a folder of another run, `FloatingPointError` for a loss
+    or gradient that is not finite (before it reaches a weight), `Interrupted` after SIGINT or SIGTERM.
     """
     accelerator = make_accelerator(config, device)
     try:
@@ -105,7 +105,9 @@ def train(task: Task, config: TrainingConfig, settings: str, device: torch.devic
     check_compiler(config.compile, device)
     if config.resume_from_checkpoint != "latest":  # refused, if so, before the folder is touched
         chosen_checkpoint(Path(config.output_dir), config.resume_from_checkpoint)
-    run = RunFolder.claim(config.output_dir, task.kind, settings, task.facts) if accelerator.is_main_process else None
+    run = None
+    if accelerator.is_main_process:
+        run = RunFolder.claim(config.output_dir, task.kind, settings, task.facts, command)
     try:
         with global_random_state_kept(), stop_signals() as stop, others_alive(accelerator):
             return _Training(task, config, accelerator, share, run).steps(stop)
