@@ -16,6 +16,14 @@ import torch
 logger = logging.getLogger("ldm")
 
 
+class Interrupted(Exception):  # noqa: N818  (not an error)
+    """The training was asked to stop (SIGINT or SIGTERM); a checkpoint was saved."""
+
+    def __init__(self, signal_number: int, step: int) -> None:
+        super().__init__(f"stopped at step {step}; the same command goes on from there")
+        self.signal_number = signal_number
+
+
 @contextmanager
 def global_random_state_kept() -> Iterator[None]:
     """Give Python, NumPy and torch their global random states back at the end."""

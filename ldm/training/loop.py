@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ldm.compilation import check_compiler, compile_network
 from ldm.errors import UserError
 from ldm.files import read_json
+from ldm.processes import processes_of_training
 from ldm.progress import progress
 from ldm.training.averages import PowerAverages
 from ldm.training.checkpoint import (
@@ -32,11 +33,11 @@ from ldm.training.config import TrainingConfig
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.evaluations import is_due
 from ldm.training.finite import FiniteWatch
-from ldm.training.guards import full_disk_told, global_random_state_kept, stop_signals
+from ldm.training.guards import Interrupted, full_disk_told, global_random_state_kept, stop_signals
 from ldm.training.observe import Observer
 from ldm.training.opponent import Loss, SecondPlayer
 from ldm.training.optimization import make_optimizer, scheduled_rate
-from ldm.training.processes import make_accelerator, means, on_any_process, others_alive, same_everywhere
+from ldm.training.processes import make_accelerator, means, on_any_process, others_alive, same_everywhere, share_of
 from ldm.training.randomness import BatchPlan, Share, StepRandom, key
 from ldm.training.run_folder import RunFolder
 
@@ -75,14 +76,6 @@ class Task(Protocol):
         """Write the model folder's parts into `folder`, atomically."""
 
 
-class Interrupted(Exception):  # noqa: N818  (not an error)
-    """The training was asked to stop (SIGINT or SIGTERM); a checkpoint was saved."""
-
-    def __init__(self, signal_number: int, step: int) -> None:
-        super().__init__(f"stopped at step {step}; the same command goes on from there")
-        self.signal_number = signal_number
-
-
 def train(task: Task, config: TrainingConfig, settings: str, device: torch.device, command: str = "") -> dict[str, Any]:
     """Train `task` in the run folder `config.output_dir`, resuming what is there; return the last measures.
 
@@ -91,23 +84,23 @@ def train(task: Task, config: TrainingConfig, settings: str, device: torch.devic
     or gradient that is not finite (before it reaches a weight), `Interrupted` after SIGINT or SIGTERM.
     """
     accelerator = make_accelerator(config, device)
-    try:
-        share = Share(
-            config.train_batch_size,
-            config.gradient_accumulation_steps,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
-    except ValueError as error:
-        raise UserError(f"--train-batch-size: {error}") from None
+    share = share_of(config, accelerator)
     if accelerator.mixed_precision == "fp16" and getattr(task, "opponent", None) is not None:
         raise UserError("--mixed-precision fp16: its loss scale is for one player; with a discriminator use bf16 or no")
     check_compiler(config.compile, device)
+    if config.dataloader_num_workers > task.length:
+        raise UserError(
+            f"--dataloader-num-workers {config.dataloader_num_workers}: there are {task.length} training images; take "
+            "no more processes than that"
+        )
     if config.resume_from_checkpoint != "latest":  # refused, if so, before the folder is touched
         chosen_checkpoint(Path(config.output_dir), config.resume_from_checkpoint)
-    run = None
-    if accelerator.is_main_process:
-        run = RunFolder.claim(config.output_dir, task.kind, settings, task.facts, command)
+
+    def claim() -> RunFolder | None:
+        wanted = (config.output_dir, task.kind, settings, task.facts, command)
+        return RunFolder.claim(*wanted) if accelerator.is_main_process else None
+
+    run = processes_of_training().agreed(claim)  # refused, all leave together
     try:
         with (
             global_random_state_kept(),
