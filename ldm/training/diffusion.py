@@ -161,7 +161,7 @@ class DiffusionTask:
         return Loss((weight.flatten() * error).mean(), {"mse": error.mean()})
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
-        """The unweighted loss on held-out latents at spread times with fixed noise, whole and by noise quarter."""
+        """The unweighted loss on held-out latents with fixed noise at spread times, whole, by quarters and tenths."""
         assert isinstance(model, DiffusionModel)
         chosen = shuffled(len(self.validation), self.config.validation_images)
         x0 = held_out_latents(self.autoencoder, self.validation, chosen, self.device)
@@ -184,7 +184,16 @@ class DiffusionTask:
             errors.append((output - target).square().mean((1, 2, 3)))
         error = torch.cat(errors)  # (N,)
         quarters = [float(part.mean()) for part in error.tensor_split(4)]
-        return {"validation_loss": float(error.mean()), "validation_loss_by_noise_quarter": quarters}
+        table = []
+        for times, part in zip(t.tensor_split(10), error.tensor_split(10), strict=True):
+            if len(part):
+                middle = self.schedule.level(float(times.mean()))
+                table.append({"t": round(middle.t, 1), "noise_ratio": middle.noise_ratio, "loss": float(part.mean())})
+        return {
+            "validation_loss": float(error.mean()),
+            "validation_loss_by_noise_quarter": quarters,
+            "validation_loss_by_noise": table,
+        }
 
     def _watch(self, config: DiffusionEvalConfig) -> Watch | None:
         if not config.eval_every:

@@ -16,6 +16,7 @@ from ldm.data.latent_cache import CacheKey, LatentCache, check_cache_folder, enc
 from ldm.data.selection import plain_batches, to_device
 from ldm.errors import UserError, at_least
 from ldm.process import FAMILIES, Process
+from ldm.processes import processes_of_training
 from ldm.training.autoencoder import image_batches
 from ldm.training.randomness import BatchPlan, StepRandom
 from samplers import DiscreteSchedule, EDMSchedule, FlowSchedule
@@ -156,7 +157,14 @@ class LatentSource:
         """
         if is_identity(self.autoencoder) or self.online:
             return self._from_images(plan)
-        cache = encode_latents(self.autoencoder, self.data, self.folder, batch_size=_ENCODE_BATCH, device=self.device)
+        cache = encode_latents(
+            self.autoencoder,
+            self.data,
+            self.folder,
+            batch_size=_ENCODE_BATCH,
+            device=self.device,
+            processes=processes_of_training(),
+        )
         return self._from_cache(cache, plan)
 
     def write_nothing(self) -> None:

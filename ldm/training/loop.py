@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ldm.compilation import check_compiler, compile_network
 from ldm.errors import UserError
 from ldm.files import read_json
 from ldm.progress import progress
@@ -36,12 +37,19 @@ from ldm.training.guards import global_random_state_kept, stop_signals
 from ldm.training.observe import Observer
 from ldm.training.opponent import Loss, SecondPlayer
 from ldm.training.optimization import make_optimizer, scheduled_rate
-from ldm.training.processes import make_accelerator, means, on_any_process, same_everywhere, share_of
+from ldm.training.processes import (
+    make_accelerator,
+    means,
+    on_any_process,
+    others_alive,
+    same_everywhere,
+    share_of,
+)
 from ldm.training.randomness import BatchPlan, Share, StepRandom, key
 from ldm.training.run_folder import RunFolder
 from ldm.training.task import Task
 
-__all__ = ["Interrupted", "Loss", "Task", "Training", "train"]
+__all__ = ["Interrupted", "Loss", "Task", "train"]
 logger = logging.getLogger("ldm")
 
 
@@ -53,29 +61,32 @@ class Interrupted(Exception):  # noqa: N818  (not an error)
         self.signal_number = signal_number
 
 
-def train(task: Task, config: TrainingConfig, settings: str, device: torch.device) -> dict[str, Any]:
+def train(task: Task, config: TrainingConfig, settings: str, device: torch.device, command: str = "") -> dict[str, Any]:
     """Train `task` in the run folder `config.output_dir`, resuming what is there; return the last measures.
 
-    `settings` is the resolved configuration as YAML, stored as config.yaml. Leaves the global random states as they
-    were. Raises `UserError` for a folder of another run, `FloatingPointError` for a loss or gradient that is not
-    finite (before it reaches a weight), `Interrupted` after SIGINT or SIGTERM.
+    `settings` is the resolved configuration as YAML, stored as config.yaml; `command` goes to run.json. Leaves the
+    global random states as they were. Raises `UserError` for a folder of another run, `FloatingPointError` for a loss
+    or gradient that is not finite (before it reaches a weight), `Interrupted` after SIGINT or SIGTERM.
     """
     accelerator = make_accelerator(config, device)
     share = share_of(config, accelerator)
     if accelerator.mixed_precision == "fp16" and getattr(task, "opponent", None) is not None:
         raise UserError("--mixed-precision fp16: its loss scale is for one player; with a discriminator use bf16 or no")
+    check_compiler(config.compile, device)
     if config.resume_from_checkpoint != "latest":  # refused, if so, before the folder is touched
         chosen_checkpoint(Path(config.output_dir), config.resume_from_checkpoint)
-    run = RunFolder.claim(config.output_dir, task.kind, settings, task.facts) if accelerator.is_main_process else None
+    run = None
+    if accelerator.is_main_process:
+        run = RunFolder.claim(config.output_dir, task.kind, settings, task.facts, command)
     try:
-        with global_random_state_kept(), stop_signals() as stop:
-            return Training(task, config, accelerator, share, run).steps(stop)
+        with global_random_state_kept(), stop_signals() as stop, others_alive(accelerator):
+            return _Training(task, config, accelerator, share, run).steps(stop)
     finally:
         if run is not None:
             run.close()
 
 
-class Training:
+class _Training:
     """The state of one training between its first and its last step."""
 
     def __init__(
@@ -95,6 +106,7 @@ class Training:
         self.watch = FiniteWatch(config.skip_non_finite, accelerator, players)
         self.step, self.budget = 0, Budget(config.train_seconds, accelerator)
         self._resume()
+        compile_network(self.model, config.compile)
         self.wrapped, self.prepared = accelerator.prepare(self.model, self.optimizer)
 
     @property

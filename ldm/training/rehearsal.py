@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.training.config import TrainingConfig
 from ldm.training.guards import global_random_state_kept
-from ldm.training.loop import Training
+from ldm.training.loop import _Training
 from ldm.training.processes import make_accelerator, share_of
 from ldm.training.randomness import BatchPlan
 from ldm.training.task import Task
@@ -44,13 +45,14 @@ class Rehearsal:
 
 def rehearse(task: Task, config: TrainingConfig, device: torch.device) -> Rehearsal:
     """Take a few steps of the training from where its run folder stands, and write nothing."""
+    config = dataclasses.replace(config, compile="none")  # what is compiled is not counted
     accelerator = make_accelerator(config, device)
     share = share_of(config, accelerator)
     source: Any = getattr(task, "source", task)
     if cached := hasattr(source, "write_nothing"):
         source.write_nothing()
     with global_random_state_kept():
-        training = Training(task, config, accelerator, share, None)
+        training = _Training(task, config, accelerator, share, None)
         first, count = training.step, _BEFORE + STEPS
         plan = BatchPlan(task.length, config.seed, share, first, first + count)
         batches = iter(task.batches(plan))
