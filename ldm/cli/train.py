@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import sys
 from typing import Any
 
@@ -25,7 +26,7 @@ def run(arguments: list[str]) -> int:
     from ldm.training.loop import Interrupted
 
     try:
-        measures = train_with(kind, settings)
+        measures = train_with(kind, settings, shlex.join(["ldm", "train", *arguments]))
     except Interrupted as stopped:
         print(f"ldm: {stopped}", file=sys.stderr)
         return 128 + stopped.signal_number
@@ -48,17 +49,19 @@ def _module(kind: str) -> tuple[type[Any], type[Any]]:
     return getattr(module, f"{kind.capitalize()}Run"), getattr(module, f"{kind.capitalize()}Task")
 
 
-def train_with(kind: str, settings: Any) -> dict[str, Any]:
-    """Run one training with complete settings; returns its last measures."""
+def train_with(kind: str, settings: Any, command: str = "") -> dict[str, Any]:
+    """Run one training with complete settings; returns its last measures. The run remembers the command."""
     from ldm.data import open_data
     from ldm.device import resolve_device
     from ldm.training.loop import train
     from ldm.training.run_folder import RunFolder
+    from ldm.training.tracking import check_trackers
 
     if not settings.training.output_dir:
         raise UserError("--output-dir is missing: give the folder to write to")
     if kind not in _WITHOUT_LATENTS and not settings.autoencoder:
         raise UserError("--autoencoder is missing: give the output folder of `ldm train autoencoder`, or identity")
+    check_trackers(settings.training.report_to)
     device = resolve_device(settings.training.device)
     RunFolder.check(settings.training.output_dir, kind)
     data, validation = open_data(settings.dataset, "train"), open_data(settings.dataset, "validation")
@@ -67,4 +70,4 @@ def train_with(kind: str, settings: Any) -> dict[str, Any]:
         from ldm.training.linear import fit
 
         return fit(task, settings.training.output_dir, to_yaml(settings))
-    return train(task, settings.training, to_yaml(settings), device)
+    return train(task, settings.training, to_yaml(settings), device, command)

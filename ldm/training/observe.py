@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.images import save_grid
+from ldm.images import grid, save_grid
 from ldm.training.best import keep_best
+from ldm.training.config import TrainingConfig
 from ldm.training.evaluations import Evaluations
-from ldm.training.run_folder import RunFolder
+from ldm.training.run_folder import RunFolder, flat
+from ldm.training.tracking import Trackers
 
 logger = logging.getLogger("ldm")
 
@@ -20,8 +22,11 @@ logger = logging.getLogger("ldm")
 class Observer:
     """Of the main process alone; it never changes what is trained."""
 
-    def __init__(self, run: RunFolder, task: Any, step: int) -> None:
+    def __init__(self, run: RunFolder, task: Any, config: TrainingConfig, step: int) -> None:
         self.run, self.task = run, task
+        project, told = config.tracker_project_name, run.last_step()
+        self.trackers = Trackers(config.report_to, project, run.path, flat(task.facts), step, told)
+        run.at_end.callback(self.trackers.close)
         run.start_metrics(step)
         self.evaluations = Evaluations(run, task)
         self._beside = ""
@@ -29,6 +34,7 @@ class Observer:
     def step(self, step: int, entry: dict[str, float]) -> None:
         """Log what a step gave: the parts of the loss, and the like."""
         self.run.log({"step": step, **entry})
+        self.trackers.log(step, "train", entry)
         names = {"loss": "loss", "gradient_norm": "gradient", "images_per_second": "images/s"}
         self._beside = ", ".join(f"{short} {entry[name]:.4g}" for name, short in names.items() if name in entry)
 
@@ -46,6 +52,7 @@ class Observer:
         self._tell(step, "validation", measures)
         if pictures is not None:
             save_grid(pictures, self.run.path / "samples" / f"step-{step:06d}.png")
+            self.trackers.picture(step, grid(pictures))
         return measures
 
     def evaluate(self, model: nn.Module, step: int, stop: Callable[[], object]) -> dict[str, float]:
@@ -57,5 +64,6 @@ class Observer:
 
     def _tell(self, step: int, what: str, measures: dict[str, Any]) -> None:
         self.run.log({"step": step, what: measures})
+        self.trackers.log(step, what, measures)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in measures.items() if isinstance(value, float))
         logger.info("step %d: %s", step, shown)
