@@ -67,6 +67,7 @@ def compare(
         return *planned, sizes
 
     cells, left_out, sizes = processes.agreed(check)
+    processes.advise(sizes[0], evaluation.batch_size)
     instruments = instruments or processes.first_then_others(
         lambda: prepare_instruments(train_data or data, evaluation, device=pipeline.device)
     )

@@ -81,6 +81,7 @@ def evaluate_model(
         check_numbers(config, config.num_images, min(config.num_reference, len(data)))
 
     processes.agreed(check)
+    processes.advise(config.num_images, config.batch_size)
     instruments = instruments or processes.first_then_others(
         lambda: prepare_instruments(train_data or data, config, device=pipeline.device)
     )

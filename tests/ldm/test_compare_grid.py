@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ldm import progress
 from ldm.cli.compare import CompareRun
 from ldm.comparison import ComparisonConfig, compare, verdict_of
 from ldm.comparison.halving import round_sizes, staying
@@ -132,3 +133,16 @@ def test_rounds_spend_samples_where_they_decide(tmp_path, data, fake_pipeline, s
     with pytest.raises(UserError, match="another rounds"):
         compare(idle, data, grid, output_dir=tmp_path / "halved", **given)
     assert (tmp_path / "halved" / "quality-cost.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_bar_tells_what_is_left_of_the_whole(monkeypatch, caplog):
+    now = iter([0.0, 4.0, 10.0, 12.0, 30.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    with caplog.at_level("INFO", "ldm"), progress.Whole(every=10.0) as whole:
+        whole.total, whole.label = 100.0, "cfg 3 (1 of 4)"
+        for _ in range(3):
+            whole.advance(10)
+        whole.label = "cfg 7.5 (2 of 4)"
+        whole.advance(20)
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["cfg 3 (1 of 4): 20 % of all, 40 s left", "cfg 7.5 (2 of 4): 50 % of all, 30 s left"]
