@@ -30,6 +30,7 @@ from ldm.evaluation.records import EvaluationResult
 from ldm.files import atomic_write, atomic_write_json, fingerprint, read_json, sha256_of_file
 from ldm.peak_memory import PeakMemory
 from ldm.pipeline import Pipeline, SamplingConfig
+from ldm.sampling import caveats
 
 RESULT, TABLE, PICTURE = "comparison.json", "comparison.txt", "comparison.png"
 CSV, REPORT = "comparison.csv", "report.html"
@@ -125,7 +126,7 @@ def compare(
             record = Cell(cell.label, cell.method, cell.guidance_scale, cell.classifier_scale, *way, result)
             atomic_write_json(place, record.to_json())  # last: with it the cell is done
         done.append(Cell.from_json(read_json(place)))
-    warnings = cautions(evaluation.num_images, shared["num_reference"], instruments)
+    warnings = (*cautions(evaluation.num_images, shared["num_reference"], instruments), *caveats(sampling))
     comparison = Comparison(tuple(done), left_out, shared, warnings)
     strips = [folder / "cells" / f"{cell.slug}.png" for cell in cells]
     titles = _row_titles(drawn[:rows], data)

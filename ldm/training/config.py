@@ -92,6 +92,11 @@ class TrainingConfig:
         for name in (*not_negative, "dataloader_num_workers"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(self, name)}")
+        if self.compile == "reduce-overhead" and self.gradient_accumulation_steps > 1:
+            raise UserError(
+                "--compile reduce-overhead: its graphs overwrite what --gradient-accumulation-steps adds up; "
+                "use --compile default"
+            )
         for name in ("ema_decay", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}")
