@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from ldm.errors import UserError
 
@@ -30,7 +33,8 @@ def fsync_path(path: Path) -> None:
 def atomic_folder(target: str | Path) -> Iterator[Path]:
     """Give a temporary folder beside `target`; on success flush it and rename it to `target`, replacing the old one.
 
-    On an exception the temporary folder is removed and `target` stays as it was.
+    On an exception the temporary folder is removed and `target` stays as it was; what the system refuses while
+    safetensors writes, such as a full disk, is an `OSError` as anywhere else.
     """
     target = Path(target).absolute()  # "." has no name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -42,6 +46,11 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
             fsync_path(path)
         fsync_path(temporary)
         replace_folder(temporary, target)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(target)) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -91,6 +100,21 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def log_entries(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The entries of a metrics.jsonl, in order: objects with a whole "step".
+
+    Other lines are passed over, such as one that a killed training left half-written.
+    """
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(entry, dict) and type(entry.get("step")) is int:
+                yield entry
 
 
 def fingerprint(value: Any) -> str:

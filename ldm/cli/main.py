@@ -18,6 +18,7 @@ COMMANDS = {
     "sample": "draw pictures from a model under any guidance",
     "evaluate": "distances and accuracy of a model or between two folders; measures of an autoencoder",
     "compare": "compare guidance methods and scales on the same seeds, or autoencoders",
+    "ema": "a model of another averaging length, from the snapshots of a training",
     "info": "what a run or model folder holds",
     "report": "the curves and pictures of a training in one HTML file",
     "list": "list samplers, guidances or configs",
@@ -60,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
-        return _fail(_REFUSALS[error.errno], f"{error.filename or 'output'}: {os.strerror(error.errno)}")
+        return _fail(
+            _REFUSALS[error.errno], f"{error.filename or 'output'}: {error.strerror or os.strerror(error.errno)}"
+        )
 
 
 def _fail(code: int, message: str) -> int:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from ldm.errors import UserError
+from ldm.errors import LostProcessError, UserError
 from ldm.training.config import TrainingConfig
+from ldm.training.randomness import Share
 
 
 def make_accelerator(config: TrainingConfig, device: torch.device) -> Accelerator:
@@ -23,11 +27,35 @@ def make_accelerator(config: TrainingConfig, device: torch.device) -> Accelerato
     return Accelerator(cpu=device.type == "cpu", mixed_precision=precision, step_scheduler_with_optimizer=False)
 
 
+def share_of(config: TrainingConfig, accelerator: Accelerator) -> Share:
+    """This process's part of each batch; `UserError` where it cannot be shared equally."""
+    ranks = accelerator.process_index, accelerator.num_processes
+    try:
+        return Share(config.train_batch_size, config.gradient_accumulation_steps, *ranks)
+    except ValueError as error:
+        raise UserError(f"--train-batch-size: {error}") from None
+
+
 def on_any_process(flag: bool, accelerator: Accelerator) -> bool:
     """Whether a flag is set on any process: what one alone did would leave the others waiting for it."""
     if accelerator.num_processes == 1:
         return flag
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)) > 0)
+
+
+@contextmanager
+def others_alive(accelerator: Accelerator) -> Iterator[None]:
+    """What the transport says when another process is gone, as `LostProcessError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        transport = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        if accelerator.num_processes == 1 or not transport:
+            raise
+        raise LostProcessError(
+            "another process of this training has ended, or cannot be reached; see its own message, then start again: "
+            "the same command goes on from the last checkpoint"
+        ) from error
 
 
 def same_everywhere(checkpoint: str, accelerator: Accelerator) -> None:
