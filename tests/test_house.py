@@ -23,6 +23,7 @@ FLOORS = [
         "files",
         "progress",
         "device",
+        "processes",
         "peak_memory",
         "images",
         "weights",

@@ -19,13 +19,12 @@ from ldm.errors import UserError
 from ldm.evaluation.conditions import Drawn, draw_conditions, uses_classifier
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluate import (
-    Instruments,
     cautions,
     describe,
-    measure,
     prepare_instruments,
     reference_features,
 )
+from ldm.evaluation.measure import Instruments, measure
 from ldm.evaluation.metrics import check_numbers
 from ldm.evaluation.records import EvaluationResult
 from ldm.files import atomic_write, atomic_write_json, fingerprint, read_json, sha256_of_file

@@ -3,13 +3,14 @@
 from ldm.evaluation.autoencoder import evaluate_autoencoder, prepare_autoencoder_instruments
 from ldm.evaluation.autoencoder_config import AUTOENCODER_METRICS, AutoencoderEvaluationConfig
 from ldm.evaluation.config import METRICS, EvaluationConfig
-from ldm.evaluation.evaluate import Instruments, evaluate_folders, evaluate_model, prepare_instruments
+from ldm.evaluation.evaluate import evaluate_folders, evaluate_model, prepare_instruments
 from ldm.evaluation.features import Extractor, inception_extractor, trained_extractor
 from ldm.evaluation.frechet import Gaussian, frechet_distance
 from ldm.evaluation.image_quality import psnr, ssim
 from ldm.evaluation.judge import Judge, trained_judge
 from ldm.evaluation.kid import KernelDistance, kernel_distance
 from ldm.evaluation.likelihood import Likelihood, LikelihoodConfig, measure_likelihood
+from ldm.evaluation.measure import Instruments
 from ldm.evaluation.records import EvaluationResult, Figure
 
 __all__ = [

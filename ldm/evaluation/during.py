@@ -18,11 +18,11 @@ from ldm.evaluation.evaluate import (
     Instruments,
     cautions,
     describe,
-    measure,
     prepare_instruments,
     reference_features,
 )
 from ldm.evaluation.features import inception_extractor
+from ldm.evaluation.measure import measure
 from ldm.evaluation.metrics import check_numbers
 from ldm.evaluation.records import EvaluationResult
 from ldm.pipeline import Pipeline, SamplingConfig

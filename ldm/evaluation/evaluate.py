@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +13,20 @@ from torch import Tensor
 
 from ldm.data.protocol import ImageData
 from ldm.errors import UserError
-from ldm.evaluation.conditions import Drawn, draw_conditions, uses_classifier
+from ldm.evaluation.conditions import draw_conditions, uses_classifier
 from ldm.evaluation.config import OF_FOLDERS, EvaluationConfig
 from ldm.evaluation.features import Extractor, extract, inception_extractor, trained_extractor
 from ldm.evaluation.folder_images import FolderImages
-from ldm.evaluation.judge import Judge, Score, trained_judge
+from ldm.evaluation.judge import trained_judge
 from ldm.evaluation.likelihood import LikelihoodConfig, refuse_guidance, with_likelihood
+from ldm.evaluation.measure import Instruments, measure
 from ldm.evaluation.metrics import Samples, check_numbers, figures_of
-from ldm.evaluation.records import EvaluationResult, Figure
+from ldm.evaluation.records import EvaluationResult
 from ldm.pipeline import Pipeline, SamplingConfig
+from ldm.processes import ALONE, Processes
 from ldm.progress import progress
 
 _SMALL = 10_000  # below so many images FID's bias is larger than most differences worth telling
-
-
-@dataclass(frozen=True)
-class Instruments:
-    """What measures: features for the distances, and a judge where the data set tells what is in its images."""
-
-    extractor: Extractor | None  # None: no distance is asked for
-    judge: Judge | None
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Figures of one set of samples, their cost, and the first few of them."""
-
-    figures: tuple[Figure, ...]
-    evaluations_per_image: float
-    seconds_per_image: float
-    images: Tensor  # (kept, 3, H, W) in [-1, 1], on the CPU
 
 
 def prepare_instruments(
@@ -77,28 +59,34 @@ def evaluate_model(
     instruments: Instruments | None = None,
     train_data: ImageData | None = None,
     likelihood: LikelihoodConfig | None = None,
+    processes: Processes = ALONE,
 ) -> EvaluationResult:
     """Sample under conditions drawn from `data` and compare with its images; measure their likelihood if asked to.
 
     `instruments` default to those trained on `train_data`, which defaults to `data`; they are trained after the model
-    was found to be able to do what is asked, so a refusal costs nothing.
+    was found to be able to do what is asked, so a refusal costs nothing. Several `processes` share the samples and the
+    reference; likelihoods are the first one's alone.
     """
     sampling, config = sampling or SamplingConfig(), config or EvaluationConfig()
     if "bits_per_code" in config.metrics:
         raise UserError("--metrics bits_per_code: for the output of `ldm train prior`; this model draws no codes")
     if config.likelihood_alone:
         refuse_guidance(sampling)
-        return with_likelihood(None, pipeline, data, config, likelihood)
+        return processes.from_first(lambda: with_likelihood(None, pipeline, data, config, likelihood))
     target = uses_classifier(sampling)
-    requests = [
-        drawn.request for drawn in draw_conditions(pipeline, data, config.num_images, config.seed, classifier=target)
-    ]
-    pipeline.check(requests, sampling)  # refuse before any work
-    check_numbers(config, config.num_images, min(config.num_reference, len(data)))
-    instruments = instruments or prepare_instruments(train_data or data, config, device=pipeline.device)
+
+    def check() -> None:  # refuse before any work
+        drawn = draw_conditions(pipeline, data, config.num_images, config.seed, classifier=target)
+        pipeline.check([each.request for each in drawn], sampling)
+        check_numbers(config, config.num_images, min(config.num_reference, len(data)))
+
+    processes.agreed(check)
+    instruments = instruments or processes.first_then_others(
+        lambda: prepare_instruments(train_data or data, config, device=pipeline.device)
+    )
     drawn = draw_conditions(pipeline, data, config.num_images, config.seed, classifier=target, judge=instruments.judge)
-    reference = reference_features(data, instruments, config)
-    found = measure(pipeline, drawn, sampling, config, instruments, reference)
+    reference = reference_features(data, instruments, config, processes)
+    found = measure(pipeline, drawn, sampling, config, instruments, reference, processes=processes)
     manifest = describe(data, config, instruments) | {"sampling": asdict(sampling)}
     result = EvaluationResult(
         found.figures,
@@ -107,7 +95,9 @@ def evaluate_model(
         found.seconds_per_image,
         cautions(config.num_images, manifest["num_reference"], instruments),
     )
-    return with_likelihood(result, pipeline, data, config, likelihood) if "bits_per_dim" in config.metrics else result
+    if "bits_per_dim" not in config.metrics:
+        return result
+    return processes.from_first(lambda: with_likelihood(result, pipeline, data, config, likelihood))
 
 
 def evaluate_folders(
@@ -154,75 +144,32 @@ def evaluate_folders(
     return EvaluationResult(figures_of(Samples(a, b, extractor), config), manifest, warnings=tuple(warnings))
 
 
-def measure(
-    pipeline: Pipeline,
-    drawn: Sequence[Drawn],
-    sampling: SamplingConfig,
-    config: EvaluationConfig,
-    instruments: Instruments,
-    reference: Tensor | None,
-    *,
-    keep: int = 0,
-    label: str = "sampling",
-) -> Measurement:
-    """Sample under the drawn conditions and measure; images stay on the device but for the first `keep`."""
-    batches = pipeline.generate(
-        [each.request for each in drawn], sampling, seed=config.seed, batch_size=config.batch_size
-    )
-    features, kept, scores, seconds, done = [], [], dict[str, Score](), 0.0, 0
-    judge, opinions = instruments.judge, []
-    for _ in progress(range(-(-len(drawn) // config.batch_size)), label):
-        start = time.perf_counter()
-        images = next(batches)  # (b, 3, H, W)
-        _wait(images.device)
-        seconds += time.perf_counter() - start
-        if instruments.extractor is not None:
-            features.append(instruments.extractor(images))
-        if judge is not None:
-            asked = [each.asked for each in drawn[done : done + len(images)]]
-            for name, score in judge.score(images, asked).items():
-                scores[name] = scores.get(name, Score()) + score
-            if judge.class_head and "inception_score" in config.metrics:
-                opinions.append(judge.probabilities(images)[judge.class_head])
-        if done < keep:
-            kept.append(images[: keep - done].cpu())
-        done += len(images)
-    for _ in batches:
-        raise RuntimeError("more batches than conditions")
-    figures: tuple[Figure, ...] = ()
-    if instruments.extractor is not None and reference is not None:
-        samples = Samples(
-            reference,
-            torch.cat(features),
-            instruments.extractor,
-            [(each.request.prompt, each.request.class_label) for each in drawn],
-            torch.cat(opinions) if opinions else None,
-            judge.name if judge is not None else "",
-        )
-        figures = figures_of(samples, config)
-    figures += tuple(
-        Figure(f"accuracy/{name}", f"accuracy[{name}]", score.share, score.standard_error, higher_is_better=True)
-        for name, score in scores.items()
-    )
-    images = torch.cat(kept) if kept else torch.empty(0)
-    return Measurement(figures, pipeline.evaluations / len(drawn), seconds / len(drawn), images)
+def reference_features(
+    data: ImageData, instruments: Instruments, config: EvaluationConfig, processes: Processes = ALONE
+) -> Tensor | None:
+    """Features (N, D) of the real images, read batch by batch; None where no distance is asked for.
 
-
-def reference_features(data: ImageData, instruments: Instruments, config: EvaluationConfig) -> Tensor | None:
-    """Features (N, D) of the real images, read batch by batch; None where no distance is asked for."""
-    if instruments.extractor is None:
+    Of several processes the first has them all, the others their own.
+    """
+    extractor = instruments.extractor
+    if extractor is None:
         return None
     indices = np.arange(len(data))
     if len(data) > config.num_reference:
         indices = np.sort(
             np.random.Generator(np.random.PCG64(config.seed)).permutation(len(data))[: config.num_reference]
         )
-
-    def batches() -> Iterator[Tensor]:
-        for start in progress(range(0, len(indices), config.batch_size), "features of the data"):
-            yield torch.stack([data[int(i)].image for i in indices[start : start + config.batch_size]])
-
-    return extract(instruments.extractor, batches())
+    places = processes.places(len(indices), config.batch_size)
+    found = [
+        (place, extractor(torch.stack([data[int(i)].image for i in indices[place : place + config.batch_size]])))
+        for place in (progress(places, "features of the data") if processes.leads else places)
+    ]
+    if processes.count > 1:
+        everyone = processes.gather([(place, features.cpu()) for place, features in found])
+        device = found[0][1].device if found else torch.device("cpu")
+        parts = [(place, features.to(device)) for those in everyone for place, features in those]
+        found = sorted(parts, key=lambda part: part[0])
+    return torch.cat([features for _, features in found]) if found else torch.empty(0)
 
 
 def describe(data: ImageData, config: EvaluationConfig, instruments: Instruments) -> dict[str, Any]:
@@ -272,9 +219,3 @@ def _extractor_facts(instruments: Instruments) -> dict[str, Any]:
             "judge_held_out": judge.facts.held_out,
         }
     return facts
-
-
-def _wait(device: torch.device) -> None:
-    """Let the device finish, so that its time is counted where it is spent."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

@@ -31,9 +31,9 @@ from ldm.training.latents import (
     load_autoencoder,
 )
 from ldm.training.loop import Loss
+from ldm.training.objective import ObjectiveConfig
 from ldm.training.randomness import BatchPlan, StepRandom
 from ldm.unet import UNet, UNetConfig
-from samplers import min_snr_weight
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,14 @@ class DiffusionRun:
     unet: UNetConfig = field(default_factory=UNetConfig)
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: DiffusionEvalConfig = field(default_factory=DiffusionEvalConfig)
     autoencoder: str = ""
     """Output folder of `ldm train autoencoder` (or any folder with a `vae`); identity: diffusion in pixels."""
     latents: str = ""
-    """Folder of the latent cache, made when absent; unset: <output-dir>/latents."""
+    """Folder of the latent cache, made when absent; unset: <output-dir>/latents; none: encode each batch anew, which
+    takes random crops and no disk."""
     first_caption_probability: float = 0.0
     """Where an image has several captions: how often the first, the fullest of `shapes`, is taken instead of any."""
     validation_images: int = 256
@@ -87,6 +89,7 @@ class DiffusionTask:
         self.config, self.data, self.validation, self.device = config, data, validation, device
         self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device)
         self.process = config.diffusion.process()
+        config.objective.check(self.process, config.diffusion.snr_gamma)
         self.schedule = self.process.schedule
         captions = [data.captions(index) for index in range(len(data))] if data.has_captions else []
         seed = config.training.seed
@@ -125,6 +128,8 @@ class DiffusionTask:
             "conditioning": dataclasses.asdict(config.conditioning),
             "diffusion": dataclasses.asdict(config.diffusion) | {"prediction_type": self.process.target},
             "first_caption_probability": first,
+            **({"latents": "none"} if self.source.online else {}),
+            **({"objective": objective} if (objective := config.objective.facts()) else {}),
             "training": config_facts(config.training),
         }
 
@@ -133,26 +138,24 @@ class DiffusionTask:
         return self.source.batches(plan)
 
     def loss(self, model: nn.Module, batch: LatentBatch, random: StepRandom) -> Loss:
-        """E || target - f(x_t, t, c) ||^2 (Ho et al. 2020, eq. 14), min-SNR on request (Hang et al. 2023)."""
+        """E || target - f(x_t, t, c) ||^2 (Ho et al. 2020, eq. 14), weighted by noise level on request."""
         config, unwrapped = self.config, self.model.conditioner
         x0 = batch.sample(random)  # (B, C, h, w)
-        eps = random.normal("eps", x0.shape[1:])
-        integers = random.integers("time", config.diffusion.num_train_timesteps)
-        t = self.process.training_times(integers, random.normal("log sigma", ())).to(x0.dtype)  # (B,)
+        eps, shown_eps = config.objective.noise(tuple(x0.shape[1:]), random)
+        t = config.objective.times(self.process, random).to(x0.dtype)  # (B,)
         dropped = random.uniform("dropout") < unwrapped.dropout
         labels = batch.labels if unwrapped.num_classes else None
         tokens = self.captions.choose(batch.keys).to(self.device) if self.captions is not None else None
         labels, tokens = unwrapped.drop(labels, tokens, dropped)
         alpha, sigma = (value.view(-1, 1, 1, 1) for value in self.schedule.at(t))  # (B, 1, 1, 1)
-        shown, own_t = self.process.shown(alpha * x0 + sigma * eps, t, alpha, sigma)
+        shown, own_t = self.process.shown(alpha * x0 + sigma * shown_eps, t, alpha, sigma)
         output = model(shown, own_t, labels, tokens)
         target = self.process.wanted(x0, eps, alpha, sigma)
         error = (output.float() - target).square().mean((1, 2, 3))  # (B,)
-        if config.diffusion.snr_gamma is None:
+        weight = config.objective.weight(self.process, alpha, sigma, config.diffusion.snr_gamma)
+        if weight is None:
             return Loss(error.mean(), {})
-        gamma, sigma_data = config.diffusion.snr_gamma, self.process.sigma_data
-        weight = min_snr_weight(self.process.target, alpha, sigma, gamma, sigma_data).flatten()
-        return Loss((weight * error).mean(), {"mse": error.mean()})
+        return Loss((weight.flatten() * error).mean(), {"mse": error.mean()})
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
         """The unweighted loss on held-out latents with fixed noise at spread times, whole, by quarters and tenths."""
