@@ -14,15 +14,9 @@ from ldm.data.protocol import ImageData
 from ldm.errors import UserError, at_least, suggest
 from ldm.evaluation.conditions import draw_conditions
 from ldm.evaluation.config import DISTANCES, EvaluationConfig
-from ldm.evaluation.evaluate import (
-    Instruments,
-    cautions,
-    describe,
-    prepare_instruments,
-    reference_features,
-)
+from ldm.evaluation.evaluate import cautions, describe, prepare_instruments, reference_features
 from ldm.evaluation.features import inception_extractor
-from ldm.evaluation.measure import measure
+from ldm.evaluation.measure import Instruments, measure
 from ldm.evaluation.metrics import check_numbers
 from ldm.evaluation.records import EvaluationResult
 from ldm.pipeline import Pipeline, SamplingConfig

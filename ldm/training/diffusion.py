@@ -21,6 +21,7 @@ from ldm.files import atomic_folder, atomic_write_json
 from ldm.model_folder import INDEX, copy_part, write_index
 from ldm.pipeline import Pipeline, Request, SamplingConfig
 from ldm.process import Process
+from ldm.training.averages import AveragesConfig
 from ldm.training.config import TrainingConfig, config_facts
 from ldm.training.evaluations import requires_grad_kept
 from ldm.training.latents import (
@@ -45,6 +46,7 @@ class DiffusionRun:
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    averages: AveragesConfig = field(default_factory=AveragesConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: DiffusionEvalConfig = field(default_factory=DiffusionEvalConfig)
     autoencoder: str = ""
@@ -115,7 +117,7 @@ class DiffusionTask:
         self.source = LatentSource(
             self.autoencoder, data, config.latents, training.output_dir, device, training.dataloader_num_workers
         )
-        self.length = len(data)
+        self.length, self.averages = len(data), config.averages
         first = config.first_caption_probability
         if not 0 <= first <= 1:
             raise UserError(f"--first-caption-probability must be in [0, 1], got {first}")
@@ -129,6 +131,7 @@ class DiffusionTask:
             "diffusion": dataclasses.asdict(config.diffusion) | {"prediction_type": self.process.target},
             "first_caption_probability": first,
             **({"latents": "none"} if self.source.online else {}),
+            **config.averages.facts(),
             **({"objective": objective} if (objective := config.objective.facts()) else {}),
             "training": config_facts(config.training),
         }

@@ -81,7 +81,7 @@ class RunFolder:
             if (path / RUN_FILE).exists():
                 run._refuse_other_facts(facts)
                 commands = commands_of(path)
-            for pattern in (".*.tmp-*", ".*.old-*", "samples/.*.tmp-*"):  # of a run that was killed
+            for pattern in (".*.tmp-*", ".*.old-*", "samples/.*.tmp-*", "averages/.*.tmp-*"):  # of a killed run
                 for leftover in path.glob(pattern):
                     shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
             commands = [each for each in commands if each != command] + ([command] if command else [])
