@@ -18,21 +18,19 @@ from ldm.data.protocol import ImageData
 from ldm.errors import UserError
 from ldm.evaluation.conditions import Drawn, draw_conditions, uses_classifier
 from ldm.evaluation.config import EvaluationConfig
-from ldm.evaluation.evaluate import (
-    Instruments,
-    cautions,
-    describe,
-    measure,
-    prepare_instruments,
-    reference_features,
-)
+from ldm.evaluation.evaluate import measure, reference_features
+from ldm.evaluation.floor import Floor, floor_of_data
+from ldm.evaluation.instruments import Instruments, prepare_instruments
+from ldm.evaluation.manifest import cautions, count_of_reference, describe
 from ldm.evaluation.metrics import check_numbers
-from ldm.evaluation.records import EvaluationResult
+from ldm.evaluation.records import EvaluationResult, figures_from_json, finite
+from ldm.evaluation.references import opened_reference
 from ldm.files import atomic_write, atomic_write_json, fingerprint, read_json, sha256_of_file
 from ldm.peak_memory import PeakMemory
 from ldm.pipeline import Pipeline, SamplingConfig
 
 RESULT, TABLE, PICTURE = "comparison.json", "comparison.txt", "comparison.png"
+FLOOR = "floor.json"
 CSV, REPORT = "comparison.csv", "report.html"
 
 _PARTS = (
@@ -51,6 +49,7 @@ def compare(
     evaluation: EvaluationConfig | None = None,
     instruments: Instruments | None = None,
     train_data: ImageData | None = None,
+    other_data: ImageData | None = None,
     model: str = "",
     name: str = "this model",
     command: str = "",
@@ -59,7 +58,8 @@ def compare(
 
     Each cell is stored when it is done, so the same call after an interruption goes on with the next; `model` (see
     `model_identity`) keeps cells of other weights apart; the report says `name` and `command`. `instruments` default
-    to those trained on `train_data`, which defaults to `data`. Raises `UserError`, before any work, for what the model
+    to those trained on `train_data`, which defaults to `data`; the floor of the figures is that of `other_data`, which
+    defaults to `train_data`. Raises `UserError`, before any work, for what the model
     cannot do and for a folder that holds something else.
     """
     config, sampling = config or ComparisonConfig(), sampling or SamplingConfig()
@@ -83,14 +83,15 @@ def compare(
         pipeline.check([each.request for each in _told(drawn, pipeline, cell)], cell.sampling)
     folder = Path(output_dir)
     check_folder(folder)
-    check_numbers(evaluation, evaluation.num_images, min(evaluation.num_reference, len(data)))
+    opened_reference(evaluation, data)
+    check_numbers(evaluation, evaluation.num_images, count_of_reference(data, evaluation))
 
     instruments = instruments or prepare_instruments(train_data or data, evaluation, device=pipeline.device)
     drawn = draw_conditions(
         pipeline, data, evaluation.num_images, evaluation.seed, classifier=guided, judge=instruments.judge
     )
     rows = min(config.rows, evaluation.num_images)
-    shared = describe(data, evaluation, instruments) | {
+    shared = describe(data, evaluation, instruments, getattr(pipeline, "folder", None)) | {
         "model": model,
         "sampling": asdict(sampling),
         "metrics": list(evaluation.metrics),
@@ -127,7 +128,15 @@ def compare(
             atomic_write_json(place, record.to_json())  # last: with it the cell is done
         done.append(Cell.from_json(read_json(place)))
     warnings = cautions(evaluation.num_images, shared["num_reference"], instruments)
-    comparison = Comparison(tuple(done), left_out, shared, warnings)
+    if not (folder / FLOOR).is_file():
+        if reference is None:
+            reference = reference_features(data, instruments, evaluation)
+        other = train_data if other_data is None else other_data
+        floor = floor_of_data(other, data, reference, evaluation, instruments, captions=pipeline.has_text)
+        atomic_write_json(folder / FLOOR, finite(asdict(floor)))
+    kept = read_json(folder / FLOOR)
+    floor = Floor(figures_from_json(kept["figures"]), kept["facts"])
+    comparison = Comparison(tuple(done), left_out, shared, warnings, floor)
     strips = [folder / "cells" / f"{cell.slug}.png" for cell in cells]
     titles = _row_titles(drawn[:rows], data)
     side_by_side(strips, [cell.label for cell in cells], titles, folder / PICTURE)

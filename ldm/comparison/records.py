@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ldm.comparison.text import aligned
-from ldm.evaluation.records import EvaluationResult, Figure
+from ldm.evaluation.floor import Floor, told_floor
+from ldm.evaluation.records import EvaluationResult, Figure, finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Comparison:
     left_out: Mapping[str, str]  # method -> why
     manifest: Mapping[str, Any]  # what all cells share
     warnings: tuple[str, ...] = ()
+    floor: Floor = field(default_factory=Floor)  # the figures of real images that are not the reference
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json`."""
@@ -49,6 +51,7 @@ class Comparison:
             "manifest": dict(self.manifest),
             "warnings": list(self.warnings),
             "left_out": dict(self.left_out),
+            "floor": finite(asdict(self.floor)),
             "cells": [cell.to_json() for cell in self.cells],
         }
 
@@ -66,6 +69,11 @@ class Comparison:
             ]
             for cell in self.cells
         ]
+        if self.floor.facts:
+            found = {figure.metric: figure for figure in self.floor.figures}
+            measured = [figure.metric for figure in self.cells[0].result.figures]
+            rows.append(["floor", *[_shown(found[name]) if name in found else "-" for name in measured], "-", "-", "-"])
+            return f"{aligned([head, *rows])}\n{told_floor(self.floor.facts)}"
         return aligned([head, *rows])
 
 

@@ -7,6 +7,7 @@ from ldm.errors import UserError, suggest
 
 OF_FOLDERS = ("fid", "kid", "sliced_fid", "fid_infinity", "precision", "recall", "density", "coverage")
 DISTANCES = (*OF_FOLDERS, "inception_score", "diversity")  # what compares samples with images, or with each other
+_EXTRACTORS = ("auto", "inception", "trained", "dinov2", "clip")
 METRICS = (*DISTANCES, "bits_per_dim", "bits_per_code")
 
 
@@ -35,6 +36,13 @@ class EvaluationConfig:
     """The file inception-2015-12-05.pt; default: where clean-fid keeps it."""
     download_inception: bool = False
     """Download the Inception weights (96 MB) to where clean-fid keeps them, if they are not there."""
+    reference: str = ""
+    """A file of `ldm evaluate reference` (or with mu and sigma of Inception features, for fid) to compare with, in
+    place of features computed now; refused where it is of other images or another extractor."""
+    allow_other_reference: bool = False
+    """Take a --reference of other images than --data and --split; the manifest tells of what."""
+    floor: bool = True
+    """Also measure real images that are not the reference, as many as samples: no model does better but by chance."""
     bootstrap: int = 100
     """Half-samples from which 95 % intervals of the distances are made, the reference being held; 0: no intervals."""
     judge: bool = True
@@ -44,6 +52,11 @@ class EvaluationConfig:
     def distances(self) -> tuple[str, ...]:
         """The metrics that compare samples with images."""
         return tuple(name for name in self.metrics if name in DISTANCES)
+
+    @property
+    def near(self) -> bool:
+        """Whether memorisation is asked for, which needs features as distances do."""
+        return "memorisation" in self.metrics
 
     @property
     def likelihood_alone(self) -> bool:

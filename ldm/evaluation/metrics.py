@@ -28,10 +28,12 @@ _OF_MANIFOLD = tuple(each.name for each in fields(ManifoldScores))
 class Samples:
     """What is measured: features of real images (N, D) and of generated ones (M, D), and what else is known of these.
 
+    `real` may be a Gaussian in place of features, which is enough for fid.
+
     `groups`: the condition of each. `probabilities` (M, K): the judge's opinion on their class, `judge` its name.
     """
 
-    real: Tensor
+    real: Tensor | Gaussian
     fake: Tensor
     extractor: Extractor
     groups: Sequence[Hashable] = ()
@@ -40,7 +42,14 @@ class Samples:
 
     @cached_property
     def reference(self) -> Gaussian:
-        return Gaussian.fit(self.real)
+        return self.real if isinstance(self.real, Gaussian) else Gaussian.fit(self.real)
+
+    @cached_property
+    def each(self) -> Tensor:
+        """The features of the real images, one by one."""
+        if isinstance(self.real, Gaussian):
+            raise UserError("--metrics: the reference holds moments alone, good for fid")
+        return self.real
 
 
 def check_numbers(config: EvaluationConfig, num_images: int, num_reference: int) -> None:
@@ -73,25 +82,25 @@ def _frechet(metric: str, samples: Samples, config: EvaluationConfig, halves: Se
 
 
 def _sliced(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
-    real, fake = slices_of(samples.real, seed=config.seed), slices_of(samples.fake, seed=config.seed)
-    dim = samples.real.shape[1]
+    real, fake = slices_of(samples.each, seed=config.seed), slices_of(samples.fake, seed=config.seed)
+    dim = samples.each.shape[1]
     parts = tuple(distance_of_slices(real, fake[half.to(fake.device)], dim) for half in halves)
     return [_figure(metric, samples, distance_of_slices(real, fake, dim), parts)]
 
 
 def _kernel(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
-    found = kernel_distance(samples.real, samples.fake, seed=config.seed)
+    found = kernel_distance(samples.each, samples.fake, seed=config.seed)
     return [Figure(metric, figure_name(metric, samples.extractor), found.value, found.standard_error)]
 
 
 def _extrapolated(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
-    found = extrapolated_frechet_distance(samples.real, samples.fake, seed=config.seed)
+    found = extrapolated_frechet_distance(samples.each, samples.fake, seed=config.seed)
     return [Figure(metric, figure_name(metric, samples.extractor), found.value, found.standard_error)]
 
 
 def _manifold(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
     """All four at once, for they need the same distances."""
-    real, fake = (_at_most(features, MOST, config.seed) for features in (samples.real, samples.fake))
+    real, fake = (_at_most(features, MOST, config.seed) for features in (samples.each, samples.fake))
     around = Neighbourhoods(real, fake)
     whole = around.scores()
     if len(fake) != len(samples.fake):
