@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from autoencoders import folder
+from autoencoders.bottlenecks.base import full_precision
 from autoencoders.checks import check_bool, check_int
 from autoencoders.coder import Decoder
+from autoencoders.processes import joint_moments, several_processes
 
 _CLASS = "Generator"
 
@@ -119,10 +121,10 @@ class Generator(nn.Module):
         self.train()
         for count, batch in enumerate(noise if norms else (), start=1):
             for norm in norms:
-                norm.momentum = 1 / count
+                norm.momentum, norm.joint = 1 / count, False
             self(batch)
         for norm in norms:
-            norm.momentum = _BatchNorm.momentum
+            norm.momentum, norm.joint = _BatchNorm.momentum, True
         self.train(training)
 
     def save_pretrained(self, path: str | Path) -> None:
@@ -153,6 +155,7 @@ class _BatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
     momentum = 0.1
+    joint = True  # in training: with the batches of all processes
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -161,9 +164,19 @@ class _BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.joint and several_processes():
+            return self._jointly(x)
         return F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum
         )
+
+    def _jointly(self, x: Tensor) -> Tensor:
+        mean, var = joint_moments(full_precision(x))
+        count = x.numel() // x.shape[1] * distributed.get_world_size()
+        self.running_mean.lerp_(mean.detach(), self.momentum)
+        self.running_var.lerp_(var.detach() * count / (count - 1), self.momentum)
+        gain = self.weight * torch.rsqrt(var + 1e-5)
+        return ((x - mean[:, None, None]) * gain[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def _hears_its_input(layer: nn.Conv2d) -> None:

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ldm.data.decode import BadImageError, crop_square, decode_rgb, fit
-from ldm.data.pixels import read_file
+from ldm.data.pixels import read_file, square_picture
 from ldm.errors import UserError
 from ldm.pipeline import Pipeline
 from ldm.sampling import Request, SamplingConfig
@@ -59,11 +58,9 @@ def read_picture(path: str | Path, size: int, flag: str = "--init-image") -> Pic
     """
     image, digest = _decoded(path, flag)
     try:
-        square = crop_square(fit(image, size))  # (H, W, 3)
+        return Picture(square_picture(image, size), image.size, digest)
     except BadImageError as error:
         raise UserError(f"{flag} {path}: {error}") from None
-    pixels = torch.from_numpy(np.ascontiguousarray(square.transpose(2, 0, 1))).float() / 127.5 - 1
-    return Picture(pixels, image.size, digest)
 
 
 def read_mask(path: str | Path, picture: Picture) -> tuple[Tensor, str]:

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from autoencoders import Autoencoder
 from ldm.classifier import NoisyClassifier
-from ldm.data.decode import BadImageError, crop_square, decode_rgb, fit
+from ldm.data.decode import BadImageError, decode_rgb
+from ldm.data.pixels import read_file, square_picture
 from ldm.errors import UserError, suggest
 from samplers import colour, inpainting, parse_call, similarity
 
 Function: TypeAlias = Callable[[Tensor], Tensor]  # pictures or latents -> (B,)
 KNOWN = ("colour", "inpainting", "similarity")
-_MAX_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
@@ -137,17 +137,12 @@ def read_picture(path: object, size: int) -> Tensor:
     if not isinstance(path, str):
         raise UserError(f"expected the name of an image file; got {path!r}")
     place = Path(path).expanduser()
+    if not place.is_file():
+        raise UserError(f"{path}: no such file")
     try:
-        if place.stat().st_size > _MAX_BYTES:
-            raise UserError(f"{path}: larger than {_MAX_BYTES} bytes")
-        pixels = crop_square(fit(decode_rgb(place.read_bytes()), size))  # (size, size, 3)
+        return square_picture(decode_rgb(read_file(place)), size)[None]
     except BadImageError as error:
         raise UserError(f"{path}: {error}") from None
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    return torch.tensor(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def all_energies(

@@ -8,6 +8,18 @@ class UserError(ValueError):
     """
 
 
+class LostProcessError(RuntimeError):
+    """Another process of the run ended, or did not answer in time."""
+
+
+class ToldElsewhere(Exception):  # noqa: N818  (not an error of this process)
+    """Another process of the run stops it and says why; this one leaves with `code` and in silence."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 def at_least(settings: object, **limits: int) -> None:
     """`UserError` naming the flag of the first of these settings that is below its limit."""
     for name, limit in limits.items():

@@ -239,12 +239,14 @@ class Pipeline:
         on_step: Callable[[Step], None] | None = None,
         energies: Energies | None = None,
         start: Start | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[Tensor]:
         """Draw one image a request: batches (b, 3, H, W) in [-1, 1] on the device, in order.
 
         Sample i depends on (seed, first_index + i), its request and `start` alone, not on the batch size; samples on a
         path (`Request.toward`) all depend on (seed, first_index). `start` begins elsewhere than in pure noise: see
-        `ldm.editing`. `evaluations` counts network evaluations (samples x branches) of the latest call. `energies` are
+        `ldm.editing`. With `share` (r, n) only each n-th batch is drawn, from number r on: see `ldm.processes`.
+        `evaluations` counts network evaluations (samples x branches) of the latest call. `energies` are
         the user's own differentiable functions by name, (b, 3, H, W) -> (b,), of the decoded, not yet clipped estimate
         of the pictures, for guidances such as "energy(50, name='mine')"; wrapped in `ldm.energies.Energy` they may be
         of latents or of x_t. Raises `UserError` as `check`.
@@ -254,9 +256,9 @@ class Pipeline:
         levels = self.levels(sampling) if start is None else start.levels(self.levels(sampling))
         solve = self._solve(sampling, levels, start)
         self.evaluations = 0
-        return self._batches(
-            list(requests), sampling, levels, solve, found, seed, first_index, batch_size, on_step, start
-        )
+        places = range(share[0] * batch_size, len(requests), share[1] * batch_size)
+        chunks = [(place, list(requests[place : place + batch_size])) for place in places]
+        return self._batches(chunks, sampling, levels, solve, found, seed, first_index, on_step, start)
 
     def _solve(self, sampling: SamplingConfig, levels: Sequence[Level], start: Start | None) -> _Solve:
         """The sampler with its options, levels and guidances: from (evaluate, x, noise) to steps."""
@@ -267,20 +269,18 @@ class Pipeline:
 
     def _batches(
         self,
-        requests: list[Request],
+        chunks: Sequence[tuple[int, list[Request]]],
         sampling: SamplingConfig,
         levels: Sequence[Level],
         solve: _Solve,
         energies: Mapping[str, Energy],
         seed: int,
         first_index: int,
-        batch_size: int,
         on_step: Callable[[Step], None] | None,
         start: Start | None,
     ) -> Iterator[Tensor]:
         size, std = self.latent_size, math.hypot(levels[0].alpha, levels[0].sigma)  # of x_t, for unit latents
-        for place in range(0, len(requests), batch_size):
-            chunk = requests[place : place + batch_size]
+        for place, chunk in chunks:
             noise = noise_of(chunk, seed, first_index, place)
             with torch.no_grad():
                 denoiser = self.networks.denoiser(chunk, sampling, self.device, self.autocast)

@@ -74,17 +74,16 @@ class Process:
         """What the network's output is compared with in training."""
         return training_target(self.target, x0, eps, alpha, sigma, self.sigma_data)
 
-    def training_times(self, integers: Tensor, normal: Tensor) -> Tensor:
-        """Times (B,) to train on: the uniform integers (B,) themselves; for EDM those of its log-normal sigma.
+    @property
+    def log_normal(self) -> tuple[float, float]:
+        """Mean and deviation of log(sigma / alpha) where it is drawn from a normal distribution.
 
-        There log(sigma / sigma_data) has the mean -1.2 + log 2 and the deviation 1.2 (Karras et al. 2022, Table 1,
-        where sigma_data is 0.5); beyond the ends of the schedule it is clipped.
+        On a flow the standard one, by which time itself is logit-normal (Esser et al. 2024, section 3.1); else that of
+        Karras et al. 2022, Table 1, in units of the data's spread.
         """
-        if not isinstance(self.schedule, EDMSchedule):
-            return integers.to(normal.dtype)
-        low, high = math.log(self.schedule.sigma_min), math.log(self.schedule.sigma_max)
-        log_sigma = math.log(2 * self.sigma_data) - 1.2 + 1.2 * normal
-        return ((log_sigma - low) / (high - low)).clamp(0, 1) * (self.schedule.num_train_timesteps - 1)
+        if isinstance(self.schedule, FlowSchedule):
+            return 0.0, 1.0
+        return math.log(2 * self.sigma_data) - 1.2, 1.2
 
     def config(self) -> dict[str, Any]:
         """scheduler_config.json of the scheduler of diffusers with the same process."""

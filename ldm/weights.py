@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +14,19 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.files import atomic_write, atomic_write_json, read_json
+from ldm.files import atomic_write, atomic_write_json, fingerprint, read_json
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+
+
+def weights_fingerprint(network: nn.Module) -> str:
+    """SHA-256 of the names and bits of all weights and buffers, wherever they lie and in whatever memory layout."""
+    digests = {}
+    for name, tensor in network.state_dict().items():
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digests[name] = hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
+    return fingerprint(digests)
 
 
 def save_network(folder: str | Path, class_name: str, config: Mapping[str, Any], network: nn.Module) -> None:

@@ -44,7 +44,7 @@ from samplers.guidance import (
 from samplers.level import Denoise, Evaluate, Guidance, Level, Noise, Prediction, Solver, Step
 from samplers.likelihood import Bound, bits_per_dim, flow_log_likelihood, variational_bound
 from samplers.noise import BrownianNoise, SampleNoise, interpolate
-from samplers.parameterization import Target, edm_scales, min_snr_weight, training_target, x0_from_output
+from samplers.parameterization import Target, edm_scales, min_snr_weight, p2_weight, training_target, x0_from_output
 from samplers.registry import (
     GuidanceInfo,
     SamplerInfo,
@@ -151,6 +151,7 @@ __all__ = [
     "lms",
     "make_levels",
     "min_snr_weight",
+    "p2_weight",
     "parse_call",
     "parse_guidance",
     "parse_sampler",

@@ -82,3 +82,26 @@ def min_snr_weight(kind: Target, alpha: Tensor, sigma: Tensor, gamma: float = 5.
     if kind == "edm":
         return clipped * sigma_data**2 / (noise + signal * sigma_data**2)
     return (signal / noise).clamp(max=gamma)
+
+
+def p2_weight(
+    kind: Target, alpha: Tensor, sigma: Tensor, gamma: float = 1.0, k: float = 1.0, sigma_data: float = 0.5
+) -> Tensor:
+    """The weight of the squared error of `kind` that weighs that of eps by (k + SNR)^-gamma (Choi et al. 2022, eq. 8).
+
+    So the same estimate of x0 costs the same whatever the network predicts.
+    """
+    check_target(kind)
+    if not (gamma >= 0 and k > 0):
+        raise ValueError(f"gamma must be 0 or more and k positive; got {gamma} and {k}")
+    signal, noise = torch.as_tensor(alpha) ** 2, torch.as_tensor(sigma) ** 2
+    of_eps = (noise / (k * noise + signal)) ** gamma
+    if kind == "epsilon":
+        return of_eps
+    if kind == "v_prediction":
+        return of_eps * signal / (signal + noise)
+    if kind == "flow_prediction":
+        return of_eps * signal / (alpha + sigma) ** 2
+    if kind == "edm":
+        return of_eps * signal * sigma_data**2 / (noise + signal * sigma_data**2)
+    return of_eps * signal / noise

@@ -43,6 +43,8 @@ class Schedule(Protocol):
 
     def level_of(self, log_snr: float) -> Level: ...
 
+    def times_of(self, log_snr: Tensor) -> Tensor: ...  # clipped to [0, T-1]
+
 
 def _betas(kind: str, T: int, start: float, end: float) -> list[float]:
     if kind == "cosine":  # Nichol & Dhariwal 2021, eq. 17, with s = 0.008 and betas clipped at 0.999
@@ -136,6 +138,16 @@ class DiscreteSchedule:
         a, b = self._log_snr[high - 1], self._log_snr[high]
         return high - 1 + (a - log_snr) / (a - b) if math.isfinite(b) else float(high - 1 if log_snr > a - 1 else high)
 
+    def times_of(self, log_snr: Tensor) -> Tensor:
+        """`time_of` for a tensor of log-SNRs, in its dtype."""
+        dtype = torch.float32 if log_snr.device.type == "mps" else torch.float64
+        noise = -torch.tensor(self._log_snr, dtype=dtype, device=log_snr.device)  # (T,), rising with t
+        wanted = -log_snr.to(dtype)
+        high = torch.searchsorted(noise, wanted).clamp(1, self.num_train_timesteps - 1)
+        a, b = noise[high - 1], noise[high]
+        between = torch.where(b.isfinite(), (wanted - a) / (b - a), (wanted > a + 1).to(dtype))
+        return (high - 1 + between.clamp(0, 1)).to(log_snr.dtype)
+
     def config(self) -> dict[str, Any]:
         """The keys of a diffusers scheduler_config.json that describe this schedule."""
         return {
@@ -198,6 +210,11 @@ class EDMSchedule:
         t = (-log_snr - math.log(self.sigma_min)) / self._rate
         return Level(min(max(t, 0.0), self.num_train_timesteps - 1.0), 1.0, math.exp(-log_snr), self)
 
+    def times_of(self, log_snr: Tensor) -> Tensor:
+        """The times of a tensor of log-SNRs, clipped to [0, T-1]."""
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        return ((-log_snr - low) / (high - low)).clamp(0, 1) * (self.num_train_timesteps - 1)
+
 
 class FlowSchedule:
     """Rectified flow: alpha = 1 - s, sigma = s, with s = (t + 1) / T (Liu et al. 2022; Esser et al. 2024).
@@ -224,6 +241,11 @@ class FlowSchedule:
         """The level of a finite log-SNR; beyond the first time the network is told that time."""
         s = 1 / (1 + math.exp(log_snr))
         return Level(max(s * self.num_train_timesteps - 1, 0.0), 1 - s, s, self)
+
+    def times_of(self, log_snr: Tensor) -> Tensor:
+        """The times of a tensor of log-SNRs, clipped to [0, T-1]."""
+        T = self.num_train_timesteps
+        return (torch.sigmoid(-log_snr) * T - 1).clamp(0, T - 1)
 
 
 def _check_time(t: float, T: int) -> None:

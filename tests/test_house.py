@@ -23,6 +23,7 @@ FLOORS = [
         "files",
         "progress",
         "device",
+        "processes",
         "peak_memory",
         "images",
         "weights",
@@ -82,7 +83,7 @@ def test_imports_within_the_system_run_one_way():
                 assert floor_of(module) <= own, f"{name} imports {module}"
 
 
-MEASURES = {"features", "frechet", "image_quality", "perceptual", "small_network", "train_network"}
+MEASURES = {"during", "records", "features", "frechet", "image_quality", "perceptual", "small_network", "train_network"}
 
 
 def test_training_knows_of_evaluation_only_how_good_images_are():

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
+from torch import Tensor, nn
 
 from autoencoders.bottlenecks.gaussian import Gaussian
 from autoencoders.checks import check_number
+from autoencoders.processes import joint_moments
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,10 @@ class BatchNormGaussian(Gaussian):
     def posterior(self, features: Tensor) -> tuple[Tensor, Tensor]:
         raw, logvar = super().posterior(features)  # (B, C, h, w) each
         if self.training:
-            mean, var = _moments(raw)
+            mean, var = joint_moments(raw)
             for running, now in ((self.running_mean, mean), (self.running_var, var)):
                 running.data.lerp_(now.detach().to(running.dtype), self.momentum)
         else:
             mean, var = self.running_mean, self.running_var
         gain = self.mean_scale * torch.rsqrt(var + self.eps)
         return (raw - mean[:, None, None]) * gain[:, None, None] + self.shift[:, None, None], logvar
-
-
-def _moments(raw: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (C,) of raw (B, C, h, w) over the batches of all processes, which are equally large."""
-    mean, var = raw.mean((0, 2, 3)), raw.var((0, 2, 3), unbiased=False)
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return mean, var
-    joint = all_reduce(torch.stack([mean, var + mean.square()])) / distributed.get_world_size()
-    return joint[0], joint[1] - joint[0].square()

@@ -11,6 +11,7 @@ from torch import Tensor
 from autoencoders.bottlenecks.base import BottleneckOutput, Quantizer, full_precision
 from autoencoders.bottlenecks.vector_quantizer import code_use, straight_through
 from autoencoders.checks import check_number
+from autoencoders.processes import over_processes
 
 MAX_BITS = 22
 _GROUP = 8  # bits whose 2^8 joint probabilities are held for every vector of a batch
@@ -30,12 +31,13 @@ class LookupFreeConfig:
         check_number("entropy_temperature", self.entropy_temperature, 0, 1e3, above=True)
 
 
-def entropy_penalty(vectors: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def entropy_penalty(vectors: Tensor, temperature: float, *, joint: bool = False) -> tuple[Tensor, Tensor]:
     """E[H(q(c | z))] and H(E[q(c | z)]) in nats for vectors (N, C): the penalty of section 3.1 is their difference.
 
     q(c | z) is the softmax over all codes c in {-1, 1}^C of -|z - c|^2 / T, in which the bits are independent, with
     the probability sigmoid(4 z / T) of +1. So the first term is a sum over bits, exactly. The second is computed in
-    groups of 8 bits and summed: exact up to 8 channels, an upper bound beyond, since entropy is subadditive.
+    groups of 8 bits and summed: exact up to 8 channels, an upper bound beyond, since entropy is subadditive. With
+    `joint` the mean q is that of the vectors of all processes.
     """
     logits = vectors * (4 / temperature)  # (N, C)
     plus, minus = F.logsigmoid(logits), F.logsigmoid(-logits)
@@ -46,6 +48,7 @@ def entropy_penalty(vectors: Tensor, temperature: float) -> tuple[Tensor, Tensor
         codes = torch.arange(2**width, device=vectors.device)
         bits = (codes >> torch.arange(width, device=vectors.device)[:, None] & 1).to(vectors)  # (G, 2^G)
         mean = (first @ bits + second @ (1 - bits)).exp().mean(0)  # (2^G,)
+        mean = over_processes(mean) if joint else mean
         of_mean = of_mean - torch.special.xlogy(mean, mean.clamp(min=torch.finfo(mean.dtype).tiny)).sum()
     return of_each, of_mean
 
@@ -78,7 +81,9 @@ class LookupFree(Quantizer):
         z = full_precision(features)
         codes = self.decode(z)
         with torch.autocast(z.device.type, enabled=False):
-            of_each, of_mean = entropy_penalty(z.permute(0, 2, 3, 1).flatten(0, 2), self.entropy_temperature)
+            of_each, of_mean = entropy_penalty(
+                z.permute(0, 2, 3, 1).flatten(0, 2), self.entropy_temperature, joint=self.training
+            )
         losses = {
             "commitment": self.beta * F.mse_loss(z, codes),
             "entropy": self.entropy_weight * (of_each - of_mean),

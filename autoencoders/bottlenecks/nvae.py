@@ -16,6 +16,7 @@ from autoencoders.blocks import ResnetBlock, Stage, group_norm
 from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, full_precision, normal_rows, standard_normal
 from autoencoders.checks import check_int, check_number
 from autoencoders.hierarchy import MAX_LEVELS, MAX_WIDTH, BottomUp, pack, unpack
+from autoencoders.processes import over_processes
 
 _LOG_SIGMA = 5.0  # |log sigma| of the prior, and of the posterior relative to it, stay below
 
@@ -107,7 +108,8 @@ class NVAE(nn.Module):
     *drawn* above it, so that independent noise on all the means would not be a sample of the posterior.
 
     Loss "kl" is the KL of all groups, as it is; "free_bits" is what lifts it to sum_l max(lambda, KL_l), each KL_l a
-    mean over the batch (Kingma et al. 2016, arXiv:1606.04934, equation 15): a group below lambda feels no pressure.
+    mean over the batch, that of all processes in training (Kingma et al. 2016, arXiv:1606.04934, equation 15): a
+    group below lambda feels no pressure.
     """
 
     def __init__(self, config: NVAEConfig, channels: int, groups: int) -> None:
@@ -170,7 +172,7 @@ class NVAE(nn.Module):
         kl = torch.stack(terms)  # (L,)
         losses = {"kl": kl.sum()}
         if self.free_bits:
-            losses["free_bits"] = F.relu(self.free_bits - kl).sum()
+            losses["free_bits"] = F.relu(self.free_bits - (over_processes(kl) if self.training else kl)).sum()
         return BottleneckOutput(state, losses, {f"kl_{index}": term.detach() for index, term in enumerate(terms)})
 
     def weighted_sample(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -6,19 +6,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeVar
 
+import torch
 import tyro
 
 from ldm.branches import check_used
 from ldm.cli import evaluate_autoencoder
 from ldm.code_prior import OBEYED, CodePriorModel, holds_prior
 from ldm.config import Repeated, parse, read_settings
-from ldm.data import DataConfig, ImageData
+from ldm.data import DataConfig
+from ldm.data.protocol import ImageData
 from ldm.errors import UserError
 from ldm.evaluation import EvaluationConfig, EvaluationResult, LikelihoodConfig, evaluate_folders, evaluate_model
 from ldm.evaluation.floor import told_floor
 from ldm.files import atomic_write_json
 from ldm.model_folder import check_parts
 from ldm.pipeline import Pipeline, SamplingConfig
+from ldm.processes import Processes, processes_of_environment
 from ldm.training.run_folder import RUN_FILE
 
 Settings = TypeVar("Settings")
@@ -56,13 +59,30 @@ class EvaluateRun:
 
 
 def run(arguments: list[str]) -> None:
-    """Evaluate and print the figures with what they hold for."""
-    if arguments[:1] == ["reference"]:
-        from ldm.cli import evaluate_reference
+    """Evaluate and print the figures with what they hold for; under torchrun on all its processes."""
+    with processes_of_environment() as processes:
+        if arguments[:1] == ["reference"]:
+            from ldm.cli import evaluate_reference
 
-        return evaluate_reference.run(arguments[1:])
-    if evaluate_autoencoder.autoencoder_among(arguments):
-        return evaluate_autoencoder.run(arguments)
+            return processes.from_first(lambda: evaluate_reference.run(arguments[1:]))
+        if evaluate_autoencoder.autoencoder_among(arguments):
+            return processes.from_first(lambda: evaluate_autoencoder.run(arguments))
+        settings, device = processes.agreed(lambda: _settings(arguments))
+        if settings.fake:
+            result = processes.from_first(
+                lambda: evaluate_folders(
+                    settings.real or None, settings.fake, settings.evaluation, device=device, resize=settings.resize
+                )
+            )
+        else:
+            result = _model(settings, device, processes)
+        if processes.leads:
+            show(result)
+            if settings.output:
+                atomic_write_json(settings.output, result.to_json())
+
+
+def _settings(arguments: list[str]) -> tuple[EvaluateRun, torch.device]:
     settings = parse_for_model(EvaluateRun, arguments, "evaluate")
     from ldm.device import resolve_device
 
@@ -81,32 +101,27 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"--output {settings.output}: is a folder; give a file name such as figures.json")
     if not holds_prior(settings.model):
         check_used(settings.sampling)
-    device = resolve_device(settings.device)
-    if folders:
-        result = evaluate_folders(
-            settings.real or None, settings.fake, settings.evaluation, device=device, resize=settings.resize
-        )
-    else:
-        result = _model(settings, device)
-    show(result)
-    if settings.output:
-        atomic_write_json(settings.output, result.to_json())
+    return settings, resolve_device(settings.device)
 
 
-def _model(settings: EvaluateRun, device: object) -> EvaluationResult:
-    from ldm.data import open_data
-
+def _model(settings: EvaluateRun, device: torch.device, processes: Processes) -> EvaluationResult:
     if holds_prior(settings.model):
-        return _prior(settings, device)
-    pipeline = Pipeline.load(
-        settings.model,
-        device=device,  # type: ignore[arg-type]
-        classifier=settings.classifier or None,
-        weak=settings.weak or None,
-    )
-    reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
-    check_size(pipeline, reference.image_size)
-    other = other_split(settings.dataset, settings.split)
+        return processes.from_first(lambda: _prior(settings, device))
+
+    def load() -> tuple[Pipeline, ImageData, ImageData, ImageData | None]:
+        from ldm.data import open_data
+
+        pipeline = Pipeline.load(
+            settings.model,
+            device=processes.device(device),
+            classifier=settings.classifier or None,
+            weak=settings.weak or None,
+        )
+        reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
+        check_size(pipeline, reference.image_size)
+        return pipeline, reference, train, other_split(settings.dataset, settings.split)
+
+    pipeline, reference, train, other = processes.agreed(load)
     return evaluate_model(
         pipeline,
         reference,
@@ -115,10 +130,11 @@ def _model(settings: EvaluateRun, device: object) -> EvaluationResult:
         train_data=train,
         other_data=other,
         likelihood=settings.likelihood,
+        processes=processes,
     )
 
 
-def _prior(settings: EvaluateRun, device: object) -> EvaluationResult:
+def _prior(settings: EvaluateRun, device: torch.device) -> EvaluationResult:
     from ldm.cli.direct import check_obeyed
     from ldm.data import open_data
     from ldm.evaluation.code_prior import evaluate_prior
@@ -126,7 +142,7 @@ def _prior(settings: EvaluateRun, device: object) -> EvaluationResult:
     if settings.classifier or settings.weak:
         raise UserError("--classifier, --weak: this model draws without diffusion; leave them out")
     check_obeyed(settings.sampling, OBEYED)
-    model = CodePriorModel.load(settings.model, device)  # type: ignore[arg-type]
+    model = CodePriorModel.load(settings.model, device)
     reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
     check_size(model, reference.image_size)
     return evaluate_prior(model, reference, settings.sampling, settings.evaluation, train_data=train)

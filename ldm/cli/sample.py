@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 
 from autoencoders import Tiling
 from ldm.branches import check_used
-from ldm.cli.editing import EditFlags, path_of, prepare
+from ldm.cli.editing import EditFlags, Prepared, path_of, prepare
 from ldm.config import Repeated, parse
 from ldm.direct import load_direct
 from ldm.energies import files_of
 from ldm.errors import UserError
 from ldm.pipeline import Pipeline, Request, SamplingConfig
+from ldm.processes import Processes, processes_of_environment
 from ldm.progress import progress
 
 
@@ -61,10 +64,34 @@ class SampleRun:
     """auto, cuda, mps or cpu."""
 
 
+@dataclass(frozen=True)
+class Ready:
+    """All that was checked before the first picture is drawn."""
+
+    folder: Path
+    pipeline: Pipeline
+    requests: list[Request]
+    sampling: SamplingConfig
+    seed: int
+    first: int
+    edit: Prepared | None
+
+
 def run(arguments: list[str]) -> None:
-    """Sample, and say where the pictures are."""
+    """Sample, and say where the pictures are; under torchrun on all its processes, of which the first writes."""
+    with processes_of_environment() as processes:
+        settings, device = processes.agreed(lambda: _settings(arguments))
+        direct = processes.agreed(lambda: load_direct(settings.model, device))
+        if direct is not None:
+            from ldm.cli.direct import draw
+
+            return processes.from_first(lambda: draw(settings, direct, _folder(settings)))
+        ready = processes.agreed(lambda: _prepare(settings, processes.device(device)))
+        _draw(settings, ready, processes)
+
+
+def _settings(arguments: list[str]) -> tuple[SampleRun, torch.device]:
     settings = parse(SampleRun, arguments, "sample")
-    from ldm.cli.outputs import check_output, check_tiling, read_settings_of, write_samples
     from ldm.device import resolve_device
 
     if not settings.model:
@@ -74,20 +101,27 @@ def run(arguments: list[str]) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(settings, name)}")
     if settings.first_index < 0:
         raise UserError(f"--first-index must be 0 or more, got {settings.first_index}")
-    flags, record = settings.editing, None
-    flags.check()
-    folder = check_output(settings.output_dir, settings.overwrite)
-    device = resolve_device(settings.device)
-    if (direct := load_direct(settings.model, device)) is not None:
-        from ldm.cli.direct import draw
+    settings.editing.check()
+    _folder(settings)
+    return settings, resolve_device(settings.device)
 
-        return draw(settings, direct, folder)
+
+def _folder(settings: SampleRun) -> Path:
+    from ldm.cli.outputs import check_output
+
+    return check_output(settings.output_dir, settings.overwrite)
+
+
+def _prepare(settings: SampleRun, device: torch.device) -> Ready:
+    from ldm.cli.outputs import check_tiling, read_settings_of
+
     pipeline = Pipeline.load(
         settings.model, device=device, classifier=settings.classifier or None, weak=settings.weak or None
     )
     check_tiling(settings.tiling, pipeline.autoencoder)
     pipeline.tiling = settings.tiling
     sampling, seed, first = settings.sampling, settings.seed, settings.first_index
+    flags, record = settings.editing, None
     if settings.recreate:
         request, sampling, facts, record = read_settings_of(settings.recreate)
         if strange := sorted(set(files_of(sampling.energy)) - set(settings.sampling.energy)):
@@ -102,36 +136,51 @@ def run(arguments: list[str]) -> None:
         requests = requests_of(settings, pipeline)
     check_used(sampling)
     prepared = prepare(flags, pipeline, requests, sampling, record)
-    start = time.monotonic()
+    pipeline.check(requests, sampling)
+    return Ready(_folder(settings), pipeline, requests, sampling, seed, first, prepared)
+
+
+def _draw(settings: SampleRun, ready: Ready, processes: Processes) -> None:
+    from ldm.cli.outputs import write_samples
+
+    start, edit, pipeline = time.monotonic(), ready.edit, ready.pipeline
     batches = pipeline.generate(
-        requests,
-        sampling,
-        seed=seed,
-        first_index=first,
+        ready.requests,
+        ready.sampling,
+        seed=ready.seed,
+        first_index=ready.first,
         batch_size=settings.batch_size,
-        start=prepared.edit.start if prepared is not None else None,
+        start=edit.edit.start if edit is not None else None,
+        share=processes.share,
     )
-    if prepared is not None:
-        batches = map(prepared.edit.finish, batches)
-    count = -(-len(requests) // settings.batch_size)
+    if edit is not None:
+        batches = map(edit.edit.finish, batches)
+    count = -(-len(ready.requests) // settings.batch_size)
+    drawn = processes.in_order(batches, count)
+    if not processes.leads:
+        for _ in drawn:
+            raise RuntimeError("only the first process has pictures to write")
+        processes.gather(pipeline.evaluations)
+        return
     shown = write_samples(
-        folder,
-        progress(batches, "sample (batches)", total=count),
-        requests,
-        sampling,
+        ready.folder,
+        progress(drawn, "sample (batches)", total=count),
+        ready.requests,
+        ready.sampling,
         {
             "model": settings.model,
             "classifier": list(settings.classifier),
             "weak": settings.weak,
-            "seed": seed,
-            "first_index": first,
+            "seed": ready.seed,
+            "first_index": ready.first,
         },
-        edit=prepared.record if prepared is not None else None,
-        beside=prepared.beside if prepared is not None else None,
+        edit=edit.record if edit is not None else None,
+        beside=edit.beside if edit is not None else None,
     )
     seconds = time.monotonic() - start
-    print(f"{len(requests)} pictures, {pipeline.evaluations} network evaluations, {seconds:.1f} s: {shown}")
-    for line in prepared.lines if prepared is not None else ():
+    evaluations = sum(processes.gather(pipeline.evaluations))
+    print(f"{len(ready.requests)} pictures, {evaluations} network evaluations, {seconds:.1f} s: {shown}")
+    for line in edit.lines if edit is not None else ():
         print(line)
 
 

@@ -54,11 +54,13 @@ def train_with(kind: str, settings: Any) -> dict[str, Any]:
     from ldm.device import resolve_device
     from ldm.training.loop import train
     from ldm.training.run_folder import RunFolder
+    from ldm.training.tracking import check_trackers
 
     if not settings.training.output_dir:
         raise UserError("--output-dir is missing: give the folder to write to")
     if kind not in _WITHOUT_LATENTS and not settings.autoencoder:
         raise UserError("--autoencoder is missing: give the output folder of `ldm train autoencoder`, or identity")
+    check_trackers(settings.training.report_to)
     device = resolve_device(settings.training.device)
     RunFolder.check(settings.training.output_dir, kind)
     data, validation = open_data(settings.dataset, "train"), open_data(settings.dataset, "validation")

@@ -18,10 +18,11 @@ from ldm.data.protocol import ImageData
 from ldm.errors import UserError
 from ldm.evaluation.conditions import Drawn, draw_conditions, uses_classifier
 from ldm.evaluation.config import EvaluationConfig
-from ldm.evaluation.evaluate import measure, reference_features
+from ldm.evaluation.evaluate import reference_features
 from ldm.evaluation.floor import Floor, floor_of_data
 from ldm.evaluation.instruments import Instruments, prepare_instruments
 from ldm.evaluation.manifest import cautions, count_of_reference, describe
+from ldm.evaluation.measure import measure
 from ldm.evaluation.metrics import check_numbers
 from ldm.evaluation.records import EvaluationResult, figures_from_json, finite
 from ldm.evaluation.references import opened_reference

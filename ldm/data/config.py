@@ -12,7 +12,8 @@ class DataConfig:
 
     data: str = "shapes"
     """Built-in data (shapes, cifar10, mnist, fashion_mnist) or a folder of images: with metadata.jsonl or metadata.csv
-    (file_name, text, label), else with a sub-folder for each class, else without labels."""
+    (file_name, text, label), else with a sub-folder for each class, else without labels; or shards: a folder of .tar
+    files as webdataset has them or of .parquet files, one such file, or a pattern ('shards/{000..012}.tar')."""
     data_root: str = "data"
     """The folder where torchvision keeps cifar10, mnist and fashion_mnist."""
     download: bool = False
@@ -25,6 +26,12 @@ class DataConfig:
     """Mirror images left to right in training, half of the time."""
     validation_fraction: float = 0.05
     """The share of a folder that is held out, chosen by file name; the other data have their own split."""
+    image_column: str = ""
+    """Column of a parquet file that holds the images; unset: image, img, jpg or png."""
+    label_column: str = ""
+    """Column with the classes, numbers or names; unset: label, labels, class or fine_label, if there is one."""
+    text_column: str = ""
+    """Column with a caption or several; unset: text or caption, if there is one."""
     max_bad_images: int = 0
     """How many unreadable files of a folder may be left out (they are named); one more is an error."""
     shapes_train: int = 8192

@@ -1,22 +1,20 @@
-"""A folder of images as training and validation split."""
+"""Listed images as training and validation split."""
 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 from ldm.data.config import DataConfig
 from ldm.data.decode import VERSION
-from ldm.data.listing import list_folder, shown
+from ldm.data.listing import Listing, shown
 from ldm.data.pixel_data import PixelData
 from ldm.data.verify import verify
 from ldm.errors import UserError
 from ldm.files import fingerprint
 
 
-def open_folder(config: DataConfig, split: str) -> PixelData:
-    """A split of the folder `config.data`: listed, every image checked, a fixed part of the names held out."""
-    listing = list_folder(Path(config.data).expanduser())
+def open_listing(listing: Listing, config: DataConfig, split: str) -> PixelData:
+    """A split of a folder or of shards: every image checked, a fixed part of the names held out."""
     found = verify(listing, config.image_size, crop=config.crop, max_bad=config.max_bad_images)
     names = [listing.names[place] for place in found.kept]
     held_out = hold_out(names, config.validation_fraction)
@@ -35,6 +33,7 @@ def open_folder(config: DataConfig, split: str) -> PixelData:
         labels=None if listing.labels is None else [listing.labels[place] for place in places],
         captions=None if listing.captions is None else [listing.captions[place] for place in places],
         class_names=listing.class_names,
+        file_names=[names[row] for row in rows],
         image_fingerprint=fingerprint([VERSION, *((names[row], found.digests[row].hex()) for row in rows)]),
     )
 

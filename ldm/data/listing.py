@@ -6,12 +6,13 @@ import csv
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ldm.data.decode import ENDINGS
+from ldm.data.pixels import Contents, FolderContents
 from ldm.errors import UserError
 
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -29,6 +30,7 @@ class Listing:
     labels: tuple[int, ...] | None  # one a name
     captions: tuple[tuple[str, ...], ...] | None  # one or more a name
     class_names: tuple[str, ...]
+    contents: Contents
 
 
 def list_folder(folder: str | Path) -> Listing:
@@ -59,15 +61,17 @@ def _from_tree(folder: Path) -> Listing:
     if not names:
         files = f"{len(found)} file{'s' if len(found) > 1 else ''}, none an image" if found else "no file"
         raise UserError(f"{shown(folder)}: holds {files}; looked for {', '.join(ENDINGS)}, in sub-folders as well")
+    contents = FolderContents(folder, names)
     classes = sorted({name.split("/")[0] for name in names if "/" in name})
     if len(classes) < 2 or any("/" not in name for name in names):
-        return Listing(folder, names, None, None, ())
+        return Listing(folder, names, None, None, (), contents)
     if {name.lower() for name in classes} <= _SPLIT_NAMES:
         raise UserError(
             f"{shown(folder)}: its sub-folders ({', '.join(classes)}) are splits, not classes; name one by --data"
         )
     number = {name: label for label, name in enumerate(classes)}
-    return Listing(folder, names, tuple(number[name.split("/")[0]] for name in names), None, tuple(classes))
+    labels = tuple(number[name.split("/")[0]] for name in names)
+    return Listing(folder, names, labels, None, tuple(classes), contents)
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -103,9 +107,9 @@ def _from_metadata(folder: Path, path: Path) -> Listing:
             raise UserError(f'{where}: "{shown(name)}" is on line {names[name]} already')
         names[name] = line
         if row.get("text") is not None:
-            captions.append(_texts(row["text"], where))
+            captions.append(check_texts(row["text"], where))
         if row.get("label") is not None:
-            labels.append(_label(row["label"], where))
+            labels.append(check_label(row["label"], where))
         for column, values in (("text", captions), ("label", labels)):
             if values and len(values) != len(names):
                 raise UserError(
@@ -114,9 +118,10 @@ def _from_metadata(folder: Path, path: Path) -> Listing:
     if not names:
         raise UserError(f"{shown(path)}: lists no image")
     if path.suffix == ".csv" and all(str(label).isascii() and str(label).isdigit() for label in labels):
-        labels = [_label(int(label), str(path)) for label in labels]
-    numbers, class_names = _classes(labels, path)
-    return Listing(folder, tuple(names), numbers, tuple(captions) if captions else None, class_names)
+        labels = [check_label(int(label), str(path)) for label in labels]
+    numbers, class_names = number_classes(labels, path)
+    texts, files = tuple(captions) if captions else None, tuple(names)
+    return Listing(folder, files, numbers, texts, class_names, FolderContents(folder, files))
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -191,14 +196,16 @@ def _inside(root: Path, name: Any, where: str, parents: dict[str, str]) -> str:
     return str(path)
 
 
-def _texts(text: Any, where: str) -> tuple[str, ...]:
+def check_texts(text: Any, where: str) -> tuple[str, ...]:
+    """One caption or several; UserError for anything else."""
     texts = text if isinstance(text, list) else [text]
     if not texts or not all(isinstance(one, str) for one in texts):
         raise UserError(f"{where}: text must be a string or a list of strings, got {shown(json.dumps(text), 60)}")
     return tuple(texts)
 
 
-def _label(label: Any, where: str) -> int | str:
+def check_label(label: Any, where: str) -> int | str:
+    """A class by its name or number; UserError for anything else."""
     if isinstance(label, str) and label.strip():
         return label.strip()
     if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < MAX_CLASSES:
@@ -208,7 +215,7 @@ def _label(label: Any, where: str) -> int | str:
     )
 
 
-def _classes(labels: list[int | str], path: Path) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
+def number_classes(labels: Sequence[int | str], path: Path) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
     """Names are numbered in sorted order; numbers stand for themselves, and name their classes."""
     if not labels:
         return None, ()

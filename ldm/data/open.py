@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ldm.data.config import DataConfig
-from ldm.data.folder import open_folder
-from ldm.data.listing import shown
+from ldm.data.folder import open_listing
+from ldm.data.listing import list_folder, shown
 from ldm.data.protocol import ImageData
 from ldm.data.shapes import ShapesData
+from ldm.data.shards import find_shards, list_shards
 from ldm.data.torchvision_sets import SETS, open_torchvision
 from ldm.errors import UserError, suggest
 
@@ -24,11 +25,15 @@ def open_data(config: DataConfig, split: str = "train") -> ImageData:
         return _shapes(config, split)
     if config.data in SETS:
         return open_torchvision(config, split)
+    if "://" in config.data:
+        raise UserError(f"--data {shown(config.data)}: an address; nothing is read over the network, fetch it first")
+    if shards := find_shards(config.data):
+        return open_listing(list_shards(config, shards), config, split)
     if not Path(config.data).expanduser().exists():
         raise UserError(
             f'--data "{shown(config.data)}": neither a folder nor a known name{suggest(config.data, NAMES)}'
         )
-    return open_folder(config, split)
+    return open_listing(list_folder(Path(config.data).expanduser()), config, split)
 
 
 def _shapes(config: DataConfig, split: str) -> ImageData:

@@ -33,6 +33,7 @@ class PixelData:
         captions: Sequence[tuple[str, ...]] | None,
         class_names: tuple[str, ...],
         image_fingerprint: str,
+        file_names: Sequence[str] | None = None,
     ) -> None:
         self.name, self.split, self.class_names = name, split, class_names
         self.image_size, self.crop, self.flip = config.image_size, config.crop, config.flip
@@ -51,7 +52,7 @@ class PixelData:
         self._pixels = pixels
         self._rows = np.array(rows, dtype=np.int64)
         self._labels = None if labels is None else np.array(labels, dtype=np.int64)
-        self._captions = captions
+        self._captions, self._file_names = captions, file_names
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -61,6 +62,10 @@ class PixelData:
 
     def captions(self, index: int) -> tuple[str, ...]:
         return () if self._captions is None else self._captions[index]
+
+    def file_name(self, index: int) -> str:
+        """Where image `index` came from, inside its folder; "" where there are no files."""
+        return "" if self._file_names is None else self._file_names[index]
 
     def attributes(self, index: int) -> dict[str, Any]:
         return {}

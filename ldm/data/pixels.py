@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ldm.data.decode import MAX_BYTES, BadImageError, crop_square, decode_rgb, fit
 from ldm.errors import UserError
@@ -37,21 +38,55 @@ class RamPixels:
         return crop_square(image, place)
 
 
+class Contents(Protocol):
+    """Where the encoded images of a listing are, by their place in it; picklable for workers."""
+
+    def facts(self, place: int) -> tuple[int, int]:
+        """Bytes and time of change in ns; BadImageError if the file cannot be looked at."""
+        ...
+
+    def read(self, place: int) -> bytes:
+        """The content of an image file; BadImageError if it is too large or cannot be read."""
+        ...
+
+    def where(self, place: int) -> str:
+        """The name of the image for a message."""
+        ...
+
+
+class FolderContents:
+    """A file an image."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder, self.names = folder, names
+
+    def facts(self, place: int) -> tuple[int, int]:
+        return file_facts(self.folder / self.names[place])
+
+    def read(self, place: int) -> bytes:
+        return read_file(self.folder / self.names[place])
+
+    def where(self, place: int) -> str:
+        return str(self.folder / self.names[place])
+
+
 class FilePixels:
     """Images decoded from their files each time; a file that changed since it was checked is an error."""
 
-    def __init__(self, folder: Path, names: Sequence[str], stats: Sequence[tuple[int, int]], size: int) -> None:
-        self.folder, self.names, self.size = folder, list(names), size
+    def __init__(self, contents: Contents, places: Sequence[int], stats: Sequence[tuple[int, int]], size: int) -> None:
+        self.contents, self.size = contents, size
+        self.places = np.array(places, dtype=np.int64)  # (N,) in the listing
         self.stats = np.array(stats, dtype=np.int64)  # (N, 2): bytes, time of change in ns
 
     def crop(self, index: int, place: Place) -> np.ndarray:
-        path = self.folder / self.names[index]
+        own = int(self.places[index])
         try:
-            if file_facts(path) != tuple(self.stats[index]):
+            if self.contents.facts(own) != tuple(self.stats[index]):
                 raise BadImageError("changed since it was checked")
-            return crop_square(fit(decode_rgb(read_file(path)), self.size), place)
+            return crop_square(fit(decode_rgb(self.contents.read(own)), self.size), place)
         except BadImageError as error:
-            raise UserError(f"{path}: {error}; start again, so that the folder is checked anew") from None
+            where = self.contents.where(own)
+            raise UserError(f"{where}: {error}; start again, so that the folder is checked anew") from None
 
 
 def file_facts(path: Path) -> tuple[int, int]:
@@ -72,3 +107,9 @@ def read_file(path: Path) -> bytes:
             return stream.read()
     except OSError as error:
         raise BadImageError(error.strerror or "cannot be read") from None
+
+
+def square_picture(image: Image.Image, size: int) -> torch.Tensor:
+    """The centre square of an RGB image, (3, size, size) in [-1, 1]; BadImageError if it is too long and thin."""
+    square = crop_square(fit(image, size))  # (size, size, 3)
+    return torch.from_numpy(np.ascontiguousarray(square.transpose(2, 0, 1))).float() / 127.5 - 1

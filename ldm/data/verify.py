@@ -17,7 +17,7 @@ import numpy as np
 
 from ldm.data.decode import BadImageError, crop_square, decode_rgb, fit
 from ldm.data.listing import Listing, shown
-from ldm.data.pixels import FilePixels, Pixels, Place, RamPixels, file_facts, read_file
+from ldm.data.pixels import FilePixels, Pixels, Place, RamPixels
 from ldm.data.verdicts import Verdicts, content_digest
 from ldm.errors import UserError
 from ldm.progress import progress
@@ -52,7 +52,7 @@ def verify(listing: Listing, size: int, *, crop: str, max_bad: int) -> VerifiedF
 
     The splits of a folder share one result, as long as one of them is in use and no file has changed.
     """
-    facts = [_facts(listing, name) for name in listing.names]
+    facts = [_facts(listing, place) for place in range(len(listing.names))]
     key = (listing.folder.resolve(), listing.names, tuple(facts), size, crop, max_bad)
     known = _known.get(key)
     if known is None:
@@ -72,7 +72,7 @@ def _verify(listing: Listing, facts: list[tuple[int, int]], size: int, crop: str
         if known is not None:
             return known, None
         try:
-            content = read_file(listing.folder / name)
+            content = listing.contents.read(place)
             array = fit(decode_rgb(content), size)
         except BadImageError as error:
             return error
@@ -103,8 +103,8 @@ def _verify(listing: Listing, facts: list[tuple[int, int]], size: int, crop: str
     _judge(listing, bad, max_bad)
     if to_ram:
         return VerifiedFolder(kept, digests, RamPixels(pixels, shapes))
-    names, known_facts = [listing.names[place] for place in kept], [facts[place] for place in kept]
-    return VerifiedFolder(kept, digests, FilePixels(listing.folder, names, known_facts, size))
+    known_facts = [facts[place] for place in kept]
+    return VerifiedFolder(kept, digests, FilePixels(listing.contents, kept, known_facts, size))
 
 
 def _judge(listing: Listing, bad: list[str], max_bad: int) -> None:
@@ -120,9 +120,9 @@ def _judge(listing: Listing, bad: list[str], max_bad: int) -> None:
     logger.warning("%s; left out (--max-bad-images %d)", message, max_bad)
 
 
-def _facts(listing: Listing, name: str) -> tuple[int, int]:
+def _facts(listing: Listing, place: int) -> tuple[int, int]:
     try:
-        return file_facts(listing.folder / name)
+        return listing.contents.facts(place)
     except BadImageError:  # told again, and counted, when the file is read
         return 0, 0
 

@@ -48,6 +48,10 @@ class Gaussian:
             raise ValueError(f"expected (D,) and (D, D), got {tuple(mean.shape)} and {tuple(covariance.shape)}")
         return cls(_float64(mean), _factor(_float64(covariance)), count)
 
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
     def to(self, device: torch.device | str) -> Gaussian:
         """The same on another device."""
         return Gaussian(self.mean.to(device), self.factor.to(device), self.count)

@@ -6,7 +6,6 @@ quarter turns the image was rotated (Gidaris et al. 2018).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.files import fingerprint
+from ldm.weights import weights_fingerprint
 
 ROTATION = "rotation"
 CLASS = "class"
@@ -75,9 +74,7 @@ class SmallNetwork(nn.Module):
 
     def fingerprint(self) -> str:
         """SHA-256 of the weights."""
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        digests = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in state.items()}
-        return fingerprint(digests)
+        return weights_fingerprint(self)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """What each stage sees in images (B, 3, S, S): (B, width, S / 2^k, S / 2^k), fine to coarse."""

@@ -123,6 +123,15 @@ def chosen_checkpoint(run: Path, wanted: str) -> Path | None:
     return folder
 
 
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a model from a checkpoint's file; `UserError` for weights of another model."""
+    try:
+        model.load_state_dict(read_tensors(path))
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise UserError(f"{path}: weights of another model ({first})") from None
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Load a safetensors file; `UserError` names it when it is absent or not one."""
     try:

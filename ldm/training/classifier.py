@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from autoencoders.processes import over_processes
 from ldm.classifier import ClassifierConfig, NoisyClassifier
 from ldm.data import DataConfig, ImageData
 from ldm.data.selection import shuffled
@@ -45,7 +46,8 @@ class ClassifierRun:
     """Folder of a trained autoencoder, or of the diffusion model to be guided, whose noise schedule is then taken (that
     of Stable Diffusion for a flow or EDM model, which is guided at the times of equal log-SNR); identity: pixels."""
     latents: str = ""
-    """Folder of the latent cache, made when absent; unset: <output-dir>/latents."""
+    """Folder of the latent cache, made when absent; unset: <output-dir>/latents; none: encode each batch anew, which
+    takes random crops and no disk."""
     validation_images: int = 512
     """Held-out images on which the accuracy is measured at each noise level."""
 
@@ -92,6 +94,7 @@ class ClassifierTask:
             "autoencoder": self.autoencoder.fingerprint(),
             "classifier": dataclasses.asdict(built),
             "schedule": self.schedule.config(),
+            **({"latents": "none"} if self.source.online else {}),
             "training": config_facts(config.training),
         }
 
@@ -106,7 +109,8 @@ class ClassifierTask:
         t = random.integers("time", self.schedule.num_train_timesteps).to(x0.dtype)  # (B,)
         alpha, sigma = (value.view(-1, 1, 1, 1) for value in self.schedule.at(t))
         logits = model(alpha * x0 + sigma * eps, t).float()  # (B, K)
-        counted = (batch.labels >= 0).sum().clamp_min(1)
+        # of all processes: their labelled examples count alike
+        counted = over_processes((batch.labels >= 0).sum().to(x0.dtype)).clamp_min(1e-6)
         total = cross_entropy(logits, batch.labels, ignore_index=-1, reduction="sum") / counted
         right = (logits.argmax(-1) == batch.labels).sum() / counted
         return Loss(total, {"accuracy": right})

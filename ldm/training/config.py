@@ -30,8 +30,10 @@ class TrainingConfig:
     """Peak learning rate of AdamW."""
     muon_learning_rate: float = 0.02
     """Peak learning rate of Muon's kernels and matrices; follows the same schedule."""
-    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after the warm-up; linear and cosine end at 0."""
+    lr_scheduler: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "constant"
+    """Learning rate after the warm-up; linear and cosine end at 0, inverse_sqrt never ends (Karras et al. 2024)."""
+    lr_reference_steps: int = 1000
+    """Of inverse_sqrt: the rate is the peak divided by sqrt(step / this) from this step on."""
     lr_warmup_steps: int = 0
     """Steps of linear warm-up."""
     adam_beta1: float = 0.9
@@ -44,6 +46,8 @@ class TrainingConfig:
     """Decay of the averaged weights, which are the published ones; 0 publishes the last weights."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """auto: bf16 on a GPU that has it, float32 on a CPU."""
+    skip_non_finite: int = 0
+    """Steps in a row that may be left out because a loss or gradient was not finite; 0: the first one stops the run."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     checkpointing_steps: int = 500
@@ -54,6 +58,10 @@ class TrainingConfig:
     """Measures on held-out data and a preview picture every so many steps, and at the end; 0: at the end only."""
     log_steps: int = 50
     """A line of metrics.jsonl every so many steps."""
+    report_to: tuple[str, ...] = ()
+    """Trackers that get the figures and previews too: tensorboard (in RUN/logs), wandb; several, or none."""
+    tracker_project_name: str = "guided-latents"
+    """The project of Weights & Biases that the run belongs to."""
     dataloader_num_workers: int = 0
     """Processes that prepare images; the result does not depend on their number."""
     resume_from_checkpoint: str = "latest"
@@ -66,12 +74,18 @@ class TrainingConfig:
             "gradient_accumulation_steps",
             "learning_rate",
         )
-        positive += ("checkpointing_steps", "checkpoints_total_limit", "log_steps", "adam_epsilon")
+        positive += (
+            "checkpointing_steps",
+            "checkpoints_total_limit",
+            "log_steps",
+            "adam_epsilon",
+            "lr_reference_steps",
+        )
         positive += ("muon_learning_rate",)
         for name in positive:
             if not getattr(self, name) > 0 or not math.isfinite(getattr(self, name)):
                 raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
-        not_negative = ("lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "validation_steps")
+        not_negative = ("lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "validation_steps", "skip_non_finite")
         for name in (*not_negative, "dataloader_num_workers"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(self, name)}")
@@ -89,7 +103,12 @@ def config_facts(config: TrainingConfig) -> dict[str, Any]:
         "dataloader_num_workers",
         "resume_from_checkpoint",
         "gradient_checkpointing",
+        "report_to",
+        "tracker_project_name",
+        "skip_non_finite",
     }
-    if config.lr_scheduler == "constant":
+    if config.lr_scheduler in ("constant", "inverse_sqrt"):
         free.add("max_train_steps")
+    if config.lr_scheduler != "inverse_sqrt":
+        free.add("lr_reference_steps")
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in free}

@@ -16,11 +16,13 @@ from ldm.conditioning import Conditioner, ConditioningConfig
 from ldm.data import DataConfig, ImageData
 from ldm.data.selection import shuffled
 from ldm.errors import UserError, at_least
+from ldm.evaluation.during import DiffusionEvalConfig, Watch
 from ldm.files import atomic_folder, atomic_write_json
 from ldm.model_folder import INDEX, copy_part, write_index
 from ldm.pipeline import Pipeline, Request, SamplingConfig
 from ldm.process import Process
 from ldm.training.config import TrainingConfig, config_facts
+from ldm.training.evaluations import requires_grad_kept
 from ldm.training.latents import (
     DiffusionConfig,
     LatentBatch,
@@ -29,9 +31,9 @@ from ldm.training.latents import (
     load_autoencoder,
 )
 from ldm.training.loop import Loss
+from ldm.training.objective import ObjectiveConfig
 from ldm.training.randomness import BatchPlan, StepRandom
 from ldm.unet import UNet, UNetConfig
-from samplers import min_snr_weight
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,14 @@ class DiffusionRun:
     unet: UNetConfig = field(default_factory=UNetConfig)
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: DiffusionEvalConfig = field(default_factory=DiffusionEvalConfig)
     autoencoder: str = ""
     """Output folder of `ldm train autoencoder` (or any folder with a `vae`); identity: diffusion in pixels."""
     latents: str = ""
-    """Folder of the latent cache, made when absent; unset: <output-dir>/latents."""
+    """Folder of the latent cache, made when absent; unset: <output-dir>/latents; none: encode each batch anew, which
+    takes random crops and no disk."""
     first_caption_probability: float = 0.0
     """Where an image has several captions: how often the first, the fullest of `shapes`, is taken instead of any."""
     validation_images: int = 256
@@ -84,6 +89,7 @@ class DiffusionTask:
         self.config, self.data, self.validation, self.device = config, data, validation, device
         self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device)
         self.process = config.diffusion.process()
+        config.objective.check(self.process, config.diffusion.snr_gamma)
         self.schedule = self.process.schedule
         captions = [data.captions(index) for index in range(len(data))] if data.has_captions else []
         seed = config.training.seed
@@ -114,6 +120,7 @@ class DiffusionTask:
         if not 0 <= first <= 1:
             raise UserError(f"--first-caption-probability must be in [0, 1], got {first}")
         self.captions = CaptionTokens(conditioner, captions, first) if conditioner.has_text else None
+        self.watch = self._watch(config.evaluation)
         self.facts: dict[str, Any] = {
             "data": data.fingerprint,
             "autoencoder": self.autoencoder.fingerprint(),
@@ -121,6 +128,8 @@ class DiffusionTask:
             "conditioning": dataclasses.asdict(config.conditioning),
             "diffusion": dataclasses.asdict(config.diffusion) | {"prediction_type": self.process.target},
             "first_caption_probability": first,
+            **({"latents": "none"} if self.source.online else {}),
+            **({"objective": objective} if (objective := config.objective.facts()) else {}),
             "training": config_facts(config.training),
         }
 
@@ -129,26 +138,24 @@ class DiffusionTask:
         return self.source.batches(plan)
 
     def loss(self, model: nn.Module, batch: LatentBatch, random: StepRandom) -> Loss:
-        """E || target - f(x_t, t, c) ||^2 (Ho et al. 2020, eq. 14), min-SNR on request (Hang et al. 2023)."""
+        """E || target - f(x_t, t, c) ||^2 (Ho et al. 2020, eq. 14), weighted by noise level on request."""
         config, unwrapped = self.config, self.model.conditioner
         x0 = batch.sample(random)  # (B, C, h, w)
-        eps = random.normal("eps", x0.shape[1:])
-        integers = random.integers("time", config.diffusion.num_train_timesteps)
-        t = self.process.training_times(integers, random.normal("log sigma", ())).to(x0.dtype)  # (B,)
+        eps, shown_eps = config.objective.noise(tuple(x0.shape[1:]), random)
+        t = config.objective.times(self.process, random).to(x0.dtype)  # (B,)
         dropped = random.uniform("dropout") < unwrapped.dropout
         labels = batch.labels if unwrapped.num_classes else None
         tokens = self.captions.choose(batch.keys).to(self.device) if self.captions is not None else None
         labels, tokens = unwrapped.drop(labels, tokens, dropped)
         alpha, sigma = (value.view(-1, 1, 1, 1) for value in self.schedule.at(t))  # (B, 1, 1, 1)
-        shown, own_t = self.process.shown(alpha * x0 + sigma * eps, t, alpha, sigma)
+        shown, own_t = self.process.shown(alpha * x0 + sigma * shown_eps, t, alpha, sigma)
         output = model(shown, own_t, labels, tokens)
         target = self.process.wanted(x0, eps, alpha, sigma)
         error = (output.float() - target).square().mean((1, 2, 3))  # (B,)
-        if config.diffusion.snr_gamma is None:
+        weight = config.objective.weight(self.process, alpha, sigma, config.diffusion.snr_gamma)
+        if weight is None:
             return Loss(error.mean(), {})
-        gamma, sigma_data = config.diffusion.snr_gamma, self.process.sigma_data
-        weight = min_snr_weight(self.process.target, alpha, sigma, gamma, sigma_data).flatten()
-        return Loss((weight * error).mean(), {"mse": error.mean()})
+        return Loss((weight.flatten() * error).mean(), {"mse": error.mean()})
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
         """The unweighted loss on held-out latents at spread times with fixed noise, whole and by noise quarter."""
@@ -176,8 +183,15 @@ class DiffusionTask:
         quarters = [float(part.mean()) for part in error.tensor_split(4)]
         return {"validation_loss": float(error.mean()), "validation_loss_by_noise_quarter": quarters}
 
+    def _watch(self, config: DiffusionEvalConfig) -> Watch | None:
+        if not config.eval_every:
+            return None
+        reference = self.validation if config.eval_split == "validation" else self.data
+        with requires_grad_kept(self.model):
+            return Watch(config, reference, self.data, self.pipeline(self.model))
+
     def pipeline(self, model: nn.Module) -> Pipeline:
-        """The model as it stands, ready to sample."""
+        """The model as it stands, ready to sample; it is frozen (see `requires_grad_kept`)."""
         assert isinstance(model, DiffusionModel)
         return Pipeline(
             self.autoencoder,
@@ -192,8 +206,7 @@ class DiffusionTask:
         if not self.config.preview_images:
             return None
         assert isinstance(model, DiffusionModel)
-        frozen = [parameter.requires_grad for parameter in model.parameters()]
-        pipeline, conditioner = self.pipeline(model), model.conditioner
+        conditioner = model.conditioner
         requests = [
             Request(
                 prompt=(self.validation.captions(number % len(self.validation)) or ("",))[0]
@@ -208,10 +221,8 @@ class DiffusionTask:
             num_inference_steps=min(self.config.preview_steps, self.config.diffusion.num_train_timesteps),
             guidance_scale=self.config.preview_guidance_scale if guided else 1.0,
         )
-        pictures = torch.cat(list(pipeline.generate(requests, sampling)))
-        for parameter, requires_grad in zip(model.parameters(), frozen, strict=True):
-            parameter.requires_grad_(requires_grad)
-        return pictures
+        with requires_grad_kept(model):
+            return torch.cat(list(self.pipeline(model).generate(requests, sampling)))
 
     def publish(self, model: nn.Module, folder: Path) -> None:
         """Write the model folder; model_index.json comes last."""

@@ -21,6 +21,7 @@ from ldm.training.randomness import BatchPlan, StepRandom
 from samplers import DiscreteSchedule, EDMSchedule, FlowSchedule
 
 IDENTITY = "identity"  # what --autoencoder is called where the latents are the pixels
+ONLINE = "none"  # what --latents is called where there is no cache
 _ENCODE_BATCH = 64
 
 
@@ -119,7 +120,8 @@ def is_identity(autoencoder: Autoencoder) -> bool:
 class LatentSource:
     """The latents of a data set's training split, from a cache made when first needed, refused when stale.
 
-    Pixels need no cache: they are read and augmented from the data set itself, by `workers` processes.
+    Pixels need no cache: they are read and augmented from the data set itself, by `workers` processes. Without a cache,
+    on request, so are the images that are then encoded, at the price of one pass of the encoder each time.
     """
 
     def __init__(
@@ -136,6 +138,9 @@ class LatentSource:
         self.labels = torch.tensor([data.label(index) for index in range(len(data))])
         if data.image_size % autoencoder.factor:
             raise UserError(f"--image-size {data.image_size}: not divisible by the autoencoder's {autoencoder.factor}")
+        self.online = latents == ONLINE and not is_identity(autoencoder)
+        if self.online:
+            return
         if is_identity(autoencoder):
             if latents:
                 raise UserError(f"--latents {latents}: a model of pixels takes no latent cache; leave it out")
@@ -146,10 +151,11 @@ class LatentSource:
 
     def batches(self, plan: BatchPlan) -> Iterator[LatentBatch]:
         """Posterior moments in the plan's order, half of the examples flipped where the data set flips."""
-        if is_identity(self.autoencoder):
+        if is_identity(self.autoencoder) or self.online:
             for batch, keys in zip(image_batches(self.data, plan, self.workers), plan, strict=True):
-                labels = batch.labels.to(self.device)
-                yield LatentBatch(to_device(batch.images, self.device), None, labels, keys)
+                images = to_device(batch.images, self.device)
+                mean, std = self._encoded(images) if self.online else (images, None)
+                yield LatentBatch(mean, std, batch.labels.to(self.device), keys)
             return
         cache = encode_latents(self.autoencoder, self.data, self.folder, batch_size=_ENCODE_BATCH, device=self.device)
         for keys in plan:
@@ -158,6 +164,11 @@ class LatentSource:
             mean, std = cache.moments(indices, flips)
             mean, std = self._placed(mean), None if std is None else self._placed(std)
             yield LatentBatch(mean, std, self.labels[indices].to(self.device), keys)
+
+    @torch.no_grad()
+    def _encoded(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        encoding = self.autoencoder.encode(images)
+        return encoding.mean.float(), None if encoding.std is None else encoding.std.float()
 
     def _placed(self, values: Tensor) -> Tensor:
         return to_device(values, self.device).float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -12,26 +13,28 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.files import read_json
-from ldm.images import save_grid
 from ldm.progress import progress
-from ldm.training.best import keep_best
 from ldm.training.checkpoint import (
     chosen_checkpoint,
     load_optimizer_tensors,
+    load_weights,
     optimizer_tensors,
     read_tensors,
     save_checkpoint,
 )
 from ldm.training.config import TrainingConfig
 from ldm.training.ema import ExponentialMovingAverage
+from ldm.training.evaluations import is_due
+from ldm.training.finite import FiniteWatch
 from ldm.training.guards import global_random_state_kept, stop_signals
+from ldm.training.observe import Observer
 from ldm.training.opponent import Loss, SecondPlayer
-from ldm.training.optimization import learning_rate, make_optimizer
+from ldm.training.optimization import make_optimizer, scheduled_rate
+from ldm.training.processes import make_accelerator, means, on_any_process, same_everywhere
 from ldm.training.randomness import BatchPlan, Share, StepRandom, key
 from ldm.training.run_folder import RunFolder
 
@@ -42,7 +45,7 @@ class Task(Protocol):
     """What is trained. The loop calls nothing else of it, but for what a task may have:
 
     `opponent`: an `Opponent`, a second player that learns beside it. `best_by`: the start of the name of the measure
-    by which the best model is kept, the lowest first.
+    by which the best model is kept, the lowest first. `watch`: a `Watch`, which evaluates `pipeline(model)`.
     """
 
     kind: str
@@ -76,18 +79,6 @@ class Interrupted(Exception):  # noqa: N818  (not an error)
     def __init__(self, signal_number: int, step: int) -> None:
         super().__init__(f"stopped at step {step}; the same command goes on from there")
         self.signal_number = signal_number
-
-
-def make_accelerator(config: TrainingConfig, device: torch.device) -> Accelerator:
-    """Accelerate's device, precision and process handling, with `auto` precision resolved."""
-    precision: str = config.mixed_precision
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
-    if precision == "fp16" and device.type == "cpu":
-        raise UserError("--mixed-precision fp16 does nothing on a CPU; use no or bf16")
-    if not torch.distributed.is_initialized():  # another training of this process may have had another precision
-        AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=device.type == "cpu", mixed_precision=precision, step_scheduler_with_optimizer=False)
 
 
 def train(task: Task, config: TrainingConfig, settings: str, device: torch.device) -> dict[str, Any]:
@@ -135,6 +126,8 @@ class _Training:
         self.optimizer = make_optimizer(self.model, config)
         opponent = getattr(task, "opponent", None)
         self.second = SecondPlayer(opponent, config, self.device) if opponent is not None else None
+        players = (self.model,) if self.second is None else (self.model, self.second.model)
+        self.watch = FiniteWatch(config.skip_non_finite, accelerator, players)
         self.step = 0
         self._resume()
         self.wrapped, self.prepared = accelerator.prepare(self.model, self.optimizer)
@@ -148,44 +141,58 @@ class _Training:
         config = self.config
         plan = BatchPlan(self.task.length, config.seed, self.share, self.step, config.max_train_steps)
         batches = iter(self.task.batches(plan))
-        if self.run is not None:
-            self.run.start_metrics(self.step)
+        told = Observer(self.run, self.task, config, self.step) if self.run is not None else None
+        beside = told.beside if told is not None else str
         measures: dict[str, Any] = {}
+        evaluated = self._evaluate(told, stop)  # what the process before did not come to
         since, seen = time.monotonic(), 0
-        remaining = range(self.step, config.max_train_steps)
-        for _ in progress(remaining, f"train {self.task.kind}", total=config.max_train_steps, initial=self.step):
+        remaining, label = range(self.step, config.max_train_steps), f"train {self.task.kind}"
+        for _ in progress(remaining, label, total=config.max_train_steps, initial=self.step, beside=beside):
             terms, norm, rate = self._one_step(batches)
             self.step += 1
             seen += 1
             last = self.step == config.max_train_steps
-            if self.step % config.log_steps == 0 or last:
-                entry = {**self._of_all_processes(terms), "gradient_norm": float(norm), "learning_rate": rate}
+            unusual = self.watch.entry(self.task, config.seed, self.step - 1, config.train_batch_size)
+            if self.step % config.log_steps == 0 or last or "not_finite" in unusual:
+                entry = {
+                    **means(terms, self.accelerator),
+                    "gradient_norm": float(norm),
+                    "learning_rate": rate,
+                    **unusual,
+                }
                 speed = round(seen * config.train_batch_size / (time.monotonic() - since), 1)
-                if self.run is not None:
-                    self.run.log({"step": self.step, **entry, "images_per_second": speed})
+                if told is not None:
+                    told.step(self.step, {**entry, "images_per_second": speed})
                 since, seen = time.monotonic(), 0
+            self.watch.stop_or_go_on()
             if last or (config.validation_steps and self.step % config.validation_steps == 0):
-                measures = self._validate()
+                measures = self._validate(told)
                 since, seen = time.monotonic(), 0
-            stopping = bool(stop) and not last  # read once: a signal may come while the checkpoint is written
-            if last or stopping or self.step % config.checkpointing_steps == 0:
+            stopping = on_any_process(bool(stop), self.accelerator) and not last  # read once: one may come while saving
+            saving = last or stopping or self.step % config.checkpointing_steps == 0
+            if saving:
                 self._save()
                 since, seen = time.monotonic(), 0
+            if not stopping and is_due(self.task, self.step, config.max_train_steps):
+                evaluated = self._evaluate(told, stop)
+                stopping = on_any_process(bool(stop), self.accelerator) and not last
+                if stopping and not saving:
+                    self._save()
+                since, seen = time.monotonic(), 0
             if stopping:
-                raise Interrupted(stop["signal"], self.step)
+                raise Interrupted(stop.get("signal", signal.SIGTERM), self.step)
         if not remaining and self.run is not None:  # nothing to do: what was measured then
             measures = self.run.last_measures()
-        return measures or self._validate()
+        return (measures or self._validate(told)) | evaluated
 
     def _one_step(self, batches: Iterator[Any]) -> tuple[dict[str, Tensor], Tensor, float]:
         config, accumulation = self.config, self.share.accumulation
-        rate = learning_rate(
-            self.step, config.learning_rate, config.lr_scheduler, config.lr_warmup_steps, config.max_train_steps
-        )
+        rate = scheduled_rate(self.step, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["ratio"]
         torch.manual_seed(key(config.seed, self.step, "dropout", self.share.rank))
         self.wrapped.train()
+        self.watch.begin()
         sums: dict[str, Tensor] = {}
         second = self.second if self.second is not None and self.second.opponent.learns_at(self.step) else None
         alone = second is not None and second.opponent.alone_at(self.step)
@@ -200,12 +207,14 @@ class _Training:
                 with self.accelerator.autocast():
                     _add(sums, second.forward_backward(batch, shown, random, accumulation))
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or math.inf)
-        if self.accelerator.scaler is None:
-            self._refuse_non_finite("the gradient", norm, sums)
+        norms = {} if self.accelerator.scaler is not None else {"gradient": norm}  # the scaler sees to its own
         if second is not None:
-            seconds = second.gradient_norm()
-            self._refuse_non_finite(f"the {second.opponent.name}'s gradient", seconds, sums)
-            sums[f"{second.opponent.name}_gradient_norm"] = seconds
+            norms[f"{second.opponent.name}'s gradient"] = second.gradient_norm()
+        if self.watch.refuses(sums, norms):
+            self._leave_out(second)
+            return sums, norm, rate
+        if second is not None:
+            sums[f"{second.opponent.name}_gradient_norm"] = norms[f"{second.opponent.name}'s gradient"]
             second.update(self.step)
         if not alone:
             self.prepared.step()
@@ -214,15 +223,12 @@ class _Training:
                 self.ema.update(self.model, self.step)
         return sums, norm, rate
 
-    def _of_all_processes(self, terms: dict[str, Tensor]) -> dict[str, float]:
-        """The parts of the loss as numbers, means over the processes."""
-        values = torch.stack([value.detach().float() for value in terms.values()])
-        return dict(zip(terms, self.accelerator.reduce(values, "mean").tolist(), strict=True))
-
-    def _refuse_non_finite(self, whose: str, norm: Tensor, sums: dict[str, Tensor]) -> None:
-        if not math.isfinite(float(norm)):
-            parts = ", ".join(f"{name} {float(value):g}" for name, value in sums.items())
-            raise FloatingPointError(f"step {self.step}: {whose} is not finite (loss parts: {parts})")
+    def _leave_out(self, second: SecondPlayer | None) -> None:
+        self.prepared.zero_grad(set_to_none=True)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()
+        if second is not None:
+            second.optimizer.zero_grad(set_to_none=True)
 
     def _forward_backward(self, batch: Any, random: StepRandom, sums: dict[str, Tensor]) -> Tensor | None:
         with self.second.frozen() if self.second is not None else nullcontext():
@@ -233,22 +239,17 @@ class _Training:
         _add(sums, {name: value.detach() / self.share.accumulation for name, value in terms.items()})
         return loss.shown
 
-    def _validate(self) -> dict[str, Any]:
-        model = self.published
-        model.eval()
-        if self.run is None:
+    def _validate(self, told: Observer | None) -> dict[str, Any]:
+        model = self.published.eval()
+        return told.validate(model, self.step) if told is not None else {}
+
+    def _evaluate(self, told: Observer | None, stop: dict[str, int]) -> dict[str, Any]:
+        """After the checkpoint, for it may take long: what is not evaluated when the process ends, is later."""
+        if not is_due(self.task, self.step, self.config.max_train_steps):
             return {}
-        with torch.no_grad():
-            measures = self.task.validate(model)
-            pictures = self.task.preview(model)
-        if best_by := getattr(self.task, "best_by", None):
-            keep_best(self.run.path, best_by, measures, self.step, lambda folder: self.task.publish(model, folder))
-        self.run.log({"step": self.step, "validation": measures})
-        if pictures is not None:
-            save_grid(pictures, self.run.path / "samples" / f"step-{self.step:06d}.png")
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in measures.items() if isinstance(value, float))
-        logger.info("step %d: %s", self.step, shown)
-        return measures
+        found = told.evaluate(self.published.eval(), self.step, lambda: stop) if told is not None else {}
+        self.accelerator.wait_for_everyone()
+        return found
 
     def _save(self) -> None:
         if self.run is not None:
@@ -259,25 +260,27 @@ class _Training:
             if self.second is not None:
                 tensors |= self.second.tensors()
             scaler = self.accelerator.scaler
-            state = {"scaler": scaler.state_dict() if scaler is not None else None}
+            state = {"scaler": scaler.state_dict() if scaler is not None else None, "watch": self.watch.state()}
             self.task.publish(self.published, self.run.path)
             save_checkpoint(self.run.path, self.step, tensors, state, self.config.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
         folder = chosen_checkpoint(Path(self.config.output_dir), self.config.resume_from_checkpoint)
+        same_everywhere(folder.name if folder is not None else "none", self.accelerator)
         if folder is None:
             return
         state = read_json(folder / "state.json")
-        _load(self.model, read_tensors(folder / "model.safetensors"), folder)
+        load_weights(self.model, folder / "model.safetensors")
         load_optimizer_tensors(self.optimizer, self.model, read_tensors(folder / "optimizer.safetensors"))
         if self.ema is not None:
-            _load(self.ema.model, read_tensors(folder / "ema.safetensors"), folder)
+            load_weights(self.ema.model, folder / "ema.safetensors")
         if self.second is not None:
-            _load(self.second.model, read_tensors(folder / "opponent.safetensors"), folder)
+            load_weights(self.second.model, folder / "opponent.safetensors")
             self.second.load_optimizer(read_tensors(folder / "opponent_optimizer.safetensors"))
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.watch.load(state.get("watch") or {})
         self.step = int(state["step"])
         if self.step:
             logger.info("resuming from %s", folder.name)
@@ -286,11 +289,3 @@ class _Training:
 def _add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     for name, value in values.items():
         sums[name] = sums[name] + value if name in sums else value
-
-
-def _load(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip()
-        raise UserError(f"{folder}: weights of another model ({first})") from None

@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 
 from ldm.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from ldm.training.config import TrainingConfig
-from ldm.training.optimization import learning_rate, make_optimizer
+from ldm.training.optimization import make_optimizer, scheduled_rate
 from ldm.training.randomness import StepRandom
 
 
@@ -104,10 +104,7 @@ class SecondPlayer:
 
     def update(self, step: int) -> None:
         """One step of its optimiser, at its learning rate for this step."""
-        config = self.config
-        rate = learning_rate(
-            step, config.learning_rate, config.lr_scheduler, config.lr_warmup_steps, config.max_train_steps
-        )
+        rate = scheduled_rate(step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()

@@ -11,11 +11,29 @@ from torch import nn
 from ldm.training.config import TrainingConfig
 from ldm.training.muon import Muon, suits
 
-Schedule = Literal["constant", "linear", "cosine"]
+Schedule = Literal["constant", "linear", "cosine", "inverse_sqrt"]
 
 
-def learning_rate(step: int, peak: float, schedule: Schedule, warmup: int, total: int) -> float:
-    """The rate of step `step` (from 0): linear warm-up over `warmup` steps, then constant, or down to 0 at `total`."""
+def scheduled_rate(step: int, config: TrainingConfig) -> float:
+    """The rate of step `step` (from 0) by the settings."""
+    return learning_rate(
+        step,
+        config.learning_rate,
+        config.lr_scheduler,
+        config.lr_warmup_steps,
+        config.max_train_steps,
+        config.lr_reference_steps,
+    )
+
+
+def learning_rate(step: int, peak: float, schedule: Schedule, warmup: int, total: int, reference: int = 1) -> float:
+    """The rate of step `step` (from 0): linear warm-up over `warmup` steps, then constant, or down to 0 at `total`.
+
+    `inverse_sqrt` is the peak up to step `reference` and then falls as 1 / sqrt(step), with no end (Karras et al. 2024,
+    eq. 67); the warm-up is laid over it.
+    """
+    if schedule == "inverse_sqrt":
+        peak /= math.sqrt(max(step / reference, 1))
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))

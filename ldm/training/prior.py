@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from ldm.data.code_cache import CodeCache, check_code_folder, encode_codes
 from ldm.data.latent_cache import CacheKey
 from ldm.data.selection import plain_batches, spread
 from ldm.errors import UserError, at_least
+from ldm.evaluation.during import EvalConfig, Watch
 from ldm.files import atomic_folder
 from ldm.model_folder import INDEX, copy_part, write_prior_index
 from ldm.sampling import Request, SamplingConfig
@@ -41,6 +42,7 @@ class PriorRun:
     prior: PriorConfig = field(default_factory=PriorConfig)
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
     autoencoder: str = ""
     """Output folder of `ldm train autoencoder` with a bottleneck of codes: vq and its kin, fsq, lfq, gumbel."""
     codes: str = ""
@@ -106,6 +108,10 @@ class PriorTask:
         first = config.first_caption_probability
         self.captions = CaptionTokens(conditioner, captions, first) if conditioner.has_text else None
         self._held_out: tuple[Tensor, ...] | None = None
+        self.watch: Watch | None = None
+        if config.evaluation.eval_every:
+            reference = validation if config.evaluation.eval_split == "validation" else data
+            self.watch = Watch(config.evaluation, reference, data, cast(Any, self.pipeline(self.model)))
         self.facts: dict[str, Any] = {
             "data": data.fingerprint,
             "autoencoder": self.autoencoder.fingerprint(),
@@ -187,8 +193,12 @@ class PriorTask:
             )
             for number in range(self.config.preview_images)
         ]
-        drawing = CodePriorModel(self.autoencoder, model.priors, conditioner, self.device, SamplingConfig())
-        return torch.cat(list(drawing.generate(requests)))
+        return torch.cat(list(self.pipeline(model).generate(requests)))
+
+    def pipeline(self, model: nn.Module) -> CodePriorModel:
+        """The model as it stands, ready to sample."""
+        assert isinstance(model, PriorModel)
+        return CodePriorModel(self.autoencoder, model.priors, model.conditioner, self.device, SamplingConfig())
 
     def publish(self, model: nn.Module, folder: Path) -> None:
         """Write the model folder: vae, prior, conditioning; model_index.json comes last."""

@@ -85,6 +85,16 @@ class StepRandom:
         drawn = torch.randint(high, (self.share.batch_size,), generator=self._global(purpose), device=self.device)
         return drawn[self.share.part(self.micro)]
 
+    def stratified(self, purpose: str) -> Tensor:
+        """Uniform numbers in [0, 1), (size,), those of the global batch evenly spaced from one random start.
+
+        Each is uniform by itself, and the batch covers the interval (Kingma et al. 2021, appendix I.1).
+        """
+        start = torch.rand((), generator=self._global(purpose), device=self.device)
+        part = self.share.part(self.micro)
+        places = torch.arange(part.start, part.stop, device=self.device)
+        return (start + places / self.share.batch_size) % 1
+
 
 @dataclass(frozen=True)
 class BatchPlan:

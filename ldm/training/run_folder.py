@@ -34,6 +34,8 @@ class RunFolder:
         self.path = path
         self._lock = lock
         self._metrics: IO[str] | None = None
+        self.at_end = contextlib.ExitStack()
+        """What is to be closed with the folder."""
 
     @classmethod
     def check(cls, path: str | Path, kind: str) -> None:
@@ -85,8 +87,8 @@ class RunFolder:
         return run
 
     def _refuse_other_facts(self, facts: dict[str, Any]) -> None:
-        stored = _flat(read_json(self.path / RUN_FILE)["facts"])
-        current = _flat(json.loads(json.dumps(facts)))
+        stored = flat(read_json(self.path / RUN_FILE)["facts"])
+        current = flat(json.loads(json.dumps(facts)))
         differing = [name for name in sorted({*stored, *current}) if stored.get(name) != current.get(name)]
         if differing:
             shown = "; ".join(f"{name} was {stored.get(name)!r}, is {current.get(name)!r}" for name in differing[:5])
@@ -98,10 +100,20 @@ class RunFolder:
         atomic_write(self.path / _METRICS, "".join(json.dumps(entry) + "\n" for entry in kept))
         self._metrics = open(self.path / _METRICS, "a", encoding="utf-8")  # noqa: SIM115
 
+    def last_step(self) -> int:
+        """The last step of which metrics.jsonl tells, which a killed run did not come to save; 0 if of none."""
+        return max((entry["step"] for entry in self._entries()), default=0)
+
     def last_measures(self) -> dict[str, Any]:
-        """What the last validation found, as logged; {} if there was none."""
-        found = [entry["validation"] for entry in self._entries() if "validation" in entry]
-        return found[-1] if found else {}
+        """What the last validation and the last evaluation found, as logged; {} if there was none."""
+        found: dict[str, Any] = {}
+        for what in ("validation", "evaluation"):
+            found |= ([{}] + [entry[what] for entry in self._entries() if what in entry])[-1]
+        return found
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the evaluation of this step stands in metrics.jsonl."""
+        return any(entry["step"] == step and "evaluation" in entry for entry in self._entries())
 
     def _entries(self) -> list[dict[str, Any]]:
         path, entries = self.path / _METRICS, []
@@ -123,18 +135,19 @@ class RunFolder:
 
     def close(self) -> None:
         """Release the folder."""
+        self.at_end.close()
         if self._metrics is not None:
             self._metrics.close()
         _locks.discard(self._lock)
         self._lock.close()
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"training": {"seed": 0}} as {"training.seed": 0}."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def _finite(value: Any) -> Any:

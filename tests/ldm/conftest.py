@@ -35,14 +35,14 @@ def shapes_instruments(shapes):
 
 @pytest.fixture
 def quick_networks(monkeypatch):
-    """The networks that trainings ask for features learn for a few steps only: what they know is not asked."""
-    from ldm.evaluation import features, train_network
+    """The networks that trainings and evaluations ask learn for a few steps only: what they know is not asked."""
+    from ldm.evaluation import features, judge, train_network
     from ldm.training import perception
 
     def quickly(data, *, device="cpu"):
         return train_network.trained_network(data, device=device, recipe=train_network.Recipe(steps=8))
 
-    for module in (features, perception):
+    for module in (features, judge, perception):
         monkeypatch.setattr(module, "trained_network", quickly)
 
 
@@ -65,7 +65,7 @@ class FakePipeline:
             if request.class_label is None and sampling.classifier_scale:
                 raise UserError("classifier without a target")
 
-    def generate(self, requests, sampling=None, *, seed=0, first_index=0, batch_size=64, on_step=None):
+    def generate(self, requests, sampling=None, *, seed=0, first_index=0, batch_size=64, on_step=None, share=(0, 1)):
         self.check(requests, sampling)
         self.calls.append((list(requests), sampling, seed))
         self.evaluations = 0
@@ -73,10 +73,12 @@ class FakePipeline:
         branches = 1 + (sampling.guidance_scale not in (0, 1)) + (sampling.classifier_scale > 0)
 
         def batches():
-            for start in range(0, len(requests), batch_size):
+            for start in range(share[0] * batch_size, len(requests), share[1] * batch_size):
                 chunk = requests[start : start + batch_size]
                 self.evaluations += len(chunk) * branches * sampling.num_inference_steps
-                yield torch.stack([self._draw(start + k, seed, each, strength) for k, each in enumerate(chunk)])
+                yield torch.stack(
+                    [self._draw(first_index + start + k, seed, each, strength) for k, each in enumerate(chunk)]
+                )
 
         return batches()
 

@@ -31,7 +31,7 @@ def test_bf16_is_the_default_of_a_training(models, ldm, tmp_path):
     if not torch.cuda.is_bf16_supported():
         pytest.skip("this device has no bf16")
     from ldm.training.config import TrainingConfig
-    from ldm.training.loop import make_accelerator
+    from ldm.training.processes import make_accelerator
 
     assert make_accelerator(TrainingConfig(device="cuda"), torch.device("cuda")).mixed_precision == "bf16"
     flags = ("--device", "cuda", "--latents", tmp_path / "latents")

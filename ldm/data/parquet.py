@@ -1,0 +1,136 @@
+"""Parquet files of encoded images, as Hugging Face data sets are published. Needs pyarrow: the extra `datasets`.
+
+The images of a parquet file lie in compressed pages, and one cannot be had without its whole row group. So each file
+is unpacked once, a few rows at a time, into one file of images in the user's cache folder; from then on it is read as
+tar shards are: any image in any order, by any number of workers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ldm.data.decode import MAX_BYTES
+from ldm.data.listing import MAX_LINE, check_label, check_texts, shown
+from ldm.data.packed import Sample, Shard, index_path, remember, remembered
+from ldm.data.verdicts import cache_folder
+from ldm.errors import UserError, suggest
+from ldm.progress import progress
+
+_IMAGES, _TEXTS = ("image", "img", "jpg", "png"), ("text", "caption")
+_LABELS = ("label", "labels", "class", "fine_label")
+_ROWS = 64  # taken at a time
+_ROW_GROUP_BYTES = 4 * 2**30  # of one row group, unpacked
+
+
+def read_parquet(path: Path, columns: tuple[str, str, str]) -> Shard:
+    """The images of a file, unpacked now if they are not; `columns` names image, label and text ("": by their usual
+    names). UserError for a file that cannot be read or has no images."""
+    index = index_path(path, "parquet", *columns)
+    images = index.with_suffix(".images")
+    known = remembered(index)
+    if known is None or not _covers(images, known[0]):
+        known = _unpack(path, images, columns)
+        remember(index, *known)
+    return Shard(images, path, *known)
+
+
+def _covers(images: Path, samples: list[Sample]) -> bool:
+    last = samples[-1] if samples else None
+    return images.is_file() and images.stat().st_size == (last.offset + last.size if last else 0)
+
+
+def _unpack(path: Path, images: Path, columns: tuple[str, str, str]) -> tuple[list[Sample], tuple[str, ...]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(f"{shown(path)}: parquet needs pyarrow: pip install 'guided-latents[datasets]'") from None
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    need, free = path.stat().st_size, shutil.disk_usage(cache_folder()).free
+    if need > free:
+        raise UserError(
+            f"{shown(path)}: its {need} bytes of images do not fit into {cache_folder()}, where {free} are free; "
+            "name another folder by LDM_CACHE"
+        )
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{images.name}.tmp-", dir=images.parent)
+    try:
+        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file, os.fdopen(descriptor, "wb") as out:
+            for group in range(file.metadata.num_row_groups):
+                if (size := file.metadata.row_group(group).total_byte_size) > _ROW_GROUP_BYTES:
+                    raise UserError(f"{shown(path)}: row group {group} has {size} bytes; write smaller row groups")
+            names, class_names = _columns(file.schema_arrow, columns, path)
+            samples, offset = [], 0
+            batches = file.iter_batches(batch_size=_ROWS, columns=[name for name in names if name])
+            total = -(-file.metadata.num_rows // _ROWS)
+            for content, sample in _rows(progress(batches, f"unpacking {path.name}", total=total), names, path):
+                out.write(content)
+                samples.append(sample._replace(offset=offset))
+                offset += sample.size
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, images)
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(f"{shown(path)}: not a whole parquet file ({shown(error, 120)})") from None
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return samples, class_names
+
+
+def _columns(schema: Any, wanted: tuple[str, str, str], path: Path) -> tuple[tuple[str, str, str], tuple[str, ...]]:
+    """The names of the image, label and text column ("" for none), and the class names that the file tells."""
+    found = []
+    for flag, given, usual in zip(("image", "label", "text"), wanted, (_IMAGES, _LABELS, _TEXTS), strict=True):
+        if given and given not in schema.names:
+            raise UserError(
+                f'{shown(path)}: no column "{shown(given)}" (--{flag}-column){suggest(given, schema.names)}'
+            )
+        found.append(given or next((name for name in usual if name in schema.names), ""))
+    image, label, text = found
+    if not image:
+        raise UserError(
+            f"{shown(path)}: no column of images; name it by --image-column{suggest('image', schema.names)}"
+        )
+    kind = str(schema.field(image).type)
+    if not (kind in ("binary", "large_binary") or (kind.startswith("struct<") and "bytes: " in kind)):
+        raise UserError(f'{shown(path)}: column "{shown(image)}" holds {shown(kind, 60)}, expected encoded images')
+    return (image, label, text), _class_names(schema, label)
+
+
+def _class_names(schema: Any, label: str) -> tuple[str, ...]:
+    """The names that the data sets library keeps of a column's numbers."""
+    try:
+        facts = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        names = facts["info"]["features"][label]["names"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ()
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
+
+
+def _rows(batches: Any, names: tuple[str, str, str], path: Path) -> Iterator[tuple[bytes, Sample]]:
+    image, label, text = names
+    row = 0
+    for batch in batches:
+        for entry in batch.to_pylist():
+            where = f"{shown(path)}: row {row}"
+            value = entry[image]
+            content = value.get("bytes") if isinstance(value, dict) else value
+            if not isinstance(content, bytes):
+                raise UserError(f"{where}: no image in it (a path alone is not enough)")
+            if len(content) > MAX_BYTES:
+                raise UserError(f"{where}: an image of more than {MAX_BYTES} bytes")
+            name = value.get("path") if isinstance(value, dict) else None
+            texts = None if not text or entry[text] is None else check_texts(entry[text], where)
+            if texts and sum(map(len, texts)) > MAX_LINE:
+                raise UserError(f"{where}: a text of more than {MAX_LINE} characters")
+            number = None if not label or entry[label] is None else check_label(entry[label], where)
+            own = str(name) if name else f"{path.stem}/{row:08d}"
+            yield content, Sample(own, 0, len(content), number, texts)
+            row += 1

@@ -1,0 +1,118 @@
+"""Which files `--data` means where images lie many in a file, and what they hold together."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ldm.data.config import DataConfig
+from ldm.data.decode import ENDINGS
+from ldm.data.listing import METADATA, Listing, number_classes, shown
+from ldm.data.packed import PackedContents, Sample, Shard
+from ldm.data.parquet import read_parquet
+from ldm.data.tar_shards import read_tar
+from ldm.errors import UserError
+
+SHARD_ENDINGS = (".tar", ".parquet")
+_MAX_SHARDS = 100_000
+_SPLIT = re.compile(r"(train|validation|valid|val|test)(?![a-z])", re.IGNORECASE)
+
+
+def find_shards(data: str) -> list[Path] | None:
+    """The shards that are meant, in the order of their names; None where `data` is something else.
+
+    A shard, a folder of shards (or with a folder `data` of them), or a pattern with *, ? or {000..012}.
+    """
+    path = Path(data).expanduser()
+    if path.is_dir():
+        return _in_folder(path)
+    if path.is_file():
+        return [path] if path.suffix in SHARD_ENDINGS else None
+    if not any(mark in data for mark in "*?[{"):
+        return None
+    patterns = list(itertools.islice(_braces(str(path)), _MAX_SHARDS + 1))
+    found = sorted({Path(name) for pattern in patterns for name in glob.glob(pattern)})
+    if not found:
+        raise UserError(f"--data {shown(data)}: no file fits this pattern")
+    if len(found) > _MAX_SHARDS or len(patterns) > _MAX_SHARDS:
+        raise UserError(f"--data {shown(data)}: more than {_MAX_SHARDS} shards")
+    return _one_kind(found, data)
+
+
+def list_shards(config: DataConfig, paths: list[Path]) -> Listing:
+    """All images of these shards with their labels and captions; `UserError` where they do not fit together."""
+    columns = (config.image_column, config.label_column, config.text_column)
+    shards = [read_tar(path) if path.suffix == ".tar" else read_parquet(path, columns) for path in paths]
+    samples = [sample for shard in shards for sample in shard.samples]
+    folder = paths[0].parent
+    if not samples:
+        raise UserError(f"{shown(paths[0])}{' and its kin' if len(paths) > 1 else ''}: no image in it")
+    names = tuple(sample.name for sample in samples)
+    if len(set(names)) < len(names):  # each shard may count from 0
+        names = tuple(f"{shard.source.name}/{sample.name}" for shard in shards for sample in shard.samples)
+    if len(set(names)) < len(names):
+        twice = next(name for name, group in itertools.groupby(sorted(names)) if len(list(group)) > 1)
+        raise UserError(f'{shown(folder)}: "{shown(twice)}" is there twice; names must differ')
+    _all_or_none(shards, names, folder)
+    found = [sample.label for sample in samples if sample.label is not None]
+    labels, class_names = number_classes(found, folder)
+    if told := next((shard.class_names for shard in shards if shard.class_names), ()):
+        if any(shard.class_names != told for shard in shards) or len(told) < len(class_names):
+            raise UserError(f"{shown(folder)}: its files name their classes differently")
+        class_names = told
+    texts = tuple(sample.texts for sample in samples if sample.texts is not None)
+    return Listing(folder, names, labels, texts or None, class_names, PackedContents(shards, names))
+
+
+def _all_or_none(shards: list[Shard], names: tuple[str, ...], folder: Path) -> None:
+    samples: list[Sample] = [sample for shard in shards for sample in shard.samples]
+    for what in ("label", "texts"):
+        without = [place for place, sample in enumerate(samples) if getattr(sample, what) is None]
+        if 0 < len(without) < len(samples):
+            raise UserError(
+                f"{shown(folder)}: {len(without)} of {len(samples)} images have no {what.removesuffix('s')}, such as "
+                f"{shown(names[without[0]], 80)}; give all or none one"
+            )
+
+
+def _in_folder(folder: Path) -> list[Path] | None:
+    if any((folder / name).is_file() for name in METADATA):
+        return None
+    for place in (folder, folder / "data"):
+        entries = sorted(place.glob("[!.]*")) if place.is_dir() else []
+        if any(entry.suffix.lower() in ENDINGS for entry in entries):
+            return None
+        if found := [entry for entry in entries if entry.suffix in SHARD_ENDINGS and entry.is_file()]:
+            return _one_kind(found, str(folder))
+    return None
+
+
+def _one_kind(paths: list[Path], data: str) -> list[Path]:
+    other = next((path for path in paths if path.suffix not in SHARD_ENDINGS or not path.is_file()), None)
+    if other is not None:
+        raise UserError(f"--data {shown(data)}: {shown(other)} is neither a .tar nor a .parquet file")
+    kinds = {path.suffix for path in paths}
+    if len(kinds) > 1:
+        raise UserError(f"--data {shown(data)}: holds {' and '.join(sorted(kinds))} files; name one kind by a pattern")
+    splits = {match[1].lower() for path in paths if (match := _SPLIT.match(path.name))}
+    if len(splits) > 1:
+        raise UserError(
+            f"--data {shown(data)}: its files are splits ({', '.join(sorted(splits))}); name one, such as "
+            f"--data '{shown(paths[0].parent)}/{'train' if 'train' in splits else min(splits)}*{paths[0].suffix}'"
+        )
+    return paths
+
+
+def _braces(pattern: str) -> Iterator[str]:
+    """`a-{000..012}` and `{a,b}` written out, as webdataset has them."""
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if match is None:
+        yield pattern
+        return
+    first, last, words = match.groups()
+    options = words.split(",") if words else (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1))
+    for option in options:
+        yield from _braces(pattern[: match.start()] + option + pattern[match.end() :])

@@ -1,0 +1,125 @@
+"""Shards as webdataset has them: tar files in which members of one key (name up to the first dot) are one sample.
+
+A sample has an image (its ending says so) and may have .cls (class number or name), .txt (caption) and .json with
+"label" and "text". Everything else in it is passed over: nothing is unpickled, extracted or run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tarfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ldm.data.decode import ENDINGS
+from ldm.data.listing import MAX_LINE, check_label, check_texts, shown
+from ldm.data.packed import Sample, Shard, index_path, remember, remembered
+from ldm.errors import UserError
+
+_FACTS = ("cls", "txt", "json")
+_BLOCK = 512  # bytes: the unit of a tar file
+_LONG = {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
+_PACKERS = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+
+logger = logging.getLogger("ldm")
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose long names and extra headers are read only up to a limit."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        if self.type in _LONG and not 0 <= self.size <= MAX_LINE:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
+
+
+def read_tar(path: Path) -> Shard:
+    """What is in a shard, from its index if it has one; UserError for a file that is not a whole tar file."""
+    index = index_path(path, "tar")
+    known = remembered(index)
+    if known is None:
+        known = _samples(path), ()
+        remember(index, *known)
+    return Shard(path, path, *known)
+
+
+def _samples(path: Path) -> list[Sample]:
+    found: dict[str, dict[str, tuple[str, int, int]]] = {}  # key -> ending -> name, offset, size
+    passed: list[str] = []
+    for name, offset, size in _members(path):
+        pure = PurePosixPath(name)
+        stem, _, ending = pure.name.partition(".")
+        ending = ending.lower()
+        if not stem or stem.startswith("__") or not (f".{ending}" in ENDINGS or ending in _FACTS):
+            passed += [name] if stem and pure.suffix.lower() in ENDINGS else []
+            continue
+        kind = "image" if f".{ending}" in ENDINGS else ending
+        sample = found.setdefault(str(pure.with_name(stem)), {})
+        if kind in sample:
+            raise UserError(f'{shown(path)}: "{shown(name)}" is the second {kind} of its sample; expected one')
+        sample[kind] = str(pure), offset, size
+    bare = [key for key, sample in found.items() if "image" not in sample]
+    for names, what in ((bare, "samples without an image"), (passed, "images with a dot in their name")):
+        if names:
+            logger.warning("%s: %d %s are left out, such as %s", shown(path), len(names), what, shown(names[0], 80))
+    with open(path, "rb") as stream:
+        return [
+            Sample(*sample["image"], *_facts(stream, path, sample)) for sample in found.values() if "image" in sample
+        ]
+
+
+def _members(path: Path) -> list[tuple[str, int, int]]:
+    """(name, offset, size) of the regular files of an archive, checked to its end."""
+    with open(path, "rb") as stream:
+        packer = _PACKERS.get(stream.read(2))
+    if packer:
+        raise UserError(f"{shown(path)}: compressed by {packer}, so that no image can be read by its place; unpack it")
+    length, members = path.stat().st_size, []
+    try:
+        with tarfile.open(path, "r:", tarinfo=_Member, errorlevel=2) as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+                if member.offset_data + member.size > length and member.isreg():
+                    raise tarfile.ReadError(f"cut short in {shown(member.name, 80)}")
+                if member.isreg() and not member.issparse():
+                    members.append((member.name, member.offset_data, member.size))
+            end = archive.offset
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        raise UserError(f"{shown(path)}: not a whole tar file ({shown(error, 120)})") from None
+    with open(path, "rb") as stream:  # a damaged header ends the archive as the zeros do: silently
+        stream.seek(end)
+        if any(rest := stream.read(_BLOCK)) or (length < end and members):
+            where = f"byte {end}" if rest else "its end"
+            raise UserError(f"{shown(path)}: damaged at {where}: no member's header is there; make the shard again")
+    return members
+
+
+def _facts(
+    stream: Any, path: Path, sample: dict[str, tuple[str, int, int]]
+) -> tuple[int | str | None, tuple[str, ...] | None]:
+    """Label and captions: those of .cls and .txt, else those of .json."""
+    label: int | str | None = None
+    texts: tuple[str, ...] | None = None
+    for kind in ("json", "txt", "cls"):
+        if kind not in sample:
+            continue
+        name, offset, size = sample[kind]
+        where = f"{shown(path)}: {shown(name)}"
+        if size > MAX_LINE:
+            raise UserError(f"{where}: {size} bytes, more than {MAX_LINE}")
+        stream.seek(offset)
+        try:
+            content = stream.read(size).decode("utf-8-sig").strip()
+            row = json.loads(content) if kind == "json" else None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not {'valid JSON' if kind == 'json' else 'UTF-8 text'} ({error})") from None
+        if kind == "txt":
+            texts = (content,)
+        elif kind == "cls":
+            number = content.isascii() and content.removeprefix("-").isdigit()
+            label = check_label(int(content) if number else content, where)
+        elif isinstance(row, dict):
+            label = None if row.get("label") is None else check_label(row["label"], where)
+            texts = None if row.get("text") is None else check_texts(row["text"], where)
+    return label, texts

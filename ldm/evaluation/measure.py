@@ -1,0 +1,195 @@
+"""From conditions to figures: samples are drawn, seen by the instruments and forgotten, on one process or several."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.evaluation.conditions import Drawn
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.frechet import Gaussian
+from ldm.evaluation.instruments import Instruments
+from ldm.evaluation.judge import Score
+from ldm.evaluation.metrics import Samples, figures_of
+from ldm.evaluation.records import Figure
+from ldm.pipeline import Pipeline, SamplingConfig
+from ldm.processes import ALONE, Processes
+from ldm.progress import progress
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the instruments saw of `count` samples, what these cost, and the first of them; what follows may be added.
+
+    `features` (count, D) and the judge's `opinions` on the class (count, K) are empty where they were not asked for;
+    `images` (kept, 3, H, W) in [-1, 1] are on the CPU.
+    """
+
+    count: int = 0
+    features: Tensor = field(default_factory=lambda: torch.empty(0))
+    opinions: Tensor = field(default_factory=lambda: torch.empty(0))
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    evaluations: int = 0
+    seconds: float = 0.0
+    images: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Seen]) -> Seen:
+        """All parts in their order."""
+        scores: dict[str, Score] = {}
+        for part in parts:
+            for name, score in part.scores.items():
+                scores[name] = scores.get(name, Score()) + score
+        return cls(
+            sum(part.count for part in parts),
+            _cat([part.features for part in parts]),
+            _cat([part.opinions for part in parts]),
+            scores,
+            sum(part.evaluations for part in parts),
+            sum(part.seconds for part in parts),
+            _cat([part.images for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Figures of one set of samples, their cost, and the first few of them."""
+
+    figures: tuple[Figure, ...]
+    evaluations_per_image: float
+    seconds_per_image: float
+    images: Tensor  # (kept, 3, H, W) in [-1, 1], on the CPU
+
+
+def measure(
+    pipeline: Pipeline,
+    drawn: Sequence[Drawn],
+    sampling: SamplingConfig,
+    config: EvaluationConfig,
+    instruments: Instruments,
+    reference: Tensor | Gaussian | None,
+    *,
+    keep: int = 0,
+    label: str = "sampling",
+    processes: Processes = ALONE,
+) -> Measurement:
+    """Sample under the drawn conditions and measure; images stay on the device but for the first `keep`."""
+    seen = look(pipeline, drawn, sampling, config, instruments, keep=keep, label=label, processes=processes)
+    return processes.from_first(lambda: measured(seen, drawn, config, instruments, reference))
+
+
+def look(
+    pipeline: Pipeline,
+    drawn: Sequence[Drawn],
+    sampling: SamplingConfig,
+    config: EvaluationConfig,
+    instruments: Instruments,
+    *,
+    first: int = 0,
+    keep: int = 0,
+    label: str = "sampling",
+    on_batch: Callable[[int], None] | None = None,
+    processes: Processes = ALONE,
+) -> Seen:
+    """Sample under the drawn conditions but the `first`, and look at the samples, each in its own batch's process.
+
+    What is seen is the first process's to tell, complete and in order; the others get nothing. `on_batch` is told the
+    number of samples of each batch, and takes the place of the progress bar named `label`.
+    """
+    asked = list(drawn[first:])
+    options: dict[str, Any] = (
+        {"share": processes.share} if processes.count > 1 else {}
+    )  # what draws without diffusion takes none
+    batches = pipeline.generate(
+        [each.request for each in asked],
+        sampling,
+        seed=config.seed,
+        first_index=first,
+        batch_size=config.batch_size,
+        **options,
+    )
+    places = processes.places(len(asked), config.batch_size)
+    told = progress(places, label) if processes.leads and on_batch is None else places
+    parts: list[tuple[int, Seen]] = []
+    for place in told:
+        start = time.perf_counter()
+        images = next(batches)  # (b, 3, H, W)
+        _wait(images.device)
+        seconds = time.perf_counter() - start
+        wanted = [each.asked for each in asked[place : place + len(images)]]
+        parts.append((place, _seen(images, wanted, config, instruments, seconds, max(0, keep - first - place))))
+        if on_batch is not None:
+            on_batch(min(processes.count * config.batch_size, len(asked) - place))
+    for _ in batches:
+        raise RuntimeError("more batches than conditions")
+    cost = Seen(evaluations=pipeline.evaluations)
+    if processes.count > 1:
+        parts = [
+            (place, replace(part, features=part.features.cpu(), opinions=part.opinions.cpu())) for place, part in parts
+        ]
+    everyone = processes.gather((parts, cost))
+    in_order = sorted((part for those, _ in everyone for part in those), key=lambda part: part[0])
+    return Seen.joined([*(part for _, part in in_order), *(each for _, each in everyone)])
+
+
+def measured(
+    seen: Seen,
+    drawn: Sequence[Drawn],
+    config: EvaluationConfig,
+    instruments: Instruments,
+    reference: Tensor | Gaussian | None,
+) -> Measurement:
+    """The figures of what was seen under these conditions."""
+    if seen.count != len(drawn):
+        raise ValueError(f"{seen.count} samples were seen under {len(drawn)} conditions")
+    figures: tuple[Figure, ...] = ()
+    judge = instruments.judge
+    if instruments.extractor is not None and reference is not None:
+        samples = Samples(
+            reference,
+            seen.features.to(reference.device),
+            instruments.extractor,
+            [(each.request.prompt, each.request.class_label) for each in drawn],
+            seen.opinions.to(reference.device) if len(seen.opinions) else None,
+            judge.name if judge is not None else "",
+        )
+        figures = figures_of(samples, config)
+    figures += tuple(
+        Figure(f"accuracy/{name}", f"accuracy[{name}]", score.share, score.standard_error, higher_is_better=True)
+        for name, score in seen.scores.items()
+    )
+    return Measurement(figures, seen.evaluations / seen.count, seen.seconds / seen.count, seen.images)
+
+
+def _seen(
+    images: Tensor,
+    asked: Sequence[Mapping[str, str]],
+    config: EvaluationConfig,
+    instruments: Instruments,
+    seconds: float,
+    keep: int,
+) -> Seen:
+    judge, nothing = instruments.judge, torch.empty(0)
+    features = nothing if instruments.extractor is None else instruments.extractor(images)
+    opinions, scores = nothing, {}
+    if judge is not None:
+        scores = judge.score(images, asked)
+        if judge.class_head and "inception_score" in config.metrics:
+            opinions = judge.probabilities(images)[judge.class_head]
+    return Seen(len(images), features, opinions, scores, 0, seconds, images[:keep].cpu())
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    held = [part for part in parts if len(part)]
+    return torch.cat(held) if held else torch.empty(0)
+
+
+def _wait(device: torch.device) -> None:
+    """Let the device finish, so that its time is counted where it is spent."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,0 +1,98 @@
+"""Losses and gradients that are not finite reach no weight: the run stops, or leaves the step out and counts it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ldm.data.listing import shown
+from ldm.training.processes import on_any_process
+from ldm.training.randomness import BatchPlan, Share
+
+logger = logging.getLogger("ldm")
+_NAMED = 8  # examples in a message; the log has all
+
+
+class FiniteWatch:
+    """Looks at every step before its update; all processes come to the same verdict.
+
+    `limit` steps in a row may be left out; 0: the first one stops the run. What a forward call changes without a
+    gradient (a moving codebook, running statistics) is put back as well, for which a copy of it is kept where steps may
+    be left out.
+    """
+
+    def __init__(self, limit: int, accelerator: Accelerator, models: Sequence[nn.Module]) -> None:
+        self.limit, self.accelerator = limit, accelerator
+        self.left_out = self.in_a_row = 0
+        self._found: list[str] | None = None  # what is not finite in the last step
+        self._moving = [
+            value
+            for model in models
+            for value in chain(model.buffers(), (p for p in model.parameters() if not p.requires_grad))
+        ]
+        self._kept: list[Tensor] = []
+
+    def state(self) -> dict[str, int]:
+        """For a checkpoint."""
+        return {"left_out": self.left_out, "in_a_row": self.in_a_row}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """As `state` gave it; {} of a checkpoint from before there was one."""
+        self.left_out, self.in_a_row = int(state.get("left_out", 0)), int(state.get("in_a_row", 0))
+
+    def begin(self) -> None:
+        """Before the first forward call of a step."""
+        self._found = None
+        if self.limit:
+            self._kept = [value.detach().clone() for value in self._moving]
+
+    def refuses(self, terms: dict[str, Tensor], norms: dict[str, Tensor]) -> bool:
+        """Whether a loss of `terms` ("loss", "..._loss") or a norm is not finite: then the update must be left out."""
+        losses = [value.detach() for name, value in terms.items() if name == "loss" or name.endswith("_loss")]
+        checked = torch.stack([value.float() for value in (*losses, *norms.values())])
+        if not on_any_process(not bool(checked.isfinite().all()), self.accelerator):  # the step's one wait
+            self.in_a_row = 0
+            return False
+        joint = torch.stack([value.detach().float() for value in (*terms.values(), *norms.values())])
+        values = zip((*terms, *norms), self.accelerator.reduce(joint, "sum").tolist(), strict=True)
+        self._found = [name for name, value in values if not math.isfinite(value)]
+        self.left_out, self.in_a_row = self.left_out + 1, self.in_a_row + 1
+        with torch.no_grad():
+            for value, kept in zip(self._moving, self._kept, strict=True) if self._kept else ():
+                value.copy_(kept)
+        return True
+
+    def entry(self, task: Any, seed: int, step: int, batch_size: int) -> dict[str, Any]:
+        """What the log is to say of the step just taken: {} if no step has been left out so far."""
+        if self._found is None:
+            return {"steps_left_out": self.left_out} if self.left_out else {}
+        (keys,) = BatchPlan(task.length, seed, Share(batch_size), step, step + 1)
+        examples = [index for index, _ in keys]
+        name_of = getattr(getattr(task, "data", None), "file_name", None)
+        files = [name for index in examples if name_of is not None and (name := shown(name_of(index)))]
+        named = [f"{index} ({file})" for index, file in zip(examples, files, strict=True)] if files else examples
+        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        self._message = (
+            f"step {step + 1}: not finite: {', '.join(self._found)}; training examples of the batch: "
+            f"{', '.join(str(name) for name in named[:_NAMED])}{more}"
+        )
+        entry = {"not_finite": self._found, "examples": examples, **({"files": files} if files else {})}
+        return {**entry, "steps_left_out": self.left_out}
+
+    def stop_or_go_on(self) -> None:
+        """After the step was logged: `FloatingPointError` if one too many in a row was not finite."""
+        if self._found is None:
+            return
+        if self.in_a_row <= self.limit:
+            logger.warning("%s; left out (%d in a row, %d in all)", self._message, self.in_a_row, self.left_out)
+            return
+        mend = "look at them, or lower --learning-rate; --skip-non-finite N leaves out such steps"
+        row = f"{self.in_a_row} steps in a row, the limit is --skip-non-finite {self.limit}"
+        raise FloatingPointError(f"{self._message}; no weight was changed; {row if self.limit else mend}")

@@ -1,0 +1,47 @@
+"""The processes of a training: they take the same steps, stop at the same one, and start from the same weights."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.training.config import TrainingConfig
+
+
+def make_accelerator(config: TrainingConfig, device: torch.device) -> Accelerator:
+    """Accelerate's device, precision and process handling, with `auto` precision resolved."""
+    precision: str = config.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("--mixed-precision fp16 does nothing on a CPU; use no or bf16")
+    if not torch.distributed.is_initialized():  # another training of this process may have had another precision
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=device.type == "cpu", mixed_precision=precision, step_scheduler_with_optimizer=False)
+
+
+def on_any_process(flag: bool, accelerator: Accelerator) -> bool:
+    """Whether a flag is set on any process: what one alone did would leave the others waiting for it."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)) > 0)
+
+
+def same_everywhere(checkpoint: str, accelerator: Accelerator) -> None:
+    """`UserError` unless all processes go on from the same checkpoint, as they must."""
+    if accelerator.num_processes == 1:
+        return
+    found: list[str | None] = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(found, checkpoint)
+    if len(set(found)) > 1:
+        listed = ", ".join(f"{name} on process {rank}" for rank, name in enumerate(found))
+        raise UserError(f"--output-dir: the checkpoint is {listed}; it must be a folder that all machines share")
+
+
+def means(terms: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
+    """Named scalars as numbers, means over the processes."""
+    values = torch.stack([value.detach().float() for value in terms.values()])
+    return dict(zip(terms, accelerator.reduce(values, "mean").tolist(), strict=True))

@@ -1,0 +1,156 @@
+"""Several processes of one run give what one gives; the first alone writes and speaks, and none waits for the dead."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from ldm.processes import ALONE, Processes
+
+EVALUATION = ["--extractor", "trained", "--bootstrap", 5, "--num-reference", 20, "--num-inference-steps", 3]
+LOST = "ldm: another process of this run ended or did not answer in time\n"
+FORKS = multiprocessing.get_context("forkserver")  # of one process that has imported everything
+FORKS.set_forkserver_preload(
+    [
+        *("ldm.cli.sample", "ldm.cli.evaluate", "ldm.cli.compare", "ldm.cli.outputs", "ldm.device", "ldm.data.open"),
+        *("ldm.training.diffusion", "transformers.models.clip.modeling_clip"),
+    ]
+)
+
+COMMAND = """
+import os, sys
+os.chdir(folder)
+os.environ.update(environment)
+for number, name in ((1, "out"), (2, "err")):
+    os.dup2(os.open(f"{folder}.{environment['RANK']}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+from ldm.cli.main import main
+from ldm.evaluation import features, judge, train_network
+def quickly(data, *, device="cpu"):
+    return train_network.trained_network(data, device=device, recipe=train_network.Recipe(steps=8))
+features.trained_network = judge.trained_network = quickly
+sys.exit(main(arguments))
+"""
+
+
+def start(arguments, folder, count=2, **extra):
+    """`ldm` in `count` processes that find each other as those of torchrun do."""
+    folder.mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LDM_CACHE": os.environ["LDM_CACHE"], **extra}
+    found = []
+    for rank in range(count):
+        environment = {**shared, "WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        given = {"arguments": list(map(str, arguments)), "folder": str(folder), "environment": environment}
+        found.append(FORKS.Process(target=exec, args=(COMMAND, given)))
+        found[-1].start()
+    return found
+
+
+def finish(processes, folder, timeout=120):
+    """(exit code, stdout, stderr) of each."""
+    try:
+        for process in processes:
+            process.join(timeout)
+        return [
+            (process.exitcode, *(Path(f"{folder}.{rank}.{name}").read_text() for name in ("out", "err")))
+            for rank, process in enumerate(processes)
+        ]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def until(there, seconds=60):
+    """Wait until `there()` is true."""
+    last = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < last, "it never came"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def both(ldm, tmp_path, monkeypatch, quick_networks):
+    """What one process and two make of the same arguments, in the folders `one` and `two`."""
+
+    def run(*arguments):
+        (tmp_path / "one").mkdir()
+        monkeypatch.chdir(tmp_path / "one")
+        one = ldm(*arguments)
+        assert one.code == 0, one.err
+        two = finish(start(arguments, tmp_path / "two"), tmp_path / "two")
+        assert [code for code, _, _ in two] == [0, 0], two
+        assert two[1][1] == "", "the second prints nothing"
+        return one.out, two[0][1]
+
+    return run
+
+
+def same_files(one, two):
+    names = sorted(str(path.relative_to(one)) for path in one.rglob("*") if path.is_file())
+    assert names and names == sorted(str(path.relative_to(two)) for path in two.rglob("*") if path.is_file())
+    for name in names:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    return names
+
+
+def test_batches_are_dealt_out_in_turn():
+    places = [list(Processes(rank, 3).places(50, 8)) for rank in range(3)]
+    assert places == [[0, 24, 48], [8, 32], [16, 40]]
+    assert ALONE.gather(3) == [3] and ALONE.leads and list(ALONE.in_order(iter([1, 2]), 2)) == [1, 2]
+
+
+def test_two_processes_sample_the_same_pictures(models, both, tmp_path):
+    what = ["sample", models.text, "--prompt", "a", "--prompt", "a b", "--num-images", 7, "--batch-size", 3]
+    one, two = both(*what, "--num-inference-steps", 3, "--device", "cpu", "--output-dir", "out")
+    assert len(same_files(tmp_path / "one", tmp_path / "two")) == 9
+    assert two.split(",")[:2] == one.split(",")[:2] == ["7 pictures", " 21 network evaluations"]
+
+
+def test_two_processes_measure_the_same_figures(models, both, tmp_path):
+    what = ["evaluate", models.text, "--num-images", 22, "--batch-size", 5, *EVALUATION, "--device", "cpu"]
+    one, two = both(*what, "--metrics", "fid", "kid", "inception_score", "--output", "figures.json")
+    figures = [json.loads((tmp_path / name / "figures.json").read_text()) for name in ("one", "two")]
+    for each in figures:
+        assert each.pop("seconds_per_image") > 0
+    assert figures[0] == figures[1], "bit for bit"
+    assert figures[0]["evaluations_per_image"] == 3 and len(figures[0]["figures"]) > 3
+    assert one == two
+
+
+def test_a_refusal_is_told_once_and_ends_all(models, tmp_path):
+    arguments = ["sample", models.text, "--sampler", "ddin", "--output-dir", "out"]
+    told = finish(start(arguments, tmp_path / "two"), tmp_path / "two")
+    assert [code for code, _, _ in told] == [2, 2]
+    assert "ddin" in told[0][2] and told[0][2].count("\n") == 1 and told[1][2] == ""
+    assert not list((tmp_path / "two").iterdir())
+
+
+@pytest.fixture
+def endless(models, tmp_path):
+    """Two processes in the middle of long sampling."""
+    what = ["sample", models.text, "--num-images", 4000, "--batch-size", 4, "--num-inference-steps", 9]
+    processes = start([*what, "--device", "cpu", "--output-dir", "out"], tmp_path / "two", LDM_PROCESS_TIMEOUT="4")
+    until(lambda: list((tmp_path / "two").glob(".out.tmp-*/000008.png")))
+    yield processes
+    for process in processes:
+        process.kill()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_ends_the_other(endless, tmp_path, victim):
+    os.kill(endless[victim].pid, signal.SIGKILL)
+    code, _, words = finish(endless, tmp_path / "two", timeout=30)[1 - victim]
+    assert (code, words) == (1, LOST) and not (tmp_path / "two" / "out").exists()
+
+
+def test_a_process_that_hangs_does_not_hold_the_other_for_ever(endless, tmp_path):
+    os.kill(endless[1].pid, signal.SIGSTOP)
+    endless[0].join(30)
+    assert endless[0].exitcode == 1 and (tmp_path / "two.0.err").read_text() == LOST
