@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from autoencoders import Autoencoder
+from ldm.compilation import check_compiler, compile_network
 from ldm.conditioning import Condition, Conditioner, class_id
 from ldm.denoiser import Branch, ClassifierBranch, Denoiser
 from ldm.energies import Energy, energy_names
@@ -73,6 +74,8 @@ class Networks:
         """Refuse, before any work, what these networks cannot do; `UserError` says what would be right."""
         if not requests:
             raise UserError("nothing to sample: no conditions given")
+        check_compiler(sampling.compile, self.conditioner.device)
+        self._check_feature_cache(sampling)
         needed, spoken_of = needs(sampling), named(sampling)
         self._check_guidances(sampling, needed, energies)
         weak_hears = "weak" in spoken_of and self.weak is not None and self.weak.conditioner.num_classes > 0
@@ -83,6 +86,14 @@ class Networks:
             raise UserError("classifier guidance needs to know towards what: give --class-label")
         if "weak" in needed and self.weak is not None:
             self.weak.check({request.class_label for request in requests}, self.class_names)
+
+    def _check_feature_cache(self, sampling: SamplingConfig) -> None:
+        if sampling.feature_cache < 1:
+            raise UserError(f"--feature-cache must be 1 or more, got {sampling.feature_cache}; 1 is exact")
+        if sampling.feature_cache > 1 and len(self.unet.config.block_out_channels) == 1:
+            raise UserError("--feature-cache: this U-Net has one resolution, so nothing below it to keep; leave it out")
+        if sampling.feature_cache > 1 and sampling.compile != "none":
+            raise UserError("--feature-cache: not together with --compile; leave one of them out")
 
     def _check_request(self, request: Request, sampling: SamplingConfig, label_heard: bool) -> None:
         has_text, has_classes = self.conditioner.has_text, self.conditioner.num_classes > 0
@@ -170,7 +181,9 @@ class Networks:
             if name in needed:
                 labels = torch.tensor([request.class_label for request in requests], device=device)
                 branches[name] = ClassifierBranch(guide.network, labels, guide.schedule)
-        return Denoiser(branches, self.process, autocast)
+        for network in {self.unet, *([self.weak.unet] if self.weak else [])}:
+            compile_network(network, sampling.compile)
+        return Denoiser(branches, self.process, autocast, sampling.feature_cache)
 
     def evaluate(self, denoiser: Denoiser, energies: Mapping[str, Energy]) -> Evaluate:
         """The denoiser with the energies as further branches."""

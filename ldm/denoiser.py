@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldm.conditioning import Condition
 from ldm.perturbation import Perturbation
+from ldm.prepared import Deep
 from ldm.process import Process, same_schedule
+from ldm.unet import UNet
 from samplers import Level, Prediction, Schedule
 
 
@@ -38,6 +41,9 @@ class Denoiser:
     """The `Evaluate` of the samplers over networks: the only place where sampling calls a network.
 
     A network of another schedule is shown x_t at its own time of the same log-SNR, scaled to its own alpha and sigma.
+    What follows from the conditions alone is computed once, so a denoiser is good for one run with fixed weights. With
+    `feature_cache` N > 1 only every Nth call of a network runs it whole, and the first with other branches than before;
+    the others take from then the features of all but its highest resolution.
     The count `evaluations` grows by one a sample and branch, the cost in which samplers are compared.
     """
 
@@ -46,9 +52,17 @@ class Denoiser:
         branches: Mapping[str, Branch | ClassifierBranch],
         process: Process,
         autocast: torch.dtype | None = None,
+        feature_cache: int = 1,
     ) -> None:
-        self.branches, self.process, self.autocast = dict(branches), process, autocast
+        self.branches, self.process, self.autocast, self.feature_cache = (
+            dict(branches),
+            process,
+            autocast,
+            feature_cache,
+        )
         self.evaluations = 0
+        self._prepared: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._deep: dict[nn.Module, tuple[tuple[str, ...], int, Deep]] = {}
 
     def __call__(self, x: Tensor, level: Level, names: Sequence[str]) -> Mapping[str, Prediction]:
         """Predictions for x (B, C, h, w) at `level` from the named branches.
@@ -68,27 +82,47 @@ class Denoiser:
             else:
                 together.setdefault(branch.model, {})[name] = branch
         for model, group in together.items():
-            for name, x0 in zip(group, self._denoised(model, list(group.values()), x, level), strict=True):
+            for name, x0 in zip(group, self._denoised(model, group, x, level), strict=True):
                 found[name] = Prediction(x, level, x0)
         return found
 
-    def _denoised(self, model: nn.Module, branches: Sequence[Branch], x: Tensor, level: Level) -> Sequence[Tensor]:
+    def _denoised(self, model: nn.Module, group: Mapping[str, Branch], x: Tensor, level: Level) -> Sequence[Tensor]:
+        names, branches = tuple(group), list(group.values())
         process = branches[0].process or self.process
         own, scale = self._own(process.schedule, level)
         count = len(branches)
         repeated = (x if scale == 1 else scale * x).repeat(count, 1, 1, 1)  # (count * B, C, h, w)
         shown, time = process.shown(repeated, own.t, own.alpha, own.sigma)
         t = torch.full((len(shown),), time, device=x.device, dtype=x.dtype)
-        joined = Condition.cat([branch.condition for branch in branches])
         changes = [
             (branch.perturbation, _only(place, count, x))
             for place, branch in enumerate(branches)
             if branch.perturbation is not None
         ]
-        perturbed = {"perturbations": changes} if changes else {}
+        further: dict[str, Any] = {"perturbations": changes} if changes else {}
+        if self.feature_cache > 1:
+            further["deep"] = self._deep_of(model, names)
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
-            output = model(shown, t, class_labels=joined.class_labels, context=joined.context, **perturbed)
+            output = model(shown, t, **self._conditions(model, names, branches), **further)
         return process.x0(output.to(x.dtype), repeated, own.alpha, own.sigma).chunk(count)
+
+    def _conditions(self, model: nn.Module, names: tuple[str, ...], branches: Sequence[Branch]) -> dict[str, Any]:
+        """The conditions of these branches as arguments of their network, the same at every step."""
+        if names not in self._prepared:
+            joined = Condition.cat([branch.condition for branch in branches])
+            if isinstance(model, UNet):
+                self._prepared[names] = {"prepared": model.prepare(joined.class_labels, joined.context)}
+            else:
+                self._prepared[names] = {"class_labels": joined.class_labels, "context": joined.context}
+        return self._prepared[names]
+
+    def _deep_of(self, model: nn.Module, names: tuple[str, ...]) -> Deep:
+        """The features to go by in this call, or an empty place for them where they are to be made anew."""
+        before, calls, deep = self._deep.get(model, ((), 0, Deep()))
+        if before != names or calls == self.feature_cache:
+            calls, deep = 0, Deep()
+        self._deep[model] = names, calls + 1, deep
+        return deep
 
     def _gradient(self, branch: ClassifierBranch, x: Tensor, level: Level) -> Tensor:
         """grad_x log p(y | x_t), (B, C, h, w) (Dhariwal & Nichol 2021, section 4)."""

@@ -93,6 +93,21 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
+def log_entries(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The entries of a metrics.jsonl, in order: objects with a whole "step".
+
+    Other lines are passed over, such as one that a killed training left half-written.
+    """
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(entry, dict) and type(entry.get("step")) is int:
+                yield entry
+
+
 def fingerprint(value: Any) -> str:
     """SHA-256 of `value` in canonical JSON, in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,6 +1,6 @@
 """The blocks of the U-Net and of the noisy classifier, under the parameter names of diffusers.
 
-x is (B, C, H, W) in any memory format, `emb` is silu(time embedding) (B, E), `told` the text states and perturbations.
+x is (B, C, H, W) in any memory format, `times` holds silu(time embedding), `told` the text states and perturbations.
 Tokens of a whole batch stand in one matrix (B N, C), so that a linear layer is a single product without reshaping.
 The last convolution of a residual block starts at zero, so that the block starts as the identity (DDPM code; ADM,
 appendix H). A transformer's last layer does not: from zero, the text is not listened to for hundreds of steps.
@@ -9,8 +9,8 @@ appendix H). A transformer's last layer does not: from zero, the text is not lis
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +84,29 @@ class PooledContext(nn.Module):
         return self.norm2(self.proj(self.pool(self.norm1(context))))
 
 
+class Times(NamedTuple):
+    """The embedding of time, and the residual blocks' projections of it where they were made in one product."""
+
+    emb: Tensor  # (B, E), after silu
+    parts: Mapping[nn.Module, Tensor] | None = None
+
+    def of(self, resnet: ResnetBlock) -> Tensor:
+        """(B, C or 2C) for one block."""
+        return resnet.time_emb_proj(self.emb) if self.parts is None else self.parts[resnet]
+
+
+def projected_at_once(emb: Tensor, resnets: Sequence[ResnetBlock], weight: Tensor, bias: Tensor) -> Times:
+    """All blocks' projections by one product with their weights and biases in a row, as `time_projections` has them."""
+    parts = F.linear(emb, weight, bias).split([len(resnet.time_emb_proj.weight) for resnet in resnets], dim=1)
+    return Times(emb, dict(zip(resnets, parts, strict=True)))
+
+
+def time_projections(resnets: Sequence[ResnetBlock]) -> tuple[Tensor, Tensor]:
+    """The weights (sum of C or 2C, E) and the biases of the blocks' projections of time."""
+    projections = [resnet.time_emb_proj for resnet in resnets]
+    return torch.cat([each.weight for each in projections]), torch.cat([each.bias for each in projections])
+
+
 class ResnetBlock(nn.Module):
     """norm, silu, conv, time, norm, silu, conv, plus the input. Time is added, or scales and shifts (ADM's AdaGN)."""
 
@@ -108,9 +131,9 @@ class ResnetBlock(nn.Module):
         self.scale_shift = scale_shift
         self.dropout = dropout
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, times: Times) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        time = self.time_emb_proj(emb).view(len(x), -1, 1, 1)  # (B, C or 2C, 1, 1)
+        time = times.of(self).view(len(x), -1, 1, 1)  # (B, C or 2C, 1, 1)
         if self.scale_shift:
             scale, shift = time.chunk(2, dim=1)
             h = torch.addcmul(shift, self.norm2(h), 1 + scale)
@@ -135,12 +158,19 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(source, channels, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])  # a list, for the name `to_out.0`
 
-    def forward(self, tokens: Tensor, batch: int, context: Tensor | None = None, edits: Edits | None = None) -> Tensor:
-        source = tokens if context is None else context
-        q, k, v = (
-            projected.view(batch, -1, self.heads, projected.shape[1] // self.heads).transpose(1, 2)
-            for projected in (self.to_q(tokens), self.to_k(source), self.to_v(source))
-        )  # (B, heads, N or L, C / heads)
+    def keys_values(self, source: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Of tokens or a context (B N, C): each (B, heads, N, C / heads)."""
+        return self._split(self.to_k(source), batch), self._split(self.to_v(source), batch)
+
+    def _split(self, projected: Tensor, batch: int) -> Tensor:
+        return projected.view(batch, -1, self.heads, projected.shape[1] // self.heads).transpose(1, 2)
+
+    def forward(
+        self, tokens: Tensor, batch: int, known: tuple[Tensor, Tensor] | None = None, edits: Edits | None = None
+    ) -> Tensor:
+        """`known`: the keys and values of a context; None: those of the tokens themselves."""
+        q = self._split(self.to_q(tokens), batch)  # (B, heads, N, C / heads)
+        k, v = self.keys_values(tokens, batch) if known is None else known
         if edits is None:
             mixed = F.scaled_dot_product_attention(q, k, v)
         else:
@@ -201,8 +231,15 @@ class TransformerBlock(nn.Module):
     def forward(self, tokens: Tensor, batch: int, told: Told) -> Tensor:
         tokens = tokens + self.attn1(self.norm1(tokens), batch, edits=told.edits.get(self.attn1))
         if self.crosses:
-            tokens = tokens + self.attn2(self.norm2(tokens), batch, told.text)
+            tokens = tokens + self.attn2(self.norm2(tokens), batch, self.heard(told, batch))
         return tokens + self.ff(self.norm3(tokens))
+
+    def heard(self, told: Told, batch: int) -> tuple[Tensor, Tensor]:
+        """The context's keys and values, where they are not known from before."""
+        if told.known is not None:
+            return told.known[self.attn2]
+        assert told.text is not None  # `Encoder` has checked that there is a context
+        return self.attn2.keys_values(told.text, batch)
 
 
 class SpatialTransformer(nn.Module):
@@ -256,9 +293,9 @@ class Block(nn.Module):
             self.attentions = nn.ModuleList(attentions)
         self.attends = bool(attentions)
 
-    def layer(self, index: int, x: Tensor, emb: Tensor, told: Told) -> Tensor:
+    def layer(self, index: int, x: Tensor, times: Times, told: Told) -> Tensor:
         """The residual block `index` and the attention after it."""
-        x = told.kept(self.resnets[index], x, self.resnets[index](x, emb))
+        x = told.kept(self.resnets[index], x, self.resnets[index](x, times))
         return told.kept(self.attentions[index], x, self.attentions[index](x, told)) if self.attends else x
 
 
@@ -269,11 +306,13 @@ class DownBlock(Block):
         super().__init__(resnets, attentions)
         self.downsamplers = None if downsample is None else nn.ModuleList([downsample])
 
-    def forward(self, x: Tensor, emb: Tensor, told: Told, skips: list[Tensor], run: Run) -> Tensor:
+    def forward(
+        self, x: Tensor, times: Times, told: Told, skips: list[Tensor], run: Run, *, downsample: bool = True
+    ) -> Tensor:
         for index in range(len(self.resnets)):
-            x = run(self.layer, index, x, emb, told)
+            x = run(self.layer, index, x, times, told)
             skips.append(x)
-        if self.downsamplers is not None:
+        if downsample and self.downsamplers is not None:
             x = self.downsamplers[0](x)
             skips.append(x)
         return x
@@ -282,9 +321,9 @@ class DownBlock(Block):
 class MidBlock(Block):
     """Residual block; then, with attention, attention and another residual block."""
 
-    def forward(self, x: Tensor, emb: Tensor, told: Told, run: Run) -> Tensor:
-        x = run(self.layer, 0, x, emb, told)
-        return told.kept(self.resnets[1], x, run(self.resnets[1], x, emb)) if self.attends else x
+    def forward(self, x: Tensor, times: Times, told: Told, run: Run) -> Tensor:
+        x = run(self.layer, 0, x, times, told)
+        return told.kept(self.resnets[1], x, run(self.resnets[1], x, times)) if self.attends else x
 
 
 class UpBlock(Block):
@@ -294,9 +333,9 @@ class UpBlock(Block):
         super().__init__(resnets, attentions)
         self.upsamplers = None if upsample is None else nn.ModuleList([upsample])
 
-    def forward(self, x: Tensor, emb: Tensor, told: Told, skips: list[Tensor], run: Run) -> Tensor:
+    def forward(self, x: Tensor, times: Times, told: Told, skips: list[Tensor], run: Run) -> Tensor:
         for index in range(len(self.resnets)):
-            x = run(self.layer, index, torch.cat((x, skips.pop()), dim=1), emb, told)
+            x = run(self.layer, index, torch.cat((x, skips.pop()), dim=1), times, told)
         return x if self.upsamplers is None else self.upsamplers[0](x)
 
 

@@ -65,6 +65,7 @@ class Told(NamedTuple):
 
     text: Tensor | None = None  # (B L, D)
     edits: Mapping[nn.Module, Edits] = _NONE
+    known: Mapping[nn.Module, tuple[Tensor, Tensor]] | None = None  # the text's keys and values, of a `Prepared`
 
     def kept(self, layer: nn.Module, before: Tensor, after: Tensor) -> Tensor:
         """The layer's output (B, C, H, W), or its input in the samples in which it is left out."""

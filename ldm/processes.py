@@ -139,6 +139,12 @@ def processes_of_environment() -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
+def processes_of_training() -> Processes:
+    """Those that train together with this one, which is alone where it has met no others."""
+    together = dist.is_available() and dist.is_initialized()
+    return Processes(dist.get_rank(), dist.get_world_size()) if together else ALONE
+
+
 def _tried(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
     try:
         return work(), None

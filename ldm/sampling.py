@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ldm.compilation import Mode
 from ldm.errors import UserError
 from samplers import Spacing
 
@@ -41,6 +42,11 @@ class SamplingConfig:
     """Network steps."""
     spacing: Spacing = "trailing"
     """Which times are visited: by time (leading, trailing, linspace, quadratic, beta) or by noise (the others)."""
+    compile: Mode = "none"
+    """Compile the U-Net by torch.compile: slow to start, then faster. reduce-overhead adds CUDA graphs."""
+    feature_cache: int = 1
+    """LOSSY where above 1: only every Nth step runs the whole U-Net, the others its highest resolution alone on the
+    features that came up from below then (DeepCache). 1 is exact."""
     guidance_scale: float = 1.0
     """Classifier-free guidance: uncond + scale * (cond - uncond). 1 is the conditional model, 0 the unconditional."""
     guidance_interval: tuple[float, float] | None = None

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ldm.errors import UserError, suggest
+from ldm.errors import UserError
+from ldm.layers import chosen_layers
 from ldm.nn import (
-    Attention,
     DownBlock,
     Downsample,
     MidBlock,
@@ -23,13 +23,17 @@ from ldm.nn import (
     Run,
     SelfAttention,
     SpatialTransformer,
+    Times,
     TimestepEmbedding,
     UpBlock,
     Upsample,
+    projected_at_once,
     sinusoidal_embedding,
+    time_projections,
     zeroed,
 )
 from ldm.perturbation import Kind, Perturbation, Told, edits_of
+from ldm.prepared import Deep, Prepared, prepare, residual_blocks
 from ldm.unet_config import UNetConfig
 from ldm.weights import load_weights, read_config, save_network
 
@@ -42,7 +46,7 @@ class Encoded(NamedTuple):
     """What the way down hands to the way up."""
 
     h: Tensor  # (B, C, H / factor, W / factor)
-    emb: Tensor  # (B, 4 C0), silu of the embedding
+    times: Times
     told: Told
     skips: list[Tensor]
     run: Run
@@ -52,11 +56,14 @@ class Encoder(nn.Module):
     """The way down and the middle, with the embeddings of time and class; the noisy classifier has this half only.
 
     `gradient_checkpointing = True` recomputes each layer in the backward pass instead of keeping its activations.
+    `one_time_product`: whether all projections of the time are one product, also in training, where the weights must be
+    joined anew at each call. None: on a GPU, which waits for the host; on a CPU joining them costs more than it saves.
     """
 
     def __init__(self, shape: UNetConfig) -> None:
         super().__init__()
         self.gradient_checkpointing = False
+        self.one_time_product: bool | None = None
         self._shape = shape
         widths = shape.block_out_channels
         self._emb_width = 4 * widths[0]
@@ -117,6 +124,14 @@ class Encoder(nn.Module):
             [self._transformer(channels, self._shape.mid_heads)] if attends else [],
         )
 
+    def prepare(self, class_labels: Tensor | None = None, context: Tensor | None = None) -> Prepared:
+        """What the steps of a sampling run share, to be given as `prepared` in place of labels and context.
+
+        The text's keys, values and pooled vector are the same bits as without; the projections of time, made in one
+        product, the same to rounding. No gradient flows into it.
+        """
+        return prepare(self, class_labels, context)
+
     def _encode(
         self,
         x: Tensor,
@@ -124,8 +139,30 @@ class Encoder(nn.Module):
         class_labels: Tensor | None = None,
         context: Tensor | None = None,
         perturbations: Sequence[tuple[Perturbation, Tensor]] = (),
+        prepared: Prepared | None = None,
+        *,
+        shallow: bool = False,
     ) -> Encoded:
+        """`shallow`: the first block alone, without what is below it."""
+        if prepared is not None:
+            class_labels, context = prepared.class_labels, prepared.context
         self._check(x, t, class_labels, context)
+        times = self._times(x, t, class_labels, context, prepared)
+        text = None if context is None else context.flatten(0, 1)  # (B L, D)
+        aspect = x.shape[2] / x.shape[3]
+        edits = {"edits": edits_of(self, perturbations, aspect)} if perturbations else {}
+        told, run = Told(text, known=None if prepared is None else prepared.known, **edits), self._run()
+        h = self.conv_in(x)
+        skips = [h]
+        for block in self.down_blocks[:1] if shallow else self.down_blocks:
+            h = block(h, times, told, skips, run, downsample=not shallow)
+        if self.mid_block is not None and not shallow:
+            h = self.mid_block(h, times, told, run)
+        return Encoded(h, times, told, skips, run)
+
+    def _times(
+        self, x: Tensor, t: Tensor, class_labels: Tensor | None, context: Tensor | None, prepared: Prepared | None
+    ) -> Times:
         shape = self._shape
         # angles in float32 at least: t reaches 999 and bfloat16 has 8 bits
         precise = torch.promote_types(torch.float32, x.dtype)
@@ -137,21 +174,16 @@ class Encoder(nn.Module):
         )
         emb = self.time_embedding(sinusoids.to(x.dtype))  # (B, 4 C0)
         if class_labels is not None:
-            emb = emb + self.class_embedding(class_labels)
+            emb = emb + (self.class_embedding(class_labels) if prepared is None else prepared.classes)
         if context is not None and shape.pooled_context_heads is not None:
-            emb = emb + self.add_embedding(context)
+            emb = emb + (self.add_embedding(context) if prepared is None else prepared.pooled)
         emb = F.silu(emb)  # shared by all residual blocks
-        text = None if context is None else context.flatten(0, 1)  # (B L, D)
-        aspect = x.shape[2] / x.shape[3]
-        told = Told(text, edits_of(self, perturbations, aspect)) if perturbations else Told(text)
-        run = self._run()
-        h = self.conv_in(x)
-        skips = [h]
-        for block in self.down_blocks:
-            h = block(h, emb, told, skips, run)
-        if self.mid_block is not None:
-            h = self.mid_block(h, emb, told, run)
-        return Encoded(h, emb, told, skips, run)
+        if prepared is not None:
+            return projected_at_once(emb, prepared.resnets, *prepared.projections)
+        if emb.is_cuda if self.one_time_product is None else self.one_time_product:
+            resnets = residual_blocks(self)
+            return projected_at_once(emb, resnets, *time_projections(resnets))
+        return Times(emb)
 
     def _run(self) -> Run:
         if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -220,12 +252,23 @@ class UNet(Encoder):
         class_labels: Tensor | None = None,
         context: Tensor | None = None,
         perturbations: Sequence[tuple[Perturbation, Tensor]] = (),
+        prepared: Prepared | None = None,
+        deep: Deep | None = None,
     ) -> Tensor:
-        """`perturbations`: each with the samples (B,), as booleans, in which it is done."""
-        encoded = self._encode(x, t, class_labels, context, perturbations)
-        h = encoded.h
-        for block in self.up_blocks:
-            h = block(h, encoded.emb, encoded.told, encoded.skips, encoded.run)
+        """`perturbations`: each with the samples (B,), as booleans, in which it is done. `prepared`: the conditions.
+
+        `deep`: filled by a whole call if empty, else taken for all that is below the highest resolution.
+        """
+        known = None if deep is None else deep.features
+        h, times, told, skips, run = self._encode(
+            x, t, class_labels, context, perturbations, prepared, shallow=known is not None
+        )
+        if known is None:
+            for block in self.up_blocks[:-1]:
+                h = block(h, times, told, skips, run)
+            if deep is not None:
+                deep.features = h
+        h = self.up_blocks[-1](h if known is None else known, times, told, skips, run)
         return self.conv_out(F.silu(self.conv_norm_out(h)))
 
     def layers(self, kind: Kind, wanted: Sequence[str] = ()) -> tuple[str, ...]:
@@ -249,39 +292,6 @@ class UNet(Encoder):
             network = cls(config)
         load_weights(folder, network, dtype)
         return network.eval()
-
-
-def chosen_layers(network: UNet, kind: Kind, wanted: Sequence[str]) -> tuple[str, ...]:
-    """As `UNet.layers`."""
-    attention = [name for name, module in network.named_modules() if _attends_to_itself(name, module)]
-    whole = [name for name, module in network.named_modules() if isinstance(module, SelfAttention | SpatialTransformer)]
-    same = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, ResnetBlock) and module.conv_shortcut is None
-    ]
-    known = [*whole, *same] if kind == "skip" else attention
-    if not known:
-        what = "layer that can be left out" if kind == "skip" else "self-attention, which this guidance perturbs"
-        raise UserError(f"--guidance: this model's U-Net has no {what}")
-    if not wanted:
-        best = whole or same if kind == "skip" else attention
-        middle = [name for name in best if name.startswith("mid_block.")]
-        lowest = [name for name in best if name.startswith("down_blocks.")] or best
-        level = ".".join(lowest[-1].split(".")[:2])
-        return tuple(middle or [name for name in lowest if name.startswith(f"{level}.")])
-    found: dict[str, None] = {}
-    for name in wanted:
-        held = [each for each in known if each == name or each.startswith(f"{name}.")]
-        if not held:
-            flag = "--skipped-layers" if kind == "skip" else "--perturbed-layers"
-            raise UserError(f"{flag} {name}: no such layer in this model's U-Net{suggest(name, known)}")
-        found |= dict.fromkeys(held)
-    return tuple(found)
-
-
-def _attends_to_itself(name: str, module: nn.Module) -> bool:
-    return isinstance(module, SelfAttention) or (isinstance(module, Attention) and name.endswith("attn1"))
 
 
 def _plainly(function: Run, *inputs: object) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from ldm.data import DataConfig
 from ldm.data.listing import shown as printable
 from ldm.errors import UserError
 from ldm.evaluation import AutoencoderEvaluationConfig
-from ldm.files import read_json
+from ldm.files import log_entries, read_json
 from ldm.training.run_folder import RUN_FILE
 
 if TYPE_CHECKING:
@@ -152,14 +152,9 @@ def training_cost(run: Path, batch_size: int) -> tuple[int | None, float | None]
     path = run / "metrics.jsonl"
     if not path.is_file():
         return None, None
-    with open(path, encoding="utf-8", errors="replace") as lines:
-        for _, line in zip(range(_LINES), lines, strict=False):
-            try:
-                entry = json.loads(line)
-                step, speed = entry["step"], entry.get("images_per_second")
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                continue  # a line that a killed run left half-written
-            if isinstance(step, int) and isinstance(speed, int | float) and speed > 0 and step > before:
-                seconds += (step - before) * batch_size / speed
-                before = last = step
+    for entry in itertools.islice(log_entries(path), _LINES):
+        step, speed = entry["step"], entry.get("images_per_second")
+        if isinstance(speed, int | float) and speed > 0 and step > before:
+            seconds += (step - before) * batch_size / speed
+            before = last = step
     return last, seconds if last else None

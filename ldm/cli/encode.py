@@ -5,10 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoencoders import Tiling
+import torch
+
+from autoencoders import Autoencoder, Tiling
+from ldm.cli.outputs import check_tiling
 from ldm.config import parse
-from ldm.data import DataConfig
+from ldm.data import DataConfig, ImageData, open_data
+from ldm.data.latent_cache import check_cache_folder, encode_latents
+from ldm.device import resolve_device
 from ldm.errors import UserError
+from ldm.processes import processes_of_environment
+from ldm.training.latents import is_identity, load_autoencoder
 
 
 @dataclass(frozen=True)
@@ -27,29 +34,41 @@ class EncodeRun:
 
 
 def run(arguments: list[str]) -> None:
-    """Make the cache and say where it is."""
-    settings = parse(EncodeRun, arguments, "encode")
-    from ldm.cli.outputs import check_tiling
-    from ldm.data import open_data
-    from ldm.data.latent_cache import encode_latents
-    from ldm.device import resolve_device
-    from ldm.training.latents import is_identity, load_autoencoder
+    """Make the cache and say where it is; under torchrun all processes make a part of it."""
+    with processes_of_environment() as processes:
+        settings = processes.agreed(lambda: _settings(arguments))
+        device = processes.device(resolve_device(settings.device))
+        autoencoder, data = processes.agreed(lambda: _prepare(settings, device))
+        folder = Path(settings.output_dir)
+        cache = encode_latents(
+            autoencoder,
+            data,
+            folder,
+            batch_size=settings.batch_size,
+            device=device,
+            tiling=settings.tiling,
+            processes=processes,
+        )
+        if processes.leads:
+            print(f"wrote {folder}: latents {'x'.join(map(str, cache.shape))} of {len(data)} images")
 
+
+def _settings(arguments: list[str]) -> EncodeRun:
+    settings = parse(EncodeRun, arguments, "encode")
     for name in ("autoencoder", "output_dir"):
         if not getattr(settings, name):
             raise UserError(f"--{name.replace('_', '-')} is missing")
     if settings.batch_size < 1:
         raise UserError(f"--batch-size must be above 0, got {settings.batch_size}")
-    device = resolve_device(settings.device)
+    return settings
+
+
+def _prepare(settings: EncodeRun, device: torch.device) -> tuple[Autoencoder, ImageData]:
     autoencoder, _ = load_autoencoder(settings.autoencoder, device)
     if is_identity(autoencoder):
         raise UserError(
             f"--autoencoder {settings.autoencoder}: pixels need no cache; train on them without `ldm encode`"
         )
     check_tiling(settings.tiling, autoencoder)
-    data = open_data(settings.dataset, "train")
-    folder = Path(settings.output_dir)
-    cache = encode_latents(
-        autoencoder, data, folder, batch_size=settings.batch_size, device=device, tiling=settings.tiling
-    )
-    print(f"wrote {folder}: latents {'x'.join(map(str, cache.shape))} of {len(data)} images")
+    check_cache_folder(Path(settings.output_dir))
+    return autoencoder, open_data(settings.dataset, "train")

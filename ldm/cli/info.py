@@ -58,7 +58,7 @@ def _training(root: Path) -> Iterator[str]:
     if checkpoints:
         yield f"checkpoints: steps {', '.join(map(str, checkpoints))}"
     if (root / "metrics.jsonl").is_file():
-        from ldm.reports.run import read_history
+        from ldm.reports.history import read_history
 
         history = read_history(root)
         if history.steps:

@@ -18,6 +18,7 @@ COMMANDS = {
     "sample": "draw pictures from a model under any guidance",
     "evaluate": "distances and accuracy of a model or between two folders; measures of an autoencoder",
     "compare": "compare guidance methods and scales on the same seeds, or autoencoders",
+    "ema": "a model of another averaging length, from the snapshots of a training",
     "info": "what a run or model folder holds",
     "report": "the curves and pictures of a training in one HTML file",
     "list": "list samplers, guidances or configs",

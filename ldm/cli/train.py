@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import sys
 from typing import Any
 
@@ -25,7 +26,7 @@ def run(arguments: list[str]) -> int:
     from ldm.training.loop import Interrupted
 
     try:
-        measures = train_with(kind, settings)
+        measures = train_with(kind, settings, shlex.join(["ldm", "train", *arguments]))
     except Interrupted as stopped:
         print(f"ldm: {stopped}", file=sys.stderr)
         return 128 + stopped.signal_number
@@ -48,8 +49,8 @@ def _module(kind: str) -> tuple[type[Any], type[Any]]:
     return getattr(module, f"{kind.capitalize()}Run"), getattr(module, f"{kind.capitalize()}Task")
 
 
-def train_with(kind: str, settings: Any) -> dict[str, Any]:
-    """Run one training with complete settings; returns its last measures."""
+def train_with(kind: str, settings: Any, command: str = "") -> dict[str, Any]:
+    """Run one training with complete settings; returns its last measures. The run remembers the command."""
     from ldm.data import open_data
     from ldm.device import resolve_device
     from ldm.training.loop import train
@@ -69,4 +70,4 @@ def train_with(kind: str, settings: Any) -> dict[str, Any]:
         from ldm.training.linear import fit
 
         return fit(task, settings.training.output_dir, to_yaml(settings))
-    return train(task, settings.training, to_yaml(settings), device)
+    return train(task, settings.training, to_yaml(settings), device, command)

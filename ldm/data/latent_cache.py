@@ -18,6 +18,7 @@ from ldm.data.latent_layout import MALFORMED, Layout, is_ours, is_whole, manifes
 from ldm.data.protocol import Batch, ImageData, collate
 from ldm.errors import UserError
 from ldm.files import atomic_write, atomic_write_json, fingerprint, sha256_of_file
+from ldm.processes import ALONE, Processes
 from ldm.progress import progress
 
 RAM_LIMIT = 2**30  # bytes; a cache up to this size is read into memory, a larger one is memory-mapped
@@ -160,12 +161,14 @@ def encode_latents(
     device: torch.device | str = "cpu",
     num_workers: int = 0,
     tiling: Tiling | None = None,
+    processes: Processes = ALONE,
 ) -> LatentCache:
     """Write the latents of all images of `data` to `folder`, and open them; `autoencoder` must be on `device`.
 
     A whole cache of the same key is opened as it is, one of another key is refused. Whole shards of an interrupted run
     with the same key are kept, its other remains replaced. A folder that holds anything else is refused. `tiling` saves
-    memory and is no part of the key: the latents are the same to a rounding finer than theirs in the cache.
+    memory and is no part of the key: the latents are the same to a rounding finer than theirs in the cache. Several
+    processes, all of which must call this, share the missing shards among them; a folder that all see is needed.
     """
     folder, device, key = Path(folder), torch.device(device), CacheKey.of(autoencoder, data)
     if batch_size < 1:
@@ -173,7 +176,7 @@ def encode_latents(
     if data.image_size % autoencoder.factor:
         raise UserError(f"--image-size {data.image_size}: not divisible by the autoencoder's {autoencoder.factor}")
     check_cache_folder(folder)
-    if (folder / "manifest.json").is_file():
+    if processes.from_first(lambda: (folder / "manifest.json").is_file()):
         return LatentCache.open(folder, key, device=device)
 
     training = autoencoder.training
@@ -183,17 +186,23 @@ def encode_latents(
         encoding = autoencoder.encode(data[0].image[None].to(device), tiling=tiling)
         channels, height, width = encoding.mean.shape[1:]
         layout = Layout(len(data), (channels, height, width), data.flip, encoding.std is not None)
-        folder.mkdir(parents=True, exist_ok=True)
-        whole = [n for n in range(layout.shards) if is_whole(layout.path(folder, n), layout, n, key.digest())]
-        _remove_remains(folder, keep={layout.path(folder, shard) for shard in whole})
-        missing = [shard for shard in range(layout.shards) if shard not in set(whole)]
-        for shard, tensors in _encoded(autoencoder, data, layout, missing, batch_size, device, num_workers, tiling):
-            content = save(tensors, {"key": key.digest(), "shard": str(shard)})
-            atomic_write(layout.path(folder, shard), content)
+        missing = processes.from_first(lambda: _begin(folder, layout, key))
+        own = missing[processes.rank :: processes.count]
+
+        def encode() -> None:
+            for shard, tensors in _encoded(autoencoder, data, layout, own, batch_size, device, num_workers, tiling):
+                content = save(tensors, {"key": key.digest(), "shard": str(shard)})
+                atomic_write(layout.path(folder, shard), content)
+
+        processes.agreed(encode)
     finally:
         autoencoder.train(training)
-    sums = [sha256_of_file(layout.path(folder, shard)) for shard in range(layout.shards)]
-    atomic_write_json(folder / "manifest.json", manifest_of(layout, asdict(key), sums))
+
+    def finish() -> None:
+        sums = [sha256_of_file(layout.path(folder, shard)) for shard in range(layout.shards)]
+        atomic_write_json(folder / "manifest.json", manifest_of(layout, asdict(key), sums))
+
+    processes.from_first(finish)
     return LatentCache.open(folder, key, device=device)
 
 
@@ -251,10 +260,15 @@ def _moments(
     return {name: half.cpu() for name, half in halves.items()}
 
 
-def _remove_remains(folder: Path, keep: set[Path]) -> None:
+def _begin(folder: Path, layout: Layout, key: CacheKey) -> list[int]:
+    """Make the folder, or rid it of all but the whole shards of an earlier run; the shards that are missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {n for n in range(layout.shards) if is_whole(layout.path(folder, n), layout, n, key.digest())}
+    keep = {layout.path(folder, shard) for shard in whole}
     for path in folder.iterdir():
         if path not in keep:
             path.unlink()
+    return [shard for shard in range(layout.shards) if shard not in whole]
 
 
 def _short(value: object) -> str:

@@ -11,13 +11,14 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ldm.evaluation.records import Figure
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, without black and yellow
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 _MARKERS = "os^DvP*X<>"
+_LABEL = 36  # characters that fit beside an axis; the caption has them all
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ldm",
@@ -46,7 +47,18 @@ class Line:
     y: Sequence[float]
 
 
-def lines(curves: Sequence[Line], x_name: str, y_name: str, *, logarithmic: bool = False) -> str:
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point of a curve to be told apart, and what to say of it."""
+
+    text: str
+    x: float
+    y: float
+
+
+def lines(
+    curves: Sequence[Line], x_name: str, y_name: str, *, logarithmic: bool = False, mark: Mark | None = None
+) -> str:
     """An SVG element of curves over one axis."""
     with matplotlib.rc_context(_SETTINGS):
         canvas = Canvas(figsize=(5.6, 3.2), layout="constrained")
@@ -61,11 +73,21 @@ def lines(curves: Sequence[Line], x_name: str, y_name: str, *, logarithmic: bool
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(x_name)
-        axes.set_ylabel(y_name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.set_ylabel(y_name if len(y_name) <= _LABEL else re.sub(r"\[[^]]*\]", "", y_name)[:_LABEL])
         axes.grid(alpha=0.25)
+        if mark is not None:
+            axes.scatter([mark.x], [mark.y], s=110, fc="none", ec="#000000", lw=0.9)
+            axes.set_title(mark.text, fontsize=9, loc="right")
         if len(curves) > 1:
             axes.legend(fontsize=8, frameon=False)
-        return _svg(canvas, f"{y_name} against {x_name}")
+        return _svg(canvas, f"{y_name} against {x_name}. {_told(curves)}{f' {mark.text}.' if mark else ''}")
+
+
+def _told(curves: Sequence[Line]) -> str:
+    """The ends of each curve in words, for those who do not see them."""
+    ends = [f"{line.name}: {line.y[0]:.4g} at {line.x[0]:g}, {line.y[-1]:.4g} at {line.x[-1]:g}" for line in curves]
+    return "; ".join(ends) + "."
 
 
 def scatter(points: Sequence[Point], x_name: str, y_name: str, front: Collection[str] = ()) -> str:

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ldm.compilation import Mode
 from ldm.errors import UserError
 
 
@@ -46,6 +47,8 @@ class TrainingConfig:
     """Decay of the averaged weights, which are the published ones; 0 publishes the last weights."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """auto: bf16 on a GPU that has it, float32 on a CPU."""
+    compile: Mode = "none"
+    """Compile the model by torch.compile: slow to start, then faster. reduce-overhead adds CUDA graphs."""
     skip_non_finite: int = 0
     """Steps in a row that may be left out because a loss or gradient was not finite; 0: the first one stops the run."""
     gradient_checkpointing: bool = False
@@ -109,6 +112,8 @@ def config_facts(config: TrainingConfig) -> dict[str, Any]:
     }
     if config.lr_scheduler in ("constant", "inverse_sqrt"):
         free.add("max_train_steps")
+    if config.compile == "none":  # runs from before there was a choice go on
+        free.add("compile")
     if config.lr_scheduler != "inverse_sqrt":
         free.add("lr_reference_steps")
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in free}

@@ -21,6 +21,7 @@ from ldm.files import atomic_folder, atomic_write_json
 from ldm.model_folder import INDEX, copy_part, write_index
 from ldm.pipeline import Pipeline, Request, SamplingConfig
 from ldm.process import Process
+from ldm.training.averages import AveragesConfig
 from ldm.training.config import TrainingConfig, config_facts
 from ldm.training.evaluations import requires_grad_kept
 from ldm.training.latents import (
@@ -45,6 +46,7 @@ class DiffusionRun:
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    averages: AveragesConfig = field(default_factory=AveragesConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: DiffusionEvalConfig = field(default_factory=DiffusionEvalConfig)
     autoencoder: str = ""
@@ -115,7 +117,7 @@ class DiffusionTask:
         self.source = LatentSource(
             self.autoencoder, data, config.latents, training.output_dir, device, training.dataloader_num_workers
         )
-        self.length = len(data)
+        self.length, self.averages = len(data), config.averages
         first = config.first_caption_probability
         if not 0 <= first <= 1:
             raise UserError(f"--first-caption-probability must be in [0, 1], got {first}")
@@ -129,6 +131,7 @@ class DiffusionTask:
             "diffusion": dataclasses.asdict(config.diffusion) | {"prediction_type": self.process.target},
             "first_caption_probability": first,
             **({"latents": "none"} if self.source.online else {}),
+            **config.averages.facts(),
             **({"objective": objective} if (objective := config.objective.facts()) else {}),
             "training": config_facts(config.training),
         }
@@ -158,7 +161,7 @@ class DiffusionTask:
         return Loss((weight.flatten() * error).mean(), {"mse": error.mean()})
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
-        """The unweighted loss on held-out latents at spread times with fixed noise, whole and by noise quarter."""
+        """The unweighted loss on held-out latents with fixed noise at spread times, whole, by quarters and tenths."""
         assert isinstance(model, DiffusionModel)
         chosen = shuffled(len(self.validation), self.config.validation_images)
         x0 = held_out_latents(self.autoencoder, self.validation, chosen, self.device)
@@ -181,7 +184,16 @@ class DiffusionTask:
             errors.append((output - target).square().mean((1, 2, 3)))
         error = torch.cat(errors)  # (N,)
         quarters = [float(part.mean()) for part in error.tensor_split(4)]
-        return {"validation_loss": float(error.mean()), "validation_loss_by_noise_quarter": quarters}
+        table = []
+        for times, part in zip(t.tensor_split(10), error.tensor_split(10), strict=True):
+            if len(part):
+                middle = self.schedule.level(float(times.mean()))
+                table.append({"t": round(middle.t, 1), "noise_ratio": middle.noise_ratio, "loss": float(part.mean())})
+        return {
+            "validation_loss": float(error.mean()),
+            "validation_loss_by_noise_quarter": quarters,
+            "validation_loss_by_noise": table,
+        }
 
     def _watch(self, config: DiffusionEvalConfig) -> Watch | None:
         if not config.eval_every:

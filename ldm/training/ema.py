@@ -30,7 +30,7 @@ class ExponentialMovingAverage:
         for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
             if theirs.requires_grad:
                 averaged.append(mine)
-                weights.append(theirs.detach())
+                weights.append(theirs)
             else:
                 mine.copy_(theirs)  # an EMA codebook moves without a gradient
         torch._foreach_lerp_(averaged, weights, 1 - decay)

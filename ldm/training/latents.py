@@ -16,6 +16,7 @@ from ldm.data.latent_cache import CacheKey, LatentCache, check_cache_folder, enc
 from ldm.data.selection import plain_batches, to_device
 from ldm.errors import UserError, at_least
 from ldm.process import FAMILIES, Process
+from ldm.processes import processes_of_training
 from ldm.training.autoencoder import image_batches
 from ldm.training.randomness import BatchPlan, StepRandom
 from samplers import DiscreteSchedule, EDMSchedule, FlowSchedule
@@ -157,7 +158,14 @@ class LatentSource:
                 mean, std = self._encoded(images) if self.online else (images, None)
                 yield LatentBatch(mean, std, batch.labels.to(self.device), keys)
             return
-        cache = encode_latents(self.autoencoder, self.data, self.folder, batch_size=_ENCODE_BATCH, device=self.device)
+        cache = encode_latents(
+            self.autoencoder,
+            self.data,
+            self.folder,
+            batch_size=_ENCODE_BATCH,
+            device=self.device,
+            processes=processes_of_training(),
+        )
         for keys in plan:
             indices = torch.tensor([index for index, _ in keys])
             flips = torch.tensor([cache.has_flips and seed % 2 == 1 for _, seed in keys])

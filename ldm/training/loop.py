@@ -15,9 +15,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ldm.compilation import check_compiler, compile_network
 from ldm.errors import UserError
 from ldm.files import read_json
 from ldm.progress import progress
+from ldm.training.averages import PowerAverages
 from ldm.training.checkpoint import (
     chosen_checkpoint,
     load_optimizer_tensors,
@@ -34,7 +36,7 @@ from ldm.training.guards import global_random_state_kept, stop_signals
 from ldm.training.observe import Observer
 from ldm.training.opponent import Loss, SecondPlayer
 from ldm.training.optimization import make_optimizer, scheduled_rate
-from ldm.training.processes import make_accelerator, means, on_any_process, same_everywhere
+from ldm.training.processes import make_accelerator, means, on_any_process, others_alive, same_everywhere
 from ldm.training.randomness import BatchPlan, Share, StepRandom, key
 from ldm.training.run_folder import RunFolder
 
@@ -81,12 +83,12 @@ class Interrupted(Exception):  # noqa: N818  (not an error)
         self.signal_number = signal_number
 
 
-def train(task: Task, config: TrainingConfig, settings: str, device: torch.device) -> dict[str, Any]:
+def train(task: Task, config: TrainingConfig, settings: str, device: torch.device, command: str = "") -> dict[str, Any]:
     """Train `task` in the run folder `config.output_dir`, resuming what is there; return the last measures.
 
-    `settings` is the resolved configuration as YAML, stored as config.yaml. Leaves the global random states as they
-    were. Raises `UserError` for a folder of another run, `FloatingPointError` for a loss or gradient that is not
-    finite (before it reaches a weight), `Interrupted` after SIGINT or SIGTERM.
+    `settings` is the resolved configuration as YAML, stored as config.yaml; `command` goes to run.json. Leaves the
+    global random states as they were. Raises `UserError` for a folder of another run, `FloatingPointError` for a loss
+    or gradient that is not finite (before it reaches a weight), `Interrupted` after SIGINT or SIGTERM.
     """
     accelerator = make_accelerator(config, device)
     try:
@@ -100,11 +102,14 @@ def train(task: Task, config: TrainingConfig, settings: str, device: torch.devic
         raise UserError(f"--train-batch-size: {error}") from None
     if accelerator.mixed_precision == "fp16" and getattr(task, "opponent", None) is not None:
         raise UserError("--mixed-precision fp16: its loss scale is for one player; with a discriminator use bf16 or no")
+    check_compiler(config.compile, device)
     if config.resume_from_checkpoint != "latest":  # refused, if so, before the folder is touched
         chosen_checkpoint(Path(config.output_dir), config.resume_from_checkpoint)
-    run = RunFolder.claim(config.output_dir, task.kind, settings, task.facts) if accelerator.is_main_process else None
+    run = None
+    if accelerator.is_main_process:
+        run = RunFolder.claim(config.output_dir, task.kind, settings, task.facts, command)
     try:
-        with global_random_state_kept(), stop_signals() as stop:
+        with global_random_state_kept(), stop_signals() as stop, others_alive(accelerator):
             return _Training(task, config, accelerator, share, run).steps(stop)
     finally:
         if run is not None:
@@ -124,12 +129,14 @@ class _Training:
             torch.set_float32_matmul_precision("high")
         self.ema = ExponentialMovingAverage(self.model, config.ema_decay) if config.ema_decay > 0 else None
         self.optimizer = make_optimizer(self.model, config)
+        self.averages = PowerAverages(self.model, getattr(task, "averages", None))
         opponent = getattr(task, "opponent", None)
         self.second = SecondPlayer(opponent, config, self.device) if opponent is not None else None
         players = (self.model,) if self.second is None else (self.model, self.second.model)
         self.watch = FiniteWatch(config.skip_non_finite, accelerator, players)
         self.step = 0
         self._resume()
+        compile_network(self.model, config.compile)
         self.wrapped, self.prepared = accelerator.prepare(self.model, self.optimizer)
 
     @property
@@ -165,6 +172,7 @@ class _Training:
                     told.step(self.step, {**entry, "images_per_second": speed})
                 since, seen = time.monotonic(), 0
             self.watch.stop_or_go_on()
+            self.averages.snapshot(self.run, self.step, last=last)
             if last or (config.validation_steps and self.step % config.validation_steps == 0):
                 measures = self._validate(told)
                 since, seen = time.monotonic(), 0
@@ -221,6 +229,7 @@ class _Training:
             self.prepared.zero_grad(set_to_none=True)
             if self.ema is not None and not self.prepared.step_was_skipped:
                 self.ema.update(self.model, self.step)
+            self.averages.update(self.model, self.step + 1)
         return sums, norm, rate
 
     def _leave_out(self, second: SecondPlayer | None) -> None:
@@ -257,8 +266,7 @@ class _Training:
             tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
             if self.ema is not None:
                 tensors["ema"] = self.ema.model.state_dict()
-            if self.second is not None:
-                tensors |= self.second.tensors()
+            tensors |= self.averages.tensors() | (self.second.tensors() if self.second is not None else {})
             scaler = self.accelerator.scaler
             state = {"scaler": scaler.state_dict() if scaler is not None else None, "watch": self.watch.state()}
             self.task.publish(self.published, self.run.path)
@@ -282,6 +290,7 @@ class _Training:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.watch.load(state.get("watch") or {})
         self.step = int(state["step"])
+        self.averages.resume(folder, self.step)
         if self.step:
             logger.info("resuming from %s", folder.name)
 

@@ -24,6 +24,7 @@ from ldm.errors import UserError, at_least
 from ldm.evaluation.during import EvalConfig, Watch
 from ldm.files import atomic_folder
 from ldm.model_folder import INDEX, copy_part, write_prior_index
+from ldm.processes import processes_of_training
 from ldm.sampling import Request, SamplingConfig
 from ldm.training.config import TrainingConfig, config_facts
 from ldm.training.diffusion import CaptionTokens
@@ -124,9 +125,13 @@ class PriorTask:
     def batches(self, plan: BatchPlan) -> Iterator[CodeBatch]:
         """Codes in the plan's order, half of them of mirrored images where the data set flips."""
         workers = self.config.training.dataloader_num_workers
-        cache: CodeCache = encode_codes(
-            self.autoencoder, self.data, self.folder, batch_size=_BATCH, num_workers=workers, device=self.device
-        )
+
+        def codes() -> CodeCache:
+            return encode_codes(
+                self.autoencoder, self.data, self.folder, batch_size=_BATCH, num_workers=workers, device=self.device
+            )
+
+        cache = processes_of_training().first_then_others(codes)
         for keys in plan:
             indices = torch.tensor([index for index, _ in keys])
             flips = torch.tensor([cache.has_flips and seed % 2 == 1 for _, seed in keys])

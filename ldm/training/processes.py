@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from ldm.errors import UserError
+from ldm.errors import LostProcessError, UserError
 from ldm.training.config import TrainingConfig
 
 
@@ -28,6 +31,21 @@ def on_any_process(flag: bool, accelerator: Accelerator) -> bool:
     if accelerator.num_processes == 1:
         return flag
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)) > 0)
+
+
+@contextmanager
+def others_alive(accelerator: Accelerator) -> Iterator[None]:
+    """What the transport says when another process is gone, as `LostProcessError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        transport = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        if accelerator.num_processes == 1 or not transport:
+            raise
+        raise LostProcessError(
+            "another process of this training has ended, or cannot be reached; see its own message, then start again: "
+            "the same command goes on from the last checkpoint"
+        ) from error
 
 
 def same_everywhere(checkpoint: str, accelerator: Accelerator) -> None:

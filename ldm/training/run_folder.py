@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ldm.errors import UserError
-from ldm.files import atomic_write, atomic_write_json, read_json
+from ldm.files import atomic_write, atomic_write_json, log_entries, read_json
 
 RUN_FILE, _METRICS = "run.json", "metrics.jsonl"
 _locks: set[IO[str]] = set()
@@ -58,8 +58,11 @@ class RunFolder:
             raise UserError(f"--output-dir {path}: holds a run of `train {found}`, not of `train {kind}`")
 
     @classmethod
-    def claim(cls, path: str | Path, kind: str, settings: str, facts: dict[str, Any]) -> RunFolder:
-        """Open or make the folder, lock it and store `settings` (YAML text) and `facts` (what a resume must match)."""
+    def claim(cls, path: str | Path, kind: str, settings: str, facts: dict[str, Any], command: str = "") -> RunFolder:
+        """Open or make the folder, lock it and store `settings` (YAML text) and `facts` (what a resume must match).
+
+        `command` joins those that the run was started by before.
+        """
         path = Path(path)
         cls.check(path, kind)
         path.mkdir(parents=True, exist_ok=True)
@@ -74,12 +77,16 @@ class RunFolder:
         _locks.add(lock)
         run = cls(path, lock)
         try:
+            commands = []
             if (path / RUN_FILE).exists():
                 run._refuse_other_facts(facts)
-            for pattern in (".*.tmp-*", ".*.old-*", "samples/.*.tmp-*"):  # of a run that was killed
+                commands = commands_of(path)
+            for pattern in (".*.tmp-*", ".*.old-*", "samples/.*.tmp-*", "averages/.*.tmp-*"):  # of a killed run
                 for leftover in path.glob(pattern):
                     shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
-            atomic_write_json(path / RUN_FILE, {"kind": kind, "facts": facts})  # first: with it the folder is a run's
+            commands = [each for each in commands if each != command] + ([command] if command else [])
+            content = {"kind": kind, "commands": commands, "facts": facts}
+            atomic_write_json(path / RUN_FILE, content)  # first: with it the folder is a run's
             atomic_write(path / "config.yaml", settings)
         except BaseException:
             run.close()
@@ -116,11 +123,8 @@ class RunFolder:
         return any(entry["step"] == step and "evaluation" in entry for entry in self._entries())
 
     def _entries(self) -> list[dict[str, Any]]:
-        path, entries = self.path / _METRICS, []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-            with contextlib.suppress(json.JSONDecodeError):
-                entries.append(json.loads(line))
-        return [entry for entry in entries if isinstance(entry, dict) and "step" in entry]
+        path = self.path / _METRICS
+        return list(log_entries(path)) if path.exists() else []
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl; numbers that are not finite become null, for JSON has none."""
@@ -140,6 +144,12 @@ class RunFolder:
             self._metrics.close()
         _locks.discard(self._lock)
         self._lock.close()
+
+
+def commands_of(run: str | Path) -> list[str]:
+    """The commands that a run was started by, the newest last."""
+    found = read_json(Path(run) / RUN_FILE).get("commands")
+    return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -86,7 +86,7 @@ def _weights_and_biases(project: str, run: Path) -> GeneralTracker:
     try:
         tracker.start()
     except wandb.errors.Error as error:
-        first = (str(error).splitlines() or ["no reason given"])[0]
+        first = (str(error).splitlines() or ["no reason given"])[0].rstrip(".")
         raise UserError(f"--report-to wandb: {first}; run `wandb login`, or set WANDB_MODE=offline") from None
     return tracker
 

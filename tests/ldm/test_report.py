@@ -19,7 +19,7 @@ from ldm.evaluation.records import EvaluationResult, Figure
 from ldm.images import save_grid
 from ldm.peak_memory import PeakMemory
 from ldm.pipeline import SamplingConfig
-from ldm.reports.run import read_history
+from ldm.reports.history import read_history
 
 EVIL = "<script>alert(1)</script>"
 
@@ -174,12 +174,16 @@ def training(tmp_path):
     """A run folder as a training leaves it, with a settings file that means ill."""
     root = tmp_path / "run"
     (root / "samples").mkdir(parents=True)
-    (root / "run.json").write_text(json.dumps({"kind": "classifier", "facts": {}}))
+    about = {"kind": "classifier", "facts": {}, "commands": [f"ldm train classifier --data {EVIL}"]}
+    (root / "run.json").write_text(json.dumps(about))
     (root / "config.yaml").write_text(f"dataset: {EVIL}\n")
     steps = [{"step": step, "loss": 2.0 / step, "learning_rate": 1e-3, "odd": None} for step in range(1, 30)]
     noise = [{"t": t, "noise_ratio": 0.1, "accuracy": 1 - t / 1000} for t in (0.0, 500.0)]
     held = [{"step": step, "validation": {"accuracy": step / 40, "accuracy_by_noise": noise}} for step in (10, 29)]
-    (root / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in [*steps, *held]))
+    figures = [{"step": step, "evaluation": {"FD[x]": value}} for step, value in ((10, 3.0), (29, 4.0))]
+    (root / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in [*steps, *held, *figures]))
+    (root / "best").mkdir()
+    (root / "best" / "best.json").write_text(json.dumps({"measure": "FD[x]", "value": 3.0, "step": 10}))
     for step in (10, 29):
         save_grid(torch.full((4, 3, 8, 8), step / 40), root / "samples" / f"step-{step:06d}.png")
     return root
@@ -193,17 +197,46 @@ def test_the_report_of_a_training(training, ldm):
     assert text.count(EVIL) == 0 and any(EVIL in each for each in page.texts)
     assert all(link.startswith(("data:image/webp;base64,", "#")) for link in page.links)
     tags = [tag for tag, _ in page.tags]
-    assert tags.count("svg") == 4 and tags.count("img") == 2 and tags.count("input") == 1
-    assert any("Step 29: loss 0.06897. On held-out data at step 29: accuracy 0.725." in each for each in page.texts)
+    assert tags.count("svg") == 5 and tags.count("img") == 2 and tags.count("input") == 1
+    assert any("Step 29: loss 0.06897. On held-out data at step 29: accuracy 0.725. " in each for each in page.texts)
+    assert any("Best by FD[x]: 3 at step 10." in each for each in page.texts)
+    assert sum(EVIL in each and "ldm train" in each for each in page.texts) == 1, "the command"
+    drawn = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
+    assert "loss against step. loss: 2 at 1, 0.06897 at 29." in drawn
+    assert "FD[x] (samples) against step. FD[x]: 3 at 10, 4 at 29. best: step 10." in drawn
+    assert (
+        sum(label.startswith("accuracy against time t. step 10: 1 at 0, 0.5 at 500; step 29") for label in drawn) == 1
+    )
+    assert [dict(attributes) for tag, attributes in page.tags if tag == "tr" and "class" in dict(attributes)] == [
+        {"class": "best"}
+    ]
     history = read_history(training)
     assert len(history.steps) == 29 and [each["step"] for each in history.validations] == [10, 29]
 
 
+def test_a_killed_training_has_a_report(training, ldm):
+    """A line that was not written to its end, and lines that mean ill, are passed over."""
+    whole = read_history(training)
+    with open(training / "metrics.jsonl", "a") as file:
+        for line in ('{"step": true, "loss": 1}', "[1]", "9" * 5000, '{"step": 30, "validation": ['):
+            file.write(line + "\n" if line[-1] != "[" else line)
+    (training / "best" / "best.json").write_text('{"measure": "FD[x]", "value": null, "step": 10}')
+    (training / "run.json").write_text('["nothing", "of", "a run"]')
+    found = read_history(training)
+    assert (found.steps, found.validations, found.best) == (whole.steps, whole.validations, None)
+    assert ldm("report", training).code == 0
+    odd = {"accuracy_by_noise": [1, {"t": "x"}], "validation_loss_by_noise_quarter": [None, {}], "psnr": "high"}
+    with open(training / "metrics.jsonl", "a") as file:
+        file.write("\n" + json.dumps({"step": 31, "validation": odd}) + "\n" + json.dumps({"step": 32, "loss": []}))
+    found = ldm("report", training)
+    assert found.code == 0, found.err
+
+
 def test_what_is_no_training_is_refused(training, ldm, tmp_path):
-    (training / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n[1]\n')
+    (training / "metrics.jsonl").write_text('{"loss": 2}\n[1]\n')
     for arguments, words in (
         ([tmp_path], "no run.json"),
-        ([training], "line 2"),
+        ([training], "no line of it is one of a log"),
         ([training, "--output", tmp_path], "is a folder"),
         ([], "RUN is missing"),
     ):

@@ -1,0 +1,47 @@
+"""`ldm ema RUN --length L`: a model of another averaging length, after the training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ldm.config import parse
+from ldm.errors import UserError
+
+
+@dataclass(frozen=True)
+class EmaRun:
+    """Make a model whose weights are averaged over another length than the published one's, from the snapshots that
+    `ldm train diffusion --ema-lengths 0.05 0.1` kept."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
+    """Output folder of `ldm train diffusion`."""
+    length: float = 0.1
+    """Standard deviation of the averaging profile, relative to the training up to the step."""
+    step: int | None = None
+    """The step after which the average is taken, one with a snapshot; unset: the last."""
+    output_dir: str = ""
+    """New model folder; `ldm sample` and its --weak take it."""
+
+
+def run(arguments: list[str]) -> None:
+    """Reconstruct, write the folder, say how exact the profile is."""
+    settings = parse(EmaRun, arguments, "ema")
+    if not settings.run:
+        raise UserError("RUN is missing: give the output folder of `ldm train diffusion`")
+    if not settings.output_dir:
+        raise UserError("--output-dir is missing: give the folder for the model")
+    target = Path(settings.output_dir)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise UserError(f"--output-dir {target}: holds something; give a new or empty folder")
+    from ldm.training.averages import reconstruct
+    from ldm.training.reconstruction import write_model
+
+    found = reconstruct(Path(settings.run), settings.length, settings.step)
+    write_model(Path(settings.run), found, settings.length, target)
+    print(f"length {settings.length:g} after step {found.step} from {found.snapshots} snapshots")
+    print(f"profile error: {found.error:.2%}")
+    print(f"wrote {target}")

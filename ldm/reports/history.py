@@ -1,0 +1,90 @@
+"""What a run folder says of its training: the logged steps, and what was measured on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm.errors import UserError
+from ldm.files import log_entries, read_json
+
+_LIMIT = 2**28  # bytes of metrics.jsonl
+Entries = Sequence[Mapping[str, Any]]  # each with its "step"
+
+
+@dataclass(frozen=True)
+class Best:
+    """Which measure chose the model in best/, its value there, and the step."""
+
+    measure: str
+    value: float
+    step: int
+
+
+@dataclass(frozen=True)
+class History:
+    """What metrics.jsonl says: the logged steps, the measures on held-out data, and those of samples."""
+
+    steps: Entries
+    validations: Entries
+    evaluations: Entries = ()
+    best: Best | None = None
+
+    @property
+    def last(self) -> Mapping[str, Any]:
+        """The newest measures on held-out data; {} before the first."""
+        return self.validations[-1] if self.validations else {}
+
+
+def read_history(run: str | Path) -> History:
+    """The history of a run folder; `UserError` for a folder that is not one, or that has logged nothing.
+
+    A line that a killed training left half-written is passed over.
+    """
+    root = Path(run)
+    if not (root / "run.json").is_file():
+        raise UserError(f"{run}: not a run folder (no run.json); give the output folder of `ldm train`")
+    file = root / "metrics.jsonl"
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; the training has logged nothing yet")
+    if file.stat().st_size > _LIMIT:
+        raise UserError(f"{file}: larger than {_LIMIT} bytes")
+    found: dict[str, list[Mapping[str, Any]]] = {"steps": [], "validation": [], "evaluation": []}
+    for entry in log_entries(file):
+        what = next((name for name in ("validation", "evaluation") if isinstance(entry.get(name), dict)), None)
+        if what is None:
+            found["steps"].append(entry)
+        else:
+            found[what].append({**entry[what], "step": entry["step"]})
+    if file.stat().st_size and not any(found.values()):
+        raise UserError(f"{file}: no line of it is one of a log")
+    return History(found["steps"], found["validation"], found["evaluation"], _best(root))
+
+
+def numbers_of(entries: Entries) -> list[str]:
+    """The names of all numbers, in the order of their coming."""
+    names = dict.fromkeys(name for entry in entries for name in entry)
+    return [name for name in names if name != "step" and any(is_number(entry.get(name)) for entry in entries)]
+
+
+def rows_of(entry: Mapping[str, Any], name: str, value: str) -> list[tuple[float, float]]:
+    """The pairs (t, value) of a table by noise level."""
+    table = entry.get(name)
+    rows = [row for row in table if isinstance(row, dict)] if isinstance(table, list) else []
+    return [(row["t"], row[value]) for row in rows if is_number(row.get("t")) and is_number(row.get(value))]
+
+
+def is_number(value: object) -> bool:
+    """Whether a value can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _best(root: Path) -> Best | None:
+    file = root / "best" / "best.json"
+    content = read_json(file) if file.is_file() else None
+    if not isinstance(content, dict) or not is_number(content.get("value")) or type(content.get("step")) is not int:
+        return None
+    return Best(str(content.get("measure")), float(content["value"]), content["step"])

@@ -1,0 +1,321 @@
+"""Several processes train what one does: the same weights, the same log; they stop together, and one alone writes."""
+
+import json
+import math
+import os
+import signal
+import socket
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SETTLED = ["--learning-rate", 1e-4, "--adam-epsilon", 1e-4, "--lr-warmup-steps", 2, "--lr-scheduler", "cosine"]
+"""A gradient that is zero but for rounding (of the bias of attention's keys) must not become a step of full length."""
+TEXT = ["--text-width", 16, "--text-layers", 1, "--text-heads", 2, "--preview-images", 0]
+KINDS = {
+    "autoencoder": [
+        "--bottleneck", "vq", "--num-codes", 16, "--revive-after", 2, "--adversarial-weight", 0.5,
+        "--discriminator-start", 2, "--discriminator-warmup", 1, "--discriminator-width", 4,
+        "--discriminator-layers", 2, "--spectral-norm", "--r1-weight", 1, "--r1-every", 3,
+        "--gradient-accumulation-steps", 2,
+    ],
+    "lfq": ["--bottleneck", "lfq"],
+    "nvae": ["--coder", "vit", "--bottleneck", "nvae", "--group-width", 8, "--patch-size", 4],
+    "diffusion": ["--preview-images", 0],
+    "classifier": [],
+    "prior": ["--width", 16, "--layers", 2],
+    "gan": ["--normalization", "batch", "--discriminator-rounds", 2],
+}  # fmt: skip
+
+
+def in_float64():
+    """The same code one precision up: what is drawn in float32 keeps its value, what is computed has 16 digits."""
+    import ldm.data.selection
+    from ldm.training import autoencoder, gan, latents, loop
+    from ldm.training.randomness import StepRandom
+
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double
+    to_device = ldm.data.selection.to_device
+    for module in (ldm.data.selection, autoencoder, gan, latents):
+        module.to_device = lambda images, device: to_device(images, device).double()
+    for name in ("normal", "uniform"):
+        draw = getattr(StepRandom, name)
+        setattr(StepRandom, name, lambda *arguments, draw=draw: draw(*arguments).double())
+    begin = loop._Training.__init__
+
+    def begin_in_float64(self, task, *rest):
+        for part in (task.model, getattr(task, "autoencoder", None), getattr(task, "opponent", None)):
+            getattr(part, "model", part).double() if part is not None else None
+        begin(self, task, *rest)
+
+    loop._Training.__init__ = begin_in_float64
+
+
+def forbid_writing(folder):
+    """From now on this process ends with 98 when it opens, makes, moves or removes something below `folder`."""
+
+    def watch(event, arguments):
+        writes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
+        if event == "open" and isinstance(arguments[2], int):
+            writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if writes and str(folder) in os.fsdecode(arguments[0] if not isinstance(arguments[0], int) else b""):
+            os.write(2, f"{event} {arguments}\n".encode())
+            os._exit(98)
+
+    sys.addaudithook(watch)
+
+
+@pytest.fixture
+def started(tmp_path):
+    """`started(arguments, processes)`: the command in child processes that find each other; their ids, first the main.
+
+    What they print is in tmp_path/out-<rank>. Those that are left at the end are killed.
+    """
+    children = []
+
+    def start(arguments, processes, *, prepare=lambda rank: None):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        found = []
+        for rank in range(processes):
+            child = os.fork()
+            if not child:
+                _be(rank, processes, port, tmp_path / f"out-{rank}", arguments, prepare)
+            found.append(child)
+        children.extend(found)
+        return found
+
+    yield start
+    for child in children:
+        try:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+
+
+def _be(rank, processes, port, out, arguments, prepare):
+    code = 99
+    try:
+        stream = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(stream, 1), os.dup2(stream, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        if processes > 1:  # what torchrun and accelerate launch tell their children
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            os.environ.update({name: str(value) for name, value in place.items()})
+        from ldm.cli.main import main
+
+        prepare(rank)
+        code = main([str(argument) for argument in arguments])
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+
+
+def codes(children, seconds=120):
+    """Exit codes, negative for signals; fails if they take longer than so many seconds."""
+    found, deadline = {}, time.monotonic() + seconds
+    while len(found) < len(children):
+        for child in children:
+            if child not in found:
+                ended, status = os.waitpid(child, os.WNOHANG)
+                found |= {child: os.waitstatus_to_exitcode(status)} if ended else {}
+        assert time.monotonic() < deadline, f"still running after {seconds} s"
+        time.sleep(0.01)
+    return [found[child] for child in children]
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def differences(one, two, step):
+    """The largest difference of a tensor of the checkpoints, relative to its largest entry where that is above 1."""
+    found = {}
+    for path in (one / f"checkpoint-{step}").glob("*.safetensors"):
+        theirs = load_file(two / f"checkpoint-{step}" / path.name)
+        for name, value in load_file(path).items():
+            far = (value.double() - theirs[name].double()).abs().max() / value.double().abs().max().clamp_min(1)
+            found[f"{path.stem}/{name}"] = float(far)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folders(models, tmp_path_factory):
+    """An autoencoder of codes, and folders for latents and codes that all runs of a kind share."""
+    from ldm.cli.main import main
+
+    root = tmp_path_factory.mktemp("shared")
+    assert main(models.command("autoencoder", root / "vq", "--bottleneck", "vq", "--num-codes", 16, steps=1)) == 0
+    return root
+
+
+def command(models, folders, kind, run, steps):
+    """Runs beside each other share their latents, the first of them makes them."""
+    flags = [*KINDS[kind], *SETTLED, "--shapes-train", 41, "--shapes-validation", 17, "--max-train-steps", steps]
+    if kind == "prior":
+        shared = [flag for flag in models.command("gan", run)[2:] if flag != "--output-dir"]
+        start = shared.index("--block-out-channels")
+        own = ["--autoencoder", folders / "vq", "--codes", run.parent / "codes", *TEXT]
+        return ["train", "prior", *shared[:start], *own, *flags, "--output-dir", run]
+    latents = ["--latents", run.parent / "latents"] if kind in ("diffusion", "classifier") else []
+    known = kind if kind in ("diffusion", "classifier", "gan") else "autoencoder"
+    return models.command(known, run, *latents, *flags, steps=steps)
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("digits", "steps"),
+    [("float64", 5), pytest.param("float64", 50, marks=slow), pytest.param("float32", 50, marks=slow)],
+)
+def test_two_processes_train_as_one(models, folders, started, tmp_path, kind, digits, steps):
+    """41 images in batches of 16, so that batches run over the ends of epochs; 17 for validation."""
+    runs = [tmp_path / "one", tmp_path / "two"]
+
+    def prepare(rank):
+        if rank:
+            forbid_writing(tmp_path / "two")
+        if digits == "float64":
+            in_float64()
+
+    for processes, run in enumerate(runs, start=1):
+        arguments = command(models, folders, kind, run, steps)
+        found = codes(started(arguments, processes, prepare=prepare))
+        assert found == [0] * processes, [(tmp_path / f"out-{rank}").read_text() for rank in range(processes)]
+    allowed = 1e-12 if digits == "float64" else 1e-5
+    far = differences(*runs, steps)
+    assert {name: value for name, value in far.items() if not value <= allowed} == {}
+    alone, together = ([entry for entry in lines(run) if "gradient_norm" in entry] for run in runs)
+    assert [entry["step"] for entry in together] == list(range(1, steps + 1))
+    for a, b in zip(alone, together, strict=True):
+        assert a.keys() == b.keys() and a["learning_rate"] == b["learning_rate"]
+        for name in a.keys() - {"images_per_second"}:
+            assert b[name] == pytest.approx(a[name], rel=100 * allowed, abs=100 * allowed), (a["step"], name)
+
+
+def until_step(run, step, children):
+    deadline = time.monotonic() + 60
+    while not (run / "metrics.jsonl").exists() or f'"step": {step},' not in (run / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline and os.waitpid(children[0], os.WNOHANG) == (0, 0), "ended too early"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_dies_ends_the_other_and_the_run_goes_on(models, folders, started, tmp_path, killed):
+    runs = [tmp_path / "one", tmp_path / "two"]
+    endless = [*command(models, folders, "classifier", runs[1], 100_000), "--checkpointing-steps", 5]
+    endless += ["--lr-scheduler", "constant"]
+    children = started(endless, 2)
+    until_step(runs[1], 12, children)
+    os.kill(children[killed], signal.SIGKILL)
+    found = codes(children, seconds=60)
+    said = (tmp_path / f"out-{1 - killed}").read_text()
+    assert found[killed] == -signal.SIGKILL and found[1 - killed] == 1, said
+    assert (
+        said.splitlines()[-1].startswith("ldm: another process of this training has ended") and "Traceback" not in said
+    )
+    step = max(int(path.name.split("-")[1]) for path in runs[1].glob("checkpoint-*"))
+    for run in runs:
+        again = [*command(models, folders, "classifier", run, step + 3), "--lr-scheduler", "constant"]
+        assert codes(started(again, 1)) == [0]
+    assert max(differences(*runs, step + 3).values()) < 1e-6
+
+
+def test_a_signal_to_one_process_saves_and_ends_all_at_the_same_step(models, folders, started, tmp_path):
+    run = tmp_path / "run"
+    endless = [*command(models, folders, "classifier", run, 100_000), "--checkpointing-steps", 100_000]
+    children = started(endless, 2)
+    until_step(run, 3, children)
+    os.kill(children[1], signal.SIGTERM)
+    assert codes(children, seconds=60) == [128 + signal.SIGTERM] * 2
+    (checkpoint,) = run.glob("checkpoint-*")
+    assert lines(run)[-1]["step"] == int(checkpoint.name.split("-")[1])
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_a_bad_example_on_one_process_is_left_out_or_stops_all(models, folders, started, tmp_path, limit):
+    def prepare(rank):
+        from ldm.training import autoencoder
+
+        real = autoencoder.image_batches
+
+        def batches(data, plan, workers):
+            for batch in real(data, plan, workers):
+                batch.images[batch.indices == 5] = math.nan  # each time that its turn comes
+                yield batch
+
+        autoencoder.image_batches = batches
+
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for processes, run in enumerate(runs, start=1):
+        arguments = [*command(models, folders, "lfq", run, 8), "--skip-non-finite", limit]
+        found = codes(started(arguments, processes, prepare=prepare))
+        said = [(tmp_path / f"out-{rank}").read_text() for rank in range(processes)]
+        assert found == [0 if limit else 1] * processes, said
+    alone, together = ([entry for entry in lines(run) if "gradient_norm" in entry] for run in runs)
+    bad = [entry["step"] for entry in alone if "not_finite" in entry]
+    assert bad and [entry["step"] for entry in together if "not_finite" in entry] == bad
+    assert all(5 in entry["examples"] for entry in together if "not_finite" in entry)
+    assert limit or all(f"step {bad[0]}: not finite" in each for each in said)
+    if limit:
+        assert len(bad) < 8 and max(differences(*runs, 8).values()) < 1e-5
+
+
+def test_processes_without_a_shared_folder_are_told(models, folders, started, tmp_path):
+    from ldm.training.processes import same_everywhere
+
+    def prepare(rank):
+        import ldm.training.loop as loop
+
+        loop.same_everywhere = lambda name, accelerator: same_everywhere(f"checkpoint-{rank}", accelerator)
+
+    children = started(command(models, folders, "classifier", tmp_path / "run", 3), 2, prepare=prepare)
+    assert codes(children) == [2, 2]
+    said = (tmp_path / "out-0").read_text().splitlines()[-1]
+    assert "checkpoint-0 on process 0, checkpoint-1 on process 1" in said and "all machines share" in said
+
+
+def test_two_processes_encode_what_one_does_and_go_on_where_one_died(models, started, tmp_path, monkeypatch):
+    from ldm.data.latent_layout import Layout
+
+    monkeypatch.setattr(Layout, "per_shard", property(lambda layout: 16))
+    data = ["--data", "shapes", "--image-size", 16, "--shapes-train", 90, "--device", "cpu"]
+
+    def encode(folder):
+        return ["encode", *data, "--autoencoder", models.autoencoder, "--output-dir", tmp_path / folder]
+
+    def dies_at_its_second_shard(rank):
+        from ldm.data import latent_cache
+
+        real, written = latent_cache.atomic_write, []
+
+        def write(path, content):
+            if rank == 1 and written:
+                os.kill(os.getpid(), signal.SIGKILL)
+            written.append(path)
+            real(path, content)
+
+        latent_cache.atomic_write = write
+
+    assert codes(started(encode("one"), 1)) == [0]
+    assert codes(started(encode("two"), 2, prepare=dies_at_its_second_shard)) == [1, -signal.SIGKILL]
+    assert "another process of this run" in (tmp_path / "out-0").read_text()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").glob("latents-*.safetensors")}
+    assert 0 < len(kept) < 6 and not (tmp_path / "two" / "manifest.json").exists()
+    assert codes(started(encode("two"), 2)) == [0, 0]
+    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
+    assert len(files[0]) == 7 and files[0] == files[1]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "whole shards stay"

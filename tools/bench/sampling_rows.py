@@ -1,0 +1,131 @@
+"""Sampling runs and sampler steps against diffusers' loops and schedulers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+from torch import Tensor
+
+from autoencoders import Autoencoder
+from ldm.conditioning import Conditioner
+from ldm.config import find_config, read_settings
+from ldm.pipeline import Pipeline, Request, SamplingConfig
+from ldm.training.autoencoder import AutoencoderRun
+from ldm.unet import UNet
+from samplers import DiscreteSchedule, Prediction, SampleNoise, get_sampler, make_levels
+from tools.bench.models import fill, settings, shape_of
+from tools.bench.row import Bench, Pair, apart, row
+
+_STEPS, _SCALE, _SEED = 25, 3.0, 1
+_PROMPTS = ("a large red circle on blue", "a small green star on white", "a yellow square", "a ring")
+
+
+class _Both:
+    """A text-to-image model of the quick start's shape as our pipeline, and as the loop that diffusers' pipelines run.
+
+    Theirs: the prompts' and the null text's states, then at every step a batch of twice the pictures, `scheduler.step`
+    of `DDIMScheduler` made from our scheduler_config.json, and the decoder. Both use one text encoder and one decoder.
+    """
+
+    def __init__(self, bench: Bench, batch: int, sampling: SamplingConfig) -> None:
+        run = settings("quickstart")
+        autoencoder = Autoencoder(read_settings(AutoencoderRun, find_config("quickstart/autoencoder")).autoencoder)
+        conditioner = Conditioner.build(run.conditioning, (), _PROMPTS * 4)
+        unet = UNet(dataclasses.replace(shape_of("quickstart"), cross_attention_dim=conditioner.context_dim))
+        fill(unet)
+        folder = bench.folder()
+        unet.save_pretrained(folder)
+        process = run.diffusion.process()
+        self.pipeline = Pipeline(autoencoder, unet, conditioner, process, device=bench.device)
+        self.pipeline.autocast = None  # the peer has none
+        self.unet = bench.compiled(UNet2DConditionModel.from_pretrained(folder).eval().requires_grad_(False))
+        self.scheduler = DDIMScheduler.from_config(process.config())
+        self.prompts = [_PROMPTS[number % len(_PROMPTS)] for number in range(batch)]
+        self.sampling = sampling
+        size = (autoencoder.latent_channels, self.pipeline.latent_size, self.pipeline.latent_size)
+        self.noise = SampleNoise(_SEED, range(batch)).initial(size, device=bench.device)
+
+    def ours(self) -> Tensor:
+        requests = [Request(prompt=prompt) for prompt in self.prompts]
+        return torch.cat(list(self.pipeline.generate(requests, self.sampling, seed=_SEED)))
+
+    @torch.no_grad()
+    def theirs(self, unguided: Collection[int] = ()) -> Tensor:
+        encode, count = self.pipeline.conditioner.encode, len(self.prompts)
+        prompts, null = encode(None, self.prompts).context, encode(None, [""] * count).context
+        assert prompts is not None and null is not None
+        both = torch.cat([null, prompts])
+        self.scheduler.set_timesteps(self.sampling.num_inference_steps)
+        latents = self.noise * self.scheduler.init_noise_sigma
+        for index, t in enumerate(self.scheduler.timesteps):
+            if index in unguided:
+                output = self.unet(latents, t, encoder_hidden_states=prompts).sample
+            else:
+                doubled = self.scheduler.scale_model_input(torch.cat([latents, latents]), t)
+                without, with_text = self.unet(doubled, t, encoder_hidden_states=both).sample.chunk(2)
+                output = without + self.sampling.guidance_scale * (with_text - without)
+            latents = self.scheduler.step(output, t, latents).prev_sample
+        return self.pipeline.decode(latents)
+
+
+def _sampling(bench: Bench, **changes: Any) -> SamplingConfig:
+    return SamplingConfig(
+        num_inference_steps=_STEPS,
+        guidance_scale=_SCALE,
+        compile=bench.compile,
+        **changes,
+    )
+
+
+@row("sample-cfg", f"4 pictures, {_STEPS} DDIM steps, CFG, quick start", goal=1.2, compiles=True)
+def sample_cfg(bench: Bench) -> Pair:
+    both = _Both(bench, 4, _sampling(bench))
+    return Pair(both.ours, both.theirs, lambda: apart(both.ours(), both.theirs()), tolerance=1e-3)
+
+
+@row("sample-interval", "the same, CFG on half of the steps; theirs, which has no interval, on all", goal=1.6)
+def sample_interval(bench: Bench) -> Pair:
+    levels = make_levels(settings("quickstart").diffusion.process().schedule, _STEPS)
+    first, last = _STEPS // 4, _STEPS // 4 + _STEPS // 2  # guided: first to last - 1
+    interval = (levels[last - 1].noise_ratio * 0.999, levels[first].noise_ratio * 1.001)
+    both = _Both(bench, 4, _sampling(bench, guidance_interval=interval))
+    unguided = {*range(first), *range(last, _STEPS)}
+    return Pair(both.ours, both.theirs, lambda: apart(both.ours(), both.theirs(unguided)), tolerance=1e-3)
+
+
+def _steps(bench: Bench, name: str, scheduler: Any) -> Pair:
+    """50 steps with a network that costs nothing."""
+    schedule = DiscreteSchedule("scaled_linear", beta_start=0.00085, beta_end=0.012)
+    x, output = bench.randn(2, 1, 4, 8, 8)
+    levels, solver = make_levels(schedule, 50), get_sampler(name).function
+
+    exact = {"clip_sample": False} if scheduler is DDIMScheduler else {}
+
+    def ours() -> Tensor:
+        for step in solver(lambda x, level: Prediction(x, level, output), x, levels):
+            found = step.x
+        return found
+
+    def theirs() -> Tensor:
+        peer = scheduler(**schedule.config(), timestep_spacing="trailing", prediction_type="sample", **exact)
+        peer.set_timesteps(50)
+        found = x
+        for t in peer.timesteps:
+            found = peer.step(output, t, found).prev_sample
+        return found
+
+    return Pair(ours, theirs, lambda: apart(ours(), theirs()), flops=0, bytes=50 * 3 * 4.0 * x.numel(), tolerance=1e-4)
+
+
+@row("ddim", "50 DDIM steps, host time", goal=6.0, host=True)
+def ddim(bench: Bench) -> Pair:
+    return _steps(bench, "ddim", DDIMScheduler)
+
+
+@row("dpmpp-2m", "50 DPM-Solver++ 2M steps, host time", goal=6.0, host=True)
+def dpmpp_2m(bench: Bench) -> Pair:
+    return _steps(bench, "dpmpp_2m", DPMSolverMultistepScheduler)

@@ -1,0 +1,223 @@
+"""A whole training step against the one of diffusers' examples, and its parts: EMA, optimiser, memory."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from autoencoders import Autoencoder
+from ldm.config import find_config, read_settings
+from ldm.data.shapes import ShapesData
+from ldm.training.autoencoder import AutoencoderRun
+from ldm.training.diffusion import DiffusionModel, DiffusionTask
+from ldm.training.ema import ExponentialMovingAverage
+from ldm.training.latents import LatentBatch
+from ldm.training.loop import Task, _Training, make_accelerator
+from ldm.training.optimization import make_optimizer
+from ldm.training.randomness import Share, StepRandom
+from tools.bench.models import fill, networks, settings
+from tools.bench.row import Bench, Pair, apart, row
+
+_PROBES = 4096  # weights compared of each tensor
+
+
+class _Both:
+    """The training loop of this toolkit and the loop body of diffusers' examples, from the same weights.
+
+    Theirs, per step: noise and times drawn, `add_noise`, the U-Net, the mean squared error, `accelerator.backward`,
+    `clip_grad_norm_`, AdamW, the learning rate's scheduler, `EMAModel.step`, and the loss read for the progress bar.
+    """
+
+    def __init__(self, bench: Bench, batch: int | None = None) -> None:
+        run = read_settings(type(settings("quickstart")), find_config("cifar10/diffusion-cpu"))
+        size = batch or run.training.train_batch_size
+        vae = Autoencoder(read_settings(AutoencoderRun, find_config("cifar10/autoencoder-cpu")).autoencoder)
+        folder = bench.folder()
+        vae.save_pretrained(folder / "vae")
+        data = ShapesData("train", 32, size=(256, 64))
+        training = dataclasses.replace(
+            run.training,
+            output_dir=str(folder / "run"),
+            train_batch_size=size,
+            lr_warmup_steps=0,
+            lr_scheduler="constant",
+            mixed_precision="no",
+            compile=bench.compile,
+        )
+        conditioning = dataclasses.replace(run.conditioning, text_encoder=None, class_conditional=True)
+        run = dataclasses.replace(run, training=training, conditioning=conditioning, autoencoder=str(folder / "vae"))
+        task = DiffusionTask(run, data, data, bench.device)
+        fill(task.model)
+        task.model.unet.save_pretrained(folder / "unet")
+        share = Share(size)
+        self.random = StepRandom(training.seed, 0, 0, share, bench.device)
+        self.training = _Training(cast(Task, task), training, make_accelerator(training, bench.device), share, None)
+        latents = bench.randn(size, 8, 8, 8)
+        labels = torch.arange(size, device=bench.device) % len(data.class_names)
+        self.batch = LatentBatch(latents, 0.01 * torch.ones_like(latents), labels, [(i, 0) for i in range(size)])
+        self.batches = itertools.repeat(self.batch)
+        self.null = len(data.class_names)
+        self.dropout = run.conditioning.condition_dropout
+        self._their_side(bench, training, folder / "unet", task.process.config())
+
+    def _their_side(self, bench: Bench, training: Any, folder: Any, scheduler: dict[str, Any]) -> None:
+        self.accelerator = Accelerator(cpu=bench.device.type == "cpu", mixed_precision="no")
+        unet = UNet2DConditionModel.from_pretrained(folder).train()
+        self.average = EMAModel(
+            unet.parameters(), decay=training.ema_decay, model_cls=UNet2DConditionModel, model_config=unet.config
+        )
+        self.average.to(self.accelerator.device)
+        optimizer = torch.optim.AdamW(
+            unet.parameters(),
+            lr=training.learning_rate,
+            betas=(training.adam_beta1, training.adam_beta2),
+            weight_decay=training.adam_weight_decay,
+            eps=training.adam_epsilon,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        self.unet, self.optimizer, self.schedule = self.accelerator.prepare(bench.compiled(unet), optimizer, schedule)
+        self.scheduler = DDPMScheduler.from_config(scheduler)
+        self.norm, self.last = training.max_grad_norm, 0.0
+
+    def ours(self) -> None:
+        self.training._one_step(self.batches)
+        self.training.step += 1
+
+    def theirs(self, drawn: tuple[Tensor, ...] | None = None) -> None:
+        batch = self.batch
+        with self.accelerator.accumulate(self.unet):
+            assert batch.std is not None
+            size, device = len(batch.mean), batch.mean.device
+            posterior, noise, t, dropped = drawn or (
+                torch.randn_like(batch.mean),
+                torch.randn_like(batch.mean),
+                torch.randint(1000, (size,), device=device),
+                torch.rand(size, device=device),
+            )
+            latents = batch.mean + batch.std * posterior
+            noisy = self.scheduler.add_noise(latents, noise, t)
+            labels = torch.where(dropped < self.dropout, self.null, batch.labels)
+            target = self.scheduler.get_velocity(latents, noise, t)
+            predicted = self.unet(noisy, t, None, class_labels=labels).sample
+            loss = F.mse_loss(predicted.float(), target.float())
+            self.last = self.accelerator.gather(loss.repeat(size)).mean().item()
+            self.accelerator.backward(loss)
+            if self.accelerator.sync_gradients:
+                self.accelerator.clip_grad_norm_(self.unet.parameters(), self.norm)
+            self.optimizer.step()
+            self.schedule.step()
+            self.optimizer.zero_grad()
+        if self.accelerator.sync_gradients:
+            self.average.step(self.unet.parameters())
+
+    def difference(self) -> float:
+        """Of the first step's gradients, as the optimisers keep them: both sides with the random numbers of ours."""
+        random, mean = self.random, self.batch.mean
+        drawn = (
+            random.normal("posterior", mean.shape[1:]),
+            random.normal("eps", mean.shape[1:]),
+            random.integers("time", 1000),
+            random.uniform("dropout"),
+        )
+        self.ours()
+        self.theirs(drawn)
+        theirs = dict(self.accelerator.unwrap_model(self.unet).named_parameters())
+        mine = dict(cast(DiffusionModel, self.training.model).unet.named_parameters())
+
+        def moments(optimizer: Any, weights: dict[str, Any]) -> Tensor:
+            state = getattr(optimizer, "optimizer", optimizer).state
+            return torch.cat([state[weights[name]]["exp_avg"].flatten()[:_PROBES] for name in sorted(mine)])
+
+        return apart(moments(self.training.optimizer, mine), moments(self.optimizer, theirs))
+
+
+def _step(bench: Bench, batch: int | None) -> Pair:
+    both = _Both(bench, batch)
+    weights = 4.0 * sum(weight.numel() for weight in both.training.model.parameters())
+    # weights read twice, gradients written and read twice, AdamW's two moments and the average read and written
+    return Pair(both.ours, both.theirs, both.difference, tolerance=1e-4, bytes=12 * weights)
+
+
+@row("step-small", "training step, CIFAR-10 U-Net, batch 4", goal=1.25, compiles=True)
+def step_small(bench: Bench) -> Pair:
+    return _step(bench, 4)
+
+
+@row("step", "training step, CIFAR-10 U-Net, batch 32", compiles=True)
+def step(bench: Bench) -> Pair:
+    return _step(bench, None)
+
+
+@row("step-memory", "peak memory of that step", goal=1.0, memory=True)
+def step_memory(bench: Bench) -> Pair:
+    return _step(bench, None)
+
+
+@row("ema", "EMA update of the CIFAR-10 U-Net", goal=2.0)
+def ema(bench: Bench) -> Pair:
+    both = networks(bench, "cifar10", 1)
+    average = ExponentialMovingAverage(both.ours, 0.999)
+    theirs = EMAModel(both.theirs.parameters(), decay=0.999)
+    theirs.to(bench.device)
+    count = itertools.count()
+
+    def difference() -> float:
+        sides: list[Any] = [both.ours, both.theirs]
+        moved = [copy.deepcopy(list(network.parameters())) for network in sides]
+        for network in sides:
+            for weight in network.parameters():
+                weight.data.mul_(1.5)
+        theirs.optimization_step = 9  # the 10th: (1 + 9) / (10 + 9), where ours counts from 0
+        theirs.step(both.theirs.parameters())
+        average.update(both.ours, 9)
+        names = [name for name, _ in both.theirs.named_parameters()]
+        mine = dict(average.model.named_parameters())
+        found = apart(
+            torch.cat([mine[name].flatten() for name in names]),
+            torch.cat([shadow.flatten() for shadow in theirs.shadow_params]),
+        )
+        for network, weights in zip(sides, moved, strict=True):
+            for weight, before in zip(network.parameters(), weights, strict=True):
+                weight.data.copy_(before)
+        return found
+
+    ours: Callable[[], None] = lambda: average.update(both.ours, next(count))  # noqa: E731
+    moved = 3 * 4.0 * sum(weight.numel() for weight in both.ours.parameters())
+    return Pair(ours, lambda: theirs.step(both.theirs.parameters()), difference, flops=0, bytes=moved)
+
+
+@row("optimizer", "AdamW step of the CIFAR-10 U-Net, against the one of diffusers' examples")
+def optimizer(bench: Bench) -> Pair:
+    both = networks(bench, "cifar10", 1, train=True)
+    run = read_settings(type(settings("quickstart")), find_config("cifar10/diffusion-cpu")).training
+    mine = make_optimizer(both.ours, run)
+    theirs = torch.optim.AdamW(
+        both.theirs.parameters(),
+        lr=run.learning_rate,
+        betas=(run.adam_beta1, run.adam_beta2),
+        weight_decay=0.0,
+        eps=run.adam_epsilon,
+    )
+    named = dict(both.theirs.named_parameters())
+    for name, weight in both.ours.named_parameters():
+        weight.grad = torch.cos(1e3 * weight.detach())
+        named[name].grad = weight.grad.contiguous().clone()
+
+    def difference() -> float:
+        mine.step()
+        theirs.step()
+        pairs = [(weight, named[name]) for name, weight in both.ours.named_parameters()]
+        return apart(torch.cat([a.flatten() for a, _ in pairs]), torch.cat([b.flatten() for _, b in pairs]))
+
+    moved = 7 * 4.0 * sum(weight.numel() for weight in both.ours.parameters())
+    return Pair(mine.step, theirs.step, difference, flops=0, bytes=moved)
