@@ -78,6 +78,8 @@ def run(arguments: list[str]) -> None:
             result = _model(settings, device, processes)
         if processes.leads:
             show(result)
+            if (picture := _picture(settings)) is not None:
+                print(f"wrote {picture}: samples and the training images nearest to them")
             if settings.output:
                 atomic_write_json(settings.output, result.to_json())
 
@@ -130,8 +132,17 @@ def _model(settings: EvaluateRun, device: torch.device, processes: Processes) ->
         train_data=train,
         other_data=other,
         likelihood=settings.likelihood,
+        picture=_picture(settings),
         processes=processes,
     )
+
+
+def _picture(settings: EvaluateRun) -> Path | None:
+    """Where the picture of memorisation is written: beside --output."""
+    if not settings.output or not settings.evaluation.near:
+        return None
+    output = Path(settings.output)
+    return output.with_name(f"{output.stem}-memorisation.png")
 
 
 def _prior(settings: EvaluateRun, device: torch.device) -> EvaluationResult:
@@ -145,7 +156,15 @@ def _prior(settings: EvaluateRun, device: torch.device) -> EvaluationResult:
     model = CodePriorModel.load(settings.model, device)
     reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
     check_size(model, reference.image_size)
-    return evaluate_prior(model, reference, settings.sampling, settings.evaluation, train_data=train)
+    return evaluate_prior(
+        model,
+        reference,
+        settings.sampling,
+        settings.evaluation,
+        train_data=train,
+        other_data=other_split(settings.dataset, settings.split),
+        picture=_picture(settings),
+    )
 
 
 def parse_for_model(schema: type[Settings], arguments: list[str], command: str) -> Settings:
@@ -206,6 +225,10 @@ def show(result: EvaluationResult) -> None:
     print("; ".join(f"{name} {facts[name]}" for name in kept if name in facts))
     if "reference" in facts:
         print("reference: " + "; ".join(f"{name} {value}" for name, value in facts["reference"].items() if value))
+    for name in ("memorisation", "calibration"):
+        if name in facts:
+            plain = {key: value for key, value in facts[name].items() if key != "suspects"}
+            print(f"{name}: " + "; ".join(f"{key} {value}" for key, value in plain.items()))
     for name in ("iwae", "aggregate_posterior"):
         if name in facts:
             print(f"{name}: " + "; ".join(f"{key} {value}" for key, value in facts[name].items()))

@@ -23,7 +23,7 @@ from ldm.evaluation.floor import Floor, floor_of_data
 from ldm.evaluation.instruments import Instruments, prepare_instruments
 from ldm.evaluation.manifest import cautions, count_of_reference, describe
 from ldm.evaluation.measure import measure
-from ldm.evaluation.metrics import check_numbers
+from ldm.evaluation.metrics import check_captions, check_numbers
 from ldm.evaluation.records import EvaluationResult, figures_from_json, finite
 from ldm.evaluation.references import opened_reference
 from ldm.files import atomic_write, atomic_write_json, fingerprint, read_json, sha256_of_file
@@ -66,7 +66,9 @@ def compare(
     config, sampling = config or ComparisonConfig(), sampling or SamplingConfig()
     evaluation = evaluation or EvaluationConfig()
     if evaluation.distances != evaluation.metrics:
-        raise UserError("--metrics bits_per_dim: is the model's, whatever the guidance; measure it with `ldm evaluate`")
+        name = next(name for name in evaluation.metrics if name not in evaluation.distances)
+        what = "of one model" if name == "memorisation" else "the model's, whatever the guidance"
+        raise UserError(f"--metrics {name}: is {what}; measure it with `ldm evaluate`")
     cells, left_out = plan(
         config.methods,
         pipeline,
@@ -85,6 +87,7 @@ def compare(
     folder = Path(output_dir)
     check_folder(folder)
     opened_reference(evaluation, data)
+    check_captions(evaluation, pipeline.has_text)
     check_numbers(evaluation, evaluation.num_images, count_of_reference(data, evaluation))
 
     instruments = instruments or prepare_instruments(train_data or data, evaluation, device=pipeline.device)

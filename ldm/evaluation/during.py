@@ -20,7 +20,7 @@ from ldm.evaluation.frechet import Gaussian
 from ldm.evaluation.instruments import Instruments, prepare_instruments
 from ldm.evaluation.manifest import cautions, describe
 from ldm.evaluation.measure import measure
-from ldm.evaluation.metrics import check_numbers
+from ldm.evaluation.metrics import check_captions, check_numbers
 from ldm.evaluation.records import EvaluationResult
 from ldm.pipeline import Pipeline, SamplingConfig
 
@@ -121,6 +121,7 @@ class Watch:
             requests = [each.request for each in draw_conditions(pipeline, reference, 1, config.eval_seed)]
             pipeline.check(requests, config.sampling())
             check_numbers(evaluation, evaluation.num_images, min(evaluation.num_reference, len(reference)))
+            check_captions(evaluation, pipeline.has_text)
             if "inception_score" in config.eval_metrics and not reference.class_names:
                 raise UserError(f"--eval-metrics inception_score: {reference.name} has no classes")
             if config.eval_extractor == "inception" and not inception_extractor(config.eval_inception_weights):

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from torch import Tensor
 
 from ldm.data.protocol import ImageData
 from ldm.errors import UserError
+from ldm.evaluation.calibration import judge_for, with_calibration
 from ldm.evaluation.conditions import draw_conditions, uses_classifier
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.floor import floor_of_data
 from ldm.evaluation.frechet import Gaussian
 from ldm.evaluation.instruments import Instruments, prepare_instruments
+from ldm.evaluation.judge import Judge
 from ldm.evaluation.kept_features import chosen_indices, features_of
 from ldm.evaluation.likelihood import LikelihoodConfig, refuse_guidance, with_likelihood
 from ldm.evaluation.manifest import cautions, count_of_reference, describe
 from ldm.evaluation.measure import measure
-from ldm.evaluation.metrics import check_numbers
+from ldm.evaluation.memorisation import memorisation, save_suspects, training_and_held_out
+from ldm.evaluation.metrics import check_captions, check_numbers
 from ldm.evaluation.records import EvaluationResult
 from ldm.evaluation.references import opened_reference
 from ldm.pipeline import Pipeline, SamplingConfig
@@ -34,28 +38,44 @@ def evaluate_model(
     train_data: ImageData | None = None,
     other_data: ImageData | None = None,
     likelihood: LikelihoodConfig | None = None,
+    picture: Path | None = None,
     processes: Processes = ALONE,
 ) -> EvaluationResult:
     """Sample under conditions drawn from `data` and compare with its images; measure their likelihood if asked to.
 
     `instruments` default to those trained on `train_data`, which defaults to `data`; they are trained after the model
     was found to be able to do what is asked, so a refusal costs nothing. The floor of the figures is that of the images
-    of `other_data`, which defaults to `train_data` where that is not `data`. Several `processes` share the samples and
-    the reference; likelihoods and the floor are the first one's alone.
+    of `other_data`, which defaults to `train_data` where that is not `data`. The `picture` of memorisation is written
+    there. Several `processes` share the samples and the reference; all else is the first one's alone.
     """
     sampling, config = sampling or SamplingConfig(), config or EvaluationConfig()
     if "bits_per_code" in config.metrics:
         raise UserError("--metrics bits_per_code: for the output of `ldm train prior`; this model draws no codes")
-    if config.likelihood_alone:
+    other = train_data if other_data is None else other_data
+    if "bits_per_dim" in config.metrics and config.without_samples:
         refuse_guidance(sampling)
-        return processes.from_first(lambda: with_likelihood(None, pipeline, data, config, likelihood))
+
+    def told(result: EvaluationResult | None, judge: Judge | None) -> EvaluationResult:
+        """With what is measured of real images alone."""
+        if "bits_per_dim" in config.metrics:
+            result = with_likelihood(result, pipeline, data, config, likelihood)
+        if "calibration" not in config.metrics:
+            assert result is not None
+            return result
+        return with_calibration(result, pipeline, judge, data, other, config)
+
+    if config.without_samples:
+        return processes.from_first(lambda: told(None, judge_for(train_data or data, config, pipeline)))
     target = uses_classifier(sampling)
 
     def check() -> None:  # refuse before any work
         drawn = draw_conditions(pipeline, data, config.num_images, config.seed, classifier=target)
         pipeline.check([each.request for each in drawn], sampling)
         opened_reference(config, data)
+        check_captions(config, pipeline.has_text)
         check_numbers(config, config.num_images, count_of_reference(data, config))
+        if config.near:
+            training_and_held_out(data, other)
 
     processes.agreed(check)
     instruments = instruments or processes.first_then_others(
@@ -64,7 +84,6 @@ def evaluate_model(
     drawn = draw_conditions(pipeline, data, config.num_images, config.seed, classifier=target, judge=instruments.judge)
     reference = reference_features(data, instruments, config, processes)
     found = measure(pipeline, drawn, sampling, config, instruments, reference, processes=processes)
-    other = train_data if other_data is None else other_data
     floor = processes.from_first(
         lambda: floor_of_data(other, data, reference, config, instruments, captions=pipeline.has_text)
     )
@@ -78,9 +97,19 @@ def evaluate_model(
         cautions(config.num_images, manifest["num_reference"], instruments),
         floor.figures,
     )
-    if "bits_per_dim" not in config.metrics:
-        return result
-    return processes.from_first(lambda: with_likelihood(result, pipeline, data, config, likelihood))
+
+    def whole() -> EvaluationResult:
+        with_copies = result
+        if config.near and instruments.extractor is not None:
+            train, held_out = training_and_held_out(data, other)
+            copies = memorisation(found.features, instruments.extractor, train, held_out, config)
+            if picture is not None:
+                save_suspects(picture, copies, pipeline, drawn, sampling, config, train)
+            facts = {**result.manifest, "memorisation": copies.facts}
+            with_copies = replace(result, figures=result.figures + copies.figures, manifest=facts)
+        return told(with_copies, instruments.judge)
+
+    return processes.from_first(whole)
 
 
 def reference_features(

@@ -57,7 +57,12 @@ def floor_of_data(
         parts = [indices[start : start + config.batch_size] for start in range(0, len(indices), config.batch_size)]
         found = [judge.probabilities(torch.stack([other[i].image for i in part])) for part in parts]
         opinions = torch.cat([each[judge.class_head] for each in found])
-    samples = Samples(real, fake, extractor, groups, opinions, judge.name if judge is not None else "")
+    texts, clip = None, instruments.clip
+    if clip is not None and captions and other.has_captions:
+        seen = features_of(clip.extractor, other, indices, batch_size=config.batch_size, label="CLIP of real images")
+        texts = clip.of_features(seen, [other.captions(i)[0] for i in indices])
+    names = judge.name if judge is not None else "", texts, clip.name if clip is not None else ""
+    samples = Samples(real, fake, extractor, groups, opinions, *names)
     facts = {"images": f"real, of {other.name} ({other.split})", "data_fingerprint": other.fingerprint}
     return _measured(samples, config, facts | {"num_images": len(fake)})
 
@@ -93,7 +98,7 @@ def _measured(samples: Samples, config: EvaluationConfig, facts: dict[str, Any])
     for metric in config.distances:
         try:
             check_numbers(replace(config, metrics=(metric,)), len(samples.fake), count)
-            if metric in ("diversity", "inception_score"):  # needs more than features: twice a condition, a judge
+            if metric in ("diversity", "inception_score", "clip_score"):  # needs more than features
                 figures_of(samples, replace(config, metrics=(metric,), bootstrap=0))
             measurable.append(metric)
         except UserError:

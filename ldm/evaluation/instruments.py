@@ -12,6 +12,7 @@ from ldm.errors import UserError
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.features import Extractor, inception_extractor, trained_extractor
 from ldm.evaluation.judge import Judge, trained_judge
+from ldm.evaluation.pretrained import ClipScorer, PretrainedExtractor, pretrained_extractor
 from ldm.evaluation.references import opened_reference
 
 
@@ -21,6 +22,7 @@ class Instruments:
 
     extractor: Extractor | None  # None: no distance is asked for
     judge: Judge | None
+    clip: ClipScorer | None = None  # None: clip_score is not asked for
 
 
 def prepare_instruments(
@@ -35,7 +37,16 @@ def prepare_instruments(
     judge = trained_judge(data, device=device) if config.judge and known else None
     if extractor is None and judge is None:
         raise UserError("nothing to measure: no metric is asked for, and there is no judge for this data")
-    return Instruments(extractor, judge)
+    return Instruments(extractor, judge, _clip(config, extractor, device) if "clip_score" in config.metrics else None)
+
+
+def _clip(config: EvaluationConfig, extractor: Extractor | None, device: torch.device | str) -> ClipScorer:
+    """The CLIP of clip_score; that of the features where no other is named."""
+    if not config.clip_model and isinstance(extractor, PretrainedExtractor) and extractor.kind == "clip":
+        return ClipScorer(extractor)
+    flag = "--clip-model" if config.clip_model else "--metrics clip_score: --clip-model"
+    name, download = config.clip_model or "clip", config.download_extractor
+    return ClipScorer(pretrained_extractor(name, flag, device=device, download=download))
 
 
 def prepare_extractor(
@@ -54,6 +65,8 @@ def prepare_extractor(
             raise UserError(
                 f"{what}: Inception's weights are not here; give --inception-weights FILE, or --download-inception"
             )
+    if config.extractor not in ("auto", "inception", "trained"):
+        found = pretrained_extractor(config.extractor, "--extractor", device=device, download=config.download_extractor)
     if found is None:
         if file is not None:
             raise UserError(

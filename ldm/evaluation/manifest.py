@@ -79,4 +79,6 @@ def facts_of(instruments: Instruments) -> dict[str, Any]:
             "judge_accuracy": dict(judge.accuracy),
             "judge_held_out": judge.facts.held_out,
         }
+    if instruments.clip is not None:
+        facts["clip_score"] = f"{instruments.clip.FORM}; {instruments.clip.name}"
     return facts

@@ -26,13 +26,15 @@ from ldm.progress import progress
 class Seen:
     """What the instruments saw of `count` samples, what these cost, and the first of them; what follows may be added.
 
-    `features` (count, D) and the judge's `opinions` on the class (count, K) are empty where they were not asked for;
+    `features` (count, D) and the judge's `opinions` on the class (count, K) are empty where they were not asked for,
+    so are `text_scores` (count,);
     `images` (kept, 3, H, W) in [-1, 1] are on the CPU.
     """
 
     count: int = 0
     features: Tensor = field(default_factory=lambda: torch.empty(0))
     opinions: Tensor = field(default_factory=lambda: torch.empty(0))
+    text_scores: Tensor = field(default_factory=lambda: torch.empty(0))
     scores: Mapping[str, Score] = field(default_factory=dict)
     evaluations: int = 0
     seconds: float = 0.0
@@ -49,6 +51,7 @@ class Seen:
             sum(part.count for part in parts),
             _cat([part.features for part in parts]),
             _cat([part.opinions for part in parts]),
+            _cat([part.text_scores for part in parts]),
             scores,
             sum(part.evaluations for part in parts),
             sum(part.seconds for part in parts),
@@ -64,6 +67,7 @@ class Measurement:
     evaluations_per_image: float
     seconds_per_image: float
     images: Tensor  # (kept, 3, H, W) in [-1, 1], on the CPU
+    features: Tensor = field(default_factory=lambda: torch.empty(0))  # (N, D) of all samples
 
 
 def measure(
@@ -121,7 +125,7 @@ def look(
         images = next(batches)  # (b, 3, H, W)
         _wait(images.device)
         seconds = time.perf_counter() - start
-        wanted = [each.asked for each in asked[place : place + len(images)]]
+        wanted = asked[place : place + len(images)]
         parts.append((place, _seen(images, wanted, config, instruments, seconds, max(0, keep - first - place))))
         if on_batch is not None:
             on_batch(min(processes.count * config.batch_size, len(asked) - place))
@@ -130,7 +134,16 @@ def look(
     cost = Seen(evaluations=pipeline.evaluations)
     if processes.count > 1:
         parts = [
-            (place, replace(part, features=part.features.cpu(), opinions=part.opinions.cpu())) for place, part in parts
+            (
+                place,
+                replace(
+                    part,
+                    features=part.features.cpu(),
+                    opinions=part.opinions.cpu(),
+                    text_scores=part.text_scores.cpu(),
+                ),
+            )
+            for place, part in parts
         ]
     everyone = processes.gather((parts, cost))
     in_order = sorted((part for those, _ in everyone for part in those), key=lambda part: part[0])
@@ -157,18 +170,20 @@ def measured(
             [(each.request.prompt, each.request.class_label) for each in drawn],
             seen.opinions.to(reference.device) if len(seen.opinions) else None,
             judge.name if judge is not None else "",
+            seen.text_scores if len(seen.text_scores) else None,
+            instruments.clip.name if instruments.clip is not None else "",
         )
         figures = figures_of(samples, config)
     figures += tuple(
         Figure(f"accuracy/{name}", f"accuracy[{name}]", score.share, score.standard_error, higher_is_better=True)
         for name, score in seen.scores.items()
     )
-    return Measurement(figures, seen.evaluations / seen.count, seen.seconds / seen.count, seen.images)
+    return Measurement(figures, seen.evaluations / seen.count, seen.seconds / seen.count, seen.images, seen.features)
 
 
 def _seen(
     images: Tensor,
-    asked: Sequence[Mapping[str, str]],
+    told: Sequence[Drawn],
     config: EvaluationConfig,
     instruments: Instruments,
     seconds: float,
@@ -178,10 +193,13 @@ def _seen(
     features = nothing if instruments.extractor is None else instruments.extractor(images)
     opinions, scores = nothing, {}
     if judge is not None:
-        scores = judge.score(images, asked)
+        scores = judge.score(images, [each.asked for each in told])
         if judge.class_head and "inception_score" in config.metrics:
             opinions = judge.probabilities(images)[judge.class_head]
-    return Seen(len(images), features, opinions, scores, 0, seconds, images[:keep].cpu())
+    texts = nothing
+    if instruments.clip is not None:
+        texts = instruments.clip(images, [each.request.prompt for each in told])
+    return Seen(len(images), features, opinions, texts, scores, 0, seconds, images[:keep].cpu())
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:

@@ -31,6 +31,7 @@ class Samples:
     `real` may be a Gaussian in place of features, which is enough for fid.
 
     `groups`: the condition of each. `probabilities` (M, K): the judge's opinion on their class, `judge` its name.
+    `text_scores` (M,): how well each fits its caption by `clip`.
     """
 
     real: Tensor | Gaussian
@@ -39,6 +40,8 @@ class Samples:
     groups: Sequence[Hashable] = ()
     probabilities: Tensor | None = None
     judge: str = ""
+    text_scores: Tensor | None = None
+    clip: str = ""
 
     @cached_property
     def reference(self) -> Gaussian:
@@ -61,6 +64,12 @@ def check_numbers(config: EvaluationConfig, num_images: int, num_reference: int)
                 f"--metrics {metric}: needs {least} images or more, got {num_images} against {num_reference}; "
                 "take more, or other --metrics such as fid"
             )
+
+
+def check_captions(config: EvaluationConfig, has_text: bool) -> None:
+    """`UserError`, before any work, for a metric of captions of a model that takes none."""
+    if "clip_score" in config.metrics and not has_text:
+        raise UserError("--metrics clip_score: needs captions, and this model takes no text; take other --metrics")
 
 
 def figures_of(samples: Samples, config: EvaluationConfig) -> tuple[Figure, ...]:
@@ -120,6 +129,16 @@ def _inception_score(metric: str, samples: Samples, config: EvaluationConfig, ha
     return [Figure(metric, f"IS[{samples.judge}]", found.value, found.standard_error, higher_is_better=True)]
 
 
+def _clip_score(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+    scores = samples.text_scores
+    if scores is None:
+        raise UserError("--metrics clip_score: needs captions, which this model is not told")
+    error = float(scores.double().std() / len(scores) ** 0.5)
+    value, parts = float(scores.double().mean()), tuple(float(scores[half.to(scores.device)].mean()) for half in halves)
+    name = f"CLIP score[{samples.clip}]"
+    return [Figure(metric, name, value, error, higher_is_better=True, interval=interval(value, parts), halves=parts)]
+
+
 def _diversity(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
     groups = list(samples.groups) or [0] * len(samples.fake)
     if len(set(groups)) == len(groups):
@@ -153,5 +172,6 @@ _MAKERS: dict[str, _Maker] = {
     "fid_infinity": _extrapolated,
     "inception_score": _inception_score,
     "diversity": _diversity,
+    "clip_score": _clip_score,
     **dict.fromkeys(_OF_MANIFOLD, _manifold),
 }
