@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from ldm.errors import UserError
 
@@ -30,7 +33,8 @@ def fsync_path(path: Path) -> None:
 def atomic_folder(target: str | Path) -> Iterator[Path]:
     """Give a temporary folder beside `target`; on success flush it and rename it to `target`, replacing the old one.
 
-    On an exception the temporary folder is removed and `target` stays as it was.
+    On an exception the temporary folder is removed and `target` stays as it was; what the system refuses while
+    safetensors writes, such as a full disk, is an `OSError` as anywhere else.
     """
     target = Path(target).absolute()  # "." has no name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -42,6 +46,11 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
             fsync_path(path)
         fsync_path(temporary)
         replace_folder(temporary, target)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(target)) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -7,7 +7,7 @@ own are, by the same extractor, against the same reference, on as many images wh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from ldm.evaluation.frechet import Gaussian
 from ldm.evaluation.instruments import Instruments
 from ldm.evaluation.kept_features import features_of
 from ldm.evaluation.metrics import Samples, check_numbers, figures_of
-from ldm.evaluation.records import Figure
+from ldm.evaluation.records import Figure, figures_from_json, finite
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,15 @@ class Floor:
 
     figures: tuple[Figure, ...] = ()
     facts: dict[str, Any] | None = None  # None: there is no floor
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json`."""
+        return finite(asdict(self))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Floor:
+        """What `to_json` gave."""
+        return cls(figures_from_json(value["figures"]), value["facts"])
 
 
 def floor_of_data(

@@ -29,7 +29,7 @@ from ldm.training.latents import (
     held_out_latents,
     load_autoencoder,
 )
-from ldm.training.loop import Loss
+from ldm.training.opponent import Loss
 from ldm.training.randomness import BatchPlan, StepRandom
 from samplers import DiscreteSchedule
 

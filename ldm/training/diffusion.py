@@ -31,8 +31,8 @@ from ldm.training.latents import (
     held_out_latents,
     load_autoencoder,
 )
-from ldm.training.loop import Loss
 from ldm.training.objective import ObjectiveConfig
+from ldm.training.opponent import Loss
 from ldm.training.randomness import BatchPlan, StepRandom
 from ldm.unet import UNet, UNetConfig
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -15,6 +16,14 @@ import torch
 logger = logging.getLogger("ldm")
 
 
+class Interrupted(Exception):  # noqa: N818  (not an error)
+    """The training was asked to stop (SIGINT or SIGTERM); a checkpoint was saved."""
+
+    def __init__(self, signal_number: int, step: int) -> None:
+        super().__init__(f"stopped at step {step}; the same command goes on from there")
+        self.signal_number = signal_number
+
+
 @contextmanager
 def global_random_state_kept() -> Iterator[None]:
     """Give Python, NumPy and torch their global random states back at the end."""
@@ -26,6 +35,18 @@ def global_random_state_kept() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+@contextmanager
+def full_disk_told(run: str) -> Iterator[None]:
+    """While a run folder is written: a full disk is told with what is left of the run."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        text = f"{os.strerror(error.errno)}; what was saved before is whole: make room, and the same command goes on"
+        raise OSError(error.errno, text, error.filename or run) from error
 
 
 @contextmanager

@@ -151,13 +151,12 @@ class LatentSource:
             LatentCache.open(folder, CacheKey.of(autoencoder, data))
 
     def batches(self, plan: BatchPlan) -> Iterator[LatentBatch]:
-        """Posterior moments in the plan's order, half of the examples flipped where the data set flips."""
+        """Posterior moments in the plan's order, half of the examples flipped where the data set flips.
+
+        The cache is made now, not when the first batch is asked for.
+        """
         if is_identity(self.autoencoder) or self.online:
-            for batch, keys in zip(image_batches(self.data, plan, self.workers), plan, strict=True):
-                images = to_device(batch.images, self.device)
-                mean, std = self._encoded(images) if self.online else (images, None)
-                yield LatentBatch(mean, std, batch.labels.to(self.device), keys)
-            return
+            return self._from_images(plan)
         cache = encode_latents(
             self.autoencoder,
             self.data,
@@ -166,6 +165,19 @@ class LatentSource:
             device=self.device,
             processes=processes_of_training(),
         )
+        return self._from_cache(cache, plan)
+
+    def write_nothing(self) -> None:
+        """Encode each batch by itself, unless a cache is there already."""
+        self.online = not is_identity(self.autoencoder) and not (self.folder / "manifest.json").is_file()
+
+    def _from_images(self, plan: BatchPlan) -> Iterator[LatentBatch]:
+        for batch, keys in zip(image_batches(self.data, plan, self.workers), plan, strict=True):
+            images = to_device(batch.images, self.device)
+            mean, std = self._encoded(images) if self.online else (images, None)
+            yield LatentBatch(mean, std, batch.labels.to(self.device), keys)
+
+    def _from_cache(self, cache: LatentCache, plan: BatchPlan) -> Iterator[LatentBatch]:
         for keys in plan:
             indices = torch.tensor([index for index, _ in keys])
             flips = torch.tensor([cache.has_flips and seed % 2 == 1 for _, seed in keys])

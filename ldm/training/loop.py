@@ -6,10 +6,10 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from ldm.compilation import check_compiler, compile_network
 from ldm.errors import UserError
 from ldm.files import read_json
+from ldm.processes import processes_of_training
 from ldm.progress import progress
 from ldm.training.averages import PowerAverages
+from ldm.training.budget import Budget
 from ldm.training.checkpoint import (
     chosen_checkpoint,
     load_optimizer_tensors,
@@ -32,55 +34,17 @@ from ldm.training.config import TrainingConfig
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.evaluations import is_due
 from ldm.training.finite import FiniteWatch
-from ldm.training.guards import global_random_state_kept, stop_signals
+from ldm.training.guards import Interrupted, full_disk_told, global_random_state_kept, stop_signals
 from ldm.training.observe import Observer
 from ldm.training.opponent import Loss, SecondPlayer
 from ldm.training.optimization import make_optimizer, scheduled_rate
-from ldm.training.processes import make_accelerator, means, on_any_process, others_alive, same_everywhere
+from ldm.training.processes import make_accelerator, means, on_any_process, others_alive, same_everywhere, share_of
 from ldm.training.randomness import BatchPlan, Share, StepRandom, key
 from ldm.training.run_folder import RunFolder
+from ldm.training.task import Task
 
+__all__ = ["Interrupted", "Loss", "Task", "train"]
 logger = logging.getLogger("ldm")
-
-
-class Task(Protocol):
-    """What is trained. The loop calls nothing else of it, but for what a task may have:
-
-    `opponent`: an `Opponent`, a second player that learns beside it. `best_by`: the start of the name of the measure
-    by which the best model is kept, the lowest first. `watch`: a `Watch`, which evaluates `pipeline(model)`.
-    """
-
-    kind: str
-    """autoencoder, diffusion or classifier."""
-    model: nn.Module
-    """Everything with weights to train."""
-    length: int
-    """Training examples."""
-    facts: dict[str, Any]
-    """What a resumed run must have in common with this one."""
-
-    def batches(self, plan: BatchPlan) -> Iterable[Any]:
-        """The examples of each forward call, in the plan's order, on the device."""
-
-    def loss(self, model: nn.Module, batch: Any, random: StepRandom) -> Loss:
-        """The loss of one forward call; all randomness comes from `random`."""
-
-    def validate(self, model: nn.Module) -> dict[str, Any]:
-        """Measures on held-out data."""
-
-    def preview(self, model: nn.Module) -> Tensor | None:
-        """Pictures (N, 3, H, W) in [-1, 1] that show the progress, or None."""
-
-    def publish(self, model: nn.Module, folder: Path) -> None:
-        """Write the model folder's parts into `folder`, atomically."""
-
-
-class Interrupted(Exception):  # noqa: N818  (not an error)
-    """The training was asked to stop (SIGINT or SIGTERM); a checkpoint was saved."""
-
-    def __init__(self, signal_number: int, step: int) -> None:
-        super().__init__(f"stopped at step {step}; the same command goes on from there")
-        self.signal_number = signal_number
 
 
 def train(task: Task, config: TrainingConfig, settings: str, device: torch.device, command: str = "") -> dict[str, Any]:
@@ -91,25 +55,30 @@ def train(task: Task, config: TrainingConfig, settings: str, device: torch.devic
     or gradient that is not finite (before it reaches a weight), `Interrupted` after SIGINT or SIGTERM.
     """
     accelerator = make_accelerator(config, device)
-    try:
-        share = Share(
-            config.train_batch_size,
-            config.gradient_accumulation_steps,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
-    except ValueError as error:
-        raise UserError(f"--train-batch-size: {error}") from None
+    share = share_of(config, accelerator)
     if accelerator.mixed_precision == "fp16" and getattr(task, "opponent", None) is not None:
         raise UserError("--mixed-precision fp16: its loss scale is for one player; with a discriminator use bf16 or no")
     check_compiler(config.compile, device)
+    if config.dataloader_num_workers > task.length:
+        raise UserError(
+            f"--dataloader-num-workers {config.dataloader_num_workers}: there are {task.length} training images; take "
+            "no more processes than that"
+        )
     if config.resume_from_checkpoint != "latest":  # refused, if so, before the folder is touched
         chosen_checkpoint(Path(config.output_dir), config.resume_from_checkpoint)
-    run = None
-    if accelerator.is_main_process:
-        run = RunFolder.claim(config.output_dir, task.kind, settings, task.facts, command)
+
+    def claim() -> RunFolder | None:
+        wanted = (config.output_dir, task.kind, settings, task.facts, command)
+        return RunFolder.claim(*wanted) if accelerator.is_main_process else None
+
+    run = processes_of_training().agreed(claim)  # refused, all leave together
     try:
-        with global_random_state_kept(), stop_signals() as stop, others_alive(accelerator):
+        with (
+            global_random_state_kept(),
+            stop_signals() as stop,
+            others_alive(accelerator),
+            full_disk_told(config.output_dir),
+        ):
             return _Training(task, config, accelerator, share, run).steps(stop)
     finally:
         if run is not None:
@@ -134,10 +103,15 @@ class _Training:
         self.second = SecondPlayer(opponent, config, self.device) if opponent is not None else None
         players = (self.model,) if self.second is None else (self.model, self.second.model)
         self.watch = FiniteWatch(config.skip_non_finite, accelerator, players)
-        self.step = 0
+        self.step, self.budget = 0, Budget(config.train_seconds, accelerator)
         self._resume()
         compile_network(self.model, config.compile)
         self.wrapped, self.prepared = accelerator.prepare(self.model, self.optimizer)
+
+    @property
+    def end(self) -> int:
+        """The last step: this one, once the budget of time is spent."""
+        return self.step if self.budget.spent else self.config.max_train_steps
 
     @property
     def published(self) -> nn.Module:
@@ -153,12 +127,11 @@ class _Training:
         measures: dict[str, Any] = {}
         evaluated = self._evaluate(told, stop)  # what the process before did not come to
         since, seen = time.monotonic(), 0
-        remaining, label = range(self.step, config.max_train_steps), f"train {self.task.kind}"
+        remaining, label = range(self.step, self.end), f"train {self.task.kind}"
         for _ in progress(remaining, label, total=config.max_train_steps, initial=self.step, beside=beside):
-            terms, norm, rate = self._one_step(batches)
-            self.step += 1
+            terms, norm, rate = self.advance(batches)
             seen += 1
-            last = self.step == config.max_train_steps
+            last = self.step == self.end
             unusual = self.watch.entry(self.task, config.seed, self.step - 1, config.train_batch_size)
             if self.step % config.log_steps == 0 or last or "not_finite" in unusual:
                 entry = {
@@ -181,7 +154,7 @@ class _Training:
             if saving:
                 self._save()
                 since, seen = time.monotonic(), 0
-            if not stopping and is_due(self.task, self.step, config.max_train_steps):
+            if not stopping and is_due(self.task, self.step, self.end):
                 evaluated = self._evaluate(told, stop)
                 stopping = on_any_process(bool(stop), self.accelerator) and not last
                 if stopping and not saving:
@@ -189,9 +162,18 @@ class _Training:
                 since, seen = time.monotonic(), 0
             if stopping:
                 raise Interrupted(stop.get("signal", signal.SIGTERM), self.step)
+            if last:
+                break
         if not remaining and self.run is not None:  # nothing to do: what was measured then
             measures = self.run.last_measures()
         return (measures or self._validate(told)) | evaluated
+
+    def advance(self, batches: Iterator[Any]) -> tuple[dict[str, Tensor], Tensor, float]:
+        """One step: the parts of the loss, the norm of the gradient before clipping, the learning rate."""
+        with self.budget.counted():
+            found = self._one_step(batches)
+        self.step += 1
+        return found
 
     def _one_step(self, batches: Iterator[Any]) -> tuple[dict[str, Tensor], Tensor, float]:
         config, accumulation = self.config, self.share.accumulation
@@ -254,23 +236,30 @@ class _Training:
 
     def _evaluate(self, told: Observer | None, stop: dict[str, int]) -> dict[str, Any]:
         """After the checkpoint, for it may take long: what is not evaluated when the process ends, is later."""
-        if not is_due(self.task, self.step, self.config.max_train_steps):
+        if not is_due(self.task, self.step, self.end):
             return {}
         found = told.evaluate(self.published.eval(), self.step, lambda: stop) if told is not None else {}
         self.accelerator.wait_for_everyone()
         return found
 
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint keeps, by file."""
+        found = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
+        if self.ema is not None:
+            found["ema"] = self.ema.model.state_dict()
+        return found | self.averages.tensors() | (self.second.tensors() if self.second is not None else {})
+
     def _save(self) -> None:
         if self.run is not None:
             self.run.sync_metrics()
-            tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
-            if self.ema is not None:
-                tensors["ema"] = self.ema.model.state_dict()
-            tensors |= self.averages.tensors() | (self.second.tensors() if self.second is not None else {})
             scaler = self.accelerator.scaler
-            state = {"scaler": scaler.state_dict() if scaler is not None else None, "watch": self.watch.state()}
+            state = {
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "watch": self.watch.state(),
+                "seconds": self.budget.seconds,
+            }
             self.task.publish(self.published, self.run.path)
-            save_checkpoint(self.run.path, self.step, tensors, state, self.config.checkpoints_total_limit)
+            save_checkpoint(self.run.path, self.step, self.tensors(), state, self.config.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
@@ -290,7 +279,8 @@ class _Training:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.watch.load(state.get("watch") or {})
         self.step = int(state["step"])
-        self.averages.resume(folder, self.step)
+        self.budget.resume(float(state.get("seconds", 0)))
+        self.averages.resume(folder, self.step, self.run)
         if self.step:
             logger.info("resuming from %s", folder.name)
 

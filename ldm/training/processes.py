@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldm.errors import LostProcessError, UserError
 from ldm.training.config import TrainingConfig
+from ldm.training.randomness import Share
 
 
 def make_accelerator(config: TrainingConfig, device: torch.device) -> Accelerator:
@@ -24,6 +25,15 @@ def make_accelerator(config: TrainingConfig, device: torch.device) -> Accelerato
     if not torch.distributed.is_initialized():  # another training of this process may have had another precision
         AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=device.type == "cpu", mixed_precision=precision, step_scheduler_with_optimizer=False)
+
+
+def share_of(config: TrainingConfig, accelerator: Accelerator) -> Share:
+    """This process's part of each batch; `UserError` where it cannot be shared equally."""
+    ranks = accelerator.process_index, accelerator.num_processes
+    try:
+        return Share(config.train_batch_size, config.gradient_accumulation_steps, *ranks)
+    except ValueError as error:
+        raise UserError(f"--train-batch-size: {error}") from None
 
 
 def on_any_process(flag: bool, accelerator: Accelerator) -> bool:

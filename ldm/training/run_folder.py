@@ -98,7 +98,8 @@ class RunFolder:
         current = flat(json.loads(json.dumps(facts)))
         differing = [name for name in sorted({*stored, *current}) if stored.get(name) != current.get(name)]
         if differing:
-            shown = "; ".join(f"{name} was {stored.get(name)!r}, is {current.get(name)!r}" for name in differing[:5])
+            shown = "; ".join(f"{name} was {stored.get(name)!r}, is {current.get(name)!r}" for name in differing[:8])
+            shown += f"; and {len(differing) - 8} more" if len(differing) > 8 else ""
             raise UserError(f"--output-dir {self.path}: its run has other settings ({shown}); give another folder")
 
     def start_metrics(self, step: int) -> None:
@@ -140,10 +141,12 @@ class RunFolder:
     def close(self) -> None:
         """Release the folder."""
         self.at_end.close()
-        if self._metrics is not None:
-            self._metrics.close()
-        _locks.discard(self._lock)
-        self._lock.close()
+        try:
+            if self._metrics is not None:
+                self._metrics.close()
+        finally:
+            _locks.discard(self._lock)
+            self._lock.close()
 
 
 def commands_of(run: str | Path) -> list[str]:

@@ -80,6 +80,8 @@ def test_commands(refused):
         ("autoencoder", ["--train-batch-size", 0], ["--train-batch-size", "above 0"]),
         ("autoencoder", ["--gradient-accumulation-steps", 5], ["--train-batch-size", "16", "not divisible", "5"]),
         ("autoencoder", ["--max-train-steps", 0], ["--max-train-steps"]),
+        ("autoencoder", ["--skip-non-finite", -1], ["--skip-non-finite", "0 or more"]),
+        ("autoencoder", ["--dataloader-num-workers", 65], ["--dataloader-num-workers 65", "64 training images"]),
         ("autoencoder", ["--ema-decay", 1], ["--ema-decay", "[0, 1)"]),
         ("autoencoder", ["--image-size", 8], ["16 pixels"]),
         ("autoencoder", ["--image-size", 17], ["--image-size 17", "divisible"]),
@@ -112,6 +114,14 @@ def test_commands(refused):
 )
 def test_numbers_and_names_of_a_training(models, refused, tmp_path, kind, flags, words):
     refused(models.command(kind, tmp_path / "run", *flags), *words)
+
+
+def test_a_run_of_other_settings_is_not_taken_up(models, refused):
+    """All that differs is listed with both values, whichever part of the settings it is in."""
+    flags = ["--learning-rate", 0.5, "--block-out-channels", 8, 24, "--condition-dropout", 0.3]
+    words = ["other settings", "training.learning_rate was 0.01, is 0.5", "unet.block_out_channels was [8, 16], is [8"]
+    words += ["conditioning.condition_dropout was 0.1, is 0.3", "give another folder"]
+    refused(models.command("diffusion", models.text, *flags, steps=60), *words)
 
 
 def test_latents_of_another_autoencoder_are_stale(models, refused, tmp_path):

@@ -182,7 +182,11 @@ slow = pytest.mark.slow
     [("float64", 5), pytest.param("float64", 50, marks=slow), pytest.param("float32", 50, marks=slow)],
 )
 def test_two_processes_train_as_one(models, folders, started, tmp_path, kind, digits, steps):
-    """41 images in batches of 16, so that batches run over the ends of epochs; 17 for validation."""
+    """41 images in batches of 16, so that batches run over the ends of epochs; 17 for validation.
+
+    In float32 the optimiser's moments are held to less than the weights: where rounding decides on which side of a kink
+    (of a hinge loss, of a leaky ReLU) a number lies, a gradient jumps, and the weights follow at the learning rate.
+    """
     runs = [tmp_path / "one", tmp_path / "two"]
 
     def prepare(rank):
@@ -197,13 +201,26 @@ def test_two_processes_train_as_one(models, folders, started, tmp_path, kind, di
         assert found == [0] * processes, [(tmp_path / f"out-{rank}").read_text() for rank in range(processes)]
     allowed = 1e-12 if digits == "float64" else 1e-5
     far = differences(*runs, steps)
-    assert {name: value for name, value in far.items() if not value <= allowed} == {}
+    loose = 100 if digits == "float32" else 1
+    limits = {name: allowed * (loose if "optimizer/" in name else 1) for name in far}
+    assert {name: value for name, value in far.items() if not value <= limits[name]} == {}
     alone, together = ([entry for entry in lines(run) if "gradient_norm" in entry] for run in runs)
     assert [entry["step"] for entry in together] == list(range(1, steps + 1))
     for a, b in zip(alone, together, strict=True):
         assert a.keys() == b.keys() and a["learning_rate"] == b["learning_rate"]
         for name in a.keys() - {"images_per_second"}:
             assert b[name] == pytest.approx(a[name], rel=100 * allowed, abs=100 * allowed), (a["step"], name)
+
+
+def test_a_batch_that_three_processes_cannot_share_is_refused_before_anything_is_made(
+    models, folders, started, tmp_path
+):
+    run = tmp_path / "run"
+    assert codes(started(command(models, folders, "autoencoder", run, 3), 3)) == [2, 2, 2]
+    for rank in range(3):
+        (line,) = (tmp_path / f"out-{rank}").read_text().splitlines()
+        assert "--train-batch-size: batch size 16 is not divisible by processes x accumulation = 3 x 2" in line
+    assert not run.exists()
 
 
 def until_step(run, step, children):
@@ -319,3 +336,9 @@ def test_two_processes_encode_what_one_does_and_go_on_where_one_died(models, sta
     files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
     assert len(files[0]) == 7 and files[0] == files[1]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "whole shards stay"
+
+
+def test_a_run_of_other_settings_ends_all_with_one_line(models, started, tmp_path):
+    assert codes(started(models.command("diffusion", models.text, "--learning-rate", 0.5), 2)) == [2, 2]
+    said = [(tmp_path / f"out-{rank}").read_text() for rank in range(2)]
+    assert said[0].count("\n") == 1 and "training.learning_rate was 0.01, is 0.5" in said[0] and said[1] == ""

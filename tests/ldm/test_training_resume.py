@@ -1,12 +1,19 @@
 """A training that was killed or stopped, and started again, ends with the same bits as one that was left alone."""
 
+import contextlib
+import dataclasses
+import hashlib
 import json
 import os
+import random
 import signal
 import time
 
 import pytest
+import torch
 from safetensors.torch import load_file
+
+from ldm.training.checkpoint import damage
 
 STEPS = 12
 EVERY = ["--checkpointing-steps", 3, "--checkpoints-total-limit", 2, "--validation-steps", 5]
@@ -198,3 +205,143 @@ def test_an_averaged_codebook_is_published(models, ldm, tmp_path):
     name = "quantize.embedding.weight"
     assert last["ema"][name].equal(last["model"][name])
     assert load_file(tmp_path / "vae" / "diffusion_pytorch_model.safetensors")[name].equal(last["model"][name])
+
+
+TRAININGS = {
+    "autoencoder": (CASES["vqgan"][1], []),  # settings; what looks at the training beside validation
+    "diffusion": (
+        ["--lr-scheduler", "cosine", "--lr-warmup-steps", 4],
+        ["--eval-every", 5, "--eval-num-images", 8, "--eval-num-inference-steps", 2, "--preview-images", 2],
+    ),
+    "classifier": (["--dropout", 0.2], []),
+    "prior": (
+        ["--width", 16, "--layers", 2, "--text-width", 16, "--text-layers", 1, "--text-heads", 2],
+        ["--preview-images", 2],
+    ),
+    "gan": (["--objective", "wgan_gp", "--discriminator-rounds", 2, "--normalization", "batch"], ["--validation-fid"]),
+}
+
+
+@pytest.fixture
+def seen(monkeypatch, tmp_path):
+    """A file into which all trainings from now on write the digest of each batch, with its step and its piece."""
+    from ldm.training import autoencoder, classifier, diffusion, discriminator, gan, prior
+
+    file = tmp_path / "seen"
+
+    def digest(value):
+        if isinstance(value, torch.Tensor):
+            return hashlib.sha256(value.numpy().tobytes()).hexdigest()
+        if dataclasses.is_dataclass(value):
+            return [digest(getattr(value, each.name)) for each in dataclasses.fields(value)]
+        return [digest(each) for each in value] if isinstance(value, list | tuple) else value
+
+    def watch(task, place):
+        real = task.loss
+
+        def loss(self, *arguments):
+            batch, random = arguments[place], arguments[-1]
+            with open(file, "a") as stream:
+                stream.write(json.dumps([random.step, random.micro, digest(batch)]) + "\n")
+            return real(self, *arguments)
+
+        monkeypatch.setattr(task, "loss", loss)
+
+    for task in (
+        autoencoder.AutoencoderTask,
+        classifier.ClassifierTask,
+        diffusion.DiffusionTask,
+        gan.GanTask,
+        prior.PriorTask,
+    ):
+        watch(task, 1)
+    watch(discriminator.Discriminator, 0)
+    return file
+
+
+def batches_of(file):
+    """By step and piece, which must have been the same each time that they were seen; the file is emptied."""
+    found = {}
+    for line in file.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # half a line of a killed process
+            step, micro, batch = json.loads(line)
+            assert found.setdefault((step, micro), batch) == batch
+    file.unlink()
+    return found
+
+
+def entries(folder):
+    """All that metrics.jsonl says, but for the speed."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def whole_checkpoints(folder):
+    return [path.name for path in folder.glob("checkpoint-*") if damage(path) is None]
+
+
+def lived(child, life, draws, folder, saved):
+    """Whether a training came to its end before it was killed, after so many seconds.
+
+    It is held at others on the way: each might have been the last, and shows a whole checkpoint once there was one.
+    """
+    end = time.monotonic() + life
+    while True:
+        os.kill(child, signal.SIGKILL if time.monotonic() >= end else signal.SIGSTOP)
+        status = os.waitpid(child, os.WUNTRACED)[1]
+        found = whole_checkpoints(folder)
+        assert found or not saved
+        saved.update(found)
+        if not os.WIFSTOPPED(status):
+            break
+        os.kill(child, signal.SIGCONT)
+        time.sleep(life * draws.uniform(0, 0.2))
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFEXITED(status)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_networks")
+@pytest.mark.parametrize(
+    ("workers", "accumulation", "looks"), [(0, 1, True), (0, 4, False), (2, 1, False), (2, 4, True)]
+)
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_killed_at_random_instants_until_done(models, seen, tmp_path, kind, workers, accumulation, looks):
+    """Twenty trainings, each killed with -9 again and again, held at random instants on the way."""
+    settings, more = TRAININGS[kind]
+    more = ["--validation-steps", 5, *more] if looks else ["--validation-steps", 0]
+    if kind in ("diffusion", "prior") and not looks:
+        more += ["--preview-images", 0]
+    flags = [*settings, *EVERY, *more, "--gradient-accumulation-steps", accumulation]
+    flags = [flag for flag in flags if flag != "--validation-rfid" or looks]
+
+    def command(folder, *own):
+        if kind != "prior":
+            return models.command(kind, folder, *flags, *own, steps=STEPS)
+        shared = models.command("gan", folder)[2:]
+        shared = shared[: shared.index("--block-out-channels")]
+        places = ["--autoencoder", tmp_path / "vq", "--max-train-steps", STEPS, "--output-dir", folder]
+        return ["train", "prior", *shared, *flags, *own, *places]
+
+    if kind == "prior":
+        codes = models.command("autoencoder", tmp_path / "vq", "--bottleneck", "vq", "--num-codes", 16, steps=1)
+        assert os.waitpid(started(codes), 0)[1] == 0
+        seen.unlink()
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    begin = time.monotonic()
+    assert os.waitpid(started(command(whole)), 0)[1] == 0
+    took, expected = time.monotonic() - begin, batches_of(seen)
+    assert expected.keys() == {(step, micro) for step in range(STEPS) for micro in range(accumulation)}
+
+    draws, kills = random.Random(f"{kind} {workers} {accumulation} {looks}"), 0
+    saved: set[str] = set()
+    again = command(parts, "--dataloader-num-workers", workers)
+    while not lived(started(again), took * draws.uniform(0.03, 0.15 + 0.05 * kills), draws, parts, saved):
+        kills += 1
+    assert kills >= 2
+    assert state(parts).keys() == state(whole).keys()
+    assert [name for name, bits in state(whole).items() if state(parts)[name] != bits] == []
+    assert entries(parts) == entries(whole)
+    assert losses(parts)[1] == list(range(1, STEPS + 1)), "each step once"
+    assert batches_of(seen) == expected
+    assert not list(parts.glob(".*tmp*")) + list(parts.glob("samples/.*"))
