@@ -26,6 +26,7 @@ from ldm.evaluation.references import opened_reference
 from ldm.files import fingerprint, sha256_of_file
 from ldm.pipeline import Pipeline, SamplingConfig
 from ldm.processes import ALONE, Processes
+from ldm.sampling import caveats
 
 _PARTS = (
     "vae", "unet", "scheduler", "text_encoder", "tokenizer", "classifier", "classifiers/*", "weak_unet",
@@ -72,6 +73,7 @@ def compare(
         return *planned, sizes
 
     cells, left_out, sizes = processes.agreed(check)
+    processes.advise(sizes[0], evaluation.batch_size)
     instruments = instruments or processes.first_then_others(
         lambda: prepare_instruments(train_data or data, evaluation, device=pipeline.device)
     )
@@ -89,7 +91,7 @@ def compare(
     processes.from_first(lambda: claim(folder, shared))
     bench = Bench(pipeline, data, drawn, evaluation, instruments, shared, folder / "cells", rows, processes)
     rounds, done = bench.run(cells, sizes, config)
-    warnings = cautions(evaluation.num_images, shared["num_reference"], instruments)
+    warnings = (*cautions(evaluation.num_images, shared["num_reference"], instruments), *caveats(sampling))
     other = train_data if other_data is None else other_data
     floor = processes.from_first(lambda: bench.floor(other))
     found = Comparison(done, left_out, shared, warnings, rounds, floor)

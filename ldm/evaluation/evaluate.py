@@ -26,6 +26,7 @@ from ldm.evaluation.records import EvaluationResult
 from ldm.evaluation.references import opened_reference
 from ldm.pipeline import Pipeline, SamplingConfig
 from ldm.processes import ALONE, Processes
+from ldm.sampling import caveats
 
 
 def evaluate_model(
@@ -78,6 +79,7 @@ def evaluate_model(
             training_and_held_out(data, other)
 
     processes.agreed(check)
+    processes.advise(config.num_images, config.batch_size)
     instruments = instruments or processes.first_then_others(
         lambda: prepare_instruments(train_data or data, config, device=pipeline.device)
     )
@@ -88,13 +90,14 @@ def evaluate_model(
         lambda: floor_of_data(other, data, reference, config, instruments, captions=pipeline.has_text)
     )
     folder = getattr(pipeline, "folder", None)
-    manifest = describe(data, config, instruments, folder) | {"sampling": asdict(sampling), "floor": floor.facts}
+    manifest = describe(data, config, instruments, folder)
+    manifest |= {"sampling": asdict(sampling), "caveats": caveats(sampling), "floor": floor.facts}
     result = EvaluationResult(
         found.figures,
         manifest,
         found.evaluations_per_image,
         found.seconds_per_image,
-        cautions(config.num_images, manifest["num_reference"], instruments),
+        (*cautions(config.num_images, manifest["num_reference"], instruments), *caveats(sampling)),
         floor.figures,
     )
 

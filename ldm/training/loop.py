@@ -32,7 +32,7 @@ from ldm.training.checkpoint import (
 )
 from ldm.training.config import TrainingConfig
 from ldm.training.ema import ExponentialMovingAverage
-from ldm.training.evaluations import is_due
+from ldm.training.evaluations import Evaluations, is_due
 from ldm.training.finite import FiniteWatch
 from ldm.training.guards import Interrupted, full_disk_told, global_random_state_kept, stop_signals
 from ldm.training.observe import Observer
@@ -103,6 +103,7 @@ class _Training:
         self.second = SecondPlayer(opponent, config, self.device) if opponent is not None else None
         players = (self.model,) if self.second is None else (self.model, self.second.model)
         self.watch = FiniteWatch(config.skip_non_finite, accelerator, players)
+        self.evaluations = Evaluations(run, task, processes_of_training())
         self.step, self.budget = 0, Budget(config.train_seconds, accelerator)
         self._resume()
         compile_network(self.model, config.compile)
@@ -122,13 +123,12 @@ class _Training:
         config = self.config
         plan = BatchPlan(self.task.length, config.seed, self.share, self.step, config.max_train_steps)
         batches = iter(self.task.batches(plan))
-        told = Observer(self.run, self.task, config, self.step) if self.run is not None else None
-        beside = told.beside if told is not None else str
+        told = Observer(self.run, self.task, config, self.step)
         measures: dict[str, Any] = {}
         evaluated = self._evaluate(told, stop)  # what the process before did not come to
         since, seen = time.monotonic(), 0
         remaining, label = range(self.step, self.end), f"train {self.task.kind}"
-        for _ in progress(remaining, label, total=config.max_train_steps, initial=self.step, beside=beside):
+        for _ in progress(remaining, label, total=config.max_train_steps, initial=self.step, beside=told.beside):
             terms, norm, rate = self.advance(batches)
             seen += 1
             last = self.step == self.end
@@ -141,13 +141,12 @@ class _Training:
                     **unusual,
                 }
                 speed = round(seen * config.train_batch_size / (time.monotonic() - since), 1)
-                if told is not None:
-                    told.step(self.step, {**entry, "images_per_second": speed})
+                told.step(self.step, {**entry, "images_per_second": speed})
                 since, seen = time.monotonic(), 0
             self.watch.stop_or_go_on()
             self.averages.snapshot(self.run, self.step, last=last)
             if last or (config.validation_steps and self.step % config.validation_steps == 0):
-                measures = self._validate(told)
+                measures = told.validate(self.published.eval(), self.step)
                 since, seen = time.monotonic(), 0
             stopping = on_any_process(bool(stop), self.accelerator) and not last  # read once: one may come while saving
             saving = last or stopping or self.step % config.checkpointing_steps == 0
@@ -166,7 +165,7 @@ class _Training:
                 break
         if not remaining and self.run is not None:  # nothing to do: what was measured then
             measures = self.run.last_measures()
-        return (measures or self._validate(told)) | evaluated
+        return (measures or told.validate(self.published.eval(), self.step)) | evaluated
 
     def advance(self, batches: Iterator[Any]) -> tuple[dict[str, Tensor], Tensor, float]:
         """One step: the parts of the loss, the norm of the gradient before clipping, the learning rate."""
@@ -230,16 +229,12 @@ class _Training:
         _add(sums, {name: value.detach() / self.share.accumulation for name, value in terms.items()})
         return loss.shown
 
-    def _validate(self, told: Observer | None) -> dict[str, Any]:
-        model = self.published.eval()
-        return told.validate(model, self.step) if told is not None else {}
-
-    def _evaluate(self, told: Observer | None, stop: dict[str, int]) -> dict[str, Any]:
+    def _evaluate(self, told: Observer, stop: dict[str, int]) -> dict[str, Any]:
         """After the checkpoint, for it may take long: what is not evaluated when the process ends, is later."""
         if not is_due(self.task, self.step, self.end):
             return {}
-        found = told.evaluate(self.published.eval(), self.step, lambda: stop) if told is not None else {}
-        self.accelerator.wait_for_everyone()
+        found = self.evaluations.figures(self.published.eval(), self.step, lambda: stop)
+        told.evaluated(self.step, found)
         return found
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:

@@ -1,6 +1,7 @@
 """Reference files: the same figures as from the images, portable, and refused where they are of something else."""
 
 import io
+import json
 import zipfile
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from cleanfid import fid
 
+from ldm.comparison import Comparison, ComparisonConfig, compare
 from ldm.data.shapes import ShapesData
 from ldm.errors import UserError
 from ldm.evaluation import EvaluationConfig, Instruments, ReferenceFile, evaluate_folders, evaluate_model, features
@@ -192,3 +194,21 @@ def test_features_are_computed_once(data, extractor, tmp_path, monkeypatch):
     kept.write_bytes(kept.read_bytes()[:500])  # damaged: computed again
     assert torch.equal(features_of(extractor, data, range(20), batch_size=20), first)
     assert not torch.equal(features_of(extractor, data, range(1, 21), batch_size=20), first)
+
+
+def test_a_comparison_tells_its_floor(data, train, extractor, fake_pipeline, tmp_path):
+    config, instruments = (
+        ComparisonConfig(methods=("none", "cfg"), guidance_scales=(3.0,)),
+        Instruments(extractor, None),
+    )
+    settings = {"evaluation": CONFIG, "instruments": instruments, "output_dir": tmp_path, "train_data": train}
+    found = compare(fake_pipeline(data), data, config, **settings)
+    direct = evaluate_model(fake_pipeline(data), data, None, CONFIG, instruments=instruments, train_data=train)
+    assert found.floor.figures == direct.floor and found.floor.facts == direct.manifest["floor"]
+    last, told = (tmp_path / "comparison.txt").read_text().splitlines()[-2:]
+    assert last.split()[0] == "floor" and f"{found.floor.figures[0].value:.4g}" in last
+    assert told == "floor: the same of 40 images: real, of shapes (train)"
+    page = (tmp_path / "report.html").read_text()
+    assert "<tfoot>" in page and told in page
+    stored = json.loads((tmp_path / "comparison.json").read_text())
+    assert Comparison.from_json(stored).floor == found.floor
