@@ -13,6 +13,7 @@ import tyro
 
 from ldm.cli.evaluate import check_size, parse_for_model
 from ldm.comparison import Comparison, ComparisonConfig, compare, model_identity, verdict_of
+from ldm.comparison.config import METRICS_OF_COMPARISONS
 from ldm.config import Repeated
 from ldm.data import DataConfig
 from ldm.data.protocol import ImageData
@@ -20,8 +21,6 @@ from ldm.errors import UserError
 from ldm.evaluation import EvaluationConfig
 from ldm.pipeline import Pipeline, SamplingConfig
 from ldm.processes import processes_of_environment
-
-METRICS_OF_COMPARISONS = ("fid", "kid", "precision", "recall", "coverage")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from ldm.evaluation.metrics import check_numbers
 from ldm.files import fingerprint, sha256_of_file
 from ldm.pipeline import Pipeline, SamplingConfig
 from ldm.processes import ALONE, Processes
+from ldm.sampling import caveats
 
 _PARTS = (
     "vae", "unet", "scheduler", "text_encoder", "tokenizer", "classifier", "classifiers/*", "weak_unet",
@@ -67,6 +68,7 @@ def compare(
         return *planned, sizes
 
     cells, left_out, sizes = processes.agreed(check)
+    processes.advise(sizes[0], evaluation.batch_size)
     instruments = instruments or processes.first_then_others(
         lambda: prepare_instruments(train_data or data, evaluation, device=pipeline.device)
     )
@@ -84,7 +86,7 @@ def compare(
     processes.from_first(lambda: claim(folder, shared))
     bench = Bench(pipeline, data, drawn, evaluation, instruments, shared, folder / "cells", rows, processes)
     rounds, done = bench.run(cells, sizes, config)
-    warnings = cautions(evaluation.num_images, shared["num_reference"], instruments)
+    warnings = (*cautions(evaluation.num_images, shared["num_reference"], instruments), *caveats(sampling))
     found = Comparison(done, left_out, shared, warnings, rounds)
     strips = [bench.strip(cell) for cell in cells]
     titles = _row_titles(drawn[:rows], data)

@@ -97,6 +97,11 @@ class TrainingConfig:
         for name in (*not_negative, "dataloader_num_workers", "train_seconds"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(self, name)}")
+        if self.compile == "reduce-overhead" and self.gradient_accumulation_steps > 1:
+            raise UserError(
+                "--compile reduce-overhead: its graphs overwrite what --gradient-accumulation-steps adds up; "
+                "use --compile default"
+            )
         if self.train_seconds and self.lr_scheduler in ("linear", "cosine"):
             raise UserError(
                 f"--train-seconds: a {self.lr_scheduler} rate ends at --max-train-steps, of which a budget of time "
