@@ -40,6 +40,7 @@ from ldm.training.optimization import make_optimizer, scheduled_rate
 from ldm.training.processes import make_accelerator, means, on_any_process, others_alive, same_everywhere, share_of
 from ldm.training.randomness import BatchPlan, Share, StepRandom, key
 from ldm.training.run_folder import RunFolder
+from ldm.training.sharded import Shards, check_shards, whole_tensor
 
 logger = logging.getLogger("ldm")
 
@@ -88,6 +89,7 @@ def train(task: Task, config: TrainingConfig, settings: str, device: torch.devic
     if accelerator.mixed_precision == "fp16" and getattr(task, "opponent", None) is not None:
         raise UserError("--mixed-precision fp16: its loss scale is for one player; with a discriminator use bf16 or no")
     check_compiler(config.compile, device)
+    check_shards(task, config)
     if config.dataloader_num_workers > task.length:
         raise UserError(
             f"--dataloader-num-workers {config.dataloader_num_workers}: there are {task.length} training images; take "
@@ -126,6 +128,8 @@ class _Training:
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         self.ema = ExponentialMovingAverage(self.model, config.ema_decay) if config.ema_decay > 0 else None
+        self.shards = Shards(config, accelerator)
+        self.shards.split(self.model, *([self.ema.model] if self.ema is not None else []))
         self.optimizer = make_optimizer(self.model, config)
         self.averages = PowerAverages(self.model, getattr(task, "averages", None))
         opponent = getattr(task, "opponent", None)
@@ -135,12 +139,12 @@ class _Training:
         self.step = 0
         self._resume()
         compile_network(self.model, config.compile)
-        self.wrapped, self.prepared = accelerator.prepare(self.model, self.optimizer)
+        self.wrapped, self.prepared = self.shards.prepare(self.model, self.optimizer)
 
     @property
     def published(self) -> nn.Module:
-        """The weights that are measured and published."""
-        return self.ema.model if self.ema is not None else self.model
+        """The weights that are measured and published; all processes must ask for them."""
+        return self.shards.gathered(self.ema.model if self.ema is not None else self.model)
 
     def steps(self, stop: dict[str, int]) -> dict[str, Any]:
         config = self.config
@@ -159,12 +163,7 @@ class _Training:
             last = self.step == config.max_train_steps
             unusual = self.watch.entry(self.task, config.seed, self.step - 1, config.train_batch_size)
             if self.step % config.log_steps == 0 or last or "not_finite" in unusual:
-                entry = {
-                    **means(terms, self.accelerator),
-                    "gradient_norm": float(norm),
-                    "learning_rate": rate,
-                    **unusual,
-                }
+                entry = means(terms, self.accelerator) | {"gradient_norm": float(norm), "learning_rate": rate} | unusual
                 speed = round(seen * config.train_batch_size / (time.monotonic() - since), 1)
                 if told is not None:
                     told.step(self.step, {**entry, "images_per_second": speed})
@@ -189,7 +188,8 @@ class _Training:
                 raise Interrupted(stop.get("signal", signal.SIGTERM), self.step)
         if not remaining and self.run is not None:  # nothing to do: what was measured then
             measures = self.run.last_measures()
-        return (measures or self._validate(told)) | evaluated
+        known = on_any_process(bool(measures), self.accelerator)
+        return (measures if known else self._validate(told)) | evaluated
 
     def _one_step(self, batches: Iterator[Any]) -> tuple[dict[str, Tensor], Tensor, float]:
         config, accumulation = self.config, self.share.accumulation
@@ -212,7 +212,8 @@ class _Training:
             if second is not None:
                 with self.accelerator.autocast():
                     _add(sums, second.forward_backward(batch, shown, random, accumulation))
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or math.inf)
+        limit = config.max_grad_norm or math.inf
+        norm = whole_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
         norms = {} if self.accelerator.scaler is not None else {"gradient": norm}  # the scaler sees to its own
         if second is not None:
             norms[f"{second.opponent.name}'s gradient"] = second.gradient_norm()
@@ -259,15 +260,16 @@ class _Training:
         return found
 
     def _save(self) -> None:
+        tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
+        if self.ema is not None:
+            tensors["ema"] = self.ema.model.state_dict()
+        tensors |= self.averages.tensors() | (self.second.tensors() if self.second is not None else {})
+        tensors, published = self.shards.whole(tensors), self.published
         if self.run is not None:
             self.run.sync_metrics()
-            tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
-            if self.ema is not None:
-                tensors["ema"] = self.ema.model.state_dict()
-            tensors |= self.averages.tensors() | (self.second.tensors() if self.second is not None else {})
             scaler = self.accelerator.scaler
             state = {"scaler": scaler.state_dict() if scaler is not None else None, "watch": self.watch.state()}
-            self.task.publish(self.published, self.run.path)
+            self.task.publish(published, self.run.path)
             save_checkpoint(self.run.path, self.step, tensors, state, self.config.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
 
