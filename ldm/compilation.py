@@ -6,7 +6,7 @@ import weakref
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.errors import UserError
 
@@ -61,9 +61,11 @@ def compile_network(network: nn.Module, mode: Mode) -> None:
         if mode == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()  # what an earlier call gave out may be overwritten from here on
         try:
-            return compiled(*inputs, **named)
+            result = compiled(*inputs, **named)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
             why = str(error).strip().splitlines()[0]
             raise UserError(f"--compile {mode}: this network cannot be compiled ({why}); use --compile none") from None
+        kept = mode == "reduce-overhead" and isinstance(result, Tensor) and not result.requires_grad
+        return result.clone() if kept else result  # a sampler keeps it beyond the next call
 
     network._compiled_call_impl = call  # type: ignore[assignment]

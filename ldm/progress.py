@@ -49,3 +49,37 @@ def progress(
             left = f", {(total - count) / rate:.0f} s left" if total else ""
             words = f", {words}" if (words := beside()) else ""
             logger.info("%s: %d%s, %.1f a second%s%s", label, count, f" of {total}" if total else "", rate, left, words)
+
+
+class Whole:
+    """One bar for work of several parts, told in units of cost: `done` of `total`, which may change on the way.
+
+    On a terminal a tqdm bar, elsewhere a log line at most every `every` seconds; nothing where it is not `shown`.
+    """
+
+    def __init__(self, shown: bool = True, every: float = 10.0) -> None:
+        self.total, self.done, self.label = 0.0, 0.0, ""
+        self._every, self._start = every, time.monotonic()
+        self._last, self._logs = self._start, shown and not sys.stderr.isatty()
+        form = "{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+        self._bar = tqdm(total=0, bar_format=form, dynamic_ncols=True) if shown and not self._logs else None
+
+    def __enter__(self) -> Whole:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, units: float) -> None:
+        """So much more is done, of the part that `label` names."""
+        self.done += units
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.total = max(self.total, self.done)
+            self._bar.set_description_str(self.label, refresh=False)
+            self._bar.update(units)
+        elif self._logs and now - self._last >= self._every and 0 < self.done < self.total:
+            self._last = now
+            left = (now - self._start) * (self.total - self.done) / self.done
+            logger.info("%s: %.0f %% of all, %.0f s left", self.label, 100 * self.done / self.total, left)

@@ -76,3 +76,10 @@ class SamplingConfig:
     """Of a prior over codes: only the k likeliest codes are drawn; unset: all."""
     top_p: float | None = None
     """Of a prior over codes: only the likeliest, as many as together have this probability; unset: all."""
+
+
+def caveats(sampling: SamplingConfig) -> tuple[str, ...]:
+    """What in these settings makes samples other than the model's exact ones, told for manifests and notes."""
+    if sampling.feature_cache == 1:
+        return ()
+    return (f"lossy: --feature-cache {sampling.feature_cache} runs the whole U-Net at every such step only",)

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 
 from ldm.cli.evaluate import check_size, parse_for_model
-from ldm.comparison import ComparisonConfig, compare, model_identity, verdict_of
+from ldm.comparison import Comparison, ComparisonConfig, compare, model_identity, verdict_of
+from ldm.comparison.config import METRICS_OF_COMPARISONS
 from ldm.config import Repeated
 from ldm.data import DataConfig
+from ldm.data.protocol import ImageData
 from ldm.errors import UserError
 from ldm.evaluation import EvaluationConfig
 from ldm.pipeline import Pipeline, SamplingConfig
-
-METRICS_OF_COMPARISONS = ("fid", "kid", "precision", "recall", "coverage")
+from ldm.processes import processes_of_environment
 
 
 @dataclass(frozen=True)
 class CompareRun:
     """Sample the same seeds and conditions under each method and scale; a table, JSON and one picture of them all.
-    `ldm compare autoencoders RUN RUN ...` compares autoencoders."""
+    `ldm compare autoencoders RUN RUN ...` compares autoencoders, `ldm compare results FILE FILE ...` shows the figures
+    of several evaluations side by side."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ""
     """Model folder."""
@@ -45,41 +49,59 @@ class CompareRun:
 
 
 def run(arguments: list[str]) -> None:
-    """Compare and print the table."""
-    if arguments[:1] == ["autoencoders"]:
-        from ldm.cli import compare_autoencoders
+    """Compare and print the table; under torchrun on all its processes, of which the first writes."""
+    with processes_of_environment() as processes:
+        if arguments[:1] in (["autoencoders"], ["results"]):
+            module = importlib.import_module(f"ldm.cli.compare_{arguments[0]}")
+            return processes.from_first(lambda: module.run(arguments[1:]))
+        settings, device = processes.agreed(lambda: _settings(arguments))
+        loaded = processes.agreed(lambda: _load(settings, processes.device(device)))
+        pipeline, reference, train = loaded
+        guides = pipeline.networks.guides.values()
+        apart = [guide.folder.parent for guide in guides] + ([settings.weak] if settings.weak else [])
+        found = compare(
+            pipeline,
+            reference,
+            settings.comparison,
+            output_dir=settings.output_dir,
+            sampling=settings.sampling,
+            evaluation=settings.evaluation,
+            train_data=train,
+            model=model_identity(settings.model, *apart),
+            name=Path(settings.model).resolve().name,
+            command=shlex.join(["ldm", "compare", *arguments]),
+            processes=processes,
+        )
+        if processes.leads:
+            _show(settings, found)
 
-        return compare_autoencoders.run(arguments[1:])
+
+def _settings(arguments: list[str]) -> tuple[CompareRun, torch.device]:
     settings = parse_for_model(CompareRun, arguments, "compare")
-    from ldm.data import open_data
     from ldm.device import resolve_device
 
     if not settings.model:
         raise UserError("MODEL is missing: give a model folder or the output folder of `ldm train diffusion`")
     if not settings.output_dir:
         raise UserError("--output-dir is missing: give the folder to write to")
+    return settings, resolve_device(settings.device)
+
+
+def _load(settings: CompareRun, device: torch.device) -> tuple[Pipeline, ImageData, ImageData]:
+    from ldm.data import open_data
+
     pipeline = Pipeline.load(
-        settings.model,
-        device=resolve_device(settings.device),
-        classifier=settings.classifier or None,
-        weak=settings.weak or None,
+        settings.model, device=device, classifier=settings.classifier or None, weak=settings.weak or None
     )
     reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
     check_size(pipeline, reference.image_size)
-    guides = pipeline.networks.guides.values()
-    apart = [guide.folder.parent for guide in guides] + ([settings.weak] if settings.weak else [])
-    found = compare(
-        pipeline,
-        reference,
-        settings.comparison,
-        output_dir=settings.output_dir,
-        sampling=settings.sampling,
-        evaluation=settings.evaluation,
-        train_data=train,
-        model=model_identity(settings.model, *apart),
-        name=Path(settings.model).resolve().name,
-        command=shlex.join(["ldm", "compare", *arguments]),
-    )
+    return pipeline, reference, train
+
+
+def _show(settings: CompareRun, found: Comparison) -> None:
+    for each in found.rounds:
+        left = f"; left: {', '.join(each.left)}" if each.left else ""
+        print(f"{each.num_images} samples of each of {len(each.cells)} cells{left}")
     print(found.table())
     print(verdict_of(found, settings.comparison).sentence)
     for method, reason in found.left_out.items():

@@ -12,16 +12,15 @@ import tyro
 from ldm.branches import check_used
 from ldm.cli import evaluate_autoencoder
 from ldm.code_prior import OBEYED, CodePriorModel, holds_prior
-from ldm.config import Repeated, parse, read_settings
+from ldm.config import Repeated, parse
 from ldm.data import DataConfig
 from ldm.data.protocol import ImageData
 from ldm.errors import UserError
 from ldm.evaluation import EvaluationConfig, EvaluationResult, LikelihoodConfig, evaluate_folders, evaluate_model
 from ldm.files import atomic_write_json
-from ldm.model_folder import check_parts
 from ldm.pipeline import Pipeline, SamplingConfig
 from ldm.processes import Processes, processes_of_environment
-from ldm.training.run_folder import RUN_FILE
+from ldm.training.dataset import dataset_of
 
 Settings = TypeVar("Settings")
 
@@ -136,14 +135,8 @@ def parse_for_model(schema: type[Settings], arguments: list[str], command: str) 
     """Settings whose data are by default those that the model, if it is a run folder, was trained on."""
     settings = parse(schema, arguments, command)
     model = settings.model  # type: ignore[attr-defined]
-    if not model or not (check_parts(model) / RUN_FILE).is_file():
-        return settings
-    from ldm.training.diffusion import DiffusionRun
-    from ldm.training.prior import PriorRun
-
-    kind: type[DiffusionRun | PriorRun] = PriorRun if holds_prior(model) else DiffusionRun
-    dataset = read_settings(kind, Path(model) / "config.yaml").dataset
-    return parse(schema, arguments, command, schema(dataset=dataset))  # type: ignore[call-arg]
+    dataset = dataset_of(model) if model else None
+    return settings if dataset is None else parse(schema, arguments, command, schema(dataset=dataset))  # type: ignore[call-arg]
 
 
 def check_size(pipeline: Pipeline | CodePriorModel, image_size: int) -> None:

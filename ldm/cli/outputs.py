@@ -19,6 +19,7 @@ from ldm.errors import UserError
 from ldm.files import atomic_folder, atomic_write_json, read_json
 from ldm.images import enlarged, grid, save_png, to_pil
 from ldm.pipeline import Request, SamplingConfig
+from ldm.sampling import caveats
 
 SETTINGS = "settings.json"
 _GRID_LIMIT = 100  # pictures on a grid
@@ -59,7 +60,7 @@ def write_samples(
     with the picture's own index in place of the first, so that a picture made again is the same file. `edit` tells of
     the picture that they were made from; the images `beside`, (3, H, W), are written under their names.
     """
-    shared = {"kind": "samples", **facts, "sampling": dataclasses.asdict(sampling)}
+    shared = {"kind": "samples", **facts, "sampling": dataclasses.asdict(sampling), "caveats": caveats(sampling)}
     if edit is not None:
         shared["edit"] = dataclasses.asdict(edit)
     each = {name: value for name, value in shared.items() if name != "first_index"}

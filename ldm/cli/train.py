@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import shlex
 import sys
@@ -25,6 +26,8 @@ def run(arguments: list[str]) -> int:
     settings = parse(_schema(kind), rest, f"train {kind}")
     from ldm.training.loop import Interrupted
 
+    if settings.training.dry_run:
+        return _rehearse(kind, settings)
     try:
         measures = train_with(kind, settings, shlex.join(["ldm", "train", *arguments]))
     except Interrupted as stopped:
@@ -51,9 +54,20 @@ def _module(kind: str) -> tuple[type[Any], type[Any]]:
 
 def train_with(kind: str, settings: Any, command: str = "") -> dict[str, Any]:
     """Run one training with complete settings; returns its last measures. The run remembers the command."""
+    from ldm.training.loop import train
+
+    task, device = _task(kind, settings)
+    if kind == "autoencoder" and settings.autoencoder.bottleneck == "linear":
+        from ldm.training.linear import fit
+
+        return fit(task, settings.training.output_dir, to_yaml(settings))
+    return train(task, settings.training, to_yaml(settings), device, command)
+
+
+def _task(kind: str, settings: Any) -> tuple[Any, Any]:
+    """The task with its data and networks, and the device."""
     from ldm.data import open_data
     from ldm.device import resolve_device
-    from ldm.training.loop import train
     from ldm.training.run_folder import RunFolder
     from ldm.training.tracking import check_trackers
 
@@ -65,9 +79,33 @@ def train_with(kind: str, settings: Any, command: str = "") -> dict[str, Any]:
     device = resolve_device(settings.training.device)
     RunFolder.check(settings.training.output_dir, kind)
     data, validation = open_data(settings.dataset, "train"), open_data(settings.dataset, "validation")
-    task = _module(kind)[1](settings, data, validation, device)
-    if kind == "autoencoder" and settings.autoencoder.bottleneck == "linear":
-        from ldm.training.linear import fit
+    return _module(kind)[1](settings, data, validation, device), device
 
-        return fit(task, settings.training.output_dir, to_yaml(settings))
-    return train(task, settings.training, to_yaml(settings), device, command)
+
+def _rehearse(kind: str, settings: Any) -> int:
+    """`--dry-run`: what the training would cost, a line a figure."""
+    from ldm.training.rehearsal import STEPS, rehearse
+
+    if kind == "autoencoder" and settings.autoencoder.bottleneck == "linear":
+        raise UserError("--dry-run: a linear autoencoder is fitted in one pass, without steps; leave it out")
+    quiet: dict[str, Any] = {"validation_rfid": False} if hasattr(settings, "validation_rfid") else {}
+    if hasattr(settings, "evaluation"):  # neither is heard of in a step, but both may train a network first
+        quiet["evaluation"] = dataclasses.replace(settings.evaluation, eval_every=0)
+    task, device = _task(kind, dataclasses.replace(settings, **quiet))
+    found = rehearse(task, settings.training, device)
+    mib = {name: f"{name} {size / 2**20:,.1f}" for name, size in found.memory.items()}
+    print(f"images: {found.images:,}")
+    total = sum(found.parameters.values())
+    print(f"parameters: {total:,} ({', '.join(f'{name} {count:,}' for name, count in found.parameters.items())})")
+    print(f"memory: about {sum(found.memory.values()) / 2**20:,.1f} MiB ({', '.join(mib.values())})")
+    print(f"operations: {found.flops / 1e9:,.2f} GFLOP a step of {settings.training.train_batch_size} images")
+    print(f"time: {found.step_seconds:.3g} s a step ({STEPS} steps on {device}), {_duration(found.seconds)} in all")
+    print(f"checkpoint: {found.checkpoint / 2**20:,.1f} MiB")
+    print("dry run: nothing was written")
+    return 0
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ldm.comparison.text import aligned
+from ldm.comparison.text import aligned, csv_of
 from ldm.evaluation.records import EvaluationResult, Figure, finite
 
 _COLUMNS = {  # figures in the table: metric -> (title, digits)
@@ -92,20 +90,17 @@ class AutoencoderComparison:
     def csv(self) -> str:
         """A line a run, with every figure and its standard error."""
         metrics = list(dict.fromkeys(figure.metric for row in self.rows for figure in row.result.figures))
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
         facts = ["bottleneck", "coder", "numbers", "encoder_parameters", "decoder_parameters", "steps", "seconds"]
         columns = [column for metric in metrics for column in (metric, f"{metric} standard error")]
-        writer.writerow(["run", "latents", *facts, *columns])
+        lines: list[list[Any]] = [["run", "latents", *facts, *columns]]
         for row in self.rows:
             found = {figure.metric: figure for figure in row.result.figures}
-            name = f"'{row.name}" if row.name[:1] in "=+-@\t" else row.name  # no formula for a spreadsheet
-            values: list[Any] = [name, "x".join(map(str, row.latents)), *(getattr(row, fact) for fact in facts)]
+            values: list[Any] = [row.name, "x".join(map(str, row.latents)), *(getattr(row, fact) for fact in facts)]
             for metric in metrics:
                 figure = found.get(metric)
                 values += [None, None] if figure is None else [figure.value, figure.standard_error]
-            writer.writerow(values)
-        return buffer.getvalue()
+            lines.append(values)
+        return csv_of(lines)
 
     def _title(self, metric: str) -> str:
         title = _COLUMNS[metric][0]

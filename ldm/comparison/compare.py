@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from ldm.branches import check_used
+from ldm.comparison.bench import Bench, told
 from ldm.comparison.config import ComparisonConfig
 from ldm.comparison.folder import check_folder, claim
+from ldm.comparison.halving import round_sizes
 from ldm.comparison.methods import Variant, plan, why_not
-from ldm.comparison.picture import save_strip, side_by_side
-from ldm.comparison.records import Cell, Comparison
-from ldm.comparison.report import render, write_csv
+from ldm.comparison.publish import publish
+from ldm.comparison.records import Comparison
 from ldm.comparison.verdict import verdict_of
 from ldm.data.protocol import ImageData
 from ldm.errors import UserError
-from ldm.evaluation.conditions import Drawn, draw_conditions, uses_classifier
+from ldm.evaluation.conditions import Drawn, draw_conditions
 from ldm.evaluation.config import EvaluationConfig
-from ldm.evaluation.evaluate import (
-    cautions,
-    describe,
-    prepare_instruments,
-    reference_features,
-)
-from ldm.evaluation.measure import Instruments, measure
+from ldm.evaluation.evaluate import cautions, describe, prepare_instruments
+from ldm.evaluation.measure import Instruments
 from ldm.evaluation.metrics import check_numbers
-from ldm.evaluation.records import EvaluationResult
-from ldm.files import atomic_write, atomic_write_json, fingerprint, read_json, sha256_of_file
-from ldm.peak_memory import PeakMemory
+from ldm.files import fingerprint, sha256_of_file
 from ldm.pipeline import Pipeline, SamplingConfig
-
-RESULT, TABLE, PICTURE = "comparison.json", "comparison.txt", "comparison.png"
-CSV, REPORT = "comparison.csv", "report.html"
+from ldm.processes import ALONE, Processes
+from ldm.sampling import caveats
 
 _PARTS = (
     "vae", "unet", "scheduler", "text_encoder", "tokenizer", "classifier", "classifiers/*", "weak_unet",
@@ -53,16 +46,65 @@ def compare(
     model: str = "",
     name: str = "this model",
     command: str = "",
+    processes: Processes = ALONE,
 ) -> Comparison:
-    """Sample and measure every cell and write comparison.json, .csv, .txt, .png and report.html into `output_dir`.
+    """Sample and measure every cell and write comparison.json, .csv, .txt, .png, plots and report.html into
+    `output_dir`.
 
     Each cell is stored when it is done, so the same call after an interruption goes on with the next; `model` (see
     `model_identity`) keeps cells of other weights apart; the report says `name` and `command`. `instruments` default
-    to those trained on `train_data`, which defaults to `data`. Raises `UserError`, before any work, for what the model
-    cannot do and for a folder that holds something else.
+    to those trained on `train_data`, which defaults to `data`. Several `processes` share the samples of each cell.
+    Raises `UserError`, before any work, for what the model cannot do and for a folder that holds something else.
     """
     config, sampling = config or ComparisonConfig(), sampling or SamplingConfig()
-    evaluation = evaluation or EvaluationConfig()
+    evaluation, folder = evaluation or EvaluationConfig(), Path(output_dir)
+    guided = why_not("classifier", pipeline, data) is None  # whatever the cells, so that all comparisons ask the same
+
+    def check() -> tuple[list[Variant], dict[str, str], tuple[int, ...]]:
+        planned = _plan(pipeline, data, config, sampling, evaluation, guided)
+        check_folder(folder)
+        sizes = round_sizes(evaluation.num_images, config.rounds, evaluation.batch_size)
+        check_numbers(evaluation, sizes[0], min(evaluation.num_reference, len(data)))
+        return *planned, sizes
+
+    cells, left_out, sizes = processes.agreed(check)
+    processes.advise(sizes[0], evaluation.batch_size)
+    instruments = instruments or processes.first_then_others(
+        lambda: prepare_instruments(train_data or data, evaluation, device=pipeline.device)
+    )
+    drawn = draw_conditions(
+        pipeline, data, evaluation.num_images, evaluation.seed, classifier=guided, judge=instruments.judge
+    )
+    rows = min(config.rows, sizes[0])
+    shared = describe(data, evaluation, instruments) | {
+        "model": model,
+        "sampling": asdict(sampling),
+        "metrics": list(evaluation.metrics),
+        "rows": rows,
+    }
+    shared |= {"rounds": list(sizes)} if len(sizes) > 1 else {}
+    processes.from_first(lambda: claim(folder, shared))
+    bench = Bench(pipeline, data, drawn, evaluation, instruments, shared, folder / "cells", rows, processes)
+    rounds, done = bench.run(cells, sizes, config)
+    warnings = (*cautions(evaluation.num_images, shared["num_reference"], instruments), *caveats(sampling))
+    found = Comparison(done, left_out, shared, warnings, rounds)
+    strips = [bench.strip(cell) for cell in cells]
+    titles = _row_titles(drawn[:rows], data)
+    processes.from_first(
+        lambda: publish(found, verdict_of(found, config), folder, strips, titles, name=name, command=command)
+    )
+    return found
+
+
+def _plan(
+    pipeline: Pipeline,
+    data: ImageData,
+    config: ComparisonConfig,
+    sampling: SamplingConfig,
+    evaluation: EvaluationConfig,
+    guided: bool,
+) -> tuple[list[Variant], dict[str, str]]:
+    """The cells and the methods left out, or a refusal; nothing is drawn yet."""
     if evaluation.distances != evaluation.metrics:
         raise UserError("--metrics bits_per_dim: is the model's, whatever the guidance; measure it with `ldm evaluate`")
     cells, left_out = plan(
@@ -75,68 +117,11 @@ def compare(
         config.samplers,
         config.steps,
     )
-    guided = why_not("classifier", pipeline, data) is None  # whatever the cells, so that all comparisons ask the same
     drawn = draw_conditions(pipeline, data, evaluation.num_images, evaluation.seed, classifier=guided)
     check_used(*(cell.sampling for cell in cells))
     for cell in cells:
-        pipeline.check([each.request for each in _told(drawn, pipeline, cell)], cell.sampling)
-    folder = Path(output_dir)
-    check_folder(folder)
-    check_numbers(evaluation, evaluation.num_images, min(evaluation.num_reference, len(data)))
-
-    instruments = instruments or prepare_instruments(train_data or data, evaluation, device=pipeline.device)
-    drawn = draw_conditions(
-        pipeline, data, evaluation.num_images, evaluation.seed, classifier=guided, judge=instruments.judge
-    )
-    rows = min(config.rows, evaluation.num_images)
-    shared = describe(data, evaluation, instruments) | {
-        "model": model,
-        "sampling": asdict(sampling),
-        "metrics": list(evaluation.metrics),
-        "rows": rows,
-    }
-    claim(folder, shared)
-    reference = None
-    done = []
-    for number, cell in enumerate(cells, 1):
-        place, strip = folder / "cells" / f"{cell.slug}.json", folder / "cells" / f"{cell.slug}.png"
-        if not place.is_file():
-            if reference is None:
-                reference = reference_features(data, instruments, evaluation)
-            with PeakMemory(pipeline.device) as peak:
-                found = measure(
-                    pipeline,
-                    _told(drawn, pipeline, cell),
-                    cell.sampling,
-                    evaluation,
-                    instruments,
-                    reference,
-                    keep=rows,
-                    label=f"{cell.label} ({number} of {len(cells)})",
-                )
-            result = EvaluationResult(
-                found.figures,
-                shared | {"sampling": asdict(cell.sampling)},
-                found.evaluations_per_image,
-                found.seconds_per_image,
-            )
-            save_strip(found.images, strip)
-            way = cell.sampling.sampler, cell.sampling.num_inference_steps, peak.bytes
-            record = Cell(cell.label, cell.method, cell.guidance_scale, cell.classifier_scale, *way, result)
-            atomic_write_json(place, record.to_json())  # last: with it the cell is done
-        done.append(Cell.from_json(read_json(place)))
-    warnings = cautions(evaluation.num_images, shared["num_reference"], instruments)
-    comparison = Comparison(tuple(done), left_out, shared, warnings)
-    strips = [folder / "cells" / f"{cell.slug}.png" for cell in cells]
-    titles = _row_titles(drawn[:rows], data)
-    side_by_side(strips, [cell.label for cell in cells], titles, folder / PICTURE)
-    atomic_write(folder / TABLE, comparison.table() + "\n")
-    atomic_write(folder / CSV, write_csv(comparison))
-    verdict = verdict_of(comparison, config)
-    page = render(comparison, verdict, strips, conditions=titles, command=command, model=name)
-    atomic_write(folder / REPORT, page)
-    atomic_write_json(folder / RESULT, comparison.to_json() | {"verdict": verdict.sentence})
-    return comparison
+        pipeline.check([each.request for each in told(drawn, pipeline, cell.sampling)], cell.sampling)
+    return cells, left_out
 
 
 def model_identity(*folders: str | Path) -> str:
@@ -153,13 +138,6 @@ def model_identity(*folders: str | Path) -> str:
         if (Path(folder) / "manifest.json").is_file():
             digests[f"{number}/manifest.json"] = sha256_of_file(Path(folder) / "manifest.json")
     return fingerprint(digests)
-
-
-def _told(drawn: Sequence[Drawn], pipeline: Pipeline, cell: Variant) -> list[Drawn]:
-    """The conditions as this cell may be told them: a label only to what takes one."""
-    if pipeline.has_classes or uses_classifier(cell.sampling):
-        return list(drawn)
-    return [replace(each, request=replace(each.request, class_label=None)) for each in drawn]
 
 
 def _row_titles(drawn: Sequence[Drawn], data: ImageData) -> list[str]:

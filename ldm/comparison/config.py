@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from ldm.comparison.methods import check_method, check_sampler
-from ldm.errors import UserError
+from ldm.errors import UserError, at_least
+
+METRICS_OF_COMPARISONS = ("fid", "kid", "precision", "recall", "coverage")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,9 @@ class ComparisonConfig:
     """Name the best method among those that need at most so many network evaluations an image."""
     budget_seconds: float | None = None
     """Name the best method among those that took at most so many seconds an image here."""
+    rounds: int = 1
+    """More than 1: successive halving. Of all cells few samples are drawn at first; round by round the better half, and
+    whatever is not told from the best by its 95 % interval, gets twice as many, up to --num-images in the last."""
     rows: int = 8
     """Samples of each method shown in the picture."""
 
@@ -39,8 +44,7 @@ class ComparisonConfig:
         for name in ("budget_evaluations", "budget_seconds"):
             if (budget := getattr(self, name)) is not None and not budget > 0:
                 raise UserError(f"--{name.replace('_', '-')}: expected a number above 0, got {budget}")
-        if self.rows < 1:
-            raise UserError(f"--rows: expected 1 or more, got {self.rows}")
+        at_least(self, rounds=1, rows=1)
         for flag, scales in (("guidance", self.guidance_scales), ("classifier", self.classifier_scales)):
             if not scales:
                 raise UserError(f"--{flag}-scales: expected one scale or more, got none")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ldm.comparison.text import aligned
+from ldm.errors import UserError
 from ldm.evaluation.records import EvaluationResult, Figure
 
 
@@ -35,13 +36,59 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
+class Round:
+    """A round of successive halving before the last: figures of fewer samples, comparable among themselves only."""
+
+    num_images: int
+    cells: tuple[Cell, ...]
+    left: tuple[str, ...]  # labels of those that did not go on
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json`."""
+        cells = [cell.to_json() for cell in self.cells]
+        return {"num_images": self.num_images, "left": list(self.left), "cells": cells}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Round:
+        """What `to_json` gave."""
+        return cls(value["num_images"], tuple(map(Cell.from_json, value["cells"])), tuple(value["left"]))
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
-    """All cells, on the same seeds and conditions, and the methods that the model cannot do."""
+    """All cells, on the same seeds and conditions, and the methods that the model cannot do: a table, a row a cell.
+
+    With successive halving `cells` are those of the last round, and `rounds` tells of the ones before.
+    """
 
     cells: tuple[Cell, ...]
     left_out: Mapping[str, str]  # method -> why
     manifest: Mapping[str, Any]  # what all cells share
     warnings: tuple[str, ...] = ()
+    rounds: tuple[Round, ...] = ()
+
+    @property
+    def everyone(self) -> tuple[Cell, ...]:
+        """The cells that it began with, with what they were first measured to be."""
+        return self.rounds[0].cells if self.rounds else self.cells
+
+    def __iter__(self) -> Iterator[Cell]:
+        return iter(self.cells)
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, place: int | str) -> Cell:
+        """A cell by its place, or by its label."""
+        if isinstance(place, int):
+            return self.cells[place]
+        found = [cell for cell in self.cells if cell.label == place]
+        if not found:
+            raise KeyError(f"{place}; compared: {', '.join(cell.label for cell in self.cells)}")
+        return found[0]
+
+    def __str__(self) -> str:
+        return self.table()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json`."""
@@ -50,7 +97,27 @@ class Comparison:
             "warnings": list(self.warnings),
             "left_out": dict(self.left_out),
             "cells": [cell.to_json() for cell in self.cells],
+            "rounds": [each.to_json() for each in self.rounds],
         }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Comparison:
+        """What `to_json` gave."""
+        cells = tuple(map(Cell.from_json, value["cells"]))
+        rounds = tuple(map(Round.from_json, value.get("rounds", ())))
+        return cls(cells, value["left_out"], value["manifest"], tuple(value["warnings"]), rounds)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A mapping a cell with the same keys: what it is, every figure with error and interval, and the cost."""
+        return [_flat(cell) for cell in self.cells]
+
+    def to_pandas(self) -> Any:
+        """`rows` as a pandas DataFrame; `UserError` where pandas is not installed."""
+        try:
+            import pandas
+        except ImportError:
+            raise UserError("to_pandas: pandas is not installed; install it, or take .rows()") from None
+        return pandas.DataFrame(self.rows())
 
     def table(self) -> str:
         """Text: a row a cell, a column a figure (lower distances and higher accuracies are better), and the cost."""
@@ -59,7 +126,7 @@ class Comparison:
         rows = [
             [
                 cell.label,
-                *[_shown(figure) for figure in cell.result.figures],
+                *[shown(figure) for figure in cell.result.figures],
                 f"{cell.result.evaluations_per_image:g}",
                 f"{cell.result.seconds_per_image:.3g}",
                 "-" if cell.peak_memory is None else f"{cell.peak_memory / 1e6:.0f}",
@@ -69,7 +136,18 @@ class Comparison:
         return aligned([head, *rows])
 
 
-def _shown(figure: Figure) -> str:
+def _flat(cell: Cell) -> dict[str, Any]:
+    names = ("label", "method", "guidance_scale", "classifier_scale", "sampler", "steps")
+    row = {name: getattr(cell, name) for name in names}
+    for figure in cell.result.figures:
+        low, high = figure.interval or (None, None)
+        row |= {figure.metric: figure.value, f"{figure.metric}_standard_error": figure.standard_error}
+        row |= {f"{figure.metric}_low": low, f"{figure.metric}_high": high}
+    row |= {"evaluations_per_image": cell.result.evaluations_per_image}
+    return row | {"seconds_per_image": cell.result.seconds_per_image, "peak_memory_bytes": cell.peak_memory}
+
+
+def shown(figure: Figure) -> str:
     """Value and standard error; shares in per cent."""
     share = figure.metric.startswith("accuracy/")
     value, error = (None if x is None else 100 * x if share else x for x in (figure.value, figure.standard_error))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.comparison.records import Cell, Comparison
+from ldm.comparison.records import Cell, Comparison, Round
+from ldm.comparison.text import csv_of
 from ldm.comparison.verdict import Verdict, pareto_front
 from ldm.evaluation.records import Figure
 from ldm.reports.page import data_url, fill
-from ldm.reports.plots import Point, scatter
+from ldm.reports.plots import Point, Scatter
 
 _FIXED = ("evaluations/image", "seconds/image", "peak MB")
 
@@ -28,21 +27,19 @@ class Shown:
     more: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A figure of the report: the name of its file, what it shows, and the figure."""
+
+    name: str
+    caption: str
+    figure: Scatter
+
+
 def write_csv(comparison: Comparison) -> str:
     """One line a cell: label, method, scales, sampler, steps, every figure with error and interval, and the cost."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    figures = comparison.cells[0].result.figures
-    head = ["label", "method", "guidance_scale", "classifier_scale", "sampler", "steps"]
-    for figure in figures:
-        head += [figure.metric, f"{figure.metric}_standard_error", f"{figure.metric}_low", f"{figure.metric}_high"]
-    writer.writerow([*head, "evaluations_per_image", "seconds_per_image", "peak_memory_bytes"])
-    for cell in comparison.cells:
-        row: list[Any] = [cell.label, cell.method, cell.guidance_scale, cell.classifier_scale, cell.sampler, cell.steps]
-        for figure in cell.result.figures:
-            row += [figure.value, figure.standard_error, *(figure.interval or (None, None))]
-        writer.writerow([*row, cell.result.evaluations_per_image, cell.result.seconds_per_image, cell.peak_memory])
-    return buffer.getvalue()
+    rows = comparison.rows()
+    return csv_of([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def render(
@@ -54,8 +51,8 @@ def render(
     command: str = "",
     model: str = "this model",
 ) -> str:
-    """The page; `strips` are the pictures of the cells in their order, `conditions` those of the rows."""
-    cells = comparison.cells
+    """The page; `strips` are the pictures of all cells in their order, `conditions` those of the rows."""
+    cells, rounds = comparison.cells, comparison.rounds
     return fill(
         "comparison.html.j2",
         model=model,
@@ -65,8 +62,12 @@ def render(
         heads=["method", *map(_short, cells[0].result.figures), *_FIXED],
         rows=[{"best": cell == verdict.best, "cells": _row(cell)} for cell in cells],
         left_out=comparison.left_out,
-        plots=_plots(cells, verdict),
-        columns=_columns(cells, strips),
+        rounds=[
+            {"num_images": each.num_images, "rows": [_of_round(cell, each, verdict.metric) for cell in each.cells]}
+            for each in rounds
+        ],
+        plots=[{"svg": plot.figure.svg(), "caption": plot.caption} for plot in plots(cells, verdict)],
+        columns=_columns(comparison.everyone, strips),
         conditions=[text for text in conditions if text],
         rows_shown=comparison.manifest["rows"],
         command=command,
@@ -85,6 +86,11 @@ def _row(cell: Cell) -> list[Shown]:
     ]
 
 
+def _of_round(cell: Cell, of: Round, metric: str) -> list[Shown]:
+    figure = _figure(cell.result[metric])
+    return [Shown(cell.label, cell.label), figure, Shown("", "left" if cell.label in of.left else "went on")]
+
+
 def _short(figure: Figure) -> str:
     """The name without the extractor's, which the page says once."""
     return figure.name if figure.metric.startswith("accuracy/") else figure.name.split("[")[0]
@@ -101,7 +107,7 @@ def _figure(figure: Figure) -> Shown:
     return Shown(repr(figure.value), f"{figure.value * scale:{digits}}{unit}", more)
 
 
-def _plots(cells: Sequence[Cell], verdict: Verdict) -> list[dict[str, str]]:
+def plots(cells: Sequence[Cell], verdict: Verdict) -> list[Plot]:
     """Quality against what the data's variety is reached of, against what was asked for, and against cost."""
     if not verdict.metric:
         return []
@@ -109,19 +115,22 @@ def _plots(cells: Sequence[Cell], verdict: Verdict) -> list[dict[str, str]]:
     variety: list[str] = [*({"recall", "coverage", "diversity"} & names.keys())]
     others = sorted(variety, reverse=True)[:1] + [name for name in names if name.startswith("accuracy/")][:1]
     found = []
-    for other in others:
-        points = [_point(cell, cell.result[other].value, quality, verdict) for cell in cells]
+    for other in [*others, ""]:
+        points = [
+            _point(cell, cell.result[other].value if other else cell.result.evaluations_per_image, quality)
+            for cell in cells
+        ]
         front = [cell.label for cell in pareto_front(cells, quality, other)]
-        caption = f"{names[quality]} against {names[other]}. No cell beats in both: {', '.join(front)}."
-        found.append({"svg": scatter(points, names[other], names[quality], front), "caption": caption})
-    points = [_point(cell, cell.result.evaluations_per_image, quality, verdict) for cell in cells]
-    front = [cell.label for cell in pareto_front(cells, quality)]
-    caption = f"{names[quality]} against cost. No cell beats in both: {', '.join(front)}."
-    found.append({"svg": scatter(points, "network evaluations an image", names[quality], front), "caption": caption})
+        x_name = names[other] if other else "network evaluations an image"
+        caption = (
+            f"{names[quality]} against {names[other] if other else 'cost'}. No cell beats in both: {', '.join(front)}."
+        )
+        name = f"quality-{other.split('/')[0] or 'cost'}"
+        found.append(Plot(name, caption, Scatter(points, x_name, names[quality], front)))
     return found
 
 
-def _point(cell: Cell, x: float, quality: str, verdict: Verdict) -> Point:
+def _point(cell: Cell, x: float, quality: str) -> Point:
     figure = cell.result[quality]
     return Point(cell.label, cell.method + (f" | {cell.sampler} {cell.steps}" if "|" in cell.label else ""), x, figure)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -11,3 +14,14 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def csv_of(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as CSV, the head first; no text that somebody wrote is a formula to a spreadsheet."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([_inert(value) for value in row] for row in rows)
+    return buffer.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,9 +37,13 @@ class Verdict:
 
 
 def judge_cells(
-    cells: Sequence[Cell], *, budget_evaluations: float | None = None, budget_seconds: float | None = None
+    cells: Sequence[Cell],
+    *,
+    budget_evaluations: float | None = None,
+    budget_seconds: float | None = None,
+    started: int = 0,
 ) -> Verdict:
-    """The verdict by the first figure of the cells, which are those of one comparison.
+    """The verdict by the first figure of the cells, which are those of one comparison, or are left of `started`.
 
     Differences are paired: all cells drew the same seeds under the same conditions, and their half-samples are halves
     of the same numbers, so what the samples have in common cancels. Intervals are of one difference each, not of all.
@@ -57,13 +62,18 @@ def judge_cells(
         return Verdict(metric, None, (), f"None of the {len(cells)} cells stays within {budget}.")
     best = min(inside, key=lambda cell: _cost(cell.result[metric]))
     rivals = sorted((_rival(best, cell, metric) for cell in inside if cell is not best), key=lambda rival: rival.worse)
-    return Verdict(metric, best, tuple(rivals), _sentence(best, rivals, metric, len(inside), budget))
+    among = f" of the {len(inside)} within {budget}" if budget else f" of {'the ' if started else ''}{len(inside)}"
+    among += f" left of {started}" if started else ""
+    return Verdict(metric, best, tuple(rivals), _sentence(best, rivals, metric, among))
 
 
 def verdict_of(comparison: Comparison, config: ComparisonConfig) -> Verdict:
     """The verdict on a comparison under the budgets of its settings."""
     return judge_cells(
-        comparison.cells, budget_evaluations=config.budget_evaluations, budget_seconds=config.budget_seconds
+        comparison.cells,
+        budget_evaluations=config.budget_evaluations,
+        budget_seconds=config.budget_seconds,
+        started=len(comparison.everyone) if comparison.rounds else 0,
     )
 
 
@@ -91,6 +101,8 @@ def _rival(best: Cell, cell: Cell, metric: str) -> Rival:
 
 
 def _cost(figure: Figure) -> float:
+    if math.isnan(figure.value):
+        return math.inf  # no figure is no merit
     return -figure.value if figure.higher_is_better else figure.value
 
 
@@ -100,12 +112,11 @@ def _budget(evaluations: float | None, seconds: float | None) -> str:
     return " and ".join(parts)
 
 
-def _sentence(best: Cell, rivals: Sequence[Rival], metric: str, count: int, budget: str) -> str:
+def _sentence(best: Cell, rivals: Sequence[Rival], metric: str, among: str) -> str:
     figure = best.result[metric]
     ends = "" if figure.interval is None else " (95 %: {:.4g} to {:.4g})".format(*figure.interval)
-    within = f" of the {count} within {budget}" if budget else f" of {count}"
     kind = "highest" if figure.higher_is_better else "lowest"
-    text = f"{best.label} has the {kind} {figure.name}{within}: {figure.value:.4g}{ends}"
+    text = f"{best.label} has the {kind} {figure.name}{among}: {figure.value:.4g}{ends}"
     open_ = [rival for rival in rivals if rival.undecided]
     if not rivals:
         return text + "."

@@ -20,6 +20,7 @@ from ldm.evaluation.measure import Instruments, measure
 from ldm.evaluation.metrics import check_numbers
 from ldm.evaluation.records import EvaluationResult
 from ldm.pipeline import Pipeline, SamplingConfig
+from ldm.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -131,16 +132,25 @@ class Watch:
             del settings[name]
         return {**settings, "eval_metrics": list(self.config.eval_metrics), "data": self.reference.fingerprint}
 
-    def __call__(self, pipeline: Pipeline, stop: Callable[[], object] = bool) -> EvaluationResult:
-        """Figures of the model as it stands; `EvaluationStopped` as soon as `stop()` is true after a batch."""
+    def __call__(
+        self, pipeline: Pipeline, stop: Callable[[], object] = bool, processes: Processes = ALONE
+    ) -> EvaluationResult:
+        """Figures of the model as it stands; `EvaluationStopped` as soon as `stop()` is true after a batch.
+
+        Several `processes`, all of which must call this, share the work; they do not listen to `stop`.
+        """
         config, sampling = self.config.evaluation(), self.config.sampling()
         if self._made is None:
-            instruments = prepare_instruments(self.train, config, device=pipeline.device)
-            self._made = instruments, reference_features(self.reference, instruments, config)
+            instruments = processes.first_then_others(
+                lambda: prepare_instruments(self.train, config, device=pipeline.device)
+            )
+            self._made = instruments, reference_features(self.reference, instruments, config, processes)
         instruments, features = self._made
         drawn = draw_conditions(pipeline, self.reference, config.num_images, config.seed, judge=instruments.judge)
-        stoppable: Any = _Stoppable(pipeline, stop)
-        found = measure(stoppable, drawn, sampling, config, instruments, features, label="evaluation")
+        drawing: Any = _Stoppable(pipeline, stop) if processes.count == 1 else pipeline
+        found = measure(
+            drawing, drawn, sampling, config, instruments, features, label="evaluation", processes=processes
+        )
         manifest = describe(self.reference, config, instruments) | {"sampling": asdict(sampling)}
         return EvaluationResult(
             found.figures,

@@ -25,6 +25,7 @@ from ldm.evaluation.records import EvaluationResult
 from ldm.pipeline import Pipeline, SamplingConfig
 from ldm.processes import ALONE, Processes
 from ldm.progress import progress
+from ldm.sampling import caveats
 
 _SMALL = 10_000  # below so many images FID's bias is larger than most differences worth telling
 
@@ -81,19 +82,20 @@ def evaluate_model(
         check_numbers(config, config.num_images, min(config.num_reference, len(data)))
 
     processes.agreed(check)
+    processes.advise(config.num_images, config.batch_size)
     instruments = instruments or processes.first_then_others(
         lambda: prepare_instruments(train_data or data, config, device=pipeline.device)
     )
     drawn = draw_conditions(pipeline, data, config.num_images, config.seed, classifier=target, judge=instruments.judge)
     reference = reference_features(data, instruments, config, processes)
     found = measure(pipeline, drawn, sampling, config, instruments, reference, processes=processes)
-    manifest = describe(data, config, instruments) | {"sampling": asdict(sampling)}
+    manifest = describe(data, config, instruments) | {"sampling": asdict(sampling), "caveats": caveats(sampling)}
     result = EvaluationResult(
         found.figures,
         manifest,
         found.evaluations_per_image,
         found.seconds_per_image,
-        cautions(config.num_images, manifest["num_reference"], instruments),
+        (*cautions(config.num_images, manifest["num_reference"], instruments), *caveats(sampling)),
     )
     if "bits_per_dim" not in config.metrics:
         return result

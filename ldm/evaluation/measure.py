@@ -189,7 +189,7 @@ def _seen(
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:
     held = [part for part in parts if len(part)]
-    return torch.cat(held) if held else torch.empty(0)
+    return torch.cat([part.to(held[-1].device) for part in held]) if held else torch.empty(0)
 
 
 def _wait(device: torch.device) -> None:

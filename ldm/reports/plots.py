@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -90,26 +91,45 @@ def _told(curves: Sequence[Line]) -> str:
     return "; ".join(ends) + "."
 
 
-def scatter(points: Sequence[Point], x_name: str, y_name: str, front: Collection[str] = ()) -> str:
-    """An SVG element: a line a series in the order of x, error bars, and rings around the labels in `front`."""
-    with matplotlib.rc_context(_SETTINGS):
+@dataclass(frozen=True)
+class Scatter:
+    """Points under names of the axes: a line a series in the order of x, error bars, rings around those in `front`."""
+
+    points: Sequence[Point]
+    x_name: str
+    y_name: str
+    front: Collection[str] = ()
+
+    def svg(self) -> str:
+        """An SVG element."""
+        with matplotlib.rc_context(_SETTINGS):
+            return _svg(self._drawn(), f"{self.y_name} against {self.x_name}")
+
+    def png(self) -> bytes:
+        """A PNG file on white."""
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(_SETTINGS):
+            FigureCanvasAgg(self._drawn()).print_figure(buffer, format="png", dpi=150)
+        return buffer.getvalue()
+
+    def _drawn(self) -> Canvas:
         canvas = Canvas(figsize=(5.6, 4.2), layout="constrained")
         axes = canvas.add_subplot()
-        for number, series in enumerate(dict.fromkeys(point.series for point in points)):
-            own = [point for point in points if point.series == series]
+        for number, series in enumerate(dict.fromkeys(point.series for point in self.points)):
+            own = [point for point in self.points if point.series == series]
             colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
             x, y = [point.x for point in own], [point.y.value for point in own]
             look: dict[str, Any] = {"color": colour, "marker": marker, "ms": 5, "lw": 1, "elinewidth": 0.7}
             axes.errorbar(x, y, yerr=_errors(own), label=series, **look)
-        ringed = [point for point in points if point.label in front]
+        ringed = [point for point in self.points if point.label in self.front]
         axes.scatter(
             [point.x for point in ringed], [point.y.value for point in ringed], s=110, fc="none", ec="#000000", lw=0.9
         )
-        axes.set_xlabel(x_name)
-        axes.set_ylabel(y_name)
+        axes.set_xlabel(self.x_name)
+        axes.set_ylabel(self.y_name)
         axes.grid(alpha=0.25)
         canvas.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False)
-        return _svg(canvas, f"{y_name} against {x_name}")
+        return canvas
 
 
 def _svg(canvas: Canvas, name: str) -> str:

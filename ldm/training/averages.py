@@ -124,14 +124,14 @@ class PowerAverages:
         """What a checkpoint keeps, by file."""
         return {"averages": dict(self._named())} if self.weights else {}
 
-    def resume(self, checkpoint: Path, step: int) -> None:
-        """Go on from a checkpoint of this step; later snapshots are of a future that will be made anew."""
+    def resume(self, checkpoint: Path, step: int, run: RunFolder | None) -> None:
+        """Go on from a checkpoint of this step; later snapshots are of a future that will be made anew, and go."""
         if not self.weights:
             return
         stored = read_tensors(checkpoint / _FILE)
         for name, value in self._named():
             value.copy_(stored[name])
-        for snapshot in snapshots(checkpoint.parent):
+        for snapshot in snapshots(run.path) if run is not None else ():
             if snapshot.step > step:
                 snapshot.path.unlink()
 

@@ -21,6 +21,9 @@ class TrainingConfig:
     """All randomness of the training follows from it."""
     max_train_steps: int = 1000
     """Optimiser steps in all."""
+    train_seconds: float = 0
+    """Stop, save and publish after so many seconds in training steps, counted over all parts of a resumed run, if
+    --max-train-steps is not reached before; 0: no limit. Not for linear and cosine rates, whose end is a step."""
     train_batch_size: int = 64
     """Images an optimiser step, over all processes and accumulation steps."""
     gradient_accumulation_steps: int = 1
@@ -70,6 +73,8 @@ class TrainingConfig:
     """The project of Weights & Biases that the run belongs to."""
     dataloader_num_workers: int = 0
     """Processes that prepare images; the result does not depend on their number."""
+    dry_run: bool = False
+    """Build everything and take a few steps, then tell what the training would cost; nothing is written."""
     resume_from_checkpoint: str = "latest"
     """latest, or the name of a checkpoint of this run such as checkpoint-500."""
 
@@ -92,9 +97,19 @@ class TrainingConfig:
             if not getattr(self, name) > 0 or not math.isfinite(getattr(self, name)):
                 raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
         not_negative = ("lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "validation_steps", "skip_non_finite")
-        for name in (*not_negative, "dataloader_num_workers"):
+        for name in (*not_negative, "dataloader_num_workers", "train_seconds"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(self, name)}")
+        if self.compile == "reduce-overhead" and self.gradient_accumulation_steps > 1:
+            raise UserError(
+                "--compile reduce-overhead: its graphs overwrite what --gradient-accumulation-steps adds up; "
+                "use --compile default"
+            )
+        if self.train_seconds and self.lr_scheduler in ("linear", "cosine"):
+            raise UserError(
+                f"--train-seconds: a {self.lr_scheduler} rate ends at --max-train-steps, of which a budget of time "
+                "knows nothing; take --lr-scheduler constant or inverse_sqrt"
+            )
         for name in ("ema_decay", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}")
@@ -102,7 +117,7 @@ class TrainingConfig:
 
 def config_facts(config: TrainingConfig) -> dict[str, Any]:
     """The settings of the loop that a resumed run must share: all but those that do not change its result."""
-    free = {"output_dir", "device", "checkpointing_steps", "checkpoints_total_limit"}
+    free = {"output_dir", "device", "train_seconds", "dry_run", "checkpointing_steps", "checkpoints_total_limit"}
     free |= {
         "validation_steps",
         "log_steps",

@@ -20,19 +20,26 @@ class ExponentialMovingAverage:
             raise ValueError(f"EMA decay must be in [0, 1), got {decay}")
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._followed: nn.Module | None = None  # whose tensors the lists are: walking a network takes as long as lerp
+        self._averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._copied: tuple[list[Tensor], list[Tensor]] = ([], [])
 
     @torch.no_grad()
     def update(self, model: nn.Module, updates: int) -> None:
         """Follow `model`, of the same structure, after its update number `updates` (0 for the first)."""
+        if model is not self._followed:
+            self._follow(model)
         decay = min(self.decay, (1 + updates) / (10 + updates))
-        averaged: list[Tensor] = []
-        weights: list[Tensor] = []
-        for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
-            if theirs.requires_grad:
-                averaged.append(mine)
-                weights.append(theirs)
-            else:
-                mine.copy_(theirs)  # an EMA codebook moves without a gradient
-        torch._foreach_lerp_(averaged, weights, 1 - decay)
-        for kept, current in zip(self.model.buffers(), model.buffers(), strict=True):
+        torch._foreach_lerp_(*self._averaged, 1 - decay)
+        for kept, current in zip(*self._copied, strict=True):
             kept.copy_(current)
+
+    def _follow(self, model: nn.Module) -> None:
+        """List the tensors of both: those that learn are averaged, the others (an EMA codebook, buffers) copied."""
+        pairs = list(zip(self.model.parameters(), model.parameters(), strict=True))
+        moving = [pair for pair in pairs if pair[1].requires_grad]
+        still = [pair for pair in pairs if not pair[1].requires_grad]
+        still += zip(self.model.buffers(), model.buffers(), strict=True)  # type: ignore[arg-type]
+        self._followed = model
+        self._averaged = [mine for mine, _ in moving], [theirs for _, theirs in moving]
+        self._copied = [mine for mine, _ in still], [theirs for _, theirs in still]

@@ -6,10 +6,10 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +21,7 @@ from ldm.files import read_json
 from ldm.processes import processes_of_training
 from ldm.progress import progress
 from ldm.training.averages import PowerAverages
+from ldm.training.budget import Budget
 from ldm.training.checkpoint import (
     chosen_checkpoint,
     load_optimizer_tensors,
@@ -31,7 +32,7 @@ from ldm.training.checkpoint import (
 )
 from ldm.training.config import TrainingConfig
 from ldm.training.ema import ExponentialMovingAverage
-from ldm.training.evaluations import is_due
+from ldm.training.evaluations import Evaluations, is_due
 from ldm.training.finite import FiniteWatch
 from ldm.training.guards import Interrupted, full_disk_told, global_random_state_kept, stop_signals
 from ldm.training.observe import Observer
@@ -41,40 +42,10 @@ from ldm.training.processes import make_accelerator, means, on_any_process, othe
 from ldm.training.randomness import BatchPlan, Share, StepRandom, key
 from ldm.training.run_folder import RunFolder
 from ldm.training.sharded import Shards, check_shards, whole_tensor
+from ldm.training.task import Task
 
+__all__ = ["Interrupted", "Loss", "Task", "train"]
 logger = logging.getLogger("ldm")
-
-
-class Task(Protocol):
-    """What is trained. The loop calls nothing else of it, but for what a task may have:
-
-    `opponent`: an `Opponent`, a second player that learns beside it. `best_by`: the start of the name of the measure
-    by which the best model is kept, the lowest first. `watch`: a `Watch`, which evaluates `pipeline(model)`.
-    """
-
-    kind: str
-    """autoencoder, diffusion or classifier."""
-    model: nn.Module
-    """Everything with weights to train."""
-    length: int
-    """Training examples."""
-    facts: dict[str, Any]
-    """What a resumed run must have in common with this one."""
-
-    def batches(self, plan: BatchPlan) -> Iterable[Any]:
-        """The examples of each forward call, in the plan's order, on the device."""
-
-    def loss(self, model: nn.Module, batch: Any, random: StepRandom) -> Loss:
-        """The loss of one forward call; all randomness comes from `random`."""
-
-    def validate(self, model: nn.Module) -> dict[str, Any]:
-        """Measures on held-out data."""
-
-    def preview(self, model: nn.Module) -> Tensor | None:
-        """Pictures (N, 3, H, W) in [-1, 1] that show the progress, or None."""
-
-    def publish(self, model: nn.Module, folder: Path) -> None:
-        """Write the model folder's parts into `folder`, atomically."""
 
 
 def train(task: Task, config: TrainingConfig, settings: str, device: torch.device, command: str = "") -> dict[str, Any]:
@@ -136,10 +107,16 @@ class _Training:
         self.second = SecondPlayer(opponent, config, self.device) if opponent is not None else None
         players = (self.model,) if self.second is None else (self.model, self.second.model)
         self.watch = FiniteWatch(config.skip_non_finite, accelerator, players)
-        self.step = 0
+        self.evaluations = Evaluations(run, task, processes_of_training())
+        self.step, self.budget = 0, Budget(config.train_seconds, accelerator)
         self._resume()
         compile_network(self.model, config.compile)
         self.wrapped, self.prepared = self.shards.prepare(self.model, self.optimizer)
+
+    @property
+    def end(self) -> int:
+        """The last step: this one, once the budget of time is spent."""
+        return self.step if self.budget.spent else self.config.max_train_steps
 
     @property
     def published(self) -> nn.Module:
@@ -150,35 +127,32 @@ class _Training:
         config = self.config
         plan = BatchPlan(self.task.length, config.seed, self.share, self.step, config.max_train_steps)
         batches = iter(self.task.batches(plan))
-        told = Observer(self.run, self.task, config, self.step) if self.run is not None else None
-        beside = told.beside if told is not None else str
+        told = Observer(self.run, self.task, config, self.step)
         measures: dict[str, Any] = {}
         evaluated = self._evaluate(told, stop)  # what the process before did not come to
         since, seen = time.monotonic(), 0
-        remaining, label = range(self.step, config.max_train_steps), f"train {self.task.kind}"
-        for _ in progress(remaining, label, total=config.max_train_steps, initial=self.step, beside=beside):
-            terms, norm, rate = self._one_step(batches)
-            self.step += 1
+        remaining, label = range(self.step, self.end), f"train {self.task.kind}"
+        for _ in progress(remaining, label, total=config.max_train_steps, initial=self.step, beside=told.beside):
+            terms, norm, rate = self.advance(batches)
             seen += 1
-            last = self.step == config.max_train_steps
+            last = self.step == self.end
             unusual = self.watch.entry(self.task, config.seed, self.step - 1, config.train_batch_size)
             if self.step % config.log_steps == 0 or last or "not_finite" in unusual:
                 entry = means(terms, self.accelerator) | {"gradient_norm": float(norm), "learning_rate": rate} | unusual
                 speed = round(seen * config.train_batch_size / (time.monotonic() - since), 1)
-                if told is not None:
-                    told.step(self.step, {**entry, "images_per_second": speed})
+                told.step(self.step, {**entry, "images_per_second": speed})
                 since, seen = time.monotonic(), 0
             self.watch.stop_or_go_on()
             self.averages.snapshot(self.run, self.step, last=last)
             if last or (config.validation_steps and self.step % config.validation_steps == 0):
-                measures = self._validate(told)
+                measures = told.validate(self.published.eval(), self.step)
                 since, seen = time.monotonic(), 0
             stopping = on_any_process(bool(stop), self.accelerator) and not last  # read once: one may come while saving
             saving = last or stopping or self.step % config.checkpointing_steps == 0
             if saving:
                 self._save()
                 since, seen = time.monotonic(), 0
-            if not stopping and is_due(self.task, self.step, config.max_train_steps):
+            if not stopping and is_due(self.task, self.step, self.end):
                 evaluated = self._evaluate(told, stop)
                 stopping = on_any_process(bool(stop), self.accelerator) and not last
                 if stopping and not saving:
@@ -186,10 +160,19 @@ class _Training:
                 since, seen = time.monotonic(), 0
             if stopping:
                 raise Interrupted(stop.get("signal", signal.SIGTERM), self.step)
+            if last:
+                break
         if not remaining and self.run is not None:  # nothing to do: what was measured then
             measures = self.run.last_measures()
         known = on_any_process(bool(measures), self.accelerator)
-        return (measures if known else self._validate(told)) | evaluated
+        return (measures if known else told.validate(self.published.eval(), self.step)) | evaluated
+
+    def advance(self, batches: Iterator[Any]) -> tuple[dict[str, Tensor], Tensor, float]:
+        """One step: the parts of the loss, the norm of the gradient before clipping, the learning rate."""
+        with self.budget.counted():
+            found = self._one_step(batches)
+        self.step += 1
+        return found
 
     def _one_step(self, batches: Iterator[Any]) -> tuple[dict[str, Tensor], Tensor, float]:
         config, accumulation = self.config, self.share.accumulation
@@ -247,28 +230,31 @@ class _Training:
         _add(sums, {name: value.detach() / self.share.accumulation for name, value in terms.items()})
         return loss.shown
 
-    def _validate(self, told: Observer | None) -> dict[str, Any]:
-        model = self.published.eval()
-        return told.validate(model, self.step) if told is not None else {}
-
-    def _evaluate(self, told: Observer | None, stop: dict[str, int]) -> dict[str, Any]:
+    def _evaluate(self, told: Observer, stop: dict[str, int]) -> dict[str, Any]:
         """After the checkpoint, for it may take long: what is not evaluated when the process ends, is later."""
-        if not is_due(self.task, self.step, self.config.max_train_steps):
+        if not is_due(self.task, self.step, self.end):
             return {}
-        found = told.evaluate(self.published.eval(), self.step, lambda: stop) if told is not None else {}
-        self.accelerator.wait_for_everyone()
+        found = self.evaluations.figures(self.published.eval(), self.step, lambda: stop)
+        told.evaluated(self.step, found)
         return found
 
-    def _save(self) -> None:
-        tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint keeps, by file."""
+        found = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer, self.model)}
         if self.ema is not None:
-            tensors["ema"] = self.ema.model.state_dict()
-        tensors |= self.averages.tensors() | (self.second.tensors() if self.second is not None else {})
-        tensors, published = self.shards.whole(tensors), self.published
+            found["ema"] = self.ema.model.state_dict()
+        return found | self.averages.tensors() | (self.second.tensors() if self.second is not None else {})
+
+    def _save(self) -> None:
+        tensors, published = self.shards.whole(self.tensors()), self.published
         if self.run is not None:
             self.run.sync_metrics()
             scaler = self.accelerator.scaler
-            state = {"scaler": scaler.state_dict() if scaler is not None else None, "watch": self.watch.state()}
+            state = {
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "watch": self.watch.state(),
+                "seconds": self.budget.seconds,
+            }
             self.task.publish(published, self.run.path)
             save_checkpoint(self.run.path, self.step, tensors, state, self.config.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
@@ -290,7 +276,8 @@ class _Training:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.watch.load(state.get("watch") or {})
         self.step = int(state["step"])
-        self.averages.resume(folder, self.step)
+        self.budget.resume(float(state.get("seconds", 0)))
+        self.averages.resume(folder, self.step, self.run)
         if self.step:
             logger.info("resuming from %s", folder.name)
 

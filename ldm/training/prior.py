@@ -19,17 +19,18 @@ from ldm.conditioning import Conditioner, ConditioningConfig
 from ldm.data import DataConfig, ImageData
 from ldm.data.code_cache import CodeCache, check_code_folder, encode_codes
 from ldm.data.latent_cache import CacheKey
-from ldm.data.selection import plain_batches, spread
+from ldm.data.selection import plain_batches, spread, to_device
 from ldm.errors import UserError, at_least
 from ldm.evaluation.during import EvalConfig, Watch
 from ldm.files import atomic_folder
 from ldm.model_folder import INDEX, copy_part, write_prior_index
 from ldm.processes import processes_of_training
 from ldm.sampling import Request, SamplingConfig
+from ldm.training.autoencoder import image_batches
 from ldm.training.config import TrainingConfig, config_facts
 from ldm.training.diffusion import CaptionTokens
 from ldm.training.latents import IDENTITY, load_autoencoder
-from ldm.training.loop import Loss
+from ldm.training.opponent import Loss
 from ldm.training.randomness import BatchPlan, StepRandom
 
 _BATCH = 64  # images at once where nothing is trained
@@ -105,7 +106,7 @@ class PriorTask:
         self.folder = Path(config.codes) if config.codes else Path(config.training.output_dir) / "codes"
         check_code_folder(self.folder, CacheKey.of(self.autoencoder, data))
         self.labels = torch.tensor([data.label(index) for index in range(len(data))])
-        self.length = len(data)
+        self.length, self.online = len(data), False
         first = config.first_caption_probability
         self.captions = CaptionTokens(conditioner, captions, first) if conditioner.has_text else None
         self._held_out: tuple[Tensor, ...] | None = None
@@ -122,9 +123,19 @@ class PriorTask:
             "training": config_facts(config.training),
         }
 
+    def write_nothing(self) -> None:
+        """Encode each batch by itself, unless the codes are there already."""
+        self.online = not (self.folder / "manifest.json").is_file()
+
     def batches(self, plan: BatchPlan) -> Iterator[CodeBatch]:
         """Codes in the plan's order, half of them of mirrored images where the data set flips."""
         workers = self.config.training.dataloader_num_workers
+        if self.online:
+            for batch, keys in zip(image_batches(self.data, plan, workers), plan, strict=True):
+                with torch.no_grad():
+                    maps = tuple(self.autoencoder.codes(to_device(batch.images, self.device)))
+                yield CodeBatch(maps, batch.labels.to(self.device), keys)
+            return
 
         def codes() -> CodeCache:
             return encode_codes(

@@ -1,8 +1,8 @@
 """Weights, gradients, optimiser and average in shards over the processes, each process with a part of every tensor.
 
 For networks that outgrow a GPU: torch's FSDP2 (Zhao et al. 2023, arXiv:2304.11277), by which the layers of a U-Net
-are whole only while they are computed. What is saved and measured is put together on the first process, so that files
-are the same as without, and either kind of run goes on from them.
+are whole only while they are computed. What is saved and measured is put together first, so that files are the
+same as without, and either kind of run goes on from them.
 """
 
 from __future__ import annotations
@@ -62,8 +62,7 @@ class Shards:
         """Keep this process's part of the weights of `model` and of its likes; they stay in place."""
         if not self.active:
             return
-        if self.accelerator.is_main_process:
-            self._whole = copy.deepcopy(model).cpu()
+        self._whole = copy.deepcopy(model).cpu()
         mesh = init_device_mesh(self.accelerator.device.type, (self.accelerator.num_processes,))
         for each in (model, *others):
             each.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # shards are of rows
@@ -81,23 +80,22 @@ class Shards:
         return self.accelerator.prepare(model, optimizer)
 
     def whole(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        """The tensors of each file put together, on the first process; all must call it. The others get {}."""
-        found: dict[str, dict[str, Tensor]] = {}
+        """The tensors of each file put together, one after another, on the first process; all must call it."""
+        if not self.active:
+            return {file: dict(values) for file, values in tensors.items()}
+        found: dict[str, dict[str, Tensor]] = {file: {} for file in tensors}
         for file, values in tensors.items():
             for name, value in values.items():
                 joined = whole_tensor(value)
-                if not self.active or self._whole is not None:
-                    found.setdefault(file, {})[name] = joined.detach().cpu() if self.active else joined
+                if self.accelerator.is_main_process:
+                    found[file][name] = joined.detach().cpu()
         return found
 
     def gathered(self, model: nn.Module) -> nn.Module:
-        """A whole copy of the model, on the first process; all must call it."""
-        if not self.active:
-            return model
-        tensors = self.whole({"model": model.state_dict()})
+        """A whole copy of the model, to look at; all must call it."""
         if self._whole is None:
             return model
-        self._whole.cpu().load_state_dict(tensors["model"])
+        self._whole.cpu().load_state_dict({name: whole_tensor(v).cpu() for name, v in model.state_dict().items()})
         return self._whole.to(self.accelerator.device)
 
 

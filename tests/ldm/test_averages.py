@@ -175,7 +175,10 @@ def test_a_resumed_run_has_the_same_averages_and_snapshots(ldm, models, trained,
 def test_a_reconstructed_model_samples_and_serves_as_the_weak_network(ldm, models, trained, tmp_path):
     made = tmp_path / "model"
     run = ldm("ema", trained, "--length", 0.2, "--output-dir", made)
-    assert run.code == 0 and "from 3 snapshots" in run.out and "profile error: 0.00%" in run.out, run.err
+    assert run.code == 0 and "from 3 snapshots" in run.out and "profile error: 0.00%" in run.out and not run.err
+    assert "averages: lengths 0.05, 0.2 after steps 4, 8, 10" in ldm("info", trained).out
+    short = ldm("ema", trained, "--length", 0.005, "--output-dir", tmp_path / "short")
+    assert short.code == 0 and "tell little of that length" in short.err
     found = load_file(made / "unet" / "diffusion_pytorch_model.safetensors")
     tracked = load_file(trained / "checkpoint-10" / "averages.safetensors")
     published = load_file(trained / "unet" / "diffusion_pytorch_model.safetensors")

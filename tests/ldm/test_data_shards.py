@@ -138,7 +138,7 @@ def test_any_number_of_workers_sees_the_same_though_shards_are_fewer(sources, mo
         data = open_data(config(sources[name]))
         seen = [
             [batch.images for batch in DataLoader(data, batch_sampler=order, num_workers=n, collate_fn=collate)]
-            for n in (0, 3)
+            for n in (0, 2)
         ]
         assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
@@ -351,12 +351,13 @@ def test_every_source_trains_the_same_weights_and_encodes_the_same_latents(sourc
         encode = ("encode", "--data", place, "--image-size", 16, "--validation-fraction", 0.25, "--flip")
         run = ldm(*encode, "--autoencoder", out / "ae", "--output-dir", out / "z", "--device", "cpu")
         assert run.code == 0, run.err
-        found[name] = bits(out, "ae/checkpoint-6/*.safetensors", "ae/run.json")
+        found[name] = bits(out, "ae/checkpoint-6/*.safetensors")
         found[name] |= {
             f"{path.name}/{moment}": values.numpy().tobytes()
             for path in (out / "z").glob("*.safetensors")
             for moment, values in load_file(path).items()
         }
+        found[name]["facts"] = json.loads((out / "ae" / "run.json").read_text())["facts"]
         found[name]["key"] = json.loads((out / "z" / "manifest.json").read_text())["key"]
     assert len(found["folder"]) >= 6
     for name in ("tar", "cls", "parquet"):

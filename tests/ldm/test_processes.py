@@ -154,3 +154,71 @@ def test_a_process_that_hangs_does_not_hold_the_other_for_ever(endless, tmp_path
     os.kill(endless[1].pid, signal.SIGSTOP)
     endless[0].join(30)
     assert endless[0].exitcode == 1 and (tmp_path / "two.0.err").read_text() == LOST
+
+
+COMPARISON = [
+    *("--methods", "none", "cfg", "pag(2)", "--guidance-scales", 2, 4, "--samplers", "ddim", "dpmpp_2m", "--rows", 2),
+    *("--num-images", 22, "--batch-size", 5, "--num-inference-steps", 3, *EVALUATION, "--metrics", "fid", "kid"),
+    *("--output-dir", "out", "--device", "cpu"),
+]
+
+
+def untimed(folder):
+    """comparison.json without what a clock and the memory's state make of it."""
+    found = json.loads((folder / "comparison.json").read_text())
+    for cell in [*found["cells"], *(cell for each in found["rounds"] for cell in each["cells"])]:
+        assert cell["result"].pop("seconds_per_image") > 0
+        cell.pop("peak_memory")
+    return found
+
+
+def pictures(folder):
+    return {path.name: path.read_bytes() for path in [*folder.glob("cells/*.png"), folder / "comparison.png"]}
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_two_processes_compare_as_one(models, both, tmp_path, rounds):
+    one, two = both("compare", models.text, *COMPARISON, "--rounds", rounds)
+    folders = [tmp_path / name / "out" for name in ("one", "two")]
+    assert untimed(folders[0]) == untimed(folders[1]), "bit for bit"
+    assert pictures(folders[0]) == pictures(folders[1]) and len(pictures(folders[0])) == 9
+    assert one.splitlines()[-4:] == two.splitlines()[-4:]
+    assert ("5 samples of each of 8 cells" in one) == (rounds == 3)
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_comparison_killed_half_way_computes_nothing_twice(
+    models, ldm, tmp_path, monkeypatch, quick_networks, rounds
+):
+    what = ["compare", models.text, *COMPARISON, "--rounds", rounds]
+    (tmp_path / "whole").mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    assert ldm(*what).code == 0
+    processes = start(what, tmp_path / "killed", count=1)
+    cells = tmp_path / "killed" / "out" / "cells"
+    until(lambda: len(list(cells.glob("*.json"))) >= 4)
+    os.kill(processes[0].pid, signal.SIGKILL)
+    processes[0].join()
+    assert not (cells.parent / "comparison.json").exists()
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in cells.glob("*.json")}
+    monkeypatch.chdir(tmp_path / "killed")
+    from ldm.pipeline import Pipeline
+
+    drawn, generate = [], Pipeline.generate
+
+    def counted(self, requests, *arguments, **options):
+        drawn.append((arguments[0], range(options["first_index"], options["first_index"] + len(requests))))
+        return generate(self, requests, *arguments, **options)
+
+    monkeypatch.setattr(Pipeline, "generate", counted)
+    assert ldm(*what).code == 0
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before, "nothing done is redone"
+    once = {(str(sampling), number) for sampling, numbers in drawn for number in numbers}
+    assert len(once) == sum(len(numbers) for _, numbers in drawn), "no sample is drawn twice"
+    assert (
+        len({str(sampling) for sampling, numbers in drawn if 0 in numbers}) == 8 - len(list(before)[:8]) or rounds > 1
+    )
+    folders = [tmp_path / name / "out" for name in ("whole", "killed")]
+    assert untimed(folders[0]) == untimed(folders[1]) and pictures(folders[0]) == pictures(folders[1])
+    drawn.clear()
+    assert ldm(*what).code == 0 and not drawn, "what is whole is read"

@@ -12,6 +12,8 @@ from ldm.conditioning import Conditioner, ConditioningConfig
 from ldm.errors import UserError
 from ldm.pipeline import Pipeline, Request, SamplingConfig
 from ldm.process import Process
+from ldm.sampling import caveats
+from ldm.training.config import TrainingConfig
 from ldm.unet import UNet, UNetConfig
 from samplers import DiscreteSchedule
 
@@ -99,6 +101,13 @@ def test_a_feature_cache_runs_the_deep_part_every_nth_step():
 def test_what_cannot_be_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         drawn(pipeline(), dataclasses.replace(STEPS, **changes))
+
+
+def test_samples_by_kept_features_say_that_they_are_lossy():
+    (caveat,) = caveats(dataclasses.replace(STEPS, feature_cache=3))
+    assert caveat.startswith("lossy: --feature-cache 3") and caveats(STEPS) == ()
+    with pytest.raises(UserError, match="--compile reduce-overhead: its graphs overwrite"):
+        TrainingConfig(compile="reduce-overhead", gradient_accumulation_steps=2)
 
 
 def test_a_network_of_one_resolution_has_no_deep_features():

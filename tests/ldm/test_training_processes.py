@@ -393,6 +393,28 @@ def test_two_processes_encode_what_one_does_and_go_on_where_one_died(models, sta
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "whole shards stay"
 
 
+@pytest.mark.usefixtures("quick_networks")
+def test_samples_are_measured_together(started, models, tmp_path):
+    """Each process draws its share of an evaluation; the first alone writes, and what it writes is the same."""
+    looks = ["--eval-every", 2, "--eval-num-images", 12, "--eval-batch-size", 5, "--eval-num-inference-steps", 2]
+    flags = [*TEXT, *SETTLED, *looks, "--eval-metrics", "fid", "--max-train-steps", 4]
+    for count in (1, 2):
+        run = tmp_path / str(count)
+        children = started(
+            models.command("diffusion", run, *flags), count, prepare=lambda rank, run=run: rank and forbid_writing(run)
+        )
+        assert codes(children) == [0] * count, [(tmp_path / f"out-{rank}").read_text() for rank in range(count)]
+    one, two = (
+        {line["step"]: line["evaluation"] for line in lines(tmp_path / count) if "evaluation" in line}
+        for count in ("1", "2")
+    )
+    assert list(one) == list(two) == [2, 4]
+    for step in one:
+        assert two[step] == pytest.approx(one[step], rel=1e-3), "the weights differ by rounding"
+    best = [json.loads((tmp_path / count / "best" / "best.json").read_text())["step"] for count in ("1", "2")]
+    assert best[0] == best[1]
+
+
 def test_a_run_of_other_settings_ends_all_with_one_line(models, started, tmp_path):
     assert codes(started(models.command("diffusion", models.text, "--learning-rate", 0.5), 2)) == [2, 2]
     said = [(tmp_path / f"out-{rank}").read_text() for rank in range(2)]

@@ -1,0 +1,40 @@
+"""`ldm compare results FILE FILE ...`: figures of several evaluations side by side, if they were measured alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ldm.comparison.results import gather_results
+from ldm.config import parse
+from ldm.errors import UserError
+from ldm.files import atomic_write
+
+
+@dataclass(frozen=True)
+class CompareResultsRun:
+    """Show figures of several evaluations side by side; refuse those that were not measured alike."""
+
+    files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE")] = ()
+    """Files of `ldm evaluate --output`, or comparison.json and autoencoders.json of `ldm compare`, or their folders."""
+    allow_different: bool = False
+    """Show figures that do not compare all the same (of other numbers of images, features, references, ...), marked."""
+    output: str = ""
+    """A CSV file for the table."""
+
+
+def run(arguments: list[str]) -> None:
+    """Print the table."""
+    settings = parse(CompareResultsRun, arguments, "compare results")
+    if not settings.files:
+        raise UserError("FILE is missing: give files of `ldm evaluate --output` or folders of `ldm compare`")
+    if settings.output and Path(settings.output).is_dir():
+        raise UserError(f"--output {settings.output}: is a folder; give a file name such as figures.csv")
+    found = gather_results(settings.files, allow_different=settings.allow_different)
+    print(found.table())
+    if settings.output:
+        atomic_write(settings.output, found.csv())
+        print(f"wrote {settings.output}")

@@ -1,0 +1,183 @@
+"""Cells are measured here and stored when they are done, so that a comparison goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from ldm.branches import needs
+from ldm.comparison.config import ComparisonConfig
+from ldm.comparison.halving import staying
+from ldm.comparison.methods import Variant
+from ldm.comparison.picture import save_strip
+from ldm.comparison.records import Cell, Round
+from ldm.data.protocol import ImageData
+from ldm.evaluation.conditions import Drawn, uses_classifier
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.evaluate import reference_features
+from ldm.evaluation.judge import Score
+from ldm.evaluation.measure import Instruments, Seen, look, measured
+from ldm.evaluation.records import EvaluationResult
+from ldm.files import atomic_write, atomic_write_json, read_json
+from ldm.peak_memory import PeakMemory
+from ldm.pipeline import Pipeline, SamplingConfig
+from ldm.processes import Processes
+from ldm.progress import Whole
+from samplers import get_sampler, parse_sampler
+
+
+@dataclass
+class Bench:
+    """Measures cells under the same conditions; `shared` is the manifest of all, `folder` is where they are stored.
+
+    A cell has a record `SLUG.json` (of a round before the last: `SLUG@N.json`, N samples), the picture `SLUG.png` of
+    its first `rows` samples, and until its last round `SLUG.safetensors`, what was seen of its samples so far.
+    """
+
+    pipeline: Pipeline
+    data: ImageData
+    drawn: Sequence[Drawn]
+    evaluation: EvaluationConfig
+    instruments: Instruments
+    shared: dict[str, Any]
+    folder: Path
+    rows: int
+    processes: Processes
+    _reference: Tensor | None = None
+    _has_reference: bool = False
+
+    def run(
+        self, cells: Sequence[Variant], sizes: Sequence[int], config: ComparisonConfig
+    ) -> tuple[tuple[Round, ...], tuple[Cell, ...]]:
+        """The rounds before the last one, and the cells of that; `sizes` are their numbers of samples."""
+        rounds: list[Round] = []
+        going, before = list(cells), 0
+        with Whole(self.processes.leads) as whole:
+            for place, size in enumerate(sizes):
+                known = [self.processes.from_first(partial(self._known, cell, size)) for cell in going]
+                costs = [_cost(cell.sampling) * (size - before) for cell in going]
+                whole.total = whole.done + sum(cost for cost, cell in zip(costs, known, strict=True) if cell is None)
+                whole.total += _later(sum(costs), before, sizes[place:])
+                found = []
+                for number, (cell, record) in enumerate(zip(going, known, strict=True), 1):
+                    whole.label = f"{cell.label} ({number} of {len(going)})" + (
+                        f", round {place + 1} of {len(sizes)}" if len(sizes) > 1 else ""
+                    )
+                    found.append(record or self._cell(cell, size, whole, last=size == sizes[-1]))
+                if size == sizes[-1]:
+                    return tuple(rounds), tuple(found)
+                kept = staying(found, config)
+                rounds.append(Round(size, tuple(found), tuple(cell.label for cell in found if cell.label not in kept)))
+                going, before = [cell for cell in going if cell.label in kept], size
+        raise ValueError("a comparison has one round or more")
+
+    def strip(self, cell: Variant) -> Path:
+        """The picture of a cell's first samples."""
+        return self.folder / f"{cell.slug}.png"
+
+    def _place(self, cell: Variant, size: int) -> Path:
+        last = size == self.evaluation.num_images
+        return self.folder / (f"{cell.slug}.json" if last else f"{cell.slug}@{size}.json")
+
+    def _known(self, cell: Variant, size: int) -> Cell | None:
+        place = self._place(cell, size)
+        return Cell.from_json(read_json(place)) if place.is_file() else None
+
+    def _cell(self, cell: Variant, size: int, whole: Whole, *, last: bool) -> Cell:
+        if not self._has_reference:
+            self._reference = reference_features(self.data, self.instruments, self.evaluation, self.processes)
+            self._has_reference = True
+        drawn = told(self.drawn[:size], self.pipeline, cell.sampling)
+        kept = self.folder / f"{cell.slug}.safetensors"
+        before, peak_before = read_seen(kept) if self.processes.leads else (Seen(), None)
+        count = self.processes.from_first(lambda: before.count)
+        if count > size:
+            before, count = Seen(), 0
+        seen, weight = before, _cost(cell.sampling)
+        with PeakMemory(self.pipeline.device) as peak:
+            if count < size:
+                new = look(
+                    self.pipeline,
+                    drawn,
+                    cell.sampling,
+                    self.evaluation,
+                    self.instruments,
+                    first=count,
+                    keep=self.rows,
+                    on_batch=lambda number: whole.advance(number * weight),
+                    processes=self.processes,
+                )
+                seen = Seen.joined([before, new])
+        peaks = [bytes_ for bytes_ in (*self.processes.gather(peak.bytes), peak_before) if bytes_ is not None]
+
+        def store() -> Cell:
+            if count == 0:
+                save_strip(seen.images, self.strip(cell))
+            most = max(peaks, default=None)
+            if not last and count < size:
+                write_seen(kept, seen, most)
+            found = measured(seen, drawn, self.evaluation, self.instruments, self._reference)
+            result = EvaluationResult(
+                found.figures,
+                self.shared | {"num_images": size, "sampling": asdict(cell.sampling)},
+                found.evaluations_per_image,
+                found.seconds_per_image,
+            )
+            way = cell.sampling.sampler, cell.sampling.num_inference_steps, most
+            record = Cell(cell.label, cell.method, cell.guidance_scale, cell.classifier_scale, *way, result)
+            atomic_write_json(self._place(cell, size), record.to_json())  # last: with it the cell is done
+            if last:
+                kept.unlink(missing_ok=True)
+            return Cell.from_json(read_json(self._place(cell, size)))
+
+        return self.processes.from_first(store)
+
+
+def told(drawn: Sequence[Drawn], pipeline: Pipeline, sampling: SamplingConfig) -> list[Drawn]:
+    """The conditions as a cell may be told them: a label only to what takes one."""
+    if pipeline.has_classes or uses_classifier(sampling):
+        return list(drawn)
+    return [replace(each, request=replace(each.request, class_label=None)) for each in drawn]
+
+
+def write_seen(path: Path, seen: Seen, peak: int | None) -> None:
+    """What was seen of a cell so far, without its pictures."""
+    scores = {name: [score.right, score.asked] for name, score in seen.scores.items()}
+    cost = {"evaluations": seen.evaluations, "seconds": seen.seconds, "peak": peak}
+    facts = {"count": seen.count, "scores": scores, **cost}
+    tensors = {name: getattr(seen, name).cpu().contiguous() for name in ("features", "opinions")}
+    atomic_write(path, safetensors.torch.save(tensors, {"seen": json.dumps(facts)}))
+
+
+def read_seen(path: Path) -> tuple[Seen, int | None]:
+    """What `write_seen` wrote, with the peak of memory; nothing where there is no such file, or none that is whole."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["seen"])
+            features, opinions = file.get_tensor("features"), file.get_tensor("opinions")
+        scores = {name: Score(right, asked) for name, (right, asked) in facts["scores"].items()}
+        cost = facts["evaluations"], facts["seconds"]
+        return Seen(facts["count"], features, opinions, scores, *cost), facts["peak"]
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError):
+        return Seen(), None
+
+
+def _cost(sampling: SamplingConfig) -> float:
+    """Network evaluations a sample, roughly: intervals and the price of gradients are left out."""
+    name, _ = parse_sampler(sampling.sampler)
+    return sampling.num_inference_steps * get_sampler(name).evaluations * (1 + len(needs(sampling) - {"cond"}))
+
+
+def _later(cost: float, before: int, sizes: Sequence[int]) -> float:
+    """What the rounds after this one may cost, if half of the cells goes on each time."""
+    now = sizes[0] - before
+    return sum(cost * (b - a) / now / 2**k for k, (a, b) in enumerate(pairwise(sizes), 1))
