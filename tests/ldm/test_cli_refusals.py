@@ -80,6 +80,8 @@ def test_commands(refused):
         ("autoencoder", ["--train-batch-size", 0], ["--train-batch-size", "above 0"]),
         ("autoencoder", ["--gradient-accumulation-steps", 5], ["--train-batch-size", "16", "not divisible", "5"]),
         ("autoencoder", ["--max-train-steps", 0], ["--max-train-steps"]),
+        ("autoencoder", ["--fsdp"], ["--fsdp", "diffusion|classifier|prior", "train autoencoder"]),
+        ("diffusion", ["--fsdp", "--optimizer", "muon"], ["--fsdp", "muon", "leave one of them out"]),
         ("autoencoder", ["--skip-non-finite", -1], ["--skip-non-finite", "0 or more"]),
         ("autoencoder", ["--dataloader-num-workers", 65], ["--dataloader-num-workers 65", "64 training images"]),
         ("autoencoder", ["--ema-decay", 1], ["--ema-decay", "[0, 1)"]),
