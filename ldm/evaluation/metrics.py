@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import torch
@@ -115,10 +115,19 @@ def _manifold(metric: str, samples: Samples, config: EvaluationConfig, halves: S
     if len(fake) != len(samples.fake):
         halves = half_samples(len(fake), len(halves), seed=config.seed)
     parts = [around.scores(half.to(fake.device)) for half in halves]
-    return [
+    found = [
         _figure(name, samples, getattr(whole, name), tuple(getattr(part, name) for part in parts), higher=True)
         for name in _OF_MANIFOLD
     ]
+    return [figure if figure.metric == "density" else _within_shares(figure) for figure in found]
+
+
+def _within_shares(figure: Figure) -> Figure:
+    """A share's interval ends at 0 and 1."""
+    if figure.interval is None:
+        return figure
+    low, high = figure.interval
+    return replace(figure, interval=(max(low, 0.0), min(high, 1.0)))
 
 
 def _inception_score(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
