@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import sys
 import tarfile
 
@@ -412,6 +413,14 @@ def test_latents_encoded_anew_have_the_distribution_of_the_cache_and_train_as_we
     ours, theirs = scores.values()
     assert ours == pytest.approx(theirs, rel=0.05), scores
     assert ours < 1.1
+
+
+def test_a_finished_run_makes_no_cache_again(ldm, models, tmp_path):
+    out = tmp_path / "run"
+    command = models.command("classifier", out, "--latents", tmp_path / "latents", steps=2)
+    assert ldm(*command).code == 0 and (tmp_path / "latents").is_dir()
+    shutil.rmtree(tmp_path / "latents")
+    assert ldm(*command).code == 0 and not (tmp_path / "latents").exists()
 
 
 def test_a_run_without_a_cache_does_not_go_on_with_one(ldm, models, tmp_path, refused):
