@@ -14,10 +14,13 @@ from ldm.data.protocol import ImageData
 from ldm.errors import UserError, at_least, suggest
 from ldm.evaluation.conditions import draw_conditions
 from ldm.evaluation.config import DISTANCES, EvaluationConfig
-from ldm.evaluation.evaluate import cautions, describe, prepare_instruments, reference_features
+from ldm.evaluation.evaluate import reference_features
 from ldm.evaluation.features import inception_extractor
-from ldm.evaluation.measure import Instruments, measure
-from ldm.evaluation.metrics import check_numbers
+from ldm.evaluation.frechet import Gaussian
+from ldm.evaluation.instruments import Instruments, prepare_instruments
+from ldm.evaluation.manifest import cautions, describe
+from ldm.evaluation.measure import measure
+from ldm.evaluation.metrics import check_captions, check_numbers
 from ldm.evaluation.records import EvaluationResult
 from ldm.pipeline import Pipeline, SamplingConfig
 from ldm.processes import ALONE, Processes
@@ -113,12 +116,13 @@ class Watch:
     def __init__(self, config: EvalConfig, reference: ImageData, train: ImageData, pipeline: Pipeline) -> None:
         """`pipeline` is the untrained model: `UserError` for what it, or the data, can never be evaluated by."""
         self.config, self.reference, self.train = config, reference, train
-        self._made: tuple[Instruments, Tensor | None] | None = None
+        self._made: tuple[Instruments, Tensor | Gaussian | None] | None = None
         with _own_flags():
             evaluation = config.evaluation()
             requests = [each.request for each in draw_conditions(pipeline, reference, 1, config.eval_seed)]
             pipeline.check(requests, config.sampling())
             check_numbers(evaluation, evaluation.num_images, min(evaluation.num_reference, len(reference)))
+            check_captions(evaluation, pipeline.has_text)
             if "inception_score" in config.eval_metrics and not reference.class_names:
                 raise UserError(f"--eval-metrics inception_score: {reference.name} has no classes")
             if config.eval_extractor == "inception" and not inception_extractor(config.eval_inception_weights):
@@ -152,6 +156,7 @@ class Watch:
             drawing, drawn, sampling, config, instruments, features, label="evaluation", processes=processes
         )
         manifest = describe(self.reference, config, instruments) | {"sampling": asdict(sampling)}
+        manifest["weights"] = "those that the run publishes, at this step"
         return EvaluationResult(
             found.figures,
             manifest,

@@ -127,7 +127,8 @@ class DiffusionTask:
             training.dataloader_num_workers,
             config.cache_device,
         )
-        self.length, self.averages = len(data), config.averages
+        self.length = len(data)
+        self.averages = config.averages.within(training.max_train_steps)
         first = config.first_caption_probability
         if not 0 <= first <= 1:
             raise UserError(f"--first-caption-probability must be in [0, 1], got {first}")

@@ -196,6 +196,15 @@ def test_a_reconstructed_model_samples_and_serves_as_the_weak_network(ldm, model
         assert run.code == 0, run.err
 
 
+def test_lengths_stand_in_yaml_as_well(ldm, models, trained, tmp_path):
+    (tmp_path / "own.yaml").write_text("averages: {ema_lengths: [0.05, 0.2], ema_snapshot_steps: 2}\n")
+    flags = ("--config", tmp_path / "own.yaml", "--text-encoder", "None")
+    assert ldm(*models.command("diffusion", tmp_path / "run", *flags, steps=3)).code == 0
+    assert [each.step for each in snapshots(tmp_path / "run")] == [2, 3]
+    again = ("train", "diffusion", "--config", trained / "config.yaml", "--output-dir", trained)
+    assert ldm(*again).code == 0, "a run's own settings resume it"
+
+
 def test_what_cannot_be_reconstructed_is_refused(refused, ldm, models, trained, tmp_path):
     out = ("--output-dir", tmp_path / "new")
     refused(("ema", models.classes, *out), "no averages/", "--ema-lengths")
@@ -217,3 +226,6 @@ def test_lengths_without_a_profile_are_refused():
         with pytest.raises(UserError, match="--ema-lengths"):
             AveragesConfig(ema_lengths=(length,))
     assert AveragesConfig().facts() == {}
+    assert AveragesConfig().within(120).ema_snapshot_steps == 3 and AveragesConfig().within(5).ema_snapshot_steps == 1
+    with pytest.raises(UserError, match="--ema-snapshot-steps"):
+        AveragesConfig(ema_snapshot_steps=0)
