@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +63,35 @@ def save_png(image: Image.Image, path: str | Path, text: Mapping[str, str] | Non
 def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> None:
     """Write images (N, 3, H, W) in [-1, 1] as one magnified grid."""
     save_png(enlarged(grid(images, columns)), path)
+
+
+class PngWriter:
+    """Writes PNGs in threads, while the next pictures are made; leaving the `with` block waits for all of them.
+
+    The bytes are those of `save_png`. The first failure, in the order of the pictures, is raised by a later `save` or
+    on leaving, and what was not begun by then is not written. At most `waiting` pictures are held.
+    """
+
+    def __init__(self, threads: int = 4, waiting: int = 64) -> None:
+        self._pool = ThreadPoolExecutor(threads, "png")
+        self._pending: deque[Future[None]] = deque()
+        self._waiting = waiting
+
+    def __enter__(self) -> PngWriter:
+        return self
+
+    def save(self, image: Tensor, path: str | Path, text: Mapping[str, str] | None = None) -> None:
+        """Write one image (C, H, W), as `to_pil` takes it and which must not change any more, soon."""
+        while self._pending and (self._pending[0].done() or len(self._pending) >= self._waiting):
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(lambda: save_png(to_pil(image), path, text)))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            while self._pending and kind is None:
+                self._pending.popleft().result()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
 
 
 def from_pil(image: Image.Image) -> Tensor:

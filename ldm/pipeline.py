@@ -77,7 +77,7 @@ class Pipeline:
         self.autoencoder, self.unet, self.conditioner = autoencoder, unet, conditioner
         self.autocast = torch.bfloat16 if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else None
         self.tiling, self.evaluations = Tiling(), 0  # the first: of `encode` and `decode`, set it to save memory
-        self._folder: Path | None = None
+        self.folder: Path | None = None
 
     @classmethod
     def load(
@@ -121,14 +121,14 @@ class Pipeline:
             weak=load_weak(weak, autoencoder, unet) if weak is not None else read_weak(root, unet),
             device=device,
         )
-        pipeline._folder = root
+        pipeline.folder = root
         return pipeline
 
     def save(self, folder: str | Path) -> None:
         """Write a loaded pipeline, its classifiers and its weak network included, as one model folder."""
-        if self._folder is None:
+        if self.folder is None:
             raise ValueError("only a pipeline that was loaded from a folder can be saved to another")
-        source = self._folder
+        source = self.folder
         with atomic_folder(folder) as target:
             for part in ("vae", "unet", "scheduler", "text_encoder", "tokenizer"):
                 if (source / part).is_dir():

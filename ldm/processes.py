@@ -6,6 +6,7 @@ number of processes. The first process collects, writes and prints; the others o
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from ldm.errors import LostProcessError, ToldElsewhere, UserError
 
 T = TypeVar("T")
+logger = logging.getLogger("ldm")
 TIMEOUT = "LDM_PROCESS_TIMEOUT"  # seconds; the first process may be alone at its figures for so long
 _SECONDS = 1800.0
 
@@ -43,6 +45,11 @@ class Processes:
     def places(self, total: int, batch_size: int) -> range:
         """Where this process's batches of `total` samples begin."""
         return range(self.rank * batch_size, total, self.count * batch_size)
+
+    def advise(self, total: int, batch_size: int) -> None:
+        """Say once if some of the processes would have nothing to draw."""
+        if self.leads and -(-total // batch_size) < self.count:
+            logger.warning("%d samples in batches of %d leave processes idle; lower --batch-size", total, batch_size)
 
     def device(self, device: torch.device) -> torch.device:
         """Of several GPUs this process's own."""

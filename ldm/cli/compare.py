@@ -11,8 +11,9 @@ from typing import Annotated
 import torch
 import tyro
 
-from ldm.cli.evaluate import check_size, parse_for_model
+from ldm.cli.evaluate import check_size, other_split, parse_for_model
 from ldm.comparison import Comparison, ComparisonConfig, compare, model_identity, verdict_of
+from ldm.comparison.config import METRICS_OF_COMPARISONS
 from ldm.config import Repeated
 from ldm.data import DataConfig
 from ldm.data.protocol import ImageData
@@ -20,8 +21,6 @@ from ldm.errors import UserError
 from ldm.evaluation import EvaluationConfig
 from ldm.pipeline import Pipeline, SamplingConfig
 from ldm.processes import processes_of_environment
-
-METRICS_OF_COMPARISONS = ("fid", "kid", "precision", "recall", "coverage")
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,7 @@ def run(arguments: list[str]) -> None:
             sampling=settings.sampling,
             evaluation=settings.evaluation,
             train_data=train,
+            other_data=other_split(settings.dataset, settings.split),
             model=model_identity(settings.model, *apart),
             name=Path(settings.model).resolve().name,
             command=shlex.join(["ldm", "compare", *arguments]),

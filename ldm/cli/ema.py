@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,8 @@ import tyro
 
 from ldm.config import parse
 from ldm.errors import UserError
+
+_MUCH = 0.1  # of an error, for which a user should be warned
 
 
 @dataclass(frozen=True)
@@ -44,4 +47,6 @@ def run(arguments: list[str]) -> None:
     write_model(Path(settings.run), found, settings.length, target)
     print(f"length {settings.length:g} after step {found.step} from {found.snapshots} snapshots")
     print(f"profile error: {found.error:.2%}")
+    if found.error > _MUCH:
+        print("ldm: these snapshots tell little of that length; more of them, or a length nearer, do", file=sys.stderr)
     print(f"wrote {target}")

@@ -13,7 +13,7 @@ from ldm.config import parse
 from ldm.data import DataConfig, ImageData, open_data
 from ldm.data.latent_cache import check_cache_folder, encode_latents
 from ldm.device import resolve_device
-from ldm.errors import UserError
+from ldm.errors import UserError, at_least
 from ldm.processes import processes_of_environment
 from ldm.training.latents import is_identity, load_autoencoder
 
@@ -28,6 +28,8 @@ class EncodeRun:
     output_dir: str = ""
     """Folder of the cache; an unfinished one of the same data and autoencoder is continued."""
     batch_size: int = 64
+    dataloader_num_workers: int = 0
+    """Processes that prepare images; the latents do not depend on their number."""
     tiling: Tiling = field(default_factory=Tiling)
     device: str = "auto"
     """auto, cuda, mps or cpu."""
@@ -46,6 +48,8 @@ def run(arguments: list[str]) -> None:
             folder,
             batch_size=settings.batch_size,
             device=device,
+            num_workers=settings.dataloader_num_workers,
+            place="disk",
             tiling=settings.tiling,
             processes=processes,
         )
@@ -58,6 +62,7 @@ def _settings(arguments: list[str]) -> EncodeRun:
     for name in ("autoencoder", "output_dir"):
         if not getattr(settings, name):
             raise UserError(f"--{name.replace('_', '-')} is missing")
+    at_least(settings, dataloader_num_workers=0)
     if settings.batch_size < 1:
         raise UserError(f"--batch-size must be above 0, got {settings.batch_size}")
     return settings

@@ -12,16 +12,16 @@ import tyro
 from ldm.branches import check_used
 from ldm.cli import evaluate_autoencoder
 from ldm.code_prior import OBEYED, CodePriorModel, holds_prior
-from ldm.config import Repeated, parse, read_settings
+from ldm.config import Repeated, parse
 from ldm.data import DataConfig
 from ldm.data.protocol import ImageData
 from ldm.errors import UserError
 from ldm.evaluation import EvaluationConfig, EvaluationResult, LikelihoodConfig, evaluate_folders, evaluate_model
+from ldm.evaluation.floor import told_floor
 from ldm.files import atomic_write_json
-from ldm.model_folder import check_parts
 from ldm.pipeline import Pipeline, SamplingConfig
 from ldm.processes import Processes, processes_of_environment
-from ldm.training.run_folder import RUN_FILE
+from ldm.training.dataset import dataset_of
 
 Settings = TypeVar("Settings")
 
@@ -30,14 +30,16 @@ Settings = TypeVar("Settings")
 class EvaluateRun:
     """Distances (and a judge's accuracies) of a model's samples from its data, or of one folder from another; and the
     likelihood of its data (--metrics bits_per_dim). An autoencoder has other measures: `ldm evaluate RUN --help` with
-    the folder of one shows them."""
+    the folder of one shows them. `ldm evaluate reference DATA` makes a reference file."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ""
-    """Model folder; none with --real and --fake."""
+    """Model folder; none with --real and --fake, or --reference and --fake."""
     real: str = ""
     """Folder of real images."""
     fake: str = ""
-    """Folder of generated images."""
+    """Folder of generated images, to compare with --real or --reference."""
+    resize: int | None = None
+    """Resize the images of --real and --fake to this side; without it, images of different sizes are refused."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
@@ -58,17 +60,25 @@ class EvaluateRun:
 def run(arguments: list[str]) -> None:
     """Evaluate and print the figures with what they hold for; under torchrun on all its processes."""
     with processes_of_environment() as processes:
+        if arguments[:1] == ["reference"]:
+            from ldm.cli import evaluate_reference
+
+            return processes.from_first(lambda: evaluate_reference.run(arguments[1:]))
         if evaluate_autoencoder.autoencoder_among(arguments):
             return processes.from_first(lambda: evaluate_autoencoder.run(arguments))
         settings, device = processes.agreed(lambda: _settings(arguments))
-        if settings.real:
+        if settings.fake:
             result = processes.from_first(
-                lambda: evaluate_folders(settings.real, settings.fake, settings.evaluation, device=device)
+                lambda: evaluate_folders(
+                    settings.real or None, settings.fake, settings.evaluation, device=device, resize=settings.resize
+                )
             )
         else:
             result = _model(settings, device, processes)
         if processes.leads:
             show(result)
+            if (picture := _picture(settings)) is not None:
+                print(f"wrote {picture}: samples and the training images nearest to them")
             if settings.output:
                 atomic_write_json(settings.output, result.to_json())
 
@@ -80,8 +90,14 @@ def _settings(arguments: list[str]) -> tuple[EvaluateRun, torch.device]:
     folders = bool(settings.real or settings.fake)
     if folders == bool(settings.model):
         raise UserError("give either a model folder, or --real FOLDER and --fake FOLDER")
-    if folders and not (settings.real and settings.fake):
-        raise UserError(f"--{'fake' if settings.real else 'real'} is missing: two folders are compared")
+    if folders and not settings.fake:
+        raise UserError("--fake is missing: two folders are compared")
+    if folders and bool(settings.real) == bool(settings.evaluation.reference):
+        problem = "and --reference: give one of them" if settings.real else "is missing: two folders are compared"
+        raise UserError(f"--real {problem}, or --fake FOLDER with a --reference FILE")
+    if settings.resize is not None and (not folders or not 1 <= settings.resize <= 4096):
+        what = f"expected 1 to 4096 pixels, got {settings.resize}" if folders else "is for folders; leave it out"
+        raise UserError(f"--resize: {what}")
     if settings.output and Path(settings.output).is_dir():
         raise UserError(f"--output {settings.output}: is a folder; give a file name such as figures.json")
     if not holds_prior(settings.model):
@@ -93,7 +109,7 @@ def _model(settings: EvaluateRun, device: torch.device, processes: Processes) ->
     if holds_prior(settings.model):
         return processes.from_first(lambda: _prior(settings, device))
 
-    def load() -> tuple[Pipeline, ImageData, ImageData]:
+    def load() -> tuple[Pipeline, ImageData, ImageData, ImageData | None]:
         from ldm.data import open_data
 
         pipeline = Pipeline.load(
@@ -104,18 +120,28 @@ def _model(settings: EvaluateRun, device: torch.device, processes: Processes) ->
         )
         reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
         check_size(pipeline, reference.image_size)
-        return pipeline, reference, train
+        return pipeline, reference, train, other_split(settings.dataset, settings.split)
 
-    pipeline, reference, train = processes.agreed(load)
+    pipeline, reference, train, other = processes.agreed(load)
     return evaluate_model(
         pipeline,
         reference,
         settings.sampling,
         settings.evaluation,
         train_data=train,
+        other_data=other,
         likelihood=settings.likelihood,
+        picture=_picture(settings),
         processes=processes,
     )
+
+
+def _picture(settings: EvaluateRun) -> Path | None:
+    """Where the picture of memorisation is written: beside --output."""
+    if not settings.output or not settings.evaluation.near:
+        return None
+    output = Path(settings.output)
+    return output.with_name(f"{output.stem}-memorisation.png")
 
 
 def _prior(settings: EvaluateRun, device: torch.device) -> EvaluationResult:
@@ -129,21 +155,33 @@ def _prior(settings: EvaluateRun, device: torch.device) -> EvaluationResult:
     model = CodePriorModel.load(settings.model, device)
     reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
     check_size(model, reference.image_size)
-    return evaluate_prior(model, reference, settings.sampling, settings.evaluation, train_data=train)
+    return evaluate_prior(
+        model,
+        reference,
+        settings.sampling,
+        settings.evaluation,
+        train_data=train,
+        other_data=other_split(settings.dataset, settings.split),
+        picture=_picture(settings),
+    )
 
 
 def parse_for_model(schema: type[Settings], arguments: list[str], command: str) -> Settings:
     """Settings whose data are by default those that the model, if it is a run folder, was trained on."""
     settings = parse(schema, arguments, command)
     model = settings.model  # type: ignore[attr-defined]
-    if not model or not (check_parts(model) / RUN_FILE).is_file():
-        return settings
-    from ldm.training.diffusion import DiffusionRun
-    from ldm.training.prior import PriorRun
+    dataset = dataset_of(model) if model else None
+    return settings if dataset is None else parse(schema, arguments, command, schema(dataset=dataset))  # type: ignore[call-arg]
 
-    kind: type[DiffusionRun | PriorRun] = PriorRun if holds_prior(model) else DiffusionRun
-    dataset = read_settings(kind, Path(model) / "config.yaml").dataset
-    return parse(schema, arguments, command, schema(dataset=dataset))  # type: ignore[call-arg]
+
+def other_split(dataset: DataConfig, split: str) -> ImageData | None:
+    """The images that the split is not of; None where the data have no others."""
+    from ldm.data import open_data
+
+    try:
+        return open_data(dataset, "validation" if split == "train" else "train")
+    except UserError:
+        return None
 
 
 def check_size(pipeline: Pipeline | CodePriorModel, image_size: int) -> None:
@@ -154,11 +192,15 @@ def check_size(pipeline: Pipeline | CodePriorModel, image_size: int) -> None:
 
 def show(result: EvaluationResult) -> None:
     """Print figures, the facts that belong beside them, and warnings."""
+    floors = {figure.metric: figure.value for figure in result.floor}
     for figure in result.figures:
         error = "" if figure.standard_error is None else f" ± {figure.standard_error:.2g}"
         between = "" if figure.interval is None else "  (95 %: {:.5g} to {:.5g})".format(*figure.interval)
-        print(f"{figure.name}: {figure.value:.5g}{error}{between}")
+        floor = f"  floor {floors[figure.metric]:.5g}" if figure.metric in floors else ""
+        print(f"{figure.name}: {figure.value:.5g}{error}{between}{floor}")
     facts = result.manifest
+    if facts.get("floor"):
+        print(told_floor(facts["floor"]))
     kept = (
         "extractor",
         "preprocessing",
@@ -166,12 +208,20 @@ def show(result: EvaluationResult) -> None:
         "split",
         "real",
         "fake",
+        "resized",
         "num_images",
         "num_reference",
         "conditions",
+        "weights",
         "seed",
     )
     print("; ".join(f"{name} {facts[name]}" for name in kept if name in facts))
+    if "reference" in facts:
+        print("reference: " + "; ".join(f"{name} {value}" for name, value in facts["reference"].items() if value))
+    for name in ("memorisation", "calibration"):
+        if name in facts:
+            plain = {key: value for key, value in facts[name].items() if key != "suspects"}
+            print(f"{name}: " + "; ".join(f"{key} {value}" for key, value in plain.items()))
     for name in ("iwae", "aggregate_posterior"):
         if name in facts:
             print(f"{name}: " + "; ".join(f"{key} {value}" for key, value in facts[name].items()))

@@ -57,6 +57,12 @@ def _training(root: Path) -> Iterator[str]:
     )
     if checkpoints:
         yield f"checkpoints: steps {', '.join(map(str, checkpoints))}"
+    if (root / "averages").is_dir():
+        from ldm.training.averages import snapshots
+
+        if found := snapshots(root):
+            lengths, steps = ", ".join(map(str, found[-1].lengths)), ", ".join(str(each.step) for each in found[-10:])
+            yield f"averages: lengths {lengths} after steps {'..., ' if len(found) > 10 else ''}{steps} (`ldm ema`)"
     if (root / "metrics.jsonl").is_file():
         from ldm.reports.history import read_history
 

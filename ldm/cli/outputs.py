@@ -17,7 +17,7 @@ from ldm.cli.editing import EditRecord
 from ldm.config import from_mapping
 from ldm.errors import UserError
 from ldm.files import atomic_folder, atomic_write_json, read_json
-from ldm.images import enlarged, grid, save_png, to_pil
+from ldm.images import PngWriter, enlarged, grid, save_png, to_pil
 from ldm.pipeline import Request, SamplingConfig
 from ldm.sampling import caveats
 
@@ -67,18 +67,19 @@ def write_samples(
     with atomic_folder(folder) as target:
         shown: list[Tensor] = []
         number = 0
-        for images in batches:
-            for image in images.cpu():
-                on_path = requests[number].toward is not None  # whose points share the number of their noise
-                own = {
-                    **each,
-                    "index": facts["first_index"] + (0 if on_path else number),
-                    "request": dataclasses.asdict(requests[number]),
-                }
-                save_png(to_pil(image), target / f"{number:06d}.png", {"ldm": json.dumps(own)})
-                if len(shown) < _GRID_LIMIT:
-                    shown.append(image)
-                number += 1
+        with PngWriter() as writer:
+            for images in batches:
+                for image in images.cpu():
+                    on_path = requests[number].toward is not None  # whose points share the number of their noise
+                    own = {
+                        **each,
+                        "index": facts["first_index"] + (0 if on_path else number),
+                        "request": dataclasses.asdict(requests[number]),
+                    }
+                    writer.save(image, target / f"{number:06d}.png", {"ldm": json.dumps(own)})
+                    if len(shown) < _GRID_LIMIT:
+                        shown.append(image)
+                    number += 1
         save_png(enlarged(grid(torch.stack(shown), columns)), target / "grid.png", {"ldm": json.dumps(shared)})
         for name, image in (beside or {}).items():
             save_png(to_pil(image.cpu()), target / f"{name}.png")

@@ -144,6 +144,7 @@ def _draw(settings: SampleRun, ready: Ready, processes: Processes) -> None:
     from ldm.cli.outputs import write_samples
 
     start, edit, pipeline = time.monotonic(), ready.edit, ready.pipeline
+    processes.advise(len(ready.requests), settings.batch_size)
     batches = pipeline.generate(
         ready.requests,
         ready.sampling,

@@ -24,8 +24,11 @@ from ldm.data.protocol import ImageData
 from ldm.evaluation.conditions import Drawn, uses_classifier
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluate import reference_features
+from ldm.evaluation.floor import Floor, floor_of_data
+from ldm.evaluation.frechet import Gaussian
+from ldm.evaluation.instruments import Instruments
 from ldm.evaluation.judge import Score
-from ldm.evaluation.measure import Instruments, Seen, look, measured
+from ldm.evaluation.measure import Seen, look, measured
 from ldm.evaluation.records import EvaluationResult
 from ldm.files import atomic_write, atomic_write_json, read_json
 from ldm.peak_memory import PeakMemory
@@ -33,6 +36,8 @@ from ldm.pipeline import Pipeline, SamplingConfig
 from ldm.processes import Processes
 from ldm.progress import Whole
 from samplers import get_sampler, parse_sampler
+
+_SEEN = ("features", "opinions", "text_scores")
 
 
 @dataclass
@@ -52,7 +57,7 @@ class Bench:
     folder: Path
     rows: int
     processes: Processes
-    _reference: Tensor | None = None
+    _reference: Tensor | Gaussian | None = None
     _has_reference: bool = False
 
     def run(
@@ -83,6 +88,18 @@ class Bench:
     def strip(self, cell: Variant) -> Path:
         """The picture of a cell's first samples."""
         return self.folder / f"{cell.slug}.png"
+
+    def floor(self, other: ImageData | None) -> Floor:
+        """The figures of real images of the other split, on as many as samples; of the first process alone."""
+        place = self.folder / "floor.json"
+        if not place.is_file():
+            real = self._reference
+            if not self._has_reference:
+                real = reference_features(self.data, self.instruments, self.evaluation)
+            captions = self.pipeline.has_text
+            found = floor_of_data(other, self.data, real, self.evaluation, self.instruments, captions=captions)
+            atomic_write_json(place, found.to_json())
+        return Floor.from_json(read_json(place))
 
     def _place(self, cell: Variant, size: int) -> Path:
         last = size == self.evaluation.num_images
@@ -154,7 +171,7 @@ def write_seen(path: Path, seen: Seen, peak: int | None) -> None:
     scores = {name: [score.right, score.asked] for name, score in seen.scores.items()}
     cost = {"evaluations": seen.evaluations, "seconds": seen.seconds, "peak": peak}
     facts = {"count": seen.count, "scores": scores, **cost}
-    tensors = {name: getattr(seen, name).cpu().contiguous() for name in ("features", "opinions")}
+    tensors = {name: getattr(seen, name).cpu().contiguous() for name in _SEEN}
     atomic_write(path, safetensors.torch.save(tensors, {"seen": json.dumps(facts)}))
 
 
@@ -163,10 +180,10 @@ def read_seen(path: Path) -> tuple[Seen, int | None]:
     try:
         with safetensors.safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["seen"])
-            features, opinions = file.get_tensor("features"), file.get_tensor("opinions")
+            features, opinions, texts = (file.get_tensor(name) for name in _SEEN)
         scores = {name: Score(right, asked) for name, (right, asked) in facts["scores"].items()}
         cost = facts["evaluations"], facts["seconds"]
-        return Seen(facts["count"], features, opinions, scores, *cost), facts["peak"]
+        return Seen(facts["count"], features, opinions, texts, scores, *cost), facts["peak"]
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError):
         return Seen(), None
 

@@ -19,9 +19,10 @@ from ldm.data.protocol import ImageData
 from ldm.errors import UserError
 from ldm.evaluation.conditions import Drawn, draw_conditions
 from ldm.evaluation.config import EvaluationConfig
-from ldm.evaluation.evaluate import cautions, describe, prepare_instruments
-from ldm.evaluation.measure import Instruments
-from ldm.evaluation.metrics import check_numbers
+from ldm.evaluation.instruments import Instruments, prepare_instruments
+from ldm.evaluation.manifest import cautions, count_of_reference, describe
+from ldm.evaluation.metrics import check_captions, check_numbers
+from ldm.evaluation.references import opened_reference
 from ldm.files import fingerprint, sha256_of_file
 from ldm.pipeline import Pipeline, SamplingConfig
 from ldm.processes import ALONE, Processes
@@ -43,6 +44,7 @@ def compare(
     evaluation: EvaluationConfig | None = None,
     instruments: Instruments | None = None,
     train_data: ImageData | None = None,
+    other_data: ImageData | None = None,
     model: str = "",
     name: str = "this model",
     command: str = "",
@@ -53,8 +55,9 @@ def compare(
 
     Each cell is stored when it is done, so the same call after an interruption goes on with the next; `model` (see
     `model_identity`) keeps cells of other weights apart; the report says `name` and `command`. `instruments` default
-    to those trained on `train_data`, which defaults to `data`. Several `processes` share the samples of each cell.
-    Raises `UserError`, before any work, for what the model cannot do and for a folder that holds something else.
+    to those trained on `train_data`, which defaults to `data`; the floor of the figures is that of `other_data`, which
+    defaults to `train_data`. Several `processes` share the samples of each cell. Raises `UserError`, before any work,
+    for what the model cannot do and for a folder that holds something else.
     """
     config, sampling = config or ComparisonConfig(), sampling or SamplingConfig()
     evaluation, folder = evaluation or EvaluationConfig(), Path(output_dir)
@@ -64,10 +67,13 @@ def compare(
         planned = _plan(pipeline, data, config, sampling, evaluation, guided)
         check_folder(folder)
         sizes = round_sizes(evaluation.num_images, config.rounds, evaluation.batch_size)
-        check_numbers(evaluation, sizes[0], min(evaluation.num_reference, len(data)))
+        opened_reference(evaluation, data)
+        check_captions(evaluation, pipeline.has_text)
+        check_numbers(evaluation, sizes[0], count_of_reference(data, evaluation))
         return *planned, sizes
 
     cells, left_out, sizes = processes.agreed(check)
+    processes.advise(sizes[0], evaluation.batch_size)
     instruments = instruments or processes.first_then_others(
         lambda: prepare_instruments(train_data or data, evaluation, device=pipeline.device)
     )
@@ -75,7 +81,7 @@ def compare(
         pipeline, data, evaluation.num_images, evaluation.seed, classifier=guided, judge=instruments.judge
     )
     rows = min(config.rows, sizes[0])
-    shared = describe(data, evaluation, instruments) | {
+    shared = describe(data, evaluation, instruments, getattr(pipeline, "folder", None)) | {
         "model": model,
         "sampling": asdict(sampling),
         "metrics": list(evaluation.metrics),
@@ -86,7 +92,9 @@ def compare(
     bench = Bench(pipeline, data, drawn, evaluation, instruments, shared, folder / "cells", rows, processes)
     rounds, done = bench.run(cells, sizes, config)
     warnings = (*cautions(evaluation.num_images, shared["num_reference"], instruments), *caveats(sampling))
-    found = Comparison(done, left_out, shared, warnings, rounds)
+    other = train_data if other_data is None else other_data
+    floor = processes.from_first(lambda: bench.floor(other))
+    found = Comparison(done, left_out, shared, warnings, rounds, floor)
     strips = [bench.strip(cell) for cell in cells]
     titles = _row_titles(drawn[:rows], data)
     processes.from_first(
@@ -105,7 +113,9 @@ def _plan(
 ) -> tuple[list[Variant], dict[str, str]]:
     """The cells and the methods left out, or a refusal; nothing is drawn yet."""
     if evaluation.distances != evaluation.metrics:
-        raise UserError("--metrics bits_per_dim: is the model's, whatever the guidance; measure it with `ldm evaluate`")
+        name = next(name for name in evaluation.metrics if name not in evaluation.distances)
+        what = "of one model" if name == "memorisation" else "the model's, whatever the guidance"
+        raise UserError(f"--metrics {name}: is {what}; measure it with `ldm evaluate`")
     cells, left_out = plan(
         config.methods,
         pipeline,

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from ldm.comparison.methods import check_method, check_sampler
 from ldm.errors import UserError, at_least
 
+METRICS_OF_COMPARISONS = ("fid", "kid", "precision", "recall", "coverage")
+
 
 @dataclass(frozen=True)
 class ComparisonConfig:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ldm.comparison.text import aligned
 from ldm.errors import UserError
+from ldm.evaluation.floor import Floor, told_floor
 from ldm.evaluation.records import EvaluationResult, Figure
 
 
@@ -66,6 +67,7 @@ class Comparison:
     manifest: Mapping[str, Any]  # what all cells share
     warnings: tuple[str, ...] = ()
     rounds: tuple[Round, ...] = ()
+    floor: Floor = field(default_factory=Floor)  # the figures of real images that are not the reference
 
     @property
     def everyone(self) -> tuple[Cell, ...]:
@@ -96,6 +98,7 @@ class Comparison:
             "manifest": dict(self.manifest),
             "warnings": list(self.warnings),
             "left_out": dict(self.left_out),
+            "floor": self.floor.to_json(),
             "cells": [cell.to_json() for cell in self.cells],
             "rounds": [each.to_json() for each in self.rounds],
         }
@@ -105,7 +108,8 @@ class Comparison:
         """What `to_json` gave."""
         cells = tuple(map(Cell.from_json, value["cells"]))
         rounds = tuple(map(Round.from_json, value.get("rounds", ())))
-        return cls(cells, value["left_out"], value["manifest"], tuple(value["warnings"]), rounds)
+        floor = Floor.from_json(value["floor"]) if "floor" in value else Floor()
+        return cls(cells, value["left_out"], value["manifest"], tuple(value["warnings"]), rounds, floor)
 
     def rows(self) -> list[dict[str, Any]]:
         """A mapping a cell with the same keys: what it is, every figure with error and interval, and the cost."""
@@ -133,6 +137,11 @@ class Comparison:
             ]
             for cell in self.cells
         ]
+        if self.floor.facts:
+            found = {figure.metric: figure for figure in self.floor.figures}
+            measured = [figure.metric for figure in self.cells[0].result.figures]
+            rows.append(["floor", *[shown(found[name]) if name in found else "-" for name in measured], "-", "-", "-"])
+            return f"{aligned([head, *rows])}\n{told_floor(self.floor.facts)}"
         return aligned([head, *rows])
 
 

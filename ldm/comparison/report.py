@@ -11,6 +11,7 @@ from typing import Any
 from ldm.comparison.records import Cell, Comparison, Round
 from ldm.comparison.text import csv_of
 from ldm.comparison.verdict import Verdict, pareto_front
+from ldm.evaluation.floor import told_floor
 from ldm.evaluation.records import Figure
 from ldm.reports.page import data_url, fill
 from ldm.reports.plots import Point, Scatter
@@ -61,6 +62,8 @@ def render(
         warnings=comparison.warnings,
         heads=["method", *map(_short, cells[0].result.figures), *_FIXED],
         rows=[{"best": cell == verdict.best, "cells": _row(cell)} for cell in cells],
+        floor=_floor_row(comparison),
+        floor_told=told_floor(comparison.floor.facts) if comparison.floor.facts else "",
         left_out=comparison.left_out,
         rounds=[
             {"num_images": each.num_images, "rows": [_of_round(cell, each, verdict.metric) for cell in each.cells]}
@@ -84,6 +87,15 @@ def _row(cell: Cell) -> list[Shown]:
         *(Shown(repr(value), f"{value:.3g}") for value in cost),
         Shown(peak, peak or "-"),
     ]
+
+
+def _floor_row(comparison: Comparison) -> list[Shown]:
+    """What real images have in the place of samples; [] where it was not measured."""
+    found = {figure.metric: figure for figure in comparison.floor.figures}
+    measured = [figure.metric for figure in comparison.cells[0].result.figures]
+    none = Shown("", "-")
+    each = [_figure(found[name]) if name in found else none for name in measured]
+    return [Shown("floor", "floor"), *each, *[none] * len(_FIXED)] if found else []
 
 
 def _of_round(cell: Cell, of: Round, metric: str) -> list[Shown]:

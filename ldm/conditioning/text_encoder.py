@@ -63,7 +63,7 @@ class TextEncoder(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write text_encoder/ and tokenizer/ in the format of transformers."""
-        with _quiet(), atomic_folder(Path(folder) / "text_encoder") as part:
+        with quietly(), atomic_folder(Path(folder) / "text_encoder") as part:
             self.model.save_pretrained(part)
         with atomic_folder(Path(folder) / "tokenizer") as part:
             self.tokenizer.save_pretrained(part)
@@ -137,7 +137,7 @@ def _load_model(where: str, local: bool) -> Any:
     kind = _model_type(where, local)
     if kind not in kinds:
         raise UserError(f"text_encoder: {where}: expected a CLIP or T5 model, found model_type {kind!r}")
-    with _quiet(), _refused(where, "weights (safetensors only)"):
+    with quietly(), _refused(where, "weights (safetensors only)"):
         return kinds[kind](where, use_safetensors=True, local_files_only=local, dtype=torch.float32).eval()
 
 
@@ -154,7 +154,7 @@ def _model_type(where: str, local: bool) -> object:
 def _load_tokenizer(where: str, local: bool) -> Any:
     from transformers import AutoTokenizer
 
-    with _quiet(), _refused(where, "tokenizer"):
+    with quietly(), _refused(where, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local, trust_remote_code=False)
     if tokenizer.pad_token is None:
         raise UserError(f"text_encoder: {where}: expected a tokenizer with a pad token")
@@ -176,7 +176,7 @@ def _refused(where: str, part: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """No progress bars and no loading reports from transformers meanwhile."""
     from transformers.utils import logging as chatter
 

@@ -1,4 +1,4 @@
-"""Data sets: built-in shapes, folders of images, torchvision's small sets; and the cache of their latents."""
+"""Data sets: built-in shapes, folders and shards of images, torchvision's small sets; the cache of their latents."""
 
 from ldm.data.config import DataConfig
 from ldm.data.open import open_data

@@ -51,6 +51,17 @@ def decode_rgb(content: bytes) -> Image.Image:
         raise BadImageError(str(error) or type(error).__name__) from None
 
 
+def upright_size(content: bytes) -> tuple[int, int]:
+    """Height and width that `decode_rgb` would give, from the head of the file alone. BadImageError if it is none."""
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        width, height = image.size
+        return (width, height) if _orientation(image) >= 5 else (height, width)
+    except Exception:  # decoding it says what is wrong
+        decoded = decode_rgb(content)
+        return decoded.height, decoded.width
+
+
 def _flattened(image: Image.Image) -> Image.Image:
     """Any mode to RGB, alpha over white."""
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -71,11 +82,17 @@ def _flattened(image: Image.Image) -> Image.Image:
 
 def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
     """`pixels` turned as the EXIF data of `image` ask; unreadable EXIF data ask for nothing."""
-    try:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # malformed EXIF data, beside sound pixels
-        orientation = 1
+    orientation = _orientation(image)
     return pixels.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    """1, upright, to 8; from 5 on height and width are swapped."""
+    try:
+        found = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # malformed EXIF data, beside sound pixels
+        found = 1
+    return found if found in _UPRIGHT else 1
 
 
 def fit(image: Image.Image, size: int) -> np.ndarray:

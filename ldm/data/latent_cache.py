@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from autoencoders import Autoencoder, Tiling
+from ldm.data.cache_place import Place, cache_place
 from ldm.data.latent_layout import MALFORMED, Layout, is_ours, is_whole, manifest_of, map_shard, read_manifest
 from ldm.data.protocol import Batch, ImageData, collate
 from ldm.errors import UserError
@@ -49,10 +50,11 @@ class CacheKey:
 
 
 class LatentCache:
-    """The latents of a data set by index: in memory on `device`, or in the files if they take more than `RAM_LIMIT`."""
+    """The latents of a data set by index, where `cache_place` puts them: on the device, in memory, or in the files."""
 
-    def __init__(self, folder: Path, layout: Layout, device: torch.device) -> None:
-        self.folder, self.device, self._layout = folder, device, layout
+    def __init__(self, folder: Path, layout: Layout, device: torch.device, place: Place = "auto") -> None:
+        chosen = cache_place(place, device, layout.count * layout.example_bytes, RAM_LIMIT)
+        self.folder, self.device, self._layout = folder, chosen or torch.device("cpu"), layout
         self._memory: dict[str, Tensor] = {}
         self._maps: list[dict[str, np.ndarray]] = []
         for shard in range(layout.shards):
@@ -61,14 +63,25 @@ class LatentCache:
                 self._maps.append(map_shard(path, layout, shard))
             except MALFORMED as error:
                 raise UserError(f"{path}: damaged ({error}); remove the folder and encode again") from None
-        if layout.count * layout.example_bytes <= RAM_LIMIT:
+        if chosen is not None:
             for name in layout.names:
-                whole = np.concatenate([part[name] for part in self._maps])  # (N, F, C, h, w)
-                self._memory[name] = torch.from_numpy(whole).to(device)
+                self._memory[name] = self._gathered(name)
             self._maps = []
 
+    def _gathered(self, name: str) -> Tensor:
+        """All shards of a moment, (N, F, C, h, w) on the device; a second copy is never made."""
+        shape = (len(self), 1 + self.has_flips, *self.shape)
+        whole, row = torch.empty(shape, dtype=torch.float16, device=self.device), 0
+        for part in self._maps:
+            count = len(part[name])
+            whole[row : row + count].copy_(torch.from_numpy(np.array(part[name])))
+            row += count
+        return whole
+
     @classmethod
-    def open(cls, folder: str | Path, expected: CacheKey, *, device: torch.device | str = "cpu") -> LatentCache:
+    def open(
+        cls, folder: str | Path, expected: CacheKey, *, device: torch.device | str = "cpu", place: Place = "auto"
+    ) -> LatentCache:
         """UserError if the cache is not whole, or not of `expected`: then it says what differs."""
         folder = Path(folder)
         if not (folder / "manifest.json").is_file():
@@ -86,7 +99,7 @@ class LatentCache:
                 raise UserError(f"{path}: missing; remove the folder and encode again")
             if layout.count * layout.example_bytes <= RAM_LIMIT and sha256_of_file(path) != wanted:
                 raise UserError(f"{path}: damaged, its SHA-256 differs; remove the folder and encode again")
-        return cls(folder, layout, torch.device(device))
+        return cls(folder, layout, torch.device(device), place)
 
     def __len__(self) -> int:
         return self._layout.count
@@ -162,6 +175,7 @@ def encode_latents(
     num_workers: int = 0,
     tiling: Tiling | None = None,
     processes: Processes = ALONE,
+    place: Place = "auto",
 ) -> LatentCache:
     """Write the latents of all images of `data` to `folder`, and open them; `autoencoder` must be on `device`.
 
@@ -177,7 +191,7 @@ def encode_latents(
         raise UserError(f"--image-size {data.image_size}: not divisible by the autoencoder's {autoencoder.factor}")
     check_cache_folder(folder)
     if processes.from_first(lambda: (folder / "manifest.json").is_file()):
-        return LatentCache.open(folder, key, device=device)
+        return LatentCache.open(folder, key, device=device, place=place)
 
     training = autoencoder.training
     autoencoder.eval()
@@ -203,7 +217,7 @@ def encode_latents(
         atomic_write_json(folder / "manifest.json", manifest_of(layout, asdict(key), sums))
 
     processes.from_first(finish)
-    return LatentCache.open(folder, key, device=device)
+    return LatentCache.open(folder, key, device=device, place=place)
 
 
 def _encoded(

@@ -18,6 +18,12 @@ from ldm.errors import UserError
 
 SHARD_ENDINGS = (".tar", ".parquet")
 _MAX_SHARDS = 100_000
+_NEARLY = {
+    ".arrow": "write the data set as parquet (to_parquet instead of save_to_disk)",
+    ".tar.gz": "unpack it by gunzip",
+    ".tgz": "unpack it by gunzip",
+    ".tar.zst": "unpack it by unzstd",
+}
 _SPLIT = re.compile(r"(train|validation|valid|val|test)(?![a-z])", re.IGNORECASE)
 
 
@@ -87,6 +93,9 @@ def _in_folder(folder: Path) -> list[Path] | None:
             return None
         if found := [entry for entry in entries if entry.suffix in SHARD_ENDINGS and entry.is_file()]:
             return _one_kind(found, str(folder))
+        for entry in entries:
+            if remedy := next((text for ending, text in _NEARLY.items() if entry.name.endswith(ending)), ""):
+                raise UserError(f"--data {shown(folder)}: {shown(entry.name)} cannot be read by its places; {remedy}")
     return None
 
 

@@ -3,15 +3,17 @@
 from ldm.evaluation.autoencoder import evaluate_autoencoder, prepare_autoencoder_instruments
 from ldm.evaluation.autoencoder_config import AUTOENCODER_METRICS, AutoencoderEvaluationConfig
 from ldm.evaluation.config import METRICS, EvaluationConfig
-from ldm.evaluation.evaluate import evaluate_folders, evaluate_model, prepare_instruments
+from ldm.evaluation.evaluate import evaluate_model
 from ldm.evaluation.features import Extractor, inception_extractor, trained_extractor
+from ldm.evaluation.folders import evaluate_folders
 from ldm.evaluation.frechet import Gaussian, frechet_distance
 from ldm.evaluation.image_quality import psnr, ssim
+from ldm.evaluation.instruments import Instruments, prepare_instruments
 from ldm.evaluation.judge import Judge, trained_judge
 from ldm.evaluation.kid import KernelDistance, kernel_distance
 from ldm.evaluation.likelihood import Likelihood, LikelihoodConfig, measure_likelihood
-from ldm.evaluation.measure import Instruments
 from ldm.evaluation.records import EvaluationResult, Figure
+from ldm.evaluation.references import ReferenceFile, save_reference
 
 __all__ = [
     "AUTOENCODER_METRICS",
@@ -27,6 +29,7 @@ __all__ = [
     "KernelDistance",
     "Likelihood",
     "LikelihoodConfig",
+    "ReferenceFile",
     "evaluate_autoencoder",
     "evaluate_folders",
     "evaluate_model",
@@ -37,6 +40,7 @@ __all__ = [
     "prepare_autoencoder_instruments",
     "prepare_instruments",
     "psnr",
+    "save_reference",
     "ssim",
     "trained_extractor",
     "trained_judge",

@@ -23,10 +23,10 @@ from ldm.evaluation.autoencoder_measures import (
     ReconstructionFrechet,
     Seen,
 )
-from ldm.evaluation.evaluate import prepare_instruments
 from ldm.evaluation.features import Extractor
 from ldm.evaluation.image_quality import psnr, ssim
 from ldm.evaluation.importance import likelihood_of, measure_importance
+from ldm.evaluation.instruments import prepare_instruments
 from ldm.evaluation.perceptual import backbone_file, lpips_distance
 from ldm.evaluation.records import EvaluationResult
 from ldm.progress import progress

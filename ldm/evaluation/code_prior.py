@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,8 @@ def evaluate_prior(
     config: EvaluationConfig | None = None,
     *,
     train_data: ImageData | None = None,
+    other_data: ImageData | None = None,
+    picture: Path | None = None,
 ) -> EvaluationResult:
     """As `evaluate_model`, and before its figures the bits a code and a pixel of `num_images` images of `data`; with
     --metrics bits_per_code these alone.
@@ -34,12 +37,16 @@ def evaluate_prior(
     config = config or EvaluationConfig()
     if "bits_per_dim" in config.metrics:
         raise UserError("--metrics bits_per_dim: a prior over codes has no likelihood of pixels; use bits_per_code")
-    if config.likelihood_alone:
+    if "calibration" in config.metrics:
+        raise UserError("--metrics calibration: a prior over codes has no classifier; measure its judge with a model")
+    if config.without_samples:
         facts = {"data": data.name, "split": data.split, "data_fingerprint": data.fingerprint, "seed": config.seed}
         facts |= {"num_reference": min(config.num_images, len(data))}
         return EvaluationResult(code_figures(model, data, config), facts)
-    drawing = replace(config, metrics=config.distances)
-    found = evaluate_model(cast(Any, model), data, sampling, drawing, train_data=train_data)
+    drawing = replace(config, metrics=tuple(name for name in config.metrics if name != "bits_per_code"))
+    found = evaluate_model(
+        cast(Any, model), data, sampling, drawing, train_data=train_data, other_data=other_data, picture=picture
+    )
     return replace(found, figures=(*code_figures(model, data, config), *found.figures))
 
 

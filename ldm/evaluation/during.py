@@ -14,12 +14,16 @@ from ldm.data.protocol import ImageData
 from ldm.errors import UserError, at_least, suggest
 from ldm.evaluation.conditions import draw_conditions
 from ldm.evaluation.config import DISTANCES, EvaluationConfig
-from ldm.evaluation.evaluate import cautions, describe, prepare_instruments, reference_features
+from ldm.evaluation.evaluate import reference_features
 from ldm.evaluation.features import inception_extractor
-from ldm.evaluation.measure import Instruments, measure
-from ldm.evaluation.metrics import check_numbers
+from ldm.evaluation.frechet import Gaussian
+from ldm.evaluation.instruments import Instruments, prepare_instruments
+from ldm.evaluation.manifest import cautions, describe
+from ldm.evaluation.measure import measure
+from ldm.evaluation.metrics import check_captions, check_numbers
 from ldm.evaluation.records import EvaluationResult
 from ldm.pipeline import Pipeline, SamplingConfig
+from ldm.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,13 @@ class Watch:
     def __init__(self, config: EvalConfig, reference: ImageData, train: ImageData, pipeline: Pipeline) -> None:
         """`pipeline` is the untrained model: `UserError` for what it, or the data, can never be evaluated by."""
         self.config, self.reference, self.train = config, reference, train
-        self._made: tuple[Instruments, Tensor | None] | None = None
+        self._made: tuple[Instruments, Tensor | Gaussian | None] | None = None
         with _own_flags():
             evaluation = config.evaluation()
             requests = [each.request for each in draw_conditions(pipeline, reference, 1, config.eval_seed)]
             pipeline.check(requests, config.sampling())
             check_numbers(evaluation, evaluation.num_images, min(evaluation.num_reference, len(reference)))
+            check_captions(evaluation, pipeline.has_text)
             if "inception_score" in config.eval_metrics and not reference.class_names:
                 raise UserError(f"--eval-metrics inception_score: {reference.name} has no classes")
             if config.eval_extractor == "inception" and not inception_extractor(config.eval_inception_weights):
@@ -131,17 +136,27 @@ class Watch:
             del settings[name]
         return {**settings, "eval_metrics": list(self.config.eval_metrics), "data": self.reference.fingerprint}
 
-    def __call__(self, pipeline: Pipeline, stop: Callable[[], object] = bool) -> EvaluationResult:
-        """Figures of the model as it stands; `EvaluationStopped` as soon as `stop()` is true after a batch."""
+    def __call__(
+        self, pipeline: Pipeline, stop: Callable[[], object] = bool, processes: Processes = ALONE
+    ) -> EvaluationResult:
+        """Figures of the model as it stands; `EvaluationStopped` as soon as `stop()` is true after a batch.
+
+        Several `processes`, all of which must call this, share the work; they do not listen to `stop`.
+        """
         config, sampling = self.config.evaluation(), self.config.sampling()
         if self._made is None:
-            instruments = prepare_instruments(self.train, config, device=pipeline.device)
-            self._made = instruments, reference_features(self.reference, instruments, config)
+            instruments = processes.first_then_others(
+                lambda: prepare_instruments(self.train, config, device=pipeline.device)
+            )
+            self._made = instruments, reference_features(self.reference, instruments, config, processes)
         instruments, features = self._made
         drawn = draw_conditions(pipeline, self.reference, config.num_images, config.seed, judge=instruments.judge)
-        stoppable: Any = _Stoppable(pipeline, stop)
-        found = measure(stoppable, drawn, sampling, config, instruments, features, label="evaluation")
+        drawing: Any = _Stoppable(pipeline, stop) if processes.count == 1 else pipeline
+        found = measure(
+            drawing, drawn, sampling, config, instruments, features, label="evaluation", processes=processes
+        )
         manifest = describe(self.reference, config, instruments) | {"sampling": asdict(sampling)}
+        manifest["weights"] = "those that the run publishes, at this step"
         return EvaluationResult(
             found.figures,
             manifest,

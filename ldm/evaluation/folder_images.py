@@ -12,7 +12,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from ldm.data.decode import BadImageError, decode_rgb
+from ldm.data.decode import BadImageError, decode_rgb, upright_size
 from ldm.data.listing import list_folder, shown
 from ldm.data.protocol import Example, Key
 from ldm.errors import UserError
@@ -34,8 +34,8 @@ class FolderImages:
     attribute_names: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     has_captions = False
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, resize: int | None = None) -> None:
+        self.folder, self.resize = Path(folder), resize
         sampled = (self.folder / "settings.json").is_file()
         names = list_folder(self.folder).names
         self.names = tuple(name for name in names if not (sampled and name in ("grid.png", "reconstruction.png")))
@@ -62,8 +62,8 @@ class FolderImages:
 
     @cached_property
     def image_size(self) -> int:
-        """The shorter side of the first image."""
-        return min(self._read(0).shape[-2:])
+        """The shorter side of the first image, or what all are resized to."""
+        return self.resize or min(self._read(0).shape[-2:])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -78,13 +78,23 @@ class FolderImages:
     def image_fingerprint(self) -> str:
         return self.fingerprint
 
-    def images(self, batch_size: int, label: str, sizes: Counter[tuple[int, int]] | None = None) -> Iterator[Tensor]:
-        """Batches (b, 3, H, W) in [-1, 1], neighbours of one size together; `sizes` counts the (H, W) seen."""
+    def sizes(self) -> Counter[tuple[int, int]]:
+        """How many images there are of each (H, W), from the heads of the files; `UserError` names one that is none."""
+        found: Counter[tuple[int, int]] = Counter()
+        for name in self.names:
+            try:
+                found[upright_size((self.folder / name).read_bytes())] += 1
+            except BadImageError as error:
+                raise self._refused(name, error) from None
+        return found
+
+    def images(self, batch_size: int, label: str) -> Iterator[Tensor]:
+        """Batches (b, 3, H, W) in [-1, 1], neighbours of one size together; all of one size where they are resized."""
         batch: list[Tensor] = []
         for index in progress(range(len(self)), label):
             image = self._read(index)
-            if sizes is not None:
-                sizes[image.shape[1], image.shape[2]] += 1
+            if self.resize:
+                image = fit_size(image[None], self.resize)[0]
             if batch and (len(batch) == batch_size or batch[0].shape != image.shape):
                 yield torch.stack(batch)
                 batch = []
@@ -96,4 +106,7 @@ class FolderImages:
         try:
             return from_pil(decode_rgb(path.read_bytes()))
         except BadImageError as error:
-            raise UserError(f"{shown(path)}: {error}; remove it or mend it") from None
+            raise self._refused(self.names[index], error) from None
+
+    def _refused(self, name: str, error: BadImageError) -> UserError:
+        return UserError(f"{shown(self.folder / name)}: {error}; remove it or mend it")

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ldm.evaluation.conditions import Drawn
 from ldm.evaluation.config import EvaluationConfig
-from ldm.evaluation.features import Extractor
-from ldm.evaluation.judge import Judge, Score
+from ldm.evaluation.frechet import Gaussian
+from ldm.evaluation.instruments import Instruments
+from ldm.evaluation.judge import Score
 from ldm.evaluation.metrics import Samples, figures_of
 from ldm.evaluation.records import Figure
 from ldm.pipeline import Pipeline, SamplingConfig
@@ -22,24 +23,18 @@ from ldm.progress import progress
 
 
 @dataclass(frozen=True)
-class Instruments:
-    """What measures: features for the distances, and a judge where the data set tells what is in its images."""
-
-    extractor: Extractor | None  # None: no distance is asked for
-    judge: Judge | None
-
-
-@dataclass(frozen=True)
 class Seen:
     """What the instruments saw of `count` samples, what these cost, and the first of them; what follows may be added.
 
-    `features` (count, D) and the judge's `opinions` on the class (count, K) are empty where they were not asked for;
+    `features` (count, D) and the judge's `opinions` on the class (count, K) are empty where they were not asked for,
+    so are `text_scores` (count,);
     `images` (kept, 3, H, W) in [-1, 1] are on the CPU.
     """
 
     count: int = 0
     features: Tensor = field(default_factory=lambda: torch.empty(0))
     opinions: Tensor = field(default_factory=lambda: torch.empty(0))
+    text_scores: Tensor = field(default_factory=lambda: torch.empty(0))
     scores: Mapping[str, Score] = field(default_factory=dict)
     evaluations: int = 0
     seconds: float = 0.0
@@ -56,6 +51,7 @@ class Seen:
             sum(part.count for part in parts),
             _cat([part.features for part in parts]),
             _cat([part.opinions for part in parts]),
+            _cat([part.text_scores for part in parts]),
             scores,
             sum(part.evaluations for part in parts),
             sum(part.seconds for part in parts),
@@ -71,6 +67,7 @@ class Measurement:
     evaluations_per_image: float
     seconds_per_image: float
     images: Tensor  # (kept, 3, H, W) in [-1, 1], on the CPU
+    features: Tensor = field(default_factory=lambda: torch.empty(0))  # (N, D) of all samples
 
 
 def measure(
@@ -79,7 +76,7 @@ def measure(
     sampling: SamplingConfig,
     config: EvaluationConfig,
     instruments: Instruments,
-    reference: Tensor | None,
+    reference: Tensor | Gaussian | None,
     *,
     keep: int = 0,
     label: str = "sampling",
@@ -128,7 +125,7 @@ def look(
         images = next(batches)  # (b, 3, H, W)
         _wait(images.device)
         seconds = time.perf_counter() - start
-        wanted = [each.asked for each in asked[place : place + len(images)]]
+        wanted = asked[place : place + len(images)]
         parts.append((place, _seen(images, wanted, config, instruments, seconds, max(0, keep - first - place))))
         if on_batch is not None:
             on_batch(min(processes.count * config.batch_size, len(asked) - place))
@@ -137,7 +134,16 @@ def look(
     cost = Seen(evaluations=pipeline.evaluations)
     if processes.count > 1:
         parts = [
-            (place, replace(part, features=part.features.cpu(), opinions=part.opinions.cpu())) for place, part in parts
+            (
+                place,
+                replace(
+                    part,
+                    features=part.features.cpu(),
+                    opinions=part.opinions.cpu(),
+                    text_scores=part.text_scores.cpu(),
+                ),
+            )
+            for place, part in parts
         ]
     everyone = processes.gather((parts, cost))
     in_order = sorted((part for those, _ in everyone for part in those), key=lambda part: part[0])
@@ -145,7 +151,11 @@ def look(
 
 
 def measured(
-    seen: Seen, drawn: Sequence[Drawn], config: EvaluationConfig, instruments: Instruments, reference: Tensor | None
+    seen: Seen,
+    drawn: Sequence[Drawn],
+    config: EvaluationConfig,
+    instruments: Instruments,
+    reference: Tensor | Gaussian | None,
 ) -> Measurement:
     """The figures of what was seen under these conditions."""
     if seen.count != len(drawn):
@@ -160,18 +170,20 @@ def measured(
             [(each.request.prompt, each.request.class_label) for each in drawn],
             seen.opinions.to(reference.device) if len(seen.opinions) else None,
             judge.name if judge is not None else "",
+            seen.text_scores if len(seen.text_scores) else None,
+            instruments.clip.name if instruments.clip is not None else "",
         )
         figures = figures_of(samples, config)
     figures += tuple(
         Figure(f"accuracy/{name}", f"accuracy[{name}]", score.share, score.standard_error, higher_is_better=True)
         for name, score in seen.scores.items()
     )
-    return Measurement(figures, seen.evaluations / seen.count, seen.seconds / seen.count, seen.images)
+    return Measurement(figures, seen.evaluations / seen.count, seen.seconds / seen.count, seen.images, seen.features)
 
 
 def _seen(
     images: Tensor,
-    asked: Sequence[Mapping[str, str]],
+    told: Sequence[Drawn],
     config: EvaluationConfig,
     instruments: Instruments,
     seconds: float,
@@ -181,10 +193,13 @@ def _seen(
     features = nothing if instruments.extractor is None else instruments.extractor(images)
     opinions, scores = nothing, {}
     if judge is not None:
-        scores = judge.score(images, asked)
+        scores = judge.score(images, [each.asked for each in told])
         if judge.class_head and "inception_score" in config.metrics:
             opinions = judge.probabilities(images)[judge.class_head]
-    return Seen(len(images), features, opinions, scores, 0, seconds, images[:keep].cpu())
+    texts = nothing
+    if instruments.clip is not None:
+        texts = instruments.clip(images, [each.request.prompt for each in told])
+    return Seen(len(images), features, opinions, texts, scores, 0, seconds, images[:keep].cpu())
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import torch
@@ -28,19 +28,31 @@ _OF_MANIFOLD = tuple(each.name for each in fields(ManifoldScores))
 class Samples:
     """What is measured: features of real images (N, D) and of generated ones (M, D), and what else is known of these.
 
+    `real` may be a Gaussian in place of features, which is enough for fid.
+
     `groups`: the condition of each. `probabilities` (M, K): the judge's opinion on their class, `judge` its name.
+    `text_scores` (M,): how well each fits its caption by `clip`.
     """
 
-    real: Tensor
+    real: Tensor | Gaussian
     fake: Tensor
     extractor: Extractor
     groups: Sequence[Hashable] = ()
     probabilities: Tensor | None = None
     judge: str = ""
+    text_scores: Tensor | None = None
+    clip: str = ""
 
     @cached_property
     def reference(self) -> Gaussian:
-        return Gaussian.fit(self.real)
+        return self.real if isinstance(self.real, Gaussian) else Gaussian.fit(self.real)
+
+    @cached_property
+    def each(self) -> Tensor:
+        """The features of the real images, one by one."""
+        if isinstance(self.real, Gaussian):
+            raise UserError("--metrics: the reference holds moments alone, good for fid")
+        return self.real
 
 
 def check_numbers(config: EvaluationConfig, num_images: int, num_reference: int) -> None:
@@ -52,6 +64,12 @@ def check_numbers(config: EvaluationConfig, num_images: int, num_reference: int)
                 f"--metrics {metric}: needs {least} images or more, got {num_images} against {num_reference}; "
                 "take more, or other --metrics such as fid"
             )
+
+
+def check_captions(config: EvaluationConfig, has_text: bool) -> None:
+    """`UserError`, before any work, for a metric of captions of a model that takes none."""
+    if "clip_score" in config.metrics and not has_text:
+        raise UserError("--metrics clip_score: needs captions, and this model takes no text; take other --metrics")
 
 
 def figures_of(samples: Samples, config: EvaluationConfig) -> tuple[Figure, ...]:
@@ -73,34 +91,43 @@ def _frechet(metric: str, samples: Samples, config: EvaluationConfig, halves: Se
 
 
 def _sliced(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
-    real, fake = slices_of(samples.real, seed=config.seed), slices_of(samples.fake, seed=config.seed)
-    dim = samples.real.shape[1]
+    real, fake = slices_of(samples.each, seed=config.seed), slices_of(samples.fake, seed=config.seed)
+    dim = samples.each.shape[1]
     parts = tuple(distance_of_slices(real, fake[half.to(fake.device)], dim) for half in halves)
     return [_figure(metric, samples, distance_of_slices(real, fake, dim), parts)]
 
 
 def _kernel(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
-    found = kernel_distance(samples.real, samples.fake, seed=config.seed)
+    found = kernel_distance(samples.each, samples.fake, seed=config.seed)
     return [Figure(metric, figure_name(metric, samples.extractor), found.value, found.standard_error)]
 
 
 def _extrapolated(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
-    found = extrapolated_frechet_distance(samples.real, samples.fake, seed=config.seed)
+    found = extrapolated_frechet_distance(samples.each, samples.fake, seed=config.seed)
     return [Figure(metric, figure_name(metric, samples.extractor), found.value, found.standard_error)]
 
 
 def _manifold(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
     """All four at once, for they need the same distances."""
-    real, fake = (_at_most(features, MOST, config.seed) for features in (samples.real, samples.fake))
+    real, fake = (_at_most(features, MOST, config.seed) for features in (samples.each, samples.fake))
     around = Neighbourhoods(real, fake)
     whole = around.scores()
     if len(fake) != len(samples.fake):
         halves = half_samples(len(fake), len(halves), seed=config.seed)
     parts = [around.scores(half.to(fake.device)) for half in halves]
-    return [
+    found = [
         _figure(name, samples, getattr(whole, name), tuple(getattr(part, name) for part in parts), higher=True)
         for name in _OF_MANIFOLD
     ]
+    return [figure if figure.metric == "density" else _within_shares(figure) for figure in found]
+
+
+def _within_shares(figure: Figure) -> Figure:
+    """A share's interval ends at 0 and 1."""
+    if figure.interval is None:
+        return figure
+    low, high = figure.interval
+    return replace(figure, interval=(max(low, 0.0), min(high, 1.0)))
 
 
 def _inception_score(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
@@ -109,6 +136,16 @@ def _inception_score(metric: str, samples: Samples, config: EvaluationConfig, ha
     splits = min(10, len(samples.probabilities) // 2)
     found = inception_score(samples.probabilities, splits=splits, seed=config.seed)
     return [Figure(metric, f"IS[{samples.judge}]", found.value, found.standard_error, higher_is_better=True)]
+
+
+def _clip_score(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+    scores = samples.text_scores
+    if scores is None:
+        raise UserError("--metrics clip_score: needs captions, which this model is not told")
+    error = float(scores.double().std() / len(scores) ** 0.5)
+    value, parts = float(scores.double().mean()), tuple(float(scores[half.to(scores.device)].mean()) for half in halves)
+    name = f"CLIP score[{samples.clip}]"
+    return [Figure(metric, name, value, error, higher_is_better=True, interval=interval(value, parts), halves=parts)]
 
 
 def _diversity(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
@@ -144,5 +181,6 @@ _MAKERS: dict[str, _Maker] = {
     "fid_infinity": _extrapolated,
     "inception_score": _inception_score,
     "diversity": _diversity,
+    "clip_score": _clip_score,
     **dict.fromkeys(_OF_MANIFOLD, _manifold),
 }

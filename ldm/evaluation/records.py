@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ class EvaluationResult:
     evaluations_per_image: float = 0.0  # network evaluations (samples x branches); 0 for folders
     seconds_per_image: float = 0.0  # of sampling
     warnings: tuple[str, ...] = ()
+    floor: tuple[Figure, ...] = ()  # the figures of real images that are not the reference; see `ldm.evaluation.floor`
 
     def __getitem__(self, metric: str) -> Figure:
         found = [figure for figure in self.figures if figure.metric == metric]
@@ -45,8 +46,13 @@ class EvaluationResult:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> EvaluationResult:
         """What `to_json` gave."""
-        figures = tuple(Figure(**{**figure, **_numbers(figure)}) for figure in value["figures"])
-        return cls(**{**value, "figures": figures, "warnings": tuple(value["warnings"])})
+        figures, floor = figures_from_json(value["figures"]), figures_from_json(value.get("floor", ()))
+        return cls(**{**value, "figures": figures, "floor": floor, "warnings": tuple(value["warnings"])})
+
+
+def figures_from_json(values: Iterable[Mapping[str, Any]]) -> tuple[Figure, ...]:
+    """Figures from what `asdict` and `finite` made of them."""
+    return tuple(Figure(**{**figure, **_numbers(figure)}) for figure in values)
 
 
 def _numbers(figure: Mapping[str, Any]) -> dict[str, Any]:

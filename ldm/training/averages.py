@@ -28,6 +28,7 @@ from ldm.training.run_folder import RunFolder
 
 FOLDER, _FILE = "averages", "averages.safetensors"
 _NAME = re.compile(r"step-(\d+)\.safetensors")
+_SNAPSHOTS = 50  # by which other lengths are right to a thousandth, near those that were followed
 LONGEST = 12**-0.5  # of a uniform profile, gamma = 0
 
 
@@ -38,17 +39,22 @@ class AveragesConfig:
     ema_lengths: tuple[float, ...] = ()
     """Lengths of the averages to follow, as standard deviations of their profile relative to the training so far (0.05
     0.1 in EDM2); each costs a copy of the weights. Unset: none."""
-    ema_snapshot_steps: int = 500
-    """A snapshot of these averages every so many steps, and at the end."""
+    ema_snapshot_steps: int | None = None
+    """A snapshot of these averages every so many steps, and at the end; unset: 50 in --max-train-steps."""
     ema_snapshot_precision: Literal["float16", "float32"] = "float16"
     """Of the numbers in a snapshot."""
 
     def __post_init__(self) -> None:
-        at_least(self, ema_snapshot_steps=1)
+        if self.ema_snapshot_steps is not None:
+            at_least(self, ema_snapshot_steps=1)
         for length in self.ema_lengths:
             check_length(length, "--ema-lengths")
         if len(set(self.ema_lengths)) < len(self.ema_lengths):
             raise UserError("--ema-lengths: one is given twice")
+
+    def within(self, steps: int) -> AveragesConfig:
+        """These settings for a training of so many steps."""
+        return dataclasses.replace(self, ema_snapshot_steps=self.ema_snapshot_steps or -(-steps // _SNAPSHOTS))
 
     def facts(self) -> dict[str, Any]:
         """What a resumed run must share; nothing where there are none."""
@@ -113,7 +119,8 @@ class PowerAverages:
 
     def snapshot(self, run: RunFolder | None, step: int, *, last: bool) -> None:
         """Write averages/step-N.safetensors into the run folder, of the process that has it, where one is due."""
-        if run is None or not self.weights or not (last or step % self.config.ema_snapshot_steps == 0):
+        every = self.config.ema_snapshot_steps
+        if run is None or not self.weights or not (last or (every is not None and step % every == 0)):
             return
         dtype = getattr(torch, self.config.ema_snapshot_precision)
         tensors = {name: value.to("cpu", dtype).contiguous() for name, value in self._named()}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.files import atomic_folder, atomic_write_json, read_json, sha256_of_file
+from ldm.training.sharded import placed
 
 logger = logging.getLogger("ldm")
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -43,7 +44,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
         parameter_name, entry = name.rsplit("/", 1)
         parameter = parameters[parameter_name]
         if entry != "step":
-            value = torch.empty_like(parameter, requires_grad=False).copy_(value)
+            value = torch.empty_like(parameter, requires_grad=False).copy_(placed(value, parameter))
         elif fused:
             value = value.to(parameter.device)
         optimizer.state[parameter][entry] = value
@@ -126,7 +127,9 @@ def chosen_checkpoint(run: Path, wanted: str) -> Path | None:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fill a model from a checkpoint's file; `UserError` for weights of another model."""
     try:
-        model.load_state_dict(read_tensors(path))
+        own = model.state_dict()
+        tensors = {name: placed(value, own.get(name, value)) for name, value in read_tensors(path).items()}
+        model.load_state_dict(tensors)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()
         raise UserError(f"{path}: weights of another model ({first})") from None

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from autoencoders.processes import over_processes
 from ldm.classifier import ClassifierConfig, NoisyClassifier
 from ldm.data import DataConfig, ImageData
+from ldm.data.cache_place import Place
 from ldm.data.selection import shuffled
 from ldm.errors import UserError, at_least
 from ldm.files import atomic_folder, atomic_write_json
@@ -48,6 +49,9 @@ class ClassifierRun:
     latents: str = ""
     """Folder of the latent cache, made when absent; unset: <output-dir>/latents; none: encode each batch anew, which
     takes random crops and no disk."""
+    cache_device: Place = "auto"
+    """Where the latents are while training: cuda, cpu (memory), disk (memory-mapped), or auto, the first of these that
+    has the room. The training is the same."""
     validation_images: int = 512
     """Held-out images on which the accuracy is measured at each noise level."""
 
@@ -86,7 +90,13 @@ class ClassifierTask:
                 raise UserError(f"classifier settings: {error}") from None
         training = config.training
         self.source = LatentSource(
-            self.autoencoder, data, config.latents, training.output_dir, device, training.dataloader_num_workers
+            self.autoencoder,
+            data,
+            config.latents,
+            training.output_dir,
+            device,
+            training.dataloader_num_workers,
+            config.cache_device,
         )
         self.length = len(data)
         self.facts: dict[str, Any] = {

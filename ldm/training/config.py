@@ -52,6 +52,9 @@ class TrainingConfig:
     """auto: bf16 on a GPU that has it, float32 on a CPU."""
     compile: Mode = "none"
     """Compile the model by torch.compile: slow to start, then faster. reduce-overhead adds CUDA graphs."""
+    fsdp: bool = False
+    """Keep weights, gradients, optimiser and average in shards over the processes, for U-Nets that outgrow a GPU; what
+    is saved is the same. Also by `accelerate launch --use_fsdp`."""
     skip_non_finite: int = 0
     """Steps in a row that may be left out because a loss or gradient was not finite; 0: the first one stops the run."""
     gradient_checkpointing: bool = False
@@ -124,6 +127,7 @@ def config_facts(config: TrainingConfig) -> dict[str, Any]:
         "report_to",
         "tracker_project_name",
         "skip_non_finite",
+        "fsdp",
     }
     if config.lr_scheduler in ("constant", "inverse_sqrt"):
         free.add("max_train_steps")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from autoencoders import Autoencoder, class_of
 from ldm.conditioning import Conditioner, ConditioningConfig
 from ldm.data import DataConfig, ImageData
+from ldm.data.cache_place import Place
 from ldm.data.selection import shuffled
 from ldm.errors import UserError, at_least
 from ldm.evaluation.during import DiffusionEvalConfig, Watch
@@ -54,6 +55,9 @@ class DiffusionRun:
     latents: str = ""
     """Folder of the latent cache, made when absent; unset: <output-dir>/latents; none: encode each batch anew, which
     takes random crops and no disk."""
+    cache_device: Place = "auto"
+    """Where the latents are while training: cuda, cpu (memory), disk (memory-mapped), or auto, the first of these that
+    has the room. The training is the same."""
     first_caption_probability: float = 0.0
     """Where an image has several captions: how often the first, the fullest of `shapes`, is taken instead of any."""
     validation_images: int = 256
@@ -115,9 +119,16 @@ class DiffusionTask:
         self.model.unet.gradient_checkpointing = config.training.gradient_checkpointing
         training = config.training
         self.source = LatentSource(
-            self.autoencoder, data, config.latents, training.output_dir, device, training.dataloader_num_workers
+            self.autoencoder,
+            data,
+            config.latents,
+            training.output_dir,
+            device,
+            training.dataloader_num_workers,
+            config.cache_device,
         )
-        self.length, self.averages = len(data), config.averages
+        self.length = len(data)
+        self.averages = config.averages.within(training.max_train_steps)
         first = config.first_caption_probability
         if not 0 <= first <= 1:
             raise UserError(f"--first-caption-probability must be in [0, 1], got {first}")

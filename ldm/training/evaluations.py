@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from ldm.errors import UserError
 from ldm.evaluation.during import EvaluationStopped, Watch
 from ldm.evaluation.records import EvaluationResult
 from ldm.files import atomic_write_json, read_json
+from ldm.pipeline import Pipeline
+from ldm.processes import Processes
 from ldm.training.best import keep_best
 from ldm.training.run_folder import RunFolder
 from ldm.weights import weights_fingerprint
@@ -32,35 +35,56 @@ class Evaluations:
     """Measures the published weights of a task that has a `watch`, at the steps that the loop names.
 
     What was measured is a file of its own, written before anything else is told. A training that was killed and comes
-    to the same step with the same weights takes the figures from there. All is done on the main process.
+    to the same step with the same weights takes the figures from there. Every process must ask, and all share the
+    sampling; the first, which has the `run`, reads and writes.
     """
 
-    def __init__(self, run: RunFolder, task: Any) -> None:
-        self.run, self.task = run, task
+    def __init__(self, run: RunFolder | None, task: Any, processes: Processes) -> None:
+        self.run, self.task, self.processes = run, task, processes
 
     def figures(self, model: nn.Module, step: int, stop: Callable[[], object]) -> dict[str, float]:
         """{name: value} of the model of a step; {} where they are logged already, or the evaluation was stopped."""
-        if self.run.has_evaluation(step):
+        logged, result = self.processes.from_first(lambda: self._before(model, step))
+        if logged:
             return {}
-        path, watch = self.run.path / FOLDER / f"step-{step:06d}.json", self.task.watch
-        facts = {"step": step, "weights": weights_fingerprint(model), "settings": watch.facts}
-        result = _known(path, facts)
         if result is None:
             try:
-                with torch.no_grad(), requires_grad_kept(model):
-                    result = watch(self.task.pipeline(model), stop)
+                result = self._measured(model, stop)
             except EvaluationStopped:
                 logger.info("step %d: the evaluation was stopped; it is made when the training goes on", step)
                 return {}
-            atomic_write_json(path, {**facts, "result": result.to_json()})
-        self._keep_best(result, model, step)
+        if self.run is not None:
+            atomic_write_json(self._file(self.run, step), {**self._facts(model, step), "result": result.to_json()})
+            self._keep_best(self.run, result, model, step)
         return {figure.name: figure.value for figure in result.figures}
 
-    def _keep_best(self, result: EvaluationResult, model: nn.Module, step: int) -> None:
+    def _measured(self, model: nn.Module, stop: Callable[[], object]) -> EvaluationResult:
+        watch: Watch = self.task.watch
+        with torch.no_grad(), requires_grad_kept(model):
+            pipeline = self.task.pipeline(model)
+            if isinstance(pipeline, Pipeline):
+                return watch(pipeline, stop, self.processes)
+            heard = stop if self.processes.count == 1 else bool
+            return self.processes.from_first(lambda: watch(pipeline, heard))  # a prior's codes are drawn by one
+
+    def _before(self, model: nn.Module, step: int) -> tuple[bool, EvaluationResult | None]:
+        """Whether the figures are logged already, and else what was measured of these weights before."""
+        assert self.run is not None
+        if self.run.has_evaluation(step):
+            return True, None
+        return False, _known(self._file(self.run, step), self._facts(model, step))
+
+    def _facts(self, model: nn.Module, step: int) -> dict[str, Any]:
+        return {"step": step, "weights": weights_fingerprint(model), "settings": self.task.watch.facts}
+
+    def _file(self, run: RunFolder, step: int) -> Path:
+        return run.path / FOLDER / f"step-{step:06d}.json"
+
+    def _keep_best(self, run: RunFolder, result: EvaluationResult, model: nn.Module, step: int) -> None:
         watch: Watch = self.task.watch
         figure = result[watch.config.best_by]
         keep_best(
-            self.run.path,
+            run.path,
             figure.name,
             {figure.name: figure.value},
             step,
@@ -70,7 +94,7 @@ class Evaluations:
         )
 
 
-def _known(path: Any, facts: dict[str, Any]) -> EvaluationResult | None:
+def _known(path: Path, facts: dict[str, Any]) -> EvaluationResult | None:
     """What the file says, if it is of these weights under these settings."""
     try:
         stored = read_json(path)

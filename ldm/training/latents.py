@@ -12,6 +12,7 @@ from torch import Tensor
 
 from autoencoders import Autoencoder, AutoencoderConfig
 from ldm.data import ImageData
+from ldm.data.cache_place import Place, cache_place
 from ldm.data.latent_cache import CacheKey, LatentCache, check_cache_folder, encode_latents
 from ldm.data.selection import plain_batches, to_device
 from ldm.errors import UserError, at_least
@@ -133,8 +134,11 @@ class LatentSource:
         output_dir: str,
         device: torch.device,
         workers: int,
+        place: Place = "auto",
     ) -> None:
         self.autoencoder, self.data, self.device, self.workers = autoencoder, data, device, workers
+        self.place: Place = place
+        cache_place(place, device, 0, 0)  # refused, if so, before anything is made
         self.folder = folder = Path(latents) if latents else Path(output_dir) / "latents"
         self.labels = torch.tensor([data.label(index) for index in range(len(data))])
         if data.image_size % autoencoder.factor:
@@ -148,7 +152,7 @@ class LatentSource:
             return
         check_cache_folder(folder)
         if (folder / "manifest.json").is_file():
-            LatentCache.open(folder, CacheKey.of(autoencoder, data))
+            LatentCache.open(folder, CacheKey.of(autoencoder, data), place="disk")
 
     def batches(self, plan: BatchPlan) -> Iterator[LatentBatch]:
         """Posterior moments in the plan's order, half of the examples flipped where the data set flips.
@@ -163,7 +167,9 @@ class LatentSource:
             self.folder,
             batch_size=_ENCODE_BATCH,
             device=self.device,
+            num_workers=self.workers,
             processes=processes_of_training(),
+            place=self.place,
         )
         return self._from_cache(cache, plan)
 

@@ -32,7 +32,7 @@ from ldm.training.checkpoint import (
 )
 from ldm.training.config import TrainingConfig
 from ldm.training.ema import ExponentialMovingAverage
-from ldm.training.evaluations import is_due
+from ldm.training.evaluations import Evaluations, is_due
 from ldm.training.finite import FiniteWatch
 from ldm.training.guards import Interrupted, full_disk_told, global_random_state_kept, stop_signals
 from ldm.training.observe import Observer
@@ -41,6 +41,7 @@ from ldm.training.optimization import make_optimizer, scheduled_rate
 from ldm.training.processes import make_accelerator, means, on_any_process, others_alive, same_everywhere, share_of
 from ldm.training.randomness import BatchPlan, Share, StepRandom, key
 from ldm.training.run_folder import RunFolder
+from ldm.training.sharded import Shards, check_shards, whole_tensor
 from ldm.training.task import Task
 
 __all__ = ["Interrupted", "Loss", "Task", "train"]
@@ -59,6 +60,7 @@ def train(task: Task, config: TrainingConfig, settings: str, device: torch.devic
     if accelerator.mixed_precision == "fp16" and getattr(task, "opponent", None) is not None:
         raise UserError("--mixed-precision fp16: its loss scale is for one player; with a discriminator use bf16 or no")
     check_compiler(config.compile, device)
+    check_shards(task, config)
     if config.dataloader_num_workers > task.length:
         raise UserError(
             f"--dataloader-num-workers {config.dataloader_num_workers}: there are {task.length} training images; take "
@@ -97,16 +99,19 @@ class _Training:
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         self.ema = ExponentialMovingAverage(self.model, config.ema_decay) if config.ema_decay > 0 else None
+        self.shards = Shards(config, accelerator)
+        self.shards.split(self.model, *([self.ema.model] if self.ema is not None else []))
         self.optimizer = make_optimizer(self.model, config)
         self.averages = PowerAverages(self.model, getattr(task, "averages", None))
         opponent = getattr(task, "opponent", None)
         self.second = SecondPlayer(opponent, config, self.device) if opponent is not None else None
         players = (self.model,) if self.second is None else (self.model, self.second.model)
         self.watch = FiniteWatch(config.skip_non_finite, accelerator, players)
+        self.evaluations = Evaluations(run, task, processes_of_training())
         self.step, self.budget = 0, Budget(config.train_seconds, accelerator)
         self._resume()
         compile_network(self.model, config.compile)
-        self.wrapped, self.prepared = accelerator.prepare(self.model, self.optimizer)
+        self.wrapped, self.prepared = self.shards.prepare(self.model, self.optimizer)
 
     @property
     def end(self) -> int:
@@ -115,39 +120,32 @@ class _Training:
 
     @property
     def published(self) -> nn.Module:
-        """The weights that are measured and published."""
-        return self.ema.model if self.ema is not None else self.model
+        """The weights that are measured and published; all processes must ask for them."""
+        return self.shards.gathered(self.ema.model if self.ema is not None else self.model)
 
     def steps(self, stop: dict[str, int]) -> dict[str, Any]:
         config = self.config
         plan = BatchPlan(self.task.length, config.seed, self.share, self.step, config.max_train_steps)
         batches = iter(self.task.batches(plan))
-        told = Observer(self.run, self.task, config, self.step) if self.run is not None else None
-        beside = told.beside if told is not None else str
+        told = Observer(self.run, self.task, config, self.step)
         measures: dict[str, Any] = {}
         evaluated = self._evaluate(told, stop)  # what the process before did not come to
         since, seen = time.monotonic(), 0
         remaining, label = range(self.step, self.end), f"train {self.task.kind}"
-        for _ in progress(remaining, label, total=config.max_train_steps, initial=self.step, beside=beside):
+        for _ in progress(remaining, label, total=config.max_train_steps, initial=self.step, beside=told.beside):
             terms, norm, rate = self.advance(batches)
             seen += 1
             last = self.step == self.end
             unusual = self.watch.entry(self.task, config.seed, self.step - 1, config.train_batch_size)
             if self.step % config.log_steps == 0 or last or "not_finite" in unusual:
-                entry = {
-                    **means(terms, self.accelerator),
-                    "gradient_norm": float(norm),
-                    "learning_rate": rate,
-                    **unusual,
-                }
+                entry = means(terms, self.accelerator) | {"gradient_norm": float(norm), "learning_rate": rate} | unusual
                 speed = round(seen * config.train_batch_size / (time.monotonic() - since), 1)
-                if told is not None:
-                    told.step(self.step, {**entry, "images_per_second": speed})
+                told.step(self.step, {**entry, "images_per_second": speed})
                 since, seen = time.monotonic(), 0
             self.watch.stop_or_go_on()
             self.averages.snapshot(self.run, self.step, last=last)
             if last or (config.validation_steps and self.step % config.validation_steps == 0):
-                measures = self._validate(told)
+                measures = told.validate(self.published.eval(), self.step)
                 since, seen = time.monotonic(), 0
             stopping = on_any_process(bool(stop), self.accelerator) and not last  # read once: one may come while saving
             saving = last or stopping or self.step % config.checkpointing_steps == 0
@@ -166,7 +164,8 @@ class _Training:
                 break
         if not remaining and self.run is not None:  # nothing to do: what was measured then
             measures = self.run.last_measures()
-        return (measures or self._validate(told)) | evaluated
+        known = on_any_process(bool(measures), self.accelerator)
+        return (measures if known else told.validate(self.published.eval(), self.step)) | evaluated
 
     def advance(self, batches: Iterator[Any]) -> tuple[dict[str, Tensor], Tensor, float]:
         """One step: the parts of the loss, the norm of the gradient before clipping, the learning rate."""
@@ -196,7 +195,8 @@ class _Training:
             if second is not None:
                 with self.accelerator.autocast():
                     _add(sums, second.forward_backward(batch, shown, random, accumulation))
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or math.inf)
+        limit = config.max_grad_norm or math.inf
+        norm = whole_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
         norms = {} if self.accelerator.scaler is not None else {"gradient": norm}  # the scaler sees to its own
         if second is not None:
             norms[f"{second.opponent.name}'s gradient"] = second.gradient_norm()
@@ -230,16 +230,12 @@ class _Training:
         _add(sums, {name: value.detach() / self.share.accumulation for name, value in terms.items()})
         return loss.shown
 
-    def _validate(self, told: Observer | None) -> dict[str, Any]:
-        model = self.published.eval()
-        return told.validate(model, self.step) if told is not None else {}
-
-    def _evaluate(self, told: Observer | None, stop: dict[str, int]) -> dict[str, Any]:
+    def _evaluate(self, told: Observer, stop: dict[str, int]) -> dict[str, Any]:
         """After the checkpoint, for it may take long: what is not evaluated when the process ends, is later."""
         if not is_due(self.task, self.step, self.end):
             return {}
-        found = told.evaluate(self.published.eval(), self.step, lambda: stop) if told is not None else {}
-        self.accelerator.wait_for_everyone()
+        found = self.evaluations.figures(self.published.eval(), self.step, lambda: stop)
+        told.evaluated(self.step, found)
         return found
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -250,6 +246,7 @@ class _Training:
         return found | self.averages.tensors() | (self.second.tensors() if self.second is not None else {})
 
     def _save(self) -> None:
+        tensors, published = self.shards.whole(self.tensors()), self.published
         if self.run is not None:
             self.run.sync_metrics()
             scaler = self.accelerator.scaler
@@ -258,8 +255,8 @@ class _Training:
                 "watch": self.watch.state(),
                 "seconds": self.budget.seconds,
             }
-            self.task.publish(self.published, self.run.path)
-            save_checkpoint(self.run.path, self.step, self.tensors(), state, self.config.checkpoints_total_limit)
+            self.task.publish(published, self.run.path)
+            save_checkpoint(self.run.path, self.step, tensors, state, self.config.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from ldm.images import grid, save_grid
 from ldm.training.best import keep_best
 from ldm.training.config import TrainingConfig
-from ldm.training.evaluations import Evaluations
 from ldm.training.run_folder import RunFolder, flat
 from ldm.training.tracking import Trackers
 
@@ -20,19 +18,22 @@ logger = logging.getLogger("ldm")
 
 
 class Observer:
-    """Of the main process alone; it never changes what is trained."""
+    """It never changes what is trained. Of several processes the first has the `run` and tells; the others are mute."""
 
-    def __init__(self, run: RunFolder, task: Any, config: TrainingConfig, step: int) -> None:
+    def __init__(self, run: RunFolder | None, task: Any, config: TrainingConfig, step: int) -> None:
         self.run, self.task = run, task
+        self._beside = ""
+        if run is None:
+            return
         project, told = config.tracker_project_name, run.last_step()
         self.trackers = Trackers(config.report_to, project, run.path, flat(task.facts), step, told)
         run.at_end.callback(self.trackers.close)
         run.start_metrics(step)
-        self.evaluations = Evaluations(run, task)
-        self._beside = ""
 
     def step(self, step: int, entry: dict[str, float]) -> None:
         """Log what a step gave: the parts of the loss, and the like."""
+        if self.run is None:
+            return
         self.run.log({"step": step, **entry})
         self.trackers.log(step, "train", entry)
         names = {"loss": "loss", "gradient_norm": "gradient", "images_per_second": "images/s"}
@@ -44,25 +45,27 @@ class Observer:
 
     def validate(self, model: nn.Module, step: int) -> dict[str, Any]:
         """Measure the published weights on held-out data, and draw a preview."""
+        run = self.run
+        if run is None:
+            return {}
         with torch.no_grad():
             measures = self.task.validate(model)
             pictures: Tensor | None = self.task.preview(model)
         if best_by := getattr(self.task, "best_by", None):
-            keep_best(self.run.path, best_by, measures, step, lambda folder: self.task.publish(model, folder))
+            keep_best(run.path, best_by, measures, step, lambda folder: self.task.publish(model, folder))
         self._tell(step, "validation", measures)
         if pictures is not None:
-            save_grid(pictures, self.run.path / "samples" / f"step-{step:06d}.png")
+            save_grid(pictures, run.path / "samples" / f"step-{step:06d}.png")
             self.trackers.picture(step, grid(pictures))
         return measures
 
-    def evaluate(self, model: nn.Module, step: int, stop: Callable[[], object]) -> dict[str, float]:
-        """Measure the samples of the published weights; {} where that was done before, or was stopped."""
-        figures = self.evaluations.figures(model, step, stop)
-        if figures:
-            self._tell(step, "evaluation", figures)
-        return figures
+    def evaluated(self, step: int, figures: dict[str, float]) -> None:
+        """Log what was measured of the samples of the published weights."""
+        self._tell(step, "evaluation", figures)
 
     def _tell(self, step: int, what: str, measures: dict[str, Any]) -> None:
+        if self.run is None or not measures:
+            return
         self.run.log({"step": step, what: measures})
         self.trackers.log(step, what, measures)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in measures.items() if isinstance(value, float))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from ldm.errors import LostProcessError, UserError
 from ldm.training.config import TrainingConfig
 from ldm.training.randomness import Share
+from ldm.training.sharded import ASKED
 
 
 def make_accelerator(config: TrainingConfig, device: torch.device) -> Accelerator:
@@ -24,7 +26,11 @@ def make_accelerator(config: TrainingConfig, device: torch.device) -> Accelerato
         raise UserError("--mixed-precision fp16 does nothing on a CPU; use no or bf16")
     if not torch.distributed.is_initialized():  # another training of this process may have had another precision
         AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=device.type == "cpu", mixed_precision=precision, step_scheduler_with_optimizer=False)
+    asked = os.environ.pop(ASKED, None)  # of shards, which are ours
+    try:
+        return Accelerator(cpu=device.type == "cpu", mixed_precision=precision, step_scheduler_with_optimizer=False)
+    finally:
+        os.environ.update({ASKED: asked} if asked is not None else {})
 
 
 def share_of(config: TrainingConfig, accelerator: Accelerator) -> Share:

@@ -175,7 +175,10 @@ def test_a_resumed_run_has_the_same_averages_and_snapshots(ldm, models, trained,
 def test_a_reconstructed_model_samples_and_serves_as_the_weak_network(ldm, models, trained, tmp_path):
     made = tmp_path / "model"
     run = ldm("ema", trained, "--length", 0.2, "--output-dir", made)
-    assert run.code == 0 and "from 3 snapshots" in run.out and "profile error: 0.00%" in run.out, run.err
+    assert run.code == 0 and "from 3 snapshots" in run.out and "profile error: 0.00%" in run.out and not run.err
+    assert "averages: lengths 0.05, 0.2 after steps 4, 8, 10" in ldm("info", trained).out
+    short = ldm("ema", trained, "--length", 0.005, "--output-dir", tmp_path / "short")
+    assert short.code == 0 and "tell little of that length" in short.err
     found = load_file(made / "unet" / "diffusion_pytorch_model.safetensors")
     tracked = load_file(trained / "checkpoint-10" / "averages.safetensors")
     published = load_file(trained / "unet" / "diffusion_pytorch_model.safetensors")
@@ -191,6 +194,15 @@ def test_a_reconstructed_model_samples_and_serves_as_the_weak_network(ldm, model
     for name, more in (("plain", ()), ("made", (*guided, made)), ("early", (*guided, trained / "checkpoint-9"))):
         run = ldm(*sample, "--device", "cpu", *more, "--output-dir", tmp_path / name)
         assert run.code == 0, run.err
+
+
+def test_lengths_stand_in_yaml_as_well(ldm, models, trained, tmp_path):
+    (tmp_path / "own.yaml").write_text("averages: {ema_lengths: [0.05, 0.2], ema_snapshot_steps: 2}\n")
+    flags = ("--config", tmp_path / "own.yaml", "--text-encoder", "None")
+    assert ldm(*models.command("diffusion", tmp_path / "run", *flags, steps=3)).code == 0
+    assert [each.step for each in snapshots(tmp_path / "run")] == [2, 3]
+    again = ("train", "diffusion", "--config", trained / "config.yaml", "--output-dir", trained)
+    assert ldm(*again).code == 0, "a run's own settings resume it"
 
 
 def test_what_cannot_be_reconstructed_is_refused(refused, ldm, models, trained, tmp_path):
@@ -214,3 +226,6 @@ def test_lengths_without_a_profile_are_refused():
         with pytest.raises(UserError, match="--ema-lengths"):
             AveragesConfig(ema_lengths=(length,))
     assert AveragesConfig().facts() == {}
+    assert AveragesConfig().within(120).ema_snapshot_steps == 3 and AveragesConfig().within(5).ema_snapshot_steps == 1
+    with pytest.raises(UserError, match="--ema-snapshot-steps"):
+        AveragesConfig(ema_snapshot_steps=0)

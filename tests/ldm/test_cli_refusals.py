@@ -12,11 +12,11 @@ from PIL import Image
 ESCAPE = "\x1b[31mred\x07"
 
 
-def pictures(folder, count=6, names=("{}.png",)):
+def pictures(folder, count=6, names=("{}.png",), size=16):
     for number in range(count):
         path = folder / names[number % len(names)].format(number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.Generator(np.random.PCG64(number)).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        pixels = np.random.Generator(np.random.PCG64(number)).integers(0, 256, (size, size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path)
     return folder
 
@@ -80,6 +80,8 @@ def test_commands(refused):
         ("autoencoder", ["--train-batch-size", 0], ["--train-batch-size", "above 0"]),
         ("autoencoder", ["--gradient-accumulation-steps", 5], ["--train-batch-size", "16", "not divisible", "5"]),
         ("autoencoder", ["--max-train-steps", 0], ["--max-train-steps"]),
+        ("autoencoder", ["--fsdp"], ["--fsdp", "diffusion|classifier|prior", "train autoencoder"]),
+        ("diffusion", ["--fsdp", "--optimizer", "muon"], ["--fsdp", "muon", "leave one of them out"]),
         ("autoencoder", ["--skip-non-finite", -1], ["--skip-non-finite", "0 or more"]),
         ("autoencoder", ["--dataloader-num-workers", 65], ["--dataloader-num-workers 65", "64 training images"]),
         ("autoencoder", ["--ema-decay", 1], ["--ema-decay", "[0, 1)"]),
@@ -336,6 +338,45 @@ def test_evaluate(models, refused, tmp_path):
     refused(["evaluate", models.text, "--device", "cpu", "--metrics", "fud"], "unknown metric 'fud'", '"fid"')
     refused(["evaluate", models.text, "--device", "cpu", "--output", tmp_path], "is a folder")
     refused(["evaluate", models.text, "--device", "cpu", "--classifier-scale", "1"], "has no classifier")
+    refused(["evaluate", models.text, "--device", "cpu", "--extractor", "inceptoin"], "--extractor", "inceptoin")
+    refused(["evaluate", models.text, "--device", "cpu", "--reference", tmp_path / "no.npz"], "no.npz: no such file")
+    refused(["evaluate", models.text, "--device", "cpu", "--resize", 8], "--resize: is for folders")
+    refused(["evaluate", "--fake", folder, "--device", "cpu"], "--real is missing", "--reference FILE")
+    refused(["evaluate", "--real", folder, "--fake", folder, "--reference", "a.npz"], "give one of them")
+    refused(["evaluate", "--real", folder, "--fake", folder, "--resize", 0], "--resize: expected 1 to 4096")
+    (tmp_path / "empty").mkdir()
+    refused(["evaluate", "--real", tmp_path / "empty", "--fake", folder, "--device", "cpu"], "empty: holds no file")
+    one = pictures(tmp_path / "one", count=1)
+    refused(["evaluate", "--real", folder, "--fake", one, "--device", "cpu"], "one: holds 1 image")
+    larger = pictures(tmp_path / "larger", size=24)
+    refused(["evaluate", "--real", folder, "--fake", larger, "--device", "cpu"], "24 x 24", "--resize PIXELS")
+    broken = pictures(tmp_path / "broken")
+    name = min(path.name for path in broken.iterdir())
+    (broken / name).write_bytes((broken / name).read_bytes()[:40])
+    refused(["evaluate", "--real", folder, "--fake", broken, "--device", "cpu"], f"broken/{name}: ", "remove it")
+
+
+def test_a_reference_is_made_once_and_refused_for_others(models, ldm, refused, tmp_path):
+    shapes = ["shapes", "--image-size", 16, "--shapes-train", 64, "--shapes-validation", 32, "--device", "cpu"]
+    out = tmp_path / "reference.npz"
+    refused(["evaluate", "reference", *shapes], "--output is missing")
+    refused(["evaluate", "reference", *shapes, "--output", tmp_path / "a.json"], "a.json", ".npz")
+    refused(["evaluate", "reference", "shopes", "--output", out], "shopes", '"shapes"')
+    refused(["evaluate", "reference", *shapes, "--data", "cifar10", "--output", out], "name the data once")
+    assert not out.exists()
+    made = ldm("evaluate", "reference", *shapes, "--extractor", "trained", "--output", out)
+    assert made.code == 0 and "32 images of shapes (validation, 16 pixels)" in made.out and out.is_file()
+    few = ["--device", "cpu", "--num-images", 8, "--num-inference-steps", 2, "--no-judge", "--metrics", "fid"]
+    found = ldm("evaluate", models.text, *few, "--reference", out)
+    assert found.code == 0 and "reference: file reference.npz" in found.out and "floor: the same of 8" in found.out
+    command = ["evaluate", models.text, *few, "--reference", out]
+    refused([*command, "--split", "train"], "made of shapes (validation", "--allow-other-reference")
+    refused([*command, "--shapes-seed", 3], "made of shapes (validation", "--allow-other-reference")
+    assert ldm(*command, "--shapes-validation", 24, "--allow-other-reference").code == 0
+    refused(["compare", *command[1:], "--shapes-seed", 3, "--output-dir", tmp_path / "out"], "--allow-other-reference")
+
+
+def test_compare(models, refused, tmp_path):
     refused(["compare", models.text, "--device", "cpu", "--output-dir", tmp_path / "out", "--methods", "cfq"], '"cfg"')
     refused(
         ["compare", models.text, "--device", "cpu", "--output-dir", tmp_path / "out", "--methods", "classifier"],

@@ -316,6 +316,11 @@ def test_addresses_and_empty_patterns_are_refused(tmp_path):
         open_data(config("https://example.com/{000..100}.tar"))
     with pytest.raises(UserError, match="no file fits this pattern"):
         open_data(config(tmp_path / "*.tar"))
+    for name, remedy in (("data-00000.arrow", "to_parquet"), ("a.tar.gz", "gunzip")):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(UserError, match=f"{name} cannot be read by its places; .*{remedy}"):
+            open_data(config(tmp_path))
+        (tmp_path / name).unlink()
 
 
 def test_settings_of_columns_are_no_part_of_what_training_sees(sources):

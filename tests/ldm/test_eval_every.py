@@ -116,9 +116,9 @@ def test_nothing_is_measured_twice(command, ldm, tmp_path, monkeypatch):
 def test_a_signal_ends_an_evaluation_and_the_next_start_makes_it(command, ldm, tmp_path, monkeypatch):
     run, whole, measure = tmp_path / "run", tmp_path / "whole", Watch.__call__
 
-    def interrupted(self, pipeline, stop):
+    def interrupted(*given):
         os.kill(os.getpid(), signal.SIGTERM)
-        return measure(self, pipeline, stop)
+        return measure(*given)
 
     with monkeypatch.context() as patch:
         patch.setattr(Watch, "__call__", interrupted)

@@ -147,10 +147,23 @@ def test_two_folders(tmp_path, data, shapes_instruments):
     assert equal.manifest["num_images"] == 60 and equal.manifest["sizes"] == [{"32x32": 60}, {"32x32": 60}]
     assert not [figure for figure in equal.figures if figure.metric.startswith("accuracy")]
 
-    write(tmp_path / "small", torch.nn.functional.interpolate(images[:10], (20, 24)))
-    mixed = evaluate_folders(real, tmp_path / "small", config, instruments=shapes_instruments)
-    assert any("different sizes" in warning for warning in mixed.warnings)
-    assert mixed.manifest["sizes"][1] == {"24x20": 10}
+    assert equal.manifest["floor"]["num_images"] == 30 and {each.metric for each in equal.floor} == {"fid", "kid"}
+    assert equal["fid"].value < equal.floor[0].value < apart["fid"].value
+
+
+def test_images_of_different_sizes_are_resized_only_when_asked(tmp_path, data, shapes_instruments):
+    images = torch.stack([data[i].image for i in range(12)])
+    real, small = write(tmp_path / "real", images), torch.nn.functional.interpolate(images, (20, 24))
+    other, config = write(tmp_path / "small", small), EvaluationConfig(batch_size=16)
+    with pytest.raises(UserError, match=r"--real has images of 32 x 32, --fake of 24 x 20: .* --resize PIXELS"):
+        evaluate_folders(real, other, config, instruments=shapes_instruments)
+    mixed = write(tmp_path / "mixed", images[:6])
+    save_png(to_pil(small[0]), mixed / "odd.png")
+    with pytest.raises(UserError, match="mixed: holds images of 32 x 32, 24 x 20; give --resize"):
+        evaluate_folders(real, mixed, config, instruments=shapes_instruments)
+    found = evaluate_folders(real, other, config, instruments=shapes_instruments, resize=32)
+    assert found.manifest["sizes"] == [{"32x32": 12}, {"24x20": 12}]
+    assert found.manifest["resized"] == "to 32 x 32, bicubic antialiased"
 
 
 def test_features_for_two_folders_are_trained_on_the_real_one(tmp_path, data, monkeypatch):

@@ -75,3 +75,12 @@ def test_evaluation_on_the_gpu(models, ldm, tmp_path):
     small = ["--num-images", 8, "--num-inference-steps", 2, "--no-judge", "--extractor", "trained"]
     found = ldm("evaluate", models.text, *small, "--device", "cuda", "--output", tmp_path / "figures.json")
     assert found.code == 0 and "FD[" in found.out
+
+
+def test_latents_on_the_gpu_in_memory_and_on_disk_train_alike(models, ldm, tmp_path):
+    first = {}
+    for place in ("cuda", "auto", "cpu", "disk"):
+        flags = ("--device", "cuda", "--latents", tmp_path / "latents", "--cache-device", place)
+        assert ldm(*models.command("diffusion", tmp_path / place, *flags, "--mixed-precision", "no", steps=1)).code == 0
+        first[place] = json.loads((tmp_path / place / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+    assert len(set(first.values())) == 1, first

@@ -19,7 +19,7 @@ from ldm.denoiser import Branch, ClassifierBranch, Denoiser
 from ldm.energies import Energy
 from ldm.errors import UserError
 from ldm.evaluation import EvaluationConfig
-from ldm.evaluation.evaluate import Instruments
+from ldm.evaluation.instruments import Instruments
 from ldm.perturbation import Perturbation, blurred
 from ldm.pipeline import Pipeline, Request, SamplingConfig
 from ldm.process import Process

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autoencoders import Tiling
-from ldm.data import latent_cache, latent_layout
+from ldm.data import cache_place, latent_cache, latent_layout
 from ldm.data.latent_cache import CacheKey, LatentCache, encode_latents
 from ldm.data.shapes import ShapesData
 from ldm.errors import UserError
@@ -365,3 +365,33 @@ def test_workers_give_the_same_latents(tmp_path: Path) -> None:
     data = shapes()
     caches = [encode_latents(TinyEncoder(), data, tmp_path / str(n), num_workers=n, batch_size=5) for n in (0, 2)]
     assert torch.equal(caches[0].gather(range(20)), caches[1].gather(range(20)))
+
+
+def test_a_training_is_the_same_wherever_its_latents_are(ldm, models, tmp_path, refused, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    latents = ("--latents", tmp_path / "latents", "--text-encoder", "None", "--dataloader-num-workers", 1)
+    found = {}
+    for place in ("auto", "cpu", "disk"):
+        command = models.command("diffusion", tmp_path / place, *latents, "--cache-device", place, steps=3)
+        with monkeypatch.context() as context:
+            if place == "cpu":  # in memory even where auto would not
+                context.setattr(latent_cache, "RAM_LIMIT", 0)
+            assert ldm(*command).code == 0
+        found[place] = (tmp_path / place / "checkpoint-3" / "model.safetensors").read_bytes()
+    assert found["auto"] == found["cpu"] == found["disk"]
+    other = models.command("classifier", tmp_path / "new", *latents[:2], "--cache-device", "cuda")
+    refused(other, "--cache-device cuda: this training is on cpu; take auto, cpu or disk")
+    monkeypatch.setattr(cache_place, "_available", lambda: 10)
+    place = models.command("classifier", tmp_path / "new", *latents[:2], "--cache-device", "cpu")
+    assert "the latents take" in ldm(*place).err
+
+
+def test_where_latents_go_by_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU unless that takes more than a quarter of its free memory, then in memory, then in the files."""
+    monkeypatch.setattr(cache_place, "_free", lambda device: 400)
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    chosen = [cache_place.cache_place("auto", cuda, size, 150) for size in (100, 101, 150, 151)]
+    assert chosen == [cuda, cpu, cpu, None]
+    assert [cache_place.cache_place("auto", cpu, size, 150) for size in (150, 151)] == [cpu, None]
+    assert cache_place.cache_place("cuda", cuda, 400, 0) == cuda
+    with pytest.raises(UserError, match="the latents take 401 bytes, the GPU has 400 free; take cpu or disk"):
+        cache_place.cache_place("cuda", cuda, 401, 0)

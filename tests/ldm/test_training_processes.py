@@ -3,10 +3,12 @@
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -139,6 +141,12 @@ def lines(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def validations(run):
+    """Every number of every validation, in order."""
+    found = [entry["validation"] for entry in lines(run) if "validation" in entry]
+    return [value for measures in found for value in measures.values() if isinstance(value, float)]
+
+
 def differences(one, two, step):
     """The largest difference of a tensor of the checkpoints, relative to its largest entry where that is above 1."""
     found = {}
@@ -176,10 +184,12 @@ def command(models, folders, kind, run, steps):
 slow = pytest.mark.slow
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("digits", "steps"),
-    [("float64", 5), pytest.param("float64", 50, marks=slow), pytest.param("float32", 50, marks=slow)],
+    ("kind", "digits", "steps"),
+    [
+        *((kind, "float64", 4) for kind in ("autoencoder", "diffusion", "classifier", "prior")),
+        *(pytest.param(kind, digits, 50, marks=slow) for kind in KINDS for digits in ("float64", "float32")),
+    ],
 )
 def test_two_processes_train_as_one(models, folders, started, tmp_path, kind, digits, steps):
     """41 images in batches of 16, so that batches run over the ends of epochs; 17 for validation.
@@ -212,6 +222,52 @@ def test_two_processes_train_as_one(models, folders, started, tmp_path, kind, di
             assert b[name] == pytest.approx(a[name], rel=100 * allowed, abs=100 * allowed), (a["step"], name)
 
 
+@pytest.mark.parametrize(
+    "kind", [pytest.param("diffusion", marks=slow), "classifier", pytest.param("prior", marks=slow)]
+)
+def test_shards_of_two_processes_train_as_one(models, folders, started, tmp_path, kind):
+    """Each has about half of every tensor; the files are those of one process, exactly resumed, by either of them."""
+
+    def prepare(rank, processes=2):
+        from ldm.training import loop
+
+        if rank:
+            forbid_writing(tmp_path / "two")
+        in_float64()
+        if kind == "classifier" and processes == 2:
+            os.environ["ACCELERATE_USE_FSDP"] = "true"
+        steps = loop._Training.steps
+
+        def counted(self, stop):
+            parts = [getattr(p, "to_local", lambda p=p: p)().numel() for p in self.optimizer.param_groups[0]["params"]]
+            print("weights", sum(parts), sum(p.numel() for p in self.optimizer.param_groups[0]["params"]))
+            return steps(self, stop)
+
+        loop._Training.steps = counted
+
+    runs = [tmp_path / "one", tmp_path / "two"]
+    every = ["--checkpointing-steps", 2, "--checkpoints-total-limit", 9, "--validation-steps", 2]
+    every += ["--validation-images", 4]
+    alone, together = ([*command(models, folders, kind, run, 5), *every] for run in runs)
+    together += [] if kind == "classifier" else ["--fsdp"]
+    assert codes(started(alone, 1, prepare=lambda rank: prepare(rank, 1))) == [0], (tmp_path / "out-0").read_text()
+    assert codes(started(together, 2, prepare=prepare)) == [0, 0], (tmp_path / "out-0").read_text()
+    for rank in range(2):
+        here, everywhere = map(int, (tmp_path / f"out-{rank}").read_text().split("weights ")[1].split()[:2])
+        assert 0.3 < here / everywhere < 0.7
+    assert max(differences(*runs, 5).values()) <= 1e-12
+    assert validations(runs[1]) == pytest.approx(validations(runs[0]), rel=1e-6)
+    files = {path.name: path.read_bytes() for path in (runs[1] / "checkpoint-5").glob("*.safetensors")}
+    for processes in (2, 1) if kind != "classifier" else (2,):
+        for step in (4, 5):
+            shutil.rmtree(runs[1] / f"checkpoint-{step}")
+        again = [flag for flag in together if flag != "--fsdp" or processes == 2]
+        ready = partial(prepare, processes=processes)
+        assert codes(started(again, processes, prepare=ready)) == [0] * processes
+        found = {path.name: path.read_bytes() for path in (runs[1] / "checkpoint-5").glob("*.safetensors")}
+        assert found == files if processes == 2 else max(differences(*runs, 5).values()) <= 1e-12
+
+
 def test_a_batch_that_three_processes_cannot_share_is_refused_before_anything_is_made(
     models, folders, started, tmp_path
 ):
@@ -230,7 +286,7 @@ def until_step(run, step, children):
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=slow), 1])
 def test_a_process_that_dies_ends_the_other_and_the_run_goes_on(models, folders, started, tmp_path, killed):
     runs = [tmp_path / "one", tmp_path / "two"]
     endless = [*command(models, folders, "classifier", runs[1], 100_000), "--checkpointing-steps", 5]
@@ -333,9 +389,34 @@ def test_two_processes_encode_what_one_does_and_go_on_where_one_died(models, sta
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").glob("latents-*.safetensors")}
     assert 0 < len(kept) < 6 and not (tmp_path / "two" / "manifest.json").exists()
     assert codes(started(encode("two"), 2)) == [0, 0]
-    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
-    assert len(files[0]) == 7 and files[0] == files[1]
+    for path in (tmp_path / "one").glob("latents-*.safetensors"):  # the order of their headers is not always the same
+        alone, together = load_file(path), load_file(tmp_path / "two" / path.name)
+        assert alone.keys() == together.keys() and all(alone[name].equal(together[name]) for name in alone)
+    names = [{path.name for path in (tmp_path / folder).iterdir()} for folder in ("one", "two")]
+    assert len(names[0]) == 7 and names[0] == names[1]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "whole shards stay"
+
+
+@pytest.mark.usefixtures("quick_networks")
+def test_samples_are_measured_together(started, models, tmp_path):
+    """Each process draws its share of an evaluation; the first alone writes, and what it writes is the same."""
+    looks = ["--eval-every", 2, "--eval-num-images", 12, "--eval-batch-size", 5, "--eval-num-inference-steps", 2]
+    flags = [*TEXT, *SETTLED, *looks, "--eval-metrics", "fid", "--max-train-steps", 4]
+    for count in (1, 2):
+        run = tmp_path / str(count)
+        children = started(
+            models.command("diffusion", run, *flags), count, prepare=lambda rank, run=run: rank and forbid_writing(run)
+        )
+        assert codes(children) == [0] * count, [(tmp_path / f"out-{rank}").read_text() for rank in range(count)]
+    one, two = (
+        {line["step"]: line["evaluation"] for line in lines(tmp_path / count) if "evaluation" in line}
+        for count in ("1", "2")
+    )
+    assert list(one) == list(two) == [2, 4]
+    for step in one:
+        assert two[step] == pytest.approx(one[step], rel=1e-3), "the weights differ by rounding"
+    best = [json.loads((tmp_path / count / "best" / "best.json").read_text())["step"] for count in ("1", "2")]
+    assert best[0] == best[1]
 
 
 def test_a_run_of_other_settings_ends_all_with_one_line(models, started, tmp_path):

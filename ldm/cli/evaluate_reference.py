@@ -1,0 +1,64 @@
+"""`ldm evaluate reference DATA`: statistics of real images in one file, for other machines and later comparisons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ldm.cli.evaluate import other_split
+from ldm.config import parse
+from ldm.data import DataConfig
+from ldm.errors import UserError
+from ldm.evaluation import EvaluationConfig
+
+
+@dataclass(frozen=True)
+class ReferenceRun:
+    """Make a reference file: features of real images, their mean and covariance, what they are of and by, and features
+    of the other split for the floor. `ldm evaluate` and `ldm compare` take it as --reference FILE."""
+
+    of: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = ""
+    """As --data: shapes, cifar10, ... or a folder of images."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    dataset: DataConfig = field(default_factory=DataConfig)
+    split: str = "validation"
+    """Which images are the reference: train or validation."""
+    output: str = ""
+    """The file to write, such as reference.npz."""
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+
+def run(arguments: list[str]) -> None:
+    """Make the file and print what is in it."""
+    settings = parse(ReferenceRun, arguments, "evaluate reference")
+    from ldm.data import open_data
+    from ldm.device import resolve_device
+    from ldm.evaluation.instruments import prepare_extractor
+    from ldm.evaluation.references import save_reference
+
+    dataset = settings.dataset
+    if settings.of:
+        if dataset.data not in (DataConfig.data, settings.of):
+            raise UserError(f"{settings.of}, --data {dataset.data}: name the data once")
+        dataset = replace(dataset, data=settings.of)
+    if not settings.output:
+        raise UserError("--output is missing: give the file to write, such as reference.npz")
+    if not settings.output.endswith(".npz") or Path(settings.output).is_dir():
+        raise UserError(f"--output {settings.output}: expected the name of a file that ends in .npz")
+    if settings.evaluation.reference:
+        raise UserError("--reference: is what this command makes; leave it out")
+    device = resolve_device(settings.device)
+    data, train = open_data(dataset, settings.split), open_data(dataset, "train")
+    if len(data) < 2:
+        raise UserError(f"{data.name}: {len(data)} image of {settings.split}; statistics need two or more")
+    extractor = prepare_extractor(train, settings.evaluation, device=device)
+    other = other_split(dataset, settings.split)
+    facts = save_reference(settings.output, extractor, data, other, settings.evaluation)
+    count = min(settings.evaluation.num_reference, len(data))
+    print(f"{count} images of {facts.data} ({facts.split}, {facts.image_size} pixels), {facts.data_fingerprint[:8]}")
+    print(f"extractor {facts.extractor} ({extractor.dim} dimensions); preprocessing {facts.preprocessing}")
+    print(f"wrote {settings.output}")

@@ -1,0 +1,49 @@
+"""Where cached latents are while a training asks for them: on its device, in memory, or in their files."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import torch
+
+from ldm.errors import UserError
+
+Place = Literal["auto", "cuda", "cpu", "disk"]
+_SHARE = 0.25  # of the GPU's free memory that a cache may take unasked: the training needs the rest
+
+
+def cache_place(place: Place, device: torch.device, size: int, limit: int) -> torch.device | None:
+    """The device for a cache of `size` bytes, None for the files.
+
+    auto: the GPU of the training where that leaves three quarters of its free memory, else the memory of the machine up
+    to `limit` bytes, else the files. `UserError` for a place that there is not, or that is too small.
+    """
+    if place == "disk":
+        return None
+    if place == "cuda":
+        if device.type != "cuda":
+            raise UserError(f"--cache-device cuda: this training is on {device.type}; take auto, cpu or disk")
+        _check(size, _free(device), "the GPU", "cpu or disk")
+        return device
+    if place == "cpu":
+        _check(size, _available(), "memory", "disk")
+        return torch.device("cpu")
+    if device.type == "cuda" and size <= _SHARE * _free(device):
+        return device
+    if size > limit:
+        return None
+    return torch.device("cpu") if device.type == "cuda" else device
+
+
+def _check(size: int, free: int, where: str, remedy: str) -> None:
+    if size > free:
+        raise UserError(f"--cache-device: the latents take {size} bytes, {where} has {free} free; take {remedy}")
+
+
+def _free(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def _available() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,121 @@
+"""The floor of each figure: what real images that are not the reference have in the place of samples.
+
+A model that draws from the law of the data itself would have these figures, but for chance; so they are measured as its
+own are, by the same extractor, against the same reference, on as many images where there are so many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.data.protocol import ImageData
+from ldm.errors import UserError
+from ldm.evaluation.conditions import balanced_indices
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.frechet import Gaussian
+from ldm.evaluation.instruments import Instruments
+from ldm.evaluation.kept_features import features_of
+from ldm.evaluation.metrics import Samples, check_numbers, figures_of
+from ldm.evaluation.records import Figure, figures_from_json, finite
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Figures of real images, and which they are."""
+
+    figures: tuple[Figure, ...] = ()
+    facts: dict[str, Any] | None = None  # None: there is no floor
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json`."""
+        return finite(asdict(self))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Floor:
+        """What `to_json` gave."""
+        return cls(figures_from_json(value["figures"]), value["facts"])
+
+
+def floor_of_data(
+    other: ImageData | None,
+    data: ImageData,
+    real: Tensor | Gaussian | None,
+    config: EvaluationConfig,
+    instruments: Instruments,
+    *,
+    captions: bool = False,
+) -> Floor:
+    """Images of `other`, the split that the reference `real` of `data` is not of, drawn as conditions are drawn.
+
+    With `captions`, samples of one condition are those of one caption, else of one class.
+    """
+    extractor, judge = instruments.extractor, instruments.judge
+    if not config.floor or extractor is None or real is None or other is None or other.fingerprint == data.fingerprint:
+        return Floor()
+    count = min(config.num_images, len(other))
+    indices = list(dict.fromkeys(balanced_indices(other, count, config.seed)))
+    fake = features_of(extractor, other, indices, batch_size=config.batch_size, label="features of other real images")
+    groups = [(other.captions(i)[0] if captions and other.has_captions else "", other.label(i)) for i in indices]
+    opinions = None
+    if judge is not None and judge.class_head and "inception_score" in config.metrics:
+        parts = [indices[start : start + config.batch_size] for start in range(0, len(indices), config.batch_size)]
+        found = [judge.probabilities(torch.stack([other[i].image for i in part])) for part in parts]
+        opinions = torch.cat([each[judge.class_head] for each in found])
+    texts, clip = None, instruments.clip
+    if clip is not None and captions and other.has_captions:
+        seen = features_of(clip.extractor, other, indices, batch_size=config.batch_size, label="CLIP of real images")
+        texts = clip.of_features(seen, [other.captions(i)[0] for i in indices])
+    names = judge.name if judge is not None else "", texts, clip.name if clip is not None else ""
+    samples = Samples(real, fake, extractor, groups, opinions, *names)
+    facts = {"images": f"real, of {other.name} ({other.split})", "data_fingerprint": other.fingerprint}
+    return _measured(samples, config, facts | {"num_images": len(fake)})
+
+
+def floor_of_features(
+    others: Tensor, real: Tensor | Gaussian, config: EvaluationConfig, instruments: Instruments, count: int, name: str
+) -> Floor:
+    """Of at most `count` of the features (M, D) of images that are said to be `name`."""
+    if not config.floor or instruments.extractor is None or len(others) < 2:
+        return Floor()
+    chosen = torch.randperm(len(others), generator=torch.Generator().manual_seed(config.seed))[:count]
+    samples = Samples(real, others[chosen.to(others.device)], instruments.extractor)
+    return _measured(samples, config, {"images": name, "num_images": len(samples.fake)})
+
+
+def floor_of_halves(real: Tensor, config: EvaluationConfig, instruments: Instruments, count: int) -> Floor:
+    """Where there are no other images: at most half of the real ones against the rest of them."""
+    count = min(count, len(real) // 2)
+    if count < 2:
+        return Floor()
+    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(config.seed)).to(real.device)
+    found = floor_of_features(real[order[:count]], real[order[count:]], config, instruments, count, "")
+    if found.facts is None:
+        return found
+    name = f"real, {count} against the other {len(real) - count}"
+    return replace(found, facts={**found.facts, "images": name, "num_reference": len(real) - count})
+
+
+def _measured(samples: Samples, config: EvaluationConfig, facts: dict[str, Any]) -> Floor:
+    """All figures that these images can have."""
+    count = len(samples.real) if isinstance(samples.real, Tensor) else len(samples.fake)
+    measurable: list[str] = []
+    for metric in config.distances:
+        try:
+            check_numbers(replace(config, metrics=(metric,)), len(samples.fake), count)
+            if metric in ("diversity", "inception_score", "clip_score"):  # needs more than features
+                figures_of(samples, replace(config, metrics=(metric,), bootstrap=0))
+            measurable.append(metric)
+        except UserError:
+            continue
+    return Floor(figures_of(samples, replace(config, metrics=tuple(measurable), bootstrap=0)), facts)
+
+
+def told_floor(facts: Mapping[str, Any]) -> str:
+    """What the floor's facts say, as one line."""
+    reference = f", {facts['num_reference']} as reference" if "num_reference" in facts else ""
+    return f"floor: the same of {facts['num_images']} images: {facts['images']}{reference}"

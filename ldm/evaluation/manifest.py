@@ -1,0 +1,84 @@
+"""What figures hold for, to be kept beside them, and what to be careful about when they are quoted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ldm.data.protocol import ImageData
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.instruments import Instruments
+from ldm.evaluation.references import opened_reference
+from ldm.files import read_json
+
+_SMALL = 10_000  # below so many images FID's bias is larger than most differences worth telling
+
+
+def describe(
+    data: ImageData, config: EvaluationConfig, instruments: Instruments, folder: Path | None = None
+) -> dict[str, Any]:
+    """The manifest, but for the sampler: what the figures of the model in `folder` hold for."""
+    balanced = f"balanced over {len(data.class_names)} classes" if data.class_names else "as drawn from the data"
+    facts = facts_of(instruments) | {
+        "data": data.name,
+        "split": data.split,
+        "data_fingerprint": data.fingerprint,
+        "image_size": data.image_size,
+        "num_images": config.num_images,
+        "num_reference": count_of_reference(data, config),
+        "conditions": balanced,
+        "seed": config.seed,
+        "weights": weights_of(folder),
+    }
+    file = opened_reference(config)
+    return facts if file is None else facts | {"reference": file.manifest()}
+
+
+def count_of_reference(data: ImageData, config: EvaluationConfig) -> int:
+    """How many real images there are to compare with; 0 of a reference file that does not say."""
+    file = opened_reference(config)
+    return min(config.num_reference, len(data)) if file is None else file.count
+
+
+def weights_of(folder: Path | None) -> str:
+    """Whether the weights of a model are averaged: what its run says, where the folder is that of a run."""
+    if folder is not None and (folder / "run.json").is_file():
+        facts = read_json(folder / "run.json").get("facts", {}).get("training", {})
+        if isinstance(facts, dict) and isinstance(decay := facts.get("ema_decay"), int | float):
+            return f"EMA of decay {decay:g}" if decay else "of the last step (no EMA)"
+    return "as published in the model folder, which does not tell whether they are an EMA"
+
+
+def cautions(num_images: int, num_reference: int, instruments: Instruments) -> tuple[str, ...]:
+    """What to be careful about when the figures are quoted."""
+    found = []
+    extractor, judge = instruments.extractor, instruments.judge
+    fewest = min(num_images, num_reference or num_images)
+    if extractor is not None and fewest < _SMALL:
+        found.append(f"N = {fewest}: the Frechet distance is biased upwards; compare only figures of equal N")
+    if extractor is not None and fewest <= extractor.dim:
+        found.append(
+            f"N = {fewest} is not above the {extractor.dim} feature dimensions: the covariance is rank-deficient"
+        )
+    if extractor is not None and extractor.name != "inception":
+        found.append(f"features are {extractor.name}, not Inception: comparable only under this very name")
+    for name, accuracy in judge.accuracy.items() if judge is not None else ():
+        if not accuracy >= 0.95:
+            found.append(f"the judge of {name} is right in only {100 * accuracy:.1f} % of held-out real images")
+    return tuple(found)
+
+
+def facts_of(instruments: Instruments) -> dict[str, Any]:
+    extractor, judge = instruments.extractor, instruments.judge
+    facts: dict[str, Any] = {}
+    if extractor is not None:
+        facts |= {"extractor": extractor.name, "dim": extractor.dim, "preprocessing": extractor.preprocessing}
+    if judge is not None:
+        facts |= {
+            "judge": judge.name,
+            "judge_accuracy": dict(judge.accuracy),
+            "judge_held_out": judge.facts.held_out,
+        }
+    if instruments.clip is not None:
+        facts["clip_score"] = f"{instruments.clip.FORM}; {instruments.clip.name}"
+    return facts

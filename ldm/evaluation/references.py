@@ -1,0 +1,212 @@
+"""What samples are compared with: features of real images, computed now or read from a portable file (.npz).
+
+Such a file holds `features` (N, D) and what they are of and by; `mu` and `sigma`, their mean and covariance under the
+names that other tools read; `others` (M, D), features of images of the other split, from which follows what the
+distances are for real images; and the small network, where that made them. A file with `mu` and `sigma` alone, as other
+tools write, is taken as moments of Inception features: good for fid.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.config import from_mapping
+from ldm.data.listing import shown
+from ldm.data.protocol import ImageData
+from ldm.errors import UserError
+from ldm.evaluation.archive import Archive, save_archive
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.features import Extractor, InceptionExtractor, TrainedExtractor
+from ldm.evaluation.frechet import Gaussian
+from ldm.evaluation.kept_features import chosen_indices, features_of
+from ldm.evaluation.manifold import MOST
+from ldm.evaluation.small_network import NetworkFacts, SmallNetwork, working_size
+
+_NETWORK = "network."
+_MOST_CLASSES = 100_000
+
+
+@dataclass(frozen=True)
+class ReferenceFacts:
+    """What the features of a reference file are of, and by."""
+
+    extractor: str
+    preprocessing: str
+    data: str = ""
+    split: str = ""
+    data_fingerprint: str = ""
+    image_size: int = 0
+    others_split: str = ""
+    others_fingerprint: str = ""
+    version: int = 1
+    network: str = ""  # facts of the small network as JSON; "": another made them
+
+
+class ReferenceFile:
+    """A reference file, opened and checked; its arrays are read when they are asked for."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.archive = Archive(path)
+        self.name = Path(path).name
+        shapes = self.archive.shapes
+        if self.foreign:
+            dim = shapes.get("mu", (0,))[0] if len(shapes.get("mu", ())) == 1 else 0
+            if not dim or shapes.get("sigma") != (dim, dim):
+                raise UserError(
+                    f"--reference {path}: holds neither features nor the moments mu (D,) and sigma (D, D); "
+                    "make one with `ldm evaluate reference DATA --output FILE.npz`"
+                )
+            self.facts, self.dim, self.count = ReferenceFacts("inception", InceptionExtractor.preprocessing), dim, 0
+            return
+        of, others = shapes["features"], shapes.get("others", ())
+        if len(of) != 2 or len(others) != 2 or others[1] != of[1] or of[0] < 2 or len(shapes["facts"]) != 1:
+            raise UserError(f"--reference {path}: features of shape {of} and others of {others} are no reference")
+        self.count, self.dim = of
+        try:
+            self.facts = from_mapping(ReferenceFacts, json.loads(self.archive.read("facts").tobytes()))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"--reference {path}: its facts cannot be read ({error})") from None
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it is another tool's, with moments alone."""
+        return "features" not in self.archive or "facts" not in self.archive
+
+    @cached_property
+    def real(self) -> Tensor | Gaussian:
+        """The features (N, D) float32, or the Gaussian of a file with moments alone."""
+        if not self.foreign:
+            return self._tensor("features").float()
+        return Gaussian.from_moments(self._tensor("mu"), self._tensor("sigma"), self.count)
+
+    @cached_property
+    def others(self) -> Tensor:
+        """Features (M, D) of real images of the other split; none of a foreign file."""
+        return torch.empty(0, self.dim) if self.foreign else self._tensor("others").float()
+
+    def extractor(self, device: torch.device | str = "cpu") -> TrainedExtractor | None:
+        """The small network that is in the file, where it made the features."""
+        if not self.facts.network:
+            return None
+        try:
+            facts = NetworkFacts(**json.loads(self.facts.network))
+            heads = {str(name): tuple(map(str, values)) for name, values in facts.heads.items()}
+            if working_size(int(facts.image_size)) != facts.image_size or sum(map(len, heads.values())) > _MOST_CLASSES:
+                raise ValueError("sizes out of range")
+            with torch.random.fork_rng(devices=[]):
+                network = SmallNetwork(facts.image_size, heads)
+            state = {name: self._tensor(_NETWORK + name) for name in network.state_dict()}
+            network.load_state_dict(state)
+        except UserError:
+            raise
+        except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, RecursionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--reference {self.archive.path}: the network in it cannot be used ({reason})") from None
+        found = TrainedExtractor(network.requires_grad_(False), replace(facts, heads=heads), device)
+        if found.name != self.facts.extractor:
+            raise UserError(
+                f"--reference {self.archive.path}: the network in it is {found.name}, not {self.facts.extractor}"
+            )
+        return found
+
+    def check_extractor(self, extractor: Extractor) -> None:
+        """`UserError` for features of another extractor: their distances mean nothing."""
+        mine = self.facts.extractor, self.facts.preprocessing, self.dim
+        if (extractor.name, extractor.preprocessing, extractor.dim) != mine:
+            raise UserError(
+                f"--reference {self.archive.path}: its features are of {mine[0]} ({mine[1]}; {mine[2]} dimensions), "
+                f"those asked for of {extractor.name} ({extractor.preprocessing}; {extractor.dim}); "
+                "make one with the same --extractor"
+            )
+
+    def check_metrics(self, config: EvaluationConfig) -> None:
+        """`UserError` for what moments alone cannot tell."""
+        wrong = [name for name in config.distances if name not in ("fid", "inception_score", "diversity", "clip_score")]
+        if self.foreign and wrong:
+            raise UserError(
+                f"--metrics {wrong[0]}: needs features, and {self.archive.path} holds moments alone, good for fid"
+            )
+
+    def check_data(self, data: ImageData, config: EvaluationConfig) -> None:
+        """`UserError` for a reference of other images, unless that was allowed."""
+        facts = self.facts
+        ours, mine = (data.fingerprint, data.image_size), (facts.data_fingerprint, facts.image_size)
+        if self.foreign or config.allow_other_reference or ours == mine:
+            return
+        raise UserError(
+            f"--reference {self.archive.path}: made of {facts.data} ({facts.split}, {facts.image_size} pixels, "
+            f"{facts.data_fingerprint[:8]}), not of {data.name} ({data.split}, {data.image_size} pixels, "
+            f"{data.fingerprint[:8]}); give that data and --split, or --allow-other-reference"
+        )
+
+    def manifest(self) -> dict[str, Any]:
+        """For the manifest of the figures: what the reference is."""
+        told = {name: value for name, value in asdict(self.facts).items() if name not in ("network", "version")}
+        safe = {name: shown(value) if isinstance(value, str) else value for name, value in told.items()}
+        return {"file": shown(self.name), "count": self.count or "not known", **safe}
+
+    def _tensor(self, name: str) -> Tensor:
+        found = torch.from_numpy(self.archive.read(name))
+        if not found.isfinite().all():
+            raise UserError(f"--reference {self.archive.path}: its array {name} holds values that are not finite")
+        return found
+
+
+def opened_reference(config: EvaluationConfig, data: ImageData | None = None) -> ReferenceFile | None:
+    """The file that the settings name, checked against the metrics and the data; None where they name none."""
+    if not config.reference:
+        return None
+    found = ReferenceFile(config.reference)
+    found.check_metrics(config)
+    if data is not None:
+        found.check_data(data, config)
+    return found
+
+
+def save_reference(
+    path: str | Path, extractor: Extractor, data: ImageData, others: ImageData | None, config: EvaluationConfig
+) -> ReferenceFacts:
+    """Make the reference file of `data` by this extractor, and of `others`, the other split, up to 10000 images."""
+    indices = chosen_indices(len(data), config.num_reference, config.seed)
+    features = features_of(extractor, data, indices, batch_size=config.batch_size, label="features of the data")
+    held = torch.empty(0, extractor.dim)
+    if others is not None:
+        indices = chosen_indices(len(others), MOST, config.seed)
+        held = features_of(extractor, others, indices, batch_size=config.batch_size, label="features of other images")
+    network = ""
+    arrays: dict[str, np.ndarray] = {}
+    if isinstance(extractor, TrainedExtractor):
+        network = json.dumps(asdict(extractor.facts))
+        arrays = {_NETWORK + name: value.cpu().numpy() for name, value in extractor.network.state_dict().items()}
+    facts = ReferenceFacts(
+        extractor.name,
+        extractor.preprocessing,
+        data.name,
+        data.split,
+        data.fingerprint,
+        data.image_size,
+        others.split if others is not None else "",
+        others.fingerprint if others is not None else "",
+        network=network,
+    )
+    arrays |= moments(features) | {
+        "facts": np.frombuffer(json.dumps(asdict(facts)).encode(), dtype=np.uint8),
+        "features": features.float().cpu().numpy(),
+        "others": held.float().cpu().numpy(),
+    }
+    save_archive(path, arrays)
+    return facts
+
+
+def moments(features: Tensor) -> dict[str, np.ndarray]:
+    """Mean and unbiased covariance of features (N, D), float64, as `mu` and `sigma`."""
+    found = Gaussian.fit(features)
+    return {"mu": found.mean.cpu().numpy(), "sigma": (found.factor.T @ found.factor).cpu().numpy()}
