@@ -286,3 +286,13 @@ def test_evaluate_tells_the_bits_and_the_distances(models, priors, ldm, refused,
     refused(["evaluate", priors["classes"], "--metrics", "bits_per_dim"], "bits_per_dim")
     refused(["evaluate", models.classes, "--metrics", "bits_per_code"], "bits_per_code", "ldm train prior")
     refused(["evaluate", priors["classes"], "--num-inference-steps", "9"], "--num-inference-steps")
+
+
+@pytest.mark.usefixtures("quick_networks")
+def test_samples_of_a_prior_are_measured_on_the_way(train, ldm, tmp_path):
+    looks = ["--eval-every", 1, "--eval-num-images", 8, "--eval-guidance-scale", 2, "--eval-metrics", "fid"]
+    assert ldm(*train("vq", "pixelcnn", tmp_path / "run", *BY_CLASS, *looks, steps=2)).code == 0
+    assert len(list((tmp_path / "run" / "evaluations").iterdir())) == 2
+    best = json.loads((tmp_path / "run" / "best" / "best.json").read_text())
+    assert best["measure"].startswith("FD[") and best["step"] in (1, 2)
+    CodePriorModel.load(tmp_path / "run" / "best")
