@@ -35,7 +35,8 @@ def test_rows_run_and_the_report_is_whole(tmp_path, capsys):
 
 
 def test_every_row_has_its_counts():
-    assert set(json.loads(EXPECTED.read_text())["cpu"]) == set(row.rows)
+    here = {name for name, each in row.rows.items() if "cpu" in each.devices}
+    assert set(json.loads(EXPECTED.read_text())["cpu"]) == here
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +16,7 @@ import torch
 from ldm.device import resolve_device
 from ldm.errors import UserError, suggest
 from ldm.files import atomic_write_json, read_json
-from tools.bench import data_rows, sampling_rows, training_rows, unet_rows  # noqa: F401  (they register themselves)
+from tools.bench import data_rows, gpu_rows, sampling_rows, training_rows, unet_rows  # noqa: F401  (they register themselves)
 from tools.bench.counts import counts, flops, peak_bytes
 from tools.bench.limits import Ceilings, measure
 from tools.bench.report import EXPECTED, HEAD, Result, expected_counts, line, machine
@@ -75,7 +76,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     print(HEAD)
     results = []
-    for name in settings.rows or row.rows:
+    here = [name for name, each in row.rows.items() if device.type in each.devices]
+    for name in settings.rows or here:
         chosen = row.rows[name]
         compiles = chosen.compiles and (device.type == "cuda" or settings.compiled)
         for mode in ["eager", *(["reduce-overhead" if device.type == "cuda" else "default"] if compiles else [])]:
@@ -97,7 +99,8 @@ def _result(chosen: Row, device: torch.device, mode: str, settings: argparse.Nam
     repeats = settings.repeats or (_QUICK_REPEATS if settings.quick else _REPEATS)
     with Bench(device, mode) as bench:
         pair = chosen.build(bench)
-        difference = pair.difference()
+        with _precise(mode):
+            difference = pair.difference()
         counted: dict[str, int] = {}
         arithmetic = pair.flops
         if mode == "eager":
@@ -117,12 +120,28 @@ def _result(chosen: Row, device: torch.device, mode: str, settings: argparse.Nam
         times.summary(),
         chosen.goal if device.type == "cpu" and mode == "eager" else None,
         difference,
-        pair.tolerance,
-        ceilings.limit_ms(arithmetic or 0.0, pair.bytes) if timed else None,
+        pair.tolerance * (1 if device.type == "cpu" else 10 if mode == "eager" else 200),
+        ceilings.limit_ms(arithmetic or 0.0, pair.bytes, half=chosen.half) if timed else None,
         counted.get("operations"),
         counted.get("synchronisations"),
         len(times.ours),
     )
+
+
+@contextmanager
+def _precise(mode: str) -> Iterator[None]:
+    """No TensorFloat-32 while results are compared; compiled ones, that would be compiled anew, keep it."""
+    if mode != "eager":
+        yield
+        return
+    before, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
+    convolutions, cudnn.allow_tf32 = cudnn.allow_tf32, False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        cudnn.allow_tf32 = convolutions
 
 
 def _memory(pair: Pair, device: torch.device, repeats: int) -> Paired:

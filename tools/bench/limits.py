@@ -17,10 +17,12 @@ class Ceilings:
     matmul: float
     convolution: float
     copy: float
+    half: float
+    """Of a product in bf16."""
 
-    def limit_ms(self, flops: float, moved: float) -> float:
+    def limit_ms(self, flops: float, moved: float, *, half: bool = False) -> float:
         """The least time of so much arithmetic and so many bytes, in milliseconds."""
-        return 1e3 * max(flops / max(self.matmul, self.convolution), moved / self.copy)
+        return 1e3 * max(flops / (self.half if half else max(self.matmul, self.convolution)), moved / self.copy)
 
 
 def measure(device: torch.device, *, quick: bool) -> Ceilings:
@@ -39,7 +41,9 @@ def measure(device: torch.device, *, quick: bool) -> Ceilings:
         return min(timed(function, calls) for _ in range(trials)) / 1e3
 
     with torch.no_grad():
+        c, d = a.bfloat16(), b.bfloat16()
+        halves = 2 * n**3 / best(lambda: torch.mm(c, d), 2)
         product = 2 * n**3 / best(lambda: torch.mm(a, b), 2)
         convolved = 2 * 9 * images.numel() * width / best(lambda: F.conv2d(images, kernel, padding=1), 4)
         copied = 2 * 4 * numbers / best(lambda: target.copy_(source), 2)
-    return Ceilings(product, convolved, copied)
+    return Ceilings(product, convolved, copied, halves)

@@ -70,6 +70,7 @@ def machine(device: torch.device, ceilings: Ceilings) -> dict[str, Any]:
         "accelerate": accelerate.__version__,
         "matmul_gflops": ceilings.matmul / 1e9,
         "convolution_gflops": ceilings.convolution / 1e9,
+        "bf16_matmul_gflops": ceilings.half / 1e9,
         "copy_gbytes": ceilings.copy / 1e9,
     }
 
@@ -80,13 +81,17 @@ HEAD = (
 )
 
 
+def _duration(milliseconds: float) -> str:
+    return f"{milliseconds:.3g} ms" if milliseconds < 999.5 else f"{milliseconds / 1e3:.3g} s"
+
+
 def line(result: Result) -> str:
     """One line of the table under `HEAD`."""
     found, memory = result.summary, result.unit == "bytes"
-    shown = [f"{found[side] / 1e6:.1f} MB" if memory else f"{found[side]:.3g} ms" for side in ("ours", "theirs")]
+    shown = [f"{found[side] / 1e6:.1f} MB" if memory else _duration(found[side]) for side in ("ours", "theirs")]
     spread = f"{found['ratio']:.2f} [{found['ratio_p10']:.2f}, {found['ratio_p90']:.2f}]"
     goal = "-" if result.goal is None else f"{result.goal:g}"
-    limit = "-" if result.limit_ms is None else f"{result.limit_ms:.3g} ms"
+    limit = "-" if result.limit_ms is None else _duration(result.limit_ms)
     counted = "-" if result.operations is None else f"{result.operations}+{result.synchronisations}s"
     return (
         f"{result.row:<21}{result.mode:<9.9}{shown[0]:>11}{shown[1]:>11}  {spread:<22}{goal:>6}"

@@ -73,6 +73,10 @@ class Row:
     """Timed on the host: what the device does at the same time does not count."""
     memory: bool = False
     """Compared in peak memory, not in time."""
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    """Where it is run unless named."""
+    half: bool = False
+    """Computes in bf16: its limit is that of bf16 products."""
     compiles: bool = False
     """Has a network, so that compiled sides are compared as well."""
 

@@ -49,9 +49,9 @@ class _Both:
         size = (autoencoder.latent_channels, self.pipeline.latent_size, self.pipeline.latent_size)
         self.noise = SampleNoise(_SEED, range(batch)).initial(size, device=bench.device)
 
-    def ours(self) -> Tensor:
+    def ours(self, sampling: SamplingConfig | None = None) -> Tensor:
         requests = [Request(prompt=prompt) for prompt in self.prompts]
-        return torch.cat(list(self.pipeline.generate(requests, self.sampling, seed=_SEED)))
+        return torch.cat(list(self.pipeline.generate(requests, sampling or self.sampling, seed=_SEED)))
 
     @torch.no_grad()
     def theirs(self, unguided: Collection[int] = ()) -> Tensor:
@@ -81,6 +81,16 @@ def _sampling(bench: Bench, **changes: Any) -> SamplingConfig:
     )
 
 
+def _interval() -> tuple[float, float]:
+    """The noise ratios of the guided half of the steps, a little widened."""
+    levels = make_levels(settings("quickstart").diffusion.process().schedule, _STEPS)
+    return levels[_LAST - 1].noise_ratio * 0.999, levels[_FIRST].noise_ratio * 1.001
+
+
+_FIRST, _LAST = _STEPS // 4, _STEPS // 4 + _STEPS // 2  # guided: the first to the one before the last
+INTERVAL = _interval()
+
+
 @row("sample-cfg", f"4 pictures, {_STEPS} DDIM steps, CFG, quick start", goal=1.2, compiles=True)
 def sample_cfg(bench: Bench) -> Pair:
     both = _Both(bench, 4, _sampling(bench))
@@ -89,11 +99,8 @@ def sample_cfg(bench: Bench) -> Pair:
 
 @row("sample-interval", "the same, CFG on half of the steps; theirs, which has no interval, on all", goal=1.6)
 def sample_interval(bench: Bench) -> Pair:
-    levels = make_levels(settings("quickstart").diffusion.process().schedule, _STEPS)
-    first, last = _STEPS // 4, _STEPS // 4 + _STEPS // 2  # guided: first to last - 1
-    interval = (levels[last - 1].noise_ratio * 0.999, levels[first].noise_ratio * 1.001)
-    both = _Both(bench, 4, _sampling(bench, guidance_interval=interval))
-    unguided = {*range(first), *range(last, _STEPS)}
+    both = _Both(bench, 4, _sampling(bench, guidance_interval=INTERVAL))
+    unguided = {*range(_FIRST), *range(_LAST, _STEPS)}
     return Pair(both.ours, both.theirs, lambda: apart(both.ours(), both.theirs(unguided)), tolerance=1e-3)
 
 

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +19,16 @@ from autoencoders import Autoencoder
 from ldm.config import find_config, read_settings
 from ldm.data.shapes import ShapesData
 from ldm.training.autoencoder import AutoencoderRun
-from ldm.training.diffusion import DiffusionModel, DiffusionTask
+from ldm.training.diffusion import DiffusionModel, DiffusionRun, DiffusionTask
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.latents import LatentBatch
 from ldm.training.loop import Task, _Training, make_accelerator
 from ldm.training.optimization import make_optimizer
 from ldm.training.randomness import Share, StepRandom
-from tools.bench.models import fill, networks, settings
+from tools.bench.models import fill, networks
 from tools.bench.row import Bench, Pair, apart, row
+
+Precision = Literal["no", "bf16"]
 
 _PROBES = 4096  # weights compared of each tensor
 
@@ -38,10 +40,11 @@ class _Both:
     `clip_grad_norm_`, AdamW, the learning rate's scheduler, `EMAModel.step`, and the loss read for the progress bar.
     """
 
-    def __init__(self, bench: Bench, batch: int | None = None) -> None:
-        run = read_settings(type(settings("quickstart")), find_config("cifar10/diffusion-cpu"))
-        size = batch or run.training.train_batch_size
-        vae = Autoencoder(read_settings(AutoencoderRun, find_config("cifar10/autoencoder-cpu")).autoencoder)
+    def __init__(self, bench: Bench, batch: int, network: str, precision: Precision) -> None:
+        suffix = "" if network == "cifar10-gpu" else "-cpu"
+        run = read_settings(DiffusionRun, find_config(f"cifar10/diffusion{suffix}"))
+        size, self.precision = batch, precision
+        vae = Autoencoder(read_settings(AutoencoderRun, find_config(f"cifar10/autoencoder{suffix}")).autoencoder)
         folder = bench.folder()
         vae.save_pretrained(folder / "vae")
         data = ShapesData("train", 32, size=(256, 64))
@@ -51,18 +54,25 @@ class _Both:
             train_batch_size=size,
             lr_warmup_steps=0,
             lr_scheduler="constant",
-            mixed_precision="no",
+            mixed_precision=precision,
             compile=bench.compile,
         )
         conditioning = dataclasses.replace(run.conditioning, text_encoder=None, class_conditional=True)
-        run = dataclasses.replace(run, training=training, conditioning=conditioning, autoencoder=str(folder / "vae"))
+        run = dataclasses.replace(
+            run,
+            training=training,
+            conditioning=conditioning,
+            diffusion=dataclasses.replace(run.diffusion, snr_gamma=None),  # theirs is unweighted
+            autoencoder=str(folder / "vae"),
+        )
         task = DiffusionTask(run, data, data, bench.device)
         fill(task.model)
         task.model.unet.save_pretrained(folder / "unet")
         share = Share(size)
         self.random = StepRandom(training.seed, 0, 0, share, bench.device)
         self.training = _Training(cast(Task, task), training, make_accelerator(training, bench.device), share, None)
-        latents = bench.randn(size, 8, 8, 8)
+        shape = task.model.unet.config
+        latents = bench.randn(size, shape.in_channels, shape.sample_size or 1, shape.sample_size or 1)
         labels = torch.arange(size, device=bench.device) % len(data.class_names)
         self.batch = LatentBatch(latents, 0.01 * torch.ones_like(latents), labels, [(i, 0) for i in range(size)])
         self.batches = itertools.repeat(self.batch)
@@ -71,7 +81,7 @@ class _Both:
         self._their_side(bench, training, folder / "unet", task.process.config())
 
     def _their_side(self, bench: Bench, training: Any, folder: Any, scheduler: dict[str, Any]) -> None:
-        self.accelerator = Accelerator(cpu=bench.device.type == "cpu", mixed_precision="no")
+        self.accelerator = Accelerator(cpu=bench.device.type == "cpu", mixed_precision=self.precision)
         unet = UNet2DConditionModel.from_pretrained(folder).train()
         self.average = EMAModel(
             unet.parameters(), decay=training.ema_decay, model_cls=UNet2DConditionModel, model_config=unet.config
@@ -141,11 +151,13 @@ class _Both:
         return apart(moments(self.training.optimizer, mine), moments(self.optimizer, theirs))
 
 
-def _step(bench: Bench, batch: int | None) -> Pair:
-    both = _Both(bench, batch)
+def _step(bench: Bench, batch: int, network: str = "cifar10", precision: Precision = "no") -> Pair:
+    both = _Both(bench, batch, network, precision)
     weights = 4.0 * sum(weight.numel() for weight in both.training.model.parameters())
     # weights read twice, gradients written and read twice, AdamW's two moments and the average read and written
-    return Pair(both.ours, both.theirs, both.difference, tolerance=1e-4, bytes=12 * weights)
+    return Pair(
+        both.ours, both.theirs, both.difference, tolerance=1e-4 if precision == "no" else 5e-2, bytes=12 * weights
+    )
 
 
 @row("step-small", "training step, CIFAR-10 U-Net, batch 4", goal=1.25, compiles=True)
@@ -155,12 +167,12 @@ def step_small(bench: Bench) -> Pair:
 
 @row("step", "training step, CIFAR-10 U-Net, batch 32", compiles=True)
 def step(bench: Bench) -> Pair:
-    return _step(bench, None)
+    return _step(bench, 32)
 
 
 @row("step-memory", "peak memory of that step", goal=1.0, memory=True)
 def step_memory(bench: Bench) -> Pair:
-    return _step(bench, None)
+    return _step(bench, 32)
 
 
 @row("ema", "EMA update of the CIFAR-10 U-Net", goal=2.0)
@@ -199,7 +211,7 @@ def ema(bench: Bench) -> Pair:
 @row("optimizer", "AdamW step of the CIFAR-10 U-Net, against the one of diffusers' examples")
 def optimizer(bench: Bench) -> Pair:
     both = networks(bench, "cifar10", 1, train=True)
-    run = read_settings(type(settings("quickstart")), find_config("cifar10/diffusion-cpu")).training
+    run = read_settings(DiffusionRun, find_config("cifar10/diffusion-cpu")).training
     mine = make_optimizer(both.ours, run)
     theirs = torch.optim.AdamW(
         both.theirs.parameters(),
