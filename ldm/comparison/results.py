@@ -16,7 +16,8 @@ from ldm.evaluation.records import EvaluationResult
 from ldm.files import read_json
 
 # What is asked about, or does not bear on the figures; all else in a manifest must be the same.
-_ASKED = ("sampling", "model", "metrics", "rows", "rounds", "fake", "sizes")
+_ASKED = ("sampling", "model", "weights", "metrics", "rows", "rounds", "fake", "sizes", "caveats", "floor")
+_OF_SOME = ("likelihood", "memorisation", "calibration")  # tell of figures that not all files have
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,7 @@ def _result(value: Mapping[str, Any]) -> EvaluationResult:
 
 def _differing(first: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
     keys = sorted((first.keys() | other.keys()) - set(_ASKED))
+    keys = [key for key in keys if key not in _OF_SOME or (key in first and key in other)]
     return tuple(key for key in keys if first.get(key) != other.get(key))
 
 

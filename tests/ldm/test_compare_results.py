@@ -68,3 +68,17 @@ def test_other_files_are_refused(files, refused, tmp_path, text):
     (tmp_path / "d.json").write_text(text)
     refused(["compare", "results", files[0], tmp_path / "d.json"], "d.json: not the figures of")
     refused(["compare", "results"], "FILE is missing")
+
+
+def test_an_evaluation_beside_a_comparison_of_the_same_kind(models, ldm, tmp_path, quick_networks):
+    same = ["--metrics", "fid", "--num-images", 22, "--num-reference", 24, "--num-inference-steps", 3, "--bootstrap", 4]
+    same += ["--extractor", "trained", "--device", "cpu"]
+    assert ldm("evaluate", models.text, *same, "--output", tmp_path / "a.json").code == 0
+    assert ldm("compare", models.text, *same, "--methods", "none", "cfg(4)", "--output-dir", tmp_path / "b").code == 0
+    found = ldm("compare", "results", tmp_path / "a.json", tmp_path / "b")
+    assert found.code == 0, found.err
+    first, none, guided = (
+        line.split(name)[-1].split()
+        for line, name in zip(found.out.splitlines()[2:5], ("a.json", ": none", ": cfg(4)"), strict=True)
+    )
+    assert first == none != guided
