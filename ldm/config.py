@@ -74,11 +74,28 @@ def read_settings(schema: type[Settings], path: Path, base: Settings | None = No
         ) from None
     except OmegaConfBaseException as error:
         message = str(error).splitlines()[0].replace("'$VALUE' of type '$VALUE_TYPE' ", "")
-        raise UserError(f"{path}: {error.full_key or 'settings'}: {message}") from None
+        raise UserError(f"{path}: {error.full_key or _place(base or schema, loaded)}: {message}") from None
     except RecursionError:
         raise UserError(f"{path}: nested too deeply") from None
     except (ValueError, TypeError) as error:  # a UserError, which has no place yet, among them
         raise UserError(f"{path}: {error}") from None
+
+
+def _place(base: Any, loaded: Any) -> str:
+    """The dotted key of the first value that the settings do not take, where the error does not tell."""
+    leaves: list[tuple[str, Any]] = [("", OmegaConf.to_container(loaded))]
+    while leaves:
+        key, value = leaves.pop(0)
+        if isinstance(value, dict):
+            leaves = [(f"{key}.{name}".lstrip("."), inner) for name, inner in value.items()] + leaves
+            continue
+        part = OmegaConf.create()
+        OmegaConf.update(part, key, value)
+        try:
+            OmegaConf.merge(OmegaConf.structured(base), part)
+        except OmegaConfBaseException:
+            return f"{key}: {value!r}"[:100]
+    return "settings"
 
 
 def from_mapping(schema: type[Settings], values: Any) -> Settings:

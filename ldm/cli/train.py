@@ -10,6 +10,7 @@ from typing import Any
 
 from ldm.config import parse, to_yaml
 from ldm.errors import UserError, suggest
+from ldm.processes import processes_of_training
 
 KINDS = ("autoencoder", "diffusion", "classifier", "prior", "gan")
 _WITHOUT_LATENTS = ("autoencoder", "gan")
@@ -38,7 +39,8 @@ def run(arguments: list[str]) -> int:
             print(f"{name}: {value:.4g}")
     for row in measures.get("accuracy_by_noise", ()):
         print(f"  t {row['t']:4.0f}  sigma/alpha {row['noise_ratio']:8.3f}  accuracy {row['accuracy']:.3f}")
-    print(f"wrote {settings.training.output_dir}")
+    if processes_of_training().leads:
+        print(f"wrote {settings.training.output_dir}")
     return 0
 
 
@@ -93,11 +95,14 @@ def _rehearse(kind: str, settings: Any) -> int:
         quiet["evaluation"] = dataclasses.replace(settings.evaluation, eval_every=0)
     task, device = _task(kind, dataclasses.replace(settings, **quiet))
     found = rehearse(task, settings.training, device)
+    if not processes_of_training().leads:
+        return 0
     mib = {name: f"{name} {size / 2**20:,.1f}" for name, size in found.memory.items()}
     print(f"images: {found.images:,}")
     total = sum(found.parameters.values())
     print(f"parameters: {total:,} ({', '.join(f'{name} {count:,}' for name, count in found.parameters.items())})")
-    print(f"memory: about {sum(found.memory.values()) / 2**20:,.1f} MiB ({', '.join(mib.values())})")
+    peak = f"; the GPU held at most {found.peak / 2**20:,.1f}" if found.peak is not None else ""
+    print(f"memory: about {sum(found.memory.values()) / 2**20:,.1f} MiB ({', '.join(mib.values())}){peak}")
     print(f"operations: {found.flops / 1e9:,.2f} GFLOP a step of {settings.training.train_batch_size} images")
     print(f"time: {found.step_seconds:.3g} s a step ({STEPS} steps on {device}), {_duration(found.seconds)} in all")
     print(f"checkpoint: {found.checkpoint / 2**20:,.1f} MiB")

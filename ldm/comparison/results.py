@@ -127,4 +127,4 @@ def _differing(first: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str,
 
 
 def _plain(value: Any) -> str:
-    return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 80)
+    return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 40)

@@ -24,4 +24,7 @@ def csv_of(rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _inert(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    if not isinstance(value, str):
+        return value
+    text = "".join(c if c.isprintable() else " " for c in value)
+    return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") else text

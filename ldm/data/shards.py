@@ -57,8 +57,12 @@ def list_shards(config: DataConfig, paths: list[Path]) -> Listing:
     if not samples:
         raise UserError(f"{shown(paths[0])}{' and its kin' if len(paths) > 1 else ''}: no image in it")
     names = tuple(sample.name for sample in samples)
-    if len(set(names)) < len(names):  # each shard may count from 0
-        names = tuple(f"{shard.source.name}/{sample.name}" for shard in shards for sample in shard.samples)
+    if len(set(names)) < len(names):  # each shard may count from 0, and each row may come from another folder
+        names = tuple(
+            f"{shard.source.name}/{sample.name if shard.source.suffix == '.tar' else f'{row:08d}'}"
+            for shard in shards
+            for row, sample in enumerate(shard.samples)
+        )
     if len(set(names)) < len(names):
         twice = next(name for name, group in itertools.groupby(sorted(names)) if len(list(group)) > 1)
         raise UserError(f'{shown(folder)}: "{shown(twice)}" is there twice; names must differ')

@@ -15,6 +15,8 @@ from ldm.evaluation.judge import Judge, trained_judge
 from ldm.evaluation.pretrained import ClipScorer, PretrainedExtractor, pretrained_extractor
 from ldm.evaluation.references import opened_reference
 
+_NOT_PRETRAINED = ("auto", "inception", "trained")
+
 
 @dataclass(frozen=True)
 class Instruments:
@@ -32,12 +34,16 @@ def prepare_instruments(
 
     With a --reference the extractor is that of the file; `UserError` where it cannot be, before any training.
     """
+    apart = "clip_score" in config.metrics and (bool(config.clip_model) or config.extractor in _NOT_PRETRAINED)
+    clip = _clip(config, None, device) if apart else None  # before any training: it may not be there
     extractor = prepare_extractor(data, config, device=device) if config.distances or config.near else None
+    if "clip_score" in config.metrics and clip is None:
+        clip = _clip(config, extractor, device)
     known = bool(data.attribute_names or data.class_names)
     judge = trained_judge(data, device=device) if config.judge and known else None
     if extractor is None and judge is None:
         raise UserError("nothing to measure: no metric is asked for, and there is no judge for this data")
-    return Instruments(extractor, judge, _clip(config, extractor, device) if "clip_score" in config.metrics else None)
+    return Instruments(extractor, judge, clip)
 
 
 def _clip(config: EvaluationConfig, extractor: Extractor | None, device: torch.device | str) -> ClipScorer:
@@ -65,7 +71,7 @@ def prepare_extractor(
             raise UserError(
                 f"{what}: Inception's weights are not here; give --inception-weights FILE, or --download-inception"
             )
-    if config.extractor not in ("auto", "inception", "trained"):
+    if config.extractor not in _NOT_PRETRAINED:
         found = pretrained_extractor(config.extractor, "--extractor", device=device, download=config.download_extractor)
     if found is None:
         if file is not None:

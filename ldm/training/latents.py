@@ -157,8 +157,10 @@ class LatentSource:
     def batches(self, plan: BatchPlan) -> Iterator[LatentBatch]:
         """Posterior moments in the plan's order, half of the examples flipped where the data set flips.
 
-        The cache is made now, not when the first batch is asked for.
+        The cache is made now, not when the first batch is asked for; not for a plan without steps.
         """
+        if not len(plan):
+            return iter(())
         if is_identity(self.autoencoder) or self.online:
             return self._from_images(plan)
         cache = encode_latents(

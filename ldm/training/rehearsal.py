@@ -32,6 +32,7 @@ class Rehearsal:
     images: int
     parameters: dict[str, int]  # by part of the model; those of an opponent as well
     memory: dict[str, int]  # weights, gradients, optimizer, averages, activations
+    peak: int | None  # what a GPU held at most, with all that comes and goes; None elsewhere
     flops: int  # of a step: products and convolutions, forward and backward, this process's share
     step_seconds: float
     steps: int  # that are left
@@ -52,6 +53,8 @@ def rehearse(task: Task, config: TrainingConfig, device: torch.device) -> Rehear
     if cached := hasattr(source, "write_nothing"):
         source.write_nothing()
     with global_random_state_kept():
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         training = _Training(task, config, accelerator, share, None)
         first, count = training.step, _BEFORE + STEPS
         plan = BatchPlan(task.length, config.seed, share, first, first + count)
@@ -82,6 +85,7 @@ def rehearse(task: Task, config: TrainingConfig, device: torch.device) -> Rehear
             "averages": sizes.get("ema", 0) + sizes.get("averages", 0),
             "activations": saved["bytes"],
         },
+        peak=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
         flops=counter.get_total_flops(),
         step_seconds=seconds,
         steps=max(0, config.max_train_steps - first),

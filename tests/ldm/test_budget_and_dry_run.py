@@ -94,6 +94,7 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(kind, ldm, models, tmp_path
     found = ldm(*command, "--dry-run")
     assert found.code == 0, found.err
     assert sorted(tmp_path.rglob("*")) == before
+    assert "GPU" not in found.out
     told = figures(found.out)
     assert told["images"] == "64" and told["dry run"] == "nothing was written"
     assert float(re.match(r"([\d.]+) GFLOP", told["operations"])[1]) > 0

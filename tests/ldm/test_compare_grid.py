@@ -49,7 +49,7 @@ def test_a_file_stands_for_the_flags_and_flags_go_before_it():
     [
         ("comparison: {methods: [cfgg]}", "unknown method"),
         ("comparison: {method: [cfg]}", "methods"),
-        ("comparison: {guidance_scales: [a]}", "could not be converted to Float"),
+        ("comparison: {rows: 3, guidance_scales: [1, a]}", "comparison.guidance_scales: [1, 'a']: "),
         ("comparison: {samplers: [ddin]}", "ddim"),
         ("evaluation: {metrics: [fidd]}", "fid"),
         ("comparison: {rounds: 0}", "--rounds: expected 1 or more"),

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import sys
 import tarfile
 
@@ -271,6 +272,13 @@ def test_shards_that_count_from_zero_each_are_told_apart(tmp_path, samples):
         write_tar(tmp_path / f"{number}.tar", [(f"{k}.png", samples[3 * number + k][1]) for k in range(3)])
     data = open_data(config(tmp_path, validation_fraction=0.0))
     assert len(data) == 6 and len({data[i].image.numpy().tobytes() for i in range(6)}) == 6
+    as_parquet(tmp_path / "p", [("same.png", *sample[1:]) for sample in samples[:6]], files=2)
+    assert len(open_data(config(tmp_path / "p", validation_fraction=0.0))) == 6, (
+        "rows have a number, whatever their path"
+    )
+    twice = write_tar(tmp_path / "twice.tar", [("a/1.png", samples[0][1]), ("a/1.png", samples[0][1])])
+    with pytest.raises(UserError, match=r'"a/1\.png" is the second image of its sample'):
+        open_data(config(twice))
 
 
 def test_samples_left_out_are_told(tmp_path, samples, caplog):
@@ -405,6 +413,14 @@ def test_latents_encoded_anew_have_the_distribution_of_the_cache_and_train_as_we
     ours, theirs = scores.values()
     assert ours == pytest.approx(theirs, rel=0.05), scores
     assert ours < 1.1
+
+
+def test_a_finished_run_makes_no_cache_again(ldm, models, tmp_path):
+    out = tmp_path / "run"
+    command = models.command("classifier", out, "--latents", tmp_path / "latents", steps=2)
+    assert ldm(*command).code == 0 and (tmp_path / "latents").is_dir()
+    shutil.rmtree(tmp_path / "latents")
+    assert ldm(*command).code == 0 and not (tmp_path / "latents").exists()
 
 
 def test_a_run_without_a_cache_does_not_go_on_with_one(ldm, models, tmp_path, refused):

@@ -171,7 +171,7 @@ def test_every_metric_of_samples_by_name():
         if figure.interval is not None:
             assert figure.interval[0] <= figure.value <= figure.interval[1]
         if figure.metric in ("precision", "recall", "coverage"):
-            assert 0 <= figure.interval[0] and figure.interval[1] <= 1, "a share's interval holds shares"
+            assert figure.interval[0] >= 0 and figure.interval[1] <= 1, "a share's interval holds shares"
     assert [figure.name for figure in figures[:3]] == ["recall[toy]", "FD[toy]", "KD[toy]"]
     assert all(figure.interval is None for figure in figures_of(samples, EvaluationConfig(bootstrap=0)))
     again = figures_of(samples, config)

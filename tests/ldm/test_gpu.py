@@ -84,3 +84,8 @@ def test_latents_on_the_gpu_in_memory_and_on_disk_train_alike(models, ldm, tmp_p
         assert ldm(*models.command("diffusion", tmp_path / place, *flags, "--mixed-precision", "no", steps=1)).code == 0
         first[place] = json.loads((tmp_path / place / "metrics.jsonl").read_text().splitlines()[0])["loss"]
     assert len(set(first.values())) == 1, first
+
+
+def test_a_dry_run_tells_what_the_gpu_held(models, ldm, tmp_path):
+    found = ldm(*models.command("diffusion", tmp_path / "run", "--device", "cuda"), "--dry-run")
+    assert found.code == 0 and "the GPU held at most" in found.out and not (tmp_path / "run").exists()

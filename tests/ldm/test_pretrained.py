@@ -128,6 +128,15 @@ def test_a_text_model_is_scored_by_clip(clip, data, fake_pipeline):
         evaluate_model(fake_pipeline(data, text=False, classes=True), data, None, config)
 
 
+def test_an_absent_clip_is_told_of_before_anything_is_trained(data, monkeypatch, tmp_path):
+    monkeypatch.setattr("ldm.evaluation.instruments.trained_extractor", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("ldm.evaluation.instruments.trained_judge", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    config = EvaluationConfig(metrics=("fid", "clip_score"), extractor="trained", clip_model="nobody/nothing")
+    with pytest.raises(UserError, match=r"--clip-model nobody/nothing: .* give a local folder, or --download"):
+        prepare_instruments(data, config)
+
+
 def test_what_is_not_such_a_model_is_refused(dinov2, clip, tmp_path, data, monkeypatch):
     with pytest.raises(UserError, match="--clip-model: expected a CLIP, got dinov2:"):
         ClipScorer(PretrainedExtractor(dinov2, "tiny"))

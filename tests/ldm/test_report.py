@@ -131,6 +131,14 @@ def test_the_table_as_csv():
     )
 
 
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r\n@"])
+def test_no_text_in_a_csv_is_a_formula(start):
+    table = Comparison((cell(f"{start}HYPERLINK(0)", -4.0, 50),), {}, {})
+    (row,) = csv.DictReader(io.StringIO(write_csv(table), newline=""))
+    assert row["label"] == row["method"] == f"'{' ' * (len(start) - 1)}{start[-1]}HYPERLINK(0)"
+    assert float(row["fid"]) == -4, "a number is one"
+
+
 def test_cells_survive_json():
     for each in CELLS:
         assert Cell.from_json(json.loads(json.dumps(each.to_json()))) == each
