@@ -89,15 +89,8 @@ class ClassifierTask:
             except ValueError as error:
                 raise UserError(f"classifier settings: {error}") from None
         training = config.training
-        self.source = LatentSource(
-            self.autoencoder,
-            data,
-            config.latents,
-            training.output_dir,
-            device,
-            training.dataloader_num_workers,
-            config.cache_device,
-        )
+        place = training.output_dir, device, training.dataloader_num_workers, config.cache_device
+        self.source = LatentSource(self.autoencoder, data, config.latents, *place)
         self.length = len(data)
         self.facts: dict[str, Any] = {
             "data": data.fingerprint,

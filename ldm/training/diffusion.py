@@ -118,15 +118,8 @@ class DiffusionTask:
                 raise UserError(f"unet settings: {error}") from None
         self.model.unet.gradient_checkpointing = config.training.gradient_checkpointing
         training = config.training
-        self.source = LatentSource(
-            self.autoencoder,
-            data,
-            config.latents,
-            training.output_dir,
-            device,
-            training.dataloader_num_workers,
-            config.cache_device,
-        )
+        place = training.output_dir, device, training.dataloader_num_workers, config.cache_device
+        self.source = LatentSource(self.autoencoder, data, config.latents, *place)
         self.length = len(data)
         self.averages = config.averages.within(training.max_train_steps)
         first = config.first_caption_probability
