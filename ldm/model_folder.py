@@ -19,24 +19,31 @@ INDEX = "model_index.json"
 _KNOWN_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")  # transformers makes do without, and reads nothing
 _TAKEN = ("cond", "uncond", "weak", "perturbed", "blurred", "skipped")  # branches that are no classifier
+WEIGHTS = "_weights"  # tells whether they are averaged, and how
 _FACTS = "_conditioning"  # marks a folder of ours: its conditioning.json may not be guessed when it is gone
 
 Classifiers: TypeAlias = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 
 
 def write_index(
-    folder: Path, text_parts: dict[str, list[str]], vae: tuple[str, str], scheduler_class: str = "DDIMScheduler"
+    folder: Path,
+    text_parts: dict[str, list[str]],
+    vae: tuple[str, str],
+    scheduler_class: str = "DDIMScheduler",
+    weights: str = "",
 ) -> None:
     """model_index.json, written last: with it the folder is a model. A text model is a StableDiffusionPipeline.
 
-    `text_parts` are the entries of text_encoder and tokenizer, {} for a model without text; `vae` is the library and
-    the class of the autoencoder. One of a class that diffusers has not, such as that of pixels, which changes nothing,
-    makes it one that no pipeline of diffusers fits.
+    `text_parts` are the entries of text_encoder and tokenizer, {} for a model without text; `weights` says whether they
+    are averaged; `vae` is the library and the class of the autoencoder. One of a class that diffusers has not, such as
+    that of pixels, which changes nothing, makes it one that no pipeline of diffusers fits.
     """
     stable_diffusion = bool(text_parts) and vae[0] == "diffusers"
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline" if stable_diffusion else "DiffusionPipeline"}
     index |= {"vae": list(vae), "unet": ["diffusers", "UNet2DConditionModel"]}
     index |= {"scheduler": ["diffusers", scheduler_class], **text_parts, _FACTS: FACTS_NAME}
+    if weights:
+        index[WEIGHTS] = weights
     if stable_diffusion:
         index |= {part: [None, None] for part in ("safety_checker", "feature_extractor", "image_encoder")}
         index["requires_safety_checker"] = False

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ldm.data.listing import shown
 from ldm.data.protocol import ImageData
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.instruments import Instruments
 from ldm.evaluation.references import opened_reference
 from ldm.files import read_json
+from ldm.model_folder import INDEX, WEIGHTS
 
 _SMALL = 10_000  # below so many images FID's bias is larger than most differences worth telling
 
@@ -41,11 +43,11 @@ def count_of_reference(data: ImageData, config: EvaluationConfig) -> int:
 
 
 def weights_of(folder: Path | None) -> str:
-    """Whether the weights of a model are averaged: what its run says, where the folder is that of a run."""
-    if folder is not None and (folder / "run.json").is_file():
-        facts = read_json(folder / "run.json").get("facts", {}).get("training", {})
-        if isinstance(facts, dict) and isinstance(decay := facts.get("ema_decay"), int | float):
-            return f"EMA of decay {decay:g}" if decay else "of the last step (no EMA)"
+    """Whether the weights of a model are averaged, as its folder tells."""
+    index = read_json(folder / INDEX) if folder is not None and (folder / INDEX).is_file() else {}
+    told = index.get(WEIGHTS) if isinstance(index, dict) else None
+    if isinstance(told, str):
+        return shown(told, 80)
     return "as published in the model folder, which does not tell whether they are an EMA"
 
 

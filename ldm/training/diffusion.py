@@ -249,7 +249,9 @@ class DiffusionTask:
         model.conditioner.save_pretrained(folder)
         if not (folder / INDEX).is_file():
             index, scheduler = model.conditioner.index_entries(), self.process.config()["_class_name"]
-            write_index(folder, index, class_of(self.autoencoder.config), scheduler)
+            decay = self.config.training.ema_decay
+            weights = f"EMA of decay {decay:g}" if decay else "of the last step (no EMA)"
+            write_index(folder, index, class_of(self.autoencoder.config), scheduler, weights)
 
 
 def publish_shared(folder: Path, autoencoder: Autoencoder, source: Path | None, process: Process) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ldm.errors import UserError
 from ldm.files import atomic_folder, atomic_write_json, read_json
-from ldm.model_folder import INDEX, copy_part
+from ldm.model_folder import INDEX, WEIGHTS, copy_part
 from ldm.pipeline import Pipeline
 from ldm.training.averages import Reconstruction, facts_of
 from ldm.training.diffusion import DiffusionModel
@@ -27,7 +27,8 @@ def write_model(run: Path, found: Reconstruction, length: float, target: Path) -
         model.unet.save_pretrained(folder / "unet")
         model.conditioner.save_pretrained(folder)
         atomic_write_json(folder / "reconstruction.json", facts_of(found, length))
-        atomic_write_json(folder / INDEX, read_json(run / INDEX))
+        weights = f"EMA of relative length {length:g} after step {found.step}, from snapshots"
+        atomic_write_json(folder / INDEX, read_json(run / INDEX) | {WEIGHTS: weights})
 
 
 def _fit(model: DiffusionModel, found: Reconstruction) -> bool:

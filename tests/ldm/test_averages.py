@@ -12,6 +12,7 @@ from scipy import integrate
 from torch import nn
 
 from ldm.errors import UserError
+from ldm.evaluation.manifest import weights_of
 from ldm.training.averages import (
     AveragesConfig,
     PowerAverages,
@@ -177,6 +178,7 @@ def test_a_reconstructed_model_samples_and_serves_as_the_weak_network(ldm, model
     run = ldm("ema", trained, "--length", 0.2, "--output-dir", made)
     assert run.code == 0 and "from 3 snapshots" in run.out and "profile error: 0.00%" in run.out and not run.err
     assert "averages: lengths 0.05, 0.2 after steps 4, 8, 10" in ldm("info", trained).out
+    assert weights_of(made) == "EMA of relative length 0.2 after step 10, from snapshots"
     short = ldm("ema", trained, "--length", 0.005, "--output-dir", tmp_path / "short")
     assert short.code == 0 and "tell little of that length" in short.err
     found = load_file(made / "unet" / "diffusion_pytorch_model.safetensors")

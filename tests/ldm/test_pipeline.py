@@ -14,6 +14,7 @@ from ldm.conditioning import Condition
 from ldm.data.shapes import ShapesData
 from ldm.denoiser import Branch, ClassifierBranch, Denoiser
 from ldm.errors import UserError
+from ldm.evaluation.manifest import weights_of
 from ldm.pipeline import Pipeline, Request, SamplingConfig
 from ldm.process import Process
 from samplers import DiscreteSchedule, SampleNoise
@@ -278,6 +279,7 @@ def test_a_saved_pipeline_is_the_same_model_in_one_folder(text, classes, tmp_pat
         loaded = Pipeline.load(folder / "model")
         assert loaded.has_classifier and loaded.class_names == pipeline.class_names
         assert loaded.condition_dropout == pipeline.condition_dropout == 0.1
+        assert weights_of(folder / "model") == weights_of(pipeline.folder) == "EMA of decay 0.999"
         assert torch.equal(drawn(loaded, request, sampling), drawn(pipeline, request, sampling))
 
 
