@@ -26,8 +26,9 @@ _TIMES = (0.0, 0.25, 0.5, 0.75)  # of T - 1
 
 def judge_for(data: ImageData, config: EvaluationConfig, pipeline: Pipeline) -> Judge | None:
     """The judge of `data` where nothing else is measured by it; None without calibration or labels."""
-    known = config.judge and bool(data.attribute_names or data.class_names)
-    return trained_judge(data, device=pipeline.device) if known and "calibration" in config.metrics else None
+    if not config.judge or "calibration" not in config.metrics:
+        return None
+    return trained_judge(data, device=pipeline.device) if data.attribute_names or data.class_names else None
 
 
 def with_calibration(
