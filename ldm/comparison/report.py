@@ -144,7 +144,7 @@ def plots(cells: Sequence[Cell], verdict: Verdict) -> list[Plot]:
 
 def _point(cell: Cell, x: float, quality: str) -> Point:
     figure = cell.result[quality]
-    return Point(cell.label, cell.method + (f" | {cell.sampler} {cell.steps}" if "|" in cell.label else ""), x, figure)
+    return Point(cell.label, cell.method, x, figure, cell.label.partition(" | ")[2])
 
 
 def _columns(cells: Sequence[Cell], strips: Sequence[Path]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ldm.evaluation.records import Figure
@@ -19,6 +20,7 @@ from ldm.evaluation.records import Figure
 # Okabe and Ito's colours, which the colour-blind can tell apart, without black and yellow
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 _MARKERS = "os^DvP*X<>"
+_STYLES = ("-", "--", ":", "-.")
 _LABEL = 36  # characters that fit beside an axis; the caption has them all
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -31,12 +33,13 @@ _SETTINGS |= {"text.parse_math": False}  # a label is what a user wrote
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One cell: its label, the series that it belongs to (its method), x, and the figure that is y."""
+    """One cell: its label, the series that it belongs to (its method), x, the figure that is y, and its sampler."""
 
     label: str
     series: str
     x: float
     y: Figure
+    under: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +116,27 @@ class Scatter:
         return buffer.getvalue()
 
     def _drawn(self) -> Canvas:
-        canvas = Canvas(figsize=(5.6, 4.2), layout="constrained")
+        """A colour and a marker a series, a kind of line a sampler; the names below, as many a row as there is room."""
+        series = list(dict.fromkeys(point.series for point in self.points))
+        unders = list(dict.fromkeys(point.under for point in self.points))
+        looks: dict[str, dict[str, Any]] = {
+            name: {"color": _COLOURS[n % len(_COLOURS)], "marker": _MARKERS[n % len(_MARKERS)], "ms": 5}
+            for n, name in enumerate(series)
+        }
+        ways: dict[str, dict[str, Any]] = {
+            name: {"ls": _STYLES[n % len(_STYLES)], "mfc": None if n == 0 else "none"} for n, name in enumerate(unders)
+        }
+        names = [Line2D([], [], ls="", label=name, **looks[name]) for name in series]
+        if len(unders) > 1:
+            names += [Line2D([], [], color="#000000", marker="o", label=name, **ways[name]) for name in unders]
+        columns = 2 if max(len(str(name.get_label())) for name in names) <= _LABEL else 1
+        canvas = Canvas(figsize=(5.6, 3.3 + 0.16 * -(-len(names) // columns)), layout="constrained")
         axes = canvas.add_subplot()
-        for number, series in enumerate(dict.fromkeys(point.series for point in self.points)):
-            own = [point for point in self.points if point.series == series]
-            colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
-            x, y = [point.x for point in own], [point.y.value for point in own]
-            look: dict[str, Any] = {"color": colour, "marker": marker, "ms": 5, "lw": 1, "elinewidth": 0.7}
-            axes.errorbar(x, y, yerr=_errors(own), label=series, **look)
+        for name in series:
+            for under in unders:
+                own = [point for point in self.points if (point.series, point.under) == (name, under)]
+                x, y = [point.x for point in own], [point.y.value for point in own]
+                axes.errorbar(x, y, yerr=_errors(own), lw=1, elinewidth=0.7, **looks[name], **ways[under])
         ringed = [point for point in self.points if point.label in self.front]
         axes.scatter(
             [point.x for point in ringed], [point.y.value for point in ringed], s=110, fc="none", ec="#000000", lw=0.9
@@ -128,7 +144,7 @@ class Scatter:
         axes.set_xlabel(self.x_name)
         axes.set_ylabel(self.y_name)
         axes.grid(alpha=0.25)
-        canvas.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False)
+        canvas.legend(handles=names, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
         return canvas
 
 
