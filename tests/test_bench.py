@@ -58,7 +58,16 @@ def test_a_wrong_flag_is_one_line(flags, message, capsys):
 
 def result(**changes):
     summary = {"ours": 1.0, "theirs": 1.5, "ratio": 1.5, "ratio_p10": 1.4, "ratio_p90": 1.6}
-    facts = {"row": "r", "title": "", "mode": "eager", "unit": "ms", "summary": summary, "goal": 1.6, "difference": 0.0}
+    facts = {
+        "row": "r",
+        "title": "",
+        "mode": "eager",
+        "unit": "ms",
+        "summary": summary,
+        "goal": 1.6,
+        "floor": 1.6,
+        "difference": 0.0,
+    }
     facts |= {"tolerance": 1e-5, "limit_ms": 0.1, "operations": 10, "synchronisations": 1, "repeats": 3}
     return Result(**(facts | changes))
 
@@ -66,7 +75,7 @@ def result(**changes):
 def test_the_check_fails_for_a_slow_row_a_wrong_one_and_a_longer_one():
     expected = {"r": {"operations": 10, "synchronisations": 1}}
     assert result().failures(expected) == []
-    assert "90th percentile 1.60, below its floor 1.7" in result(goal=1.7).failures(expected)[0]
+    assert "90th percentile 1.60, below its floor 1.7" in result(floor=1.7).failures(expected)[0]
     assert "results differ by" in result(difference=float("nan")).failures(expected)[0]
     assert "11 dispatched operations, at most 10" in result(operations=11).failures(expected)[0]
     assert "2 dispatched synchronisations" in result(synchronisations=2).failures(expected)[0]

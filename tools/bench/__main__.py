@@ -112,13 +112,14 @@ def _result(chosen: Row, device: torch.device, mode: str, settings: argparse.Nam
         else:
             times = paired(pair.ours, pair.theirs, clock(device, host=chosen.host), repeats, quick=settings.quick)
     timed = not chosen.memory and mode == "eager"
+    promised = (chosen.goal, chosen.floor or chosen.goal) if device.type == "cpu" and mode == "eager" else (None, None)
     return Result(
         chosen.name,
         chosen.title,
         mode,
         "bytes" if chosen.memory else "ms",
         times.summary(),
-        chosen.goal if device.type == "cpu" and mode == "eager" else None,
+        *promised,
         difference,
         pair.tolerance * (1 if device.type == "cpu" else 10 if mode == "eager" else 200),
         ceilings.limit_ms(arithmetic or 0.0, pair.bytes, half=chosen.half) if timed else None,

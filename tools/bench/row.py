@@ -63,12 +63,14 @@ class Bench:
 
 @dataclass(frozen=True)
 class Row:
-    """`goal`: the ratio theirs / ours that is promised on a CPU; None: none is."""
+    """`goal`: the ratio theirs / ours that is aimed at on a CPU; `floor`: below which `--check` fails, the goal unless
+    given."""
 
     name: str
     title: str
     build: Callable[[Bench], Pair]
     goal: float | None = None
+    floor: float | None = None
     host: bool = False
     """Timed on the host: what the device does at the same time does not count."""
     memory: bool = False

@@ -97,7 +97,9 @@ def sample_cfg(bench: Bench) -> Pair:
     return Pair(both.ours, both.theirs, lambda: apart(both.ours(), both.theirs()), tolerance=1e-3)
 
 
-@row("sample-interval", "the same, CFG on half of the steps; theirs, which has no interval, on all", goal=1.6)
+@row(
+    "sample-interval", "the same, CFG on half of the steps; theirs, which has no interval, on all", goal=1.6, floor=1.3
+)
 def sample_interval(bench: Bench) -> Pair:
     both = _Both(bench, 4, _sampling(bench, guidance_interval=INTERVAL))
     unguided = {*range(_FIRST), *range(_LAST, _STEPS)}
