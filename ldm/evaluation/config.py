@@ -51,7 +51,7 @@ class EvaluationConfig:
     allow_other_reference: bool = False
     """Take a --reference of other images than --data and --split; the manifest tells of what."""
     floor: bool = True
-    """Also measure real images that are not the reference, as many as samples: no model does better but by chance."""
+    """Also measure real images that are not the reference, as many as samples: what a model of the data itself has."""
     bootstrap: int = 100
     """Half-samples from which 95 % intervals of the distances are made, the reference being held; 0: no intervals."""
     judge: bool = True
