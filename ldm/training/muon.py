@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.training.adamw import AdamW
+
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: the quintic whose slope at 0 is steepest
 
 
@@ -34,7 +36,7 @@ def suits(parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and min(parameter.shape[0], parameter[0].numel()) >= 8
 
 
-class Muon(torch.optim.AdamW):
+class Muon(AdamW):
     """AdamW whose groups with `muon=True` are stepped by orthogonalised Nesterov momentum instead.
 
     A kernel (out, in, h, w) counts as the matrix (out, in * h * w); its step has the length lr * sqrt(max(1, rows /

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
+from ldm.training.adamw import AdamW
 from ldm.training.config import TrainingConfig
 from ldm.training.muon import Muon, suits
 
@@ -44,7 +44,7 @@ def learning_rate(step: int, peak: float, schedule: Schedule, warmup: int, total
     return peak
 
 
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
     """AdamW in its fused form, or Muon; weight decay on matrices and kernels only, not on biases, norms and scalars.
 
     Each group has a `ratio`, its learning rate over `config.learning_rate`. Embeddings are never Muon's.
@@ -60,7 +60,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
         {"params": [p for p in trained if p.ndim >= 2 and id(p) not in ids], "muon": False, "ratio": 1.0},
         {"params": [p for p in trained if p.ndim < 2], "muon": False, "ratio": 1.0, "weight_decay": 0.0},
     ]
-    make = Muon if config.optimizer == "muon" else torch.optim.AdamW
+    make = Muon if config.optimizer == "muon" else AdamW
     return make(
         [group for group in groups if group["params"]],
         lr=config.learning_rate,

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ldm.errors import UserError
+from ldm.training.adamw import AdamW
 from ldm.training.checkpoint import checkpoints, damage, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from ldm.training.config import TrainingConfig
 from ldm.training.ema import ExponentialMovingAverage
@@ -128,6 +129,31 @@ def test_the_optimizer_comes_back_in_the_memory_layout_of_its_weights():
         step(model, optimizer)
         step(twin, its_optimizer)
     assert torch.equal(model.weight, twin.weight) and torch.equal(model.bias, twin.bias)
+
+
+@pytest.mark.parametrize("gradient_lies", ["alike", "otherwise"])
+def test_fused_adamw_is_the_plain_one_in_every_layout(gradient_lies):
+    """torch's fused step is wrong where a gradient lies otherwise than its weight: it walks through their memory."""
+    shapes = ((64, 32, 3, 3), (3, 7, 3, 3), (8, 8, 1, 1), (16, 4), (5,))
+
+    def trained(cls, **options):
+        draw = torch.Generator().manual_seed(0)
+        weights = [nn.Parameter(torch.randn(shape, generator=draw)) for shape in shapes]
+        for weight in weights[:2]:
+            weight.data = weight.data.to(memory_format=torch.channels_last)
+        optimizer = cls(weights, lr=1e-2, weight_decay=0.1, **options)
+        for _ in range(5):
+            for weight in weights:
+                gradient = torch.randn(weight.shape, generator=draw)
+                alike = torch.empty_like(weight, requires_grad=False).copy_(gradient)
+                weight.grad = alike if gradient_lies == "alike" else gradient
+            optimizer.step()
+        moments = [optimizer.state[weight][name] for weight in weights for name in ("exp_avg", "exp_avg_sq")]
+        assert weights[0].is_contiguous(memory_format=torch.channels_last)
+        return [*(weight.detach() for weight in weights), *moments]
+
+    for ours, plain in zip(trained(AdamW, fused=True), trained(torch.optim.AdamW, foreach=False), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
 
 
 def test_weight_decay_shrinks_matrices_and_leaves_biases_and_norms():
