@@ -37,7 +37,7 @@ from ldm.training.finite import FiniteWatch
 from ldm.training.guards import Interrupted, full_disk_told, global_random_state_kept, stop_signals
 from ldm.training.observe import Observer
 from ldm.training.opponent import Loss, SecondPlayer
-from ldm.training.optimization import make_optimizer, scheduled_rate
+from ldm.training.optimization import clip_gradients, make_optimizer, scheduled_rate
 from ldm.training.processes import make_accelerator, means, on_any_process, others_alive, same_everywhere, share_of
 from ldm.training.randomness import BatchPlan, Share, StepRandom, key
 from ldm.training.run_folder import RunFolder
@@ -196,7 +196,9 @@ class _Training:
                 with self.accelerator.autocast():
                     _add(sums, second.forward_backward(batch, shown, random, accumulation))
         limit = config.max_grad_norm or math.inf
-        norm = whole_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
+        plain = self.device.type == "cpu" and not self.shards.active
+        clip = clip_gradients if plain else self.accelerator.clip_grad_norm_  # which unscales, and knows of shards
+        norm = whole_tensor(clip(self.model.parameters(), limit))
         norms = {} if self.accelerator.scaler is not None else {"gradient": norm}  # the scaler sees to its own
         if second is not None:
             norms[f"{second.opponent.name}'s gradient"] = second.gradient_norm()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.training.adamw import AdamW
 from ldm.training.config import TrainingConfig
@@ -42,6 +43,18 @@ def learning_rate(step: int, peak: float, schedule: Schedule, warmup: int, total
     if schedule == "cosine":
         return peak * 0.5 * (1 + math.cos(math.pi * progress))
     return peak
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Scale gradients down to the norm `limit`; returns the norm that they had. Those within it are not touched.
+
+    As `torch.nn.utils.clip_grad_norm_`, bit for bit, which multiplies by 1 all the same: on a CPU half of its time.
+    """
+    held = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in held if parameter.grad is not None])
+    if not limit / (norm + 1e-6) >= 1:  # NaN too
+        nn.utils.clip_grads_with_norm_(held, limit, norm)
+    return norm
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:

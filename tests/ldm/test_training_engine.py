@@ -19,7 +19,7 @@ from ldm.training.config import TrainingConfig
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.loop import Loss, train
 from ldm.training.muon import orthogonalized
-from ldm.training.optimization import learning_rate, make_optimizer
+from ldm.training.optimization import clip_gradients, learning_rate, make_optimizer
 from ldm.training.randomness import BatchPlan, Share, StepRandom
 from ldm.training.run_folder import RunFolder
 
@@ -154,6 +154,22 @@ def test_fused_adamw_is_the_plain_one_in_every_layout(gradient_lies):
 
     for ours, plain in zip(trained(AdamW, fused=True), trained(torch.optim.AdamW, foreach=False), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1.0, 5.0, math.inf])
+def test_gradients_are_clipped_as_torch_clips_them(limit):
+    def weights():
+        draw = torch.Generator().manual_seed(0)
+        found = [nn.Parameter(torch.zeros(3, 4)), nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(2))]
+        for weight in found[:2]:
+            weight.grad = torch.randn(weight.shape, generator=draw)
+        return found
+
+    ours, plain = weights(), weights()
+    assert torch.equal(clip_gradients(ours, limit), nn.utils.clip_grad_norm_(plain, limit))
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours[:2], plain[:2], strict=True))
+    ours[0].grad[0, 0] = math.nan
+    assert clip_gradients(ours, limit).isnan()
 
 
 def test_weight_decay_shrinks_matrices_and_leaves_biases_and_norms():
