@@ -101,6 +101,7 @@ class PowerAverages:
 
     def __init__(self, model: nn.Module, config: AveragesConfig | None) -> None:
         self.config = config = config or AveragesConfig()
+        self.exponents = {length: exponent(length) for length in config.ema_lengths}  # gamma, a root found once
         trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.weights = {
             length: {name: weight.detach().clone() for name, weight in trained.items()} for length in config.ema_lengths
@@ -114,7 +115,7 @@ class PowerAverages:
             return
         current = dict(model.named_parameters())
         for length, averaged in self.weights.items():
-            beta = (1 - 1 / step) ** (exponent(length) + 1)
+            beta = (1 - 1 / step) ** (self.exponents[length] + 1)
             torch._foreach_lerp_(list(averaged.values()), [current[name].detach() for name in averaged], 1 - beta)
 
     def snapshot(self, run: RunFolder | None, step: int, *, last: bool) -> None:

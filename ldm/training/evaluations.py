@@ -44,7 +44,7 @@ class Evaluations:
 
     def figures(self, model: nn.Module, step: int, stop: Callable[[], object]) -> dict[str, float]:
         """{name: value} of the model of a step; {} where they are logged already, or the evaluation was stopped."""
-        logged, result = self.processes.from_first(lambda: self._before(model, step))
+        logged, result, facts = self.processes.from_first(lambda: self._before(model, step))
         if logged:
             return {}
         if result is None:
@@ -54,7 +54,7 @@ class Evaluations:
                 logger.info("step %d: the evaluation was stopped; it is made when the training goes on", step)
                 return {}
         if self.run is not None:
-            atomic_write_json(self._file(self.run, step), {**self._facts(model, step), "result": result.to_json()})
+            atomic_write_json(self._file(self.run, step), {**facts, "result": result.to_json()})
             self._keep_best(self.run, result, model, step)
         return {figure.name: figure.value for figure in result.figures}
 
@@ -67,15 +67,13 @@ class Evaluations:
             heard = stop if self.processes.count == 1 else bool
             return self.processes.from_first(lambda: watch(pipeline, heard))  # a prior's codes are drawn by one
 
-    def _before(self, model: nn.Module, step: int) -> tuple[bool, EvaluationResult | None]:
-        """Whether the figures are logged already, and else what was measured of these weights before."""
+    def _before(self, model: nn.Module, step: int) -> tuple[bool, EvaluationResult | None, dict[str, Any]]:
+        """Whether the figures are logged already; else what was measured of these weights before, and their facts."""
         assert self.run is not None
         if self.run.has_evaluation(step):
-            return True, None
-        return False, _known(self._file(self.run, step), self._facts(model, step))
-
-    def _facts(self, model: nn.Module, step: int) -> dict[str, Any]:
-        return {"step": step, "weights": weights_fingerprint(model), "settings": self.task.watch.facts}
+            return True, None, {}
+        facts = {"step": step, "weights": weights_fingerprint(model), "settings": self.task.watch.facts}
+        return False, _known(self._file(self.run, step), facts), facts
 
     def _file(self, run: RunFolder, step: int) -> Path:
         return run.path / FOLDER / f"step-{step:06d}.json"

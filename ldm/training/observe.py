@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.images import grid, save_grid
+from ldm.images import enlarged, grid, save_png
 from ldm.training.best import keep_best
 from ldm.training.config import TrainingConfig
 from ldm.training.run_folder import RunFolder, flat
@@ -55,8 +55,9 @@ class Observer:
             keep_best(run.path, best_by, measures, step, lambda folder: self.task.publish(model, folder))
         self._tell(step, "validation", measures)
         if pictures is not None:
-            save_grid(pictures, run.path / "samples" / f"step-{step:06d}.png")
-            self.trackers.picture(step, grid(pictures))
+            sheet = grid(pictures)  # (3, H, W), bytes
+            save_png(enlarged(sheet), run.path / "samples" / f"step-{step:06d}.png")
+            self.trackers.picture(step, sheet)
         return measures
 
     def evaluated(self, step: int, figures: dict[str, float]) -> None:
