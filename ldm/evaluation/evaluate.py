@@ -126,8 +126,7 @@ def reference_features(
     if extractor is None:
         return None
     if (file := opened_reference(config, data)) is not None:
-        file.check_extractor(extractor)
-        return file.real.to(getattr(extractor, "device", "cpu"))
+        return file.real_for(extractor)
     indices = chosen_indices(len(data), config.num_reference, config.seed)
     size = config.batch_size
     return features_of(extractor, data, indices, batch_size=size, label="features of the data", processes=processes)

@@ -86,8 +86,7 @@ def _real(
     if folder is not None:
         return extract(extractor, folder.images(config.batch_size, "features of real"))
     assert file is not None
-    file.check_extractor(extractor)
-    return file.real.to(getattr(extractor, "device", "cpu"))
+    return file.real_for(extractor)
 
 
 def _checked_sizes(real: FolderImages | None, fake: FolderImages, file: ReferenceFile | None) -> tuple[Sizes, ...]:

@@ -127,6 +127,11 @@ class ReferenceFile:
                 "make one with the same --extractor"
             )
 
+    def real_for(self, extractor: Extractor) -> Tensor | Gaussian:
+        """`real` on the extractor's device; `UserError` for features of another one."""
+        self.check_extractor(extractor)
+        return self.real.to(getattr(extractor, "device", "cpu"))
+
     def check_metrics(self, config: EvaluationConfig) -> None:
         """`UserError` for what moments alone cannot tell."""
         wrong = [name for name in config.distances if name not in ("fid", "inception_score", "diversity", "clip_score")]

@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 
 from ldm.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from ldm.training.config import TrainingConfig
-from ldm.training.optimization import make_optimizer, scheduled_rate
+from ldm.training.optimization import clip_gradients, make_optimizer, scheduled_rate
 from ldm.training.randomness import StepRandom
 
 
@@ -100,7 +100,7 @@ class SecondPlayer:
                 if parameter.grad is not None:
                     distributed.all_reduce(parameter.grad)
                     parameter.grad /= distributed.get_world_size()
-        return nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm or math.inf)
+        return clip_gradients(parameters, self.config.max_grad_norm or math.inf)
 
     def update(self, step: int) -> None:
         """One step of its optimiser, at its learning rate for this step."""
