@@ -5,9 +5,8 @@ from autoencoders.bottlenecks import BOTTLENECKS, Bottleneck, BottleneckOutput, 
 from autoencoders.config import AutoencoderConfig
 from autoencoders.corruption import CorruptionConfig, corrupt, patch_mask
 from autoencoders.diffusers_config import class_of
-from autoencoders.discriminator import PatchDiscriminator, ResidualDiscriminator, make_discriminator
+from autoencoders.fitting import fit_linear, measure_latents
 from autoencoders.generator import Generator, GeneratorConfig
-from autoencoders.linear import fit_linear
 from autoencoders.losses import (
     AdversarialConfig,
     DiscriminatorConfig,
@@ -16,7 +15,7 @@ from autoencoders.losses import (
     PerceptualConfig,
     autoencoder_loss,
 )
-from autoencoders.measures import measure_latents
+from autoencoders.losses.discriminator import PatchDiscriminator, ResidualDiscriminator, make_discriminator
 from autoencoders.tiling import Tiling
 
 __all__ = [

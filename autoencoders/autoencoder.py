@@ -12,9 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from autoencoders import folder, logit_laplace
+from autoencoders import logit_laplace
+from autoencoders import storage as folder
 from autoencoders.bottlenecks import Encoding, Gumbel, HasCodes, HasPrior, make_bottleneck
-from autoencoders.coders import has_stages, make_coder
+from autoencoders.coders.build import has_stages, make_coder
 from autoencoders.config import AutoencoderConfig
 from autoencoders.measures import rate
 from autoencoders.tiling import WHOLE, Tiling, in_pieces

@@ -8,14 +8,14 @@ from typing import Any, Literal, get_args, get_origin
 from autoencoders.bottlenecks.batch_norm import BatchNormConfig
 from autoencoders.bottlenecks.finite_scalar import FiniteScalarConfig
 from autoencoders.bottlenecks.gumbel import GumbelConfig
+from autoencoders.bottlenecks.hierarchy import packed_channels
 from autoencoders.bottlenecks.lookup_free import MAX_BITS, LookupFreeConfig
 from autoencoders.bottlenecks.nvae import NVAEConfig
 from autoencoders.bottlenecks.von_mises_fisher import VonMisesFisherConfig
 from autoencoders.bottlenecks.vqvae2 import VQVAE2Config
 from autoencoders.checks import is_int as _is_int
 from autoencoders.checks import is_number as _is_number
-from autoencoders.hierarchy import packed_channels
-from autoencoders.vit import ViTConfig
+from autoencoders.coders.vit import ViTConfig
 
 _LIMITS = {  # far above any real model: what a hostile config.json may ask for
     "in_channels": 64,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from autoencoders.bottlenecks.base import standard_normal
 from autoencoders.checks import check_int, check_number
-from autoencoders.draws import draw
+from autoencoders.posterior_noise import draw
 
 
 @dataclass(frozen=True)

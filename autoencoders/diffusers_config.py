@@ -13,8 +13,8 @@ from typing import Any, get_args
 from torch import Tensor
 
 from autoencoders.calibration import DEFAULT_SCALE, LOGIT_LAPLACE, class_and_output, is_standard
+from autoencoders.coders.vit import ViTConfig
 from autoencoders.config import TRAINING_KEYS, AutoencoderConfig, own_settings, settings_of
-from autoencoders.vit import ViTConfig
 
 _CLASS_NAMES = {
     "kl": "AutoencoderKL",

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from autoencoders import folder
+from autoencoders import storage as folder
 from autoencoders.bottlenecks.base import full_precision
 from autoencoders.checks import check_bool, check_int
-from autoencoders.coder import Decoder
-from autoencoders.processes import joint_moments, several_processes
+from autoencoders.coders.conv import Decoder
+from autoencoders.distributed import joint_moments, several_processes
 
 _CLASS = "Generator"
 

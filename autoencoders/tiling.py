@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoencoders.blocks import Downsample, ResnetBlock, Stage, Upsample, plain_norm
-from autoencoders.coder import Decoder, Encoder
-from autoencoders.vit import ViTDecoder, ViTEncoder
+from autoencoders.coders.blocks import Downsample, ResnetBlock, Stage, Upsample, plain_norm
+from autoencoders.coders.conv import Decoder, Encoder
+from autoencoders.coders.vit import ViTDecoder, ViTEncoder
 
 _SETTLED = 3e-3  # statistics that move by less, in standard deviations, end the passes
 

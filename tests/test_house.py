@@ -14,36 +14,23 @@ SOURCES = {
 }
 OURS = ("autoencoders", "samplers", "ldm")
 LONG_FOR_A_REASON = {
-    "ldm/nn.py": "the blocks that U-Net and classifier share, in the order of their use",
+    "ldm/models/blocks.py": "the blocks that U-Net and classifier share, in the order of their use",
 }
-# Of ldm, lowest first. A module imports its own floor or a lower one; what is named here imports nothing above it.
-FLOORS = [
-    {
-        "errors",
-        "files",
-        "progress",
-        "device",
-        "compilation",
-        "processes",
-        "peak_memory",
-        "images",
-        "weights",
-        "sampling",
-        "process",
-        "perturbation",
-        "start",
-    },
-    {"nn", "layers", "prepared", "unet_config", "unet", "conditioning", "classifier", "data"},
-    {"denoiser", "model_folder", "energies", "weak"},
-    {"branches"},
-    {"pipeline", "editing", "direct", "code_prior"},
-    {"evaluation", "config"},
-    {"reports"},
-    {"training", "comparison"},
-    {"cli"},
-    {"__main__"},
-]
-FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+# The folders of ldm, lowest first: a module imports its own folder and lower ones.
+ROOMS = (
+    "runtime",
+    "data",
+    "conditioning",
+    "pretrained",
+    "models",
+    "sampling",
+    "evaluation",
+    "reports",
+    "training",
+    "comparison",
+    "explorer",
+    "cli",
+)
 
 
 def imports(path):
@@ -68,35 +55,56 @@ def test_the_libraries_import_nothing_of_the_system(package, allowed):
             assert found <= allowed | sys.stdlib_module_names, name
 
 
-def floor_of(module):
-    part = module.split(".")[1] if "." in module else None
-    return FLOOR_OF.get(part)
+def room_of(module):
+    parts = module.split(".")
+    return parts[1] if len(parts) > 2 or (len(parts) == 2 and (ROOT / "ldm" / parts[1]).is_dir()) else None
+
+
+def test_no_file_of_the_system_lies_loose_and_every_folder_is_a_known_room():
+    assert {path.name for path in (ROOT / "ldm").glob("*.py")} == {"__init__.py", "__main__.py"}
+    assert {path.name for path in (ROOT / "ldm").iterdir() if any(path.glob("**/*.py"))} <= set(ROOMS)
 
 
 def test_imports_within_the_system_run_one_way():
     for name, path in SOURCES.items():
-        if not name.startswith("ldm/") or name == "ldm/__init__.py":
+        if not name.startswith("ldm/") or name in ("ldm/__init__.py", "ldm/__main__.py"):
             continue
-        own = floor_of(name[: -len(".py")].replace("/", "."))
-        assert own is not None, f"{name}: give it a floor in this test"
+        own = ROOMS.index(name.split("/")[1])
         for module in imports(path):
-            if module.split(".")[0] == "ldm" and floor_of(module) is not None:
-                assert floor_of(module) <= own, f"{name} imports {module}"
+            if module.startswith("ldm.") and (room := room_of(module)) is not None:
+                assert ROOMS.index(room) <= own, f"{name} imports {module}"
 
 
-MEASURES = {"during", "records", "features", "frechet", "image_quality", "perceptual", "small_network", "train_network"}
+def modules():
+    return {name[: -len(".py")].replace("/", ".").removesuffix(".__init__"): path for name, path in SOURCES.items()}
 
 
-def test_training_knows_of_evaluation_only_how_good_images_are():
-    for name, path in SOURCES.items():
-        if name.startswith("ldm/training/"):
-            found = {module for module in imports(path) if module.startswith(("ldm.evaluation", "ldm.comparison"))}
-            assert found <= {f"ldm.evaluation.{measure}" for measure in MEASURES}, name
+def test_no_module_imports_itself_by_way_of_others_not_even_for_types():
+    known = modules()
+    graph = {
+        name: {target for target in imports_in_full(path) if target in known and target != name}
+        for name, path in known.items()
+    }
+    while leaves := {name for name, targets in graph.items() if not targets & graph.keys()}:
+        graph = {name: targets for name, targets in graph.items() if name not in leaves}
+    assert not graph, f"a circle of imports among {', '.join(sorted(graph)[:6])}"
+
+
+def imports_in_full(path):
+    """The modules that a file imports: `from a import b` is a.b where that is a module, else a."""
+    known = modules()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in known else node.module
 
 
 def test_the_text_of_settings_is_parsed_in_one_place():
     for name, path in SOURCES.items():
-        if not name.startswith("ldm/cli/") and name != "ldm/config.py":
+        if not name.startswith("ldm/cli/") and name != "ldm/runtime/settings.py":
             assert not {"tyro", "omegaconf", "argparse"} & {module.split(".")[0] for module in imports(path)}, name
 
 
@@ -125,11 +133,11 @@ def test_nothing_runs_code_out_of_data(word):
 
 def schema_of(name):
     from ldm.cli.compare import CompareRun
-    from ldm.training.autoencoder import AutoencoderRun
-    from ldm.training.classifier import ClassifierRun
-    from ldm.training.diffusion import DiffusionRun
-    from ldm.training.gan import GanRun
-    from ldm.training.prior import PriorRun
+    from ldm.training.tasks.autoencoder import AutoencoderRun
+    from ldm.training.tasks.classifier import ClassifierRun
+    from ldm.training.tasks.diffusion import DiffusionRun
+    from ldm.training.tasks.gan import GanRun
+    from ldm.training.tasks.prior import PriorRun
 
     kinds = {"autoencoder": AutoencoderRun, "diffusion": DiffusionRun, "classifier": ClassifierRun}
     kinds |= {"gan": GanRun, "prior": PriorRun, "compare": CompareRun}
@@ -141,7 +149,7 @@ SHIPPED = sorted(str(path.relative_to(ROOT / "configs").with_suffix("")) for pat
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_settings_are_found_by_name_and_fit_their_schema(name):
-    from ldm.config import config_names, find_config, read_settings
+    from ldm.runtime.settings import config_names, find_config, read_settings
 
     assert name in config_names()
     settings = read_settings(schema_of(name), find_config(name))

@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from PIL import Image
 
-from ldm.files import read_json
+from ldm.runtime.files import read_json
 
 _COLUMNS = 12
 

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from autoencoders.draws import draw
+from autoencoders.posterior_noise import draw
 
 
 @dataclass(frozen=True)

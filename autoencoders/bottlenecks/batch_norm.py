@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from autoencoders.bottlenecks.gaussian import Gaussian
 from autoencoders.checks import check_number
-from autoencoders.processes import joint_moments
+from autoencoders.distributed import joint_moments
 
 
 @dataclass(frozen=True)

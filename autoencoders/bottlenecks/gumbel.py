@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from autoencoders.bottlenecks.base import BottleneckOutput, Quantizer, full_precision
 from autoencoders.bottlenecks.vector_quantizer import code_use, straight_through
 from autoencoders.checks import check_bool, check_int, check_number
-from autoencoders.draws import draw
+from autoencoders.posterior_noise import draw
 
 _CODE_SPREAD = 2.0  # of new codes: wide enough that the first choices are not all chance
 

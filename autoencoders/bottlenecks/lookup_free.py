@@ -11,7 +11,7 @@ from torch import Tensor
 from autoencoders.bottlenecks.base import BottleneckOutput, Quantizer, full_precision
 from autoencoders.bottlenecks.vector_quantizer import code_use, straight_through
 from autoencoders.checks import check_number
-from autoencoders.processes import over_processes
+from autoencoders.distributed import over_processes
 
 MAX_BITS = 22
 _GROUP = 8  # bits whose 2^8 joint probabilities are held for every vector of a batch

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoencoders.blocks import ResnetBlock, Stage, group_norm
 from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, full_precision, normal_rows, standard_normal
+from autoencoders.bottlenecks.hierarchy import MAX_LEVELS, MAX_WIDTH, BottomUp, pack, unpack
 from autoencoders.checks import check_int, check_number
-from autoencoders.hierarchy import MAX_LEVELS, MAX_WIDTH, BottomUp, pack, unpack
-from autoencoders.processes import over_processes
+from autoencoders.coders.blocks import ResnetBlock, Stage, group_norm
+from autoencoders.distributed import over_processes
 
 _LOG_SIGMA = 5.0  # |log sigma| of the prior, and of the posterior relative to it, stay below
 

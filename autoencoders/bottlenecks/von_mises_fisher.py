@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, full_precision, normal_rows, standard_normal
 from autoencoders.checks import check_number
-from autoencoders.draws import own_rows, whole
+from autoencoders.posterior_noise import own_rows, whole
 
 
 @dataclass(frozen=True)

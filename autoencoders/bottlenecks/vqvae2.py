@@ -9,12 +9,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from autoencoders.blocks import Stage, Upsample
 from autoencoders.bottlenecks.base import BottleneckOutput, Encoding
+from autoencoders.bottlenecks.hierarchy import MAX_LEVELS, MAX_WIDTH, BottomUp, pack, unpack
 from autoencoders.bottlenecks.vector_quantizer import VectorQuantizer
 from autoencoders.checks import check_int, check_number
-from autoencoders.draws import draw
-from autoencoders.hierarchy import MAX_LEVELS, MAX_WIDTH, BottomUp, pack, unpack
+from autoencoders.coders.blocks import Stage, Upsample
+from autoencoders.posterior_noise import draw
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from autoencoders import folder
+from autoencoders import storage as folder
 from autoencoders.priors.base import CodePrior, PriorCondition
 from autoencoders.priors.config import PriorConfig, PriorShape, config_of
 from autoencoders.priors.pixelcnn import PixelCNN

@@ -11,16 +11,17 @@ from typing import Annotated
 import torch
 import tyro
 
-from ldm.cli.evaluate import check_size, other_split, parse_for_model
+from ldm.cli.evaluate import check_size, parse_for_model
 from ldm.comparison import Comparison, ComparisonConfig, compare, model_identity, verdict_of
 from ldm.comparison.config import METRICS_OF_COMPARISONS
-from ldm.config import Repeated
 from ldm.data import DataConfig
+from ldm.data.open import other_split
 from ldm.data.protocol import ImageData
-from ldm.errors import UserError
 from ldm.evaluation import EvaluationConfig
-from ldm.pipeline import Pipeline, SamplingConfig
-from ldm.processes import processes_of_environment
+from ldm.runtime.distributed import processes_of_environment
+from ldm.runtime.errors import UserError
+from ldm.runtime.settings import Repeated
+from ldm.sampling.pipeline import Pipeline, SamplingConfig
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def run(arguments: list[str]) -> None:
 
 def _settings(arguments: list[str]) -> tuple[CompareRun, torch.device]:
     settings = parse_for_model(CompareRun, arguments, "compare")
-    from ldm.device import resolve_device
+    from ldm.runtime.device import resolve_device
 
     if not settings.model:
         raise UserError("MODEL is missing: give a model folder or the output folder of `ldm train diffusion`")

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from ldm.cli.evaluate_autoencoder import load_autoencoder, run_of, settings_of
-from ldm.config import parse
 from ldm.data import DataConfig
 from ldm.data.listing import shown as printable
-from ldm.errors import UserError
 from ldm.evaluation import AutoencoderEvaluationConfig
-from ldm.files import log_entries, read_json
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import log_entries, read_json
+from ldm.runtime.settings import parse
 from ldm.training.run_folder import RUN_FILE
 
 if TYPE_CHECKING:
-    from ldm.comparison.autoencoders import Candidate
+    from ldm.comparison.autoencoders.compare import Candidate
     from ldm.data import ImageData
-    from ldm.training.autoencoder import AutoencoderRun
+    from ldm.training.tasks.autoencoder import AutoencoderRun
 
 _LINES = 10**6  # of metrics.jsonl; more are not read
 
@@ -52,9 +52,9 @@ class CompareAutoencodersRun:
 def run(arguments: list[str]) -> None:
     """Compare and print the table."""
     settings = parse(CompareAutoencodersRun, arguments, "compare autoencoders")
-    from ldm.comparison.autoencoders import compare_autoencoders
+    from ldm.comparison.autoencoders.compare import compare_autoencoders
     from ldm.data import open_data
-    from ldm.device import resolve_device
+    from ldm.runtime.device import resolve_device
 
     if not settings.runs:
         raise UserError("RUN is missing: give the output folders of `ldm train autoencoder`")
@@ -132,7 +132,7 @@ def _check_images(names: Sequence[str], settings: CompareAutoencodersRun, train:
 
 def _candidate(name: str, folder: str, model: object, trained: AutoencoderRun | None) -> Candidate:
     from autoencoders import Autoencoder
-    from ldm.comparison.autoencoders import Candidate
+    from ldm.comparison.autoencoders.compare import Candidate
 
     assert isinstance(model, Autoencoder)
     found = Candidate(name, model)

@@ -9,9 +9,9 @@ from typing import Annotated
 import tyro
 
 from ldm.comparison.results import gather_results
-from ldm.config import parse
-from ldm.errors import UserError
-from ldm.files import atomic_write
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import atomic_write
+from ldm.runtime.settings import parse
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from dataclasses import fields
 from pathlib import Path
 
 from ldm.cli.outputs import read_settings_of, write_samples
-from ldm.cli.sample import SampleRun, in_turn
+from ldm.cli.sample_settings import SampleRun, in_turn
 from ldm.conditioning import class_id
-from ldm.direct import DirectModel
-from ldm.errors import UserError
-from ldm.progress import progress
-from ldm.sampling import Request
+from ldm.runtime.errors import UserError
+from ldm.runtime.progress import progress
+from ldm.sampling.config import Request
+from ldm.sampling.single_pass import DirectModel
 
 _WITHOUT = "this model draws without diffusion; leave it out, or give the output folder of `ldm train diffusion`"
 

@@ -9,7 +9,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from ldm.editing import (
+from ldm.evaluation.metrics.image_quality import psnr
+from ldm.runtime.errors import UserError
+from ldm.sampling.editing import (
     MAX_ITERATIONS,
     Edit,
     Picture,
@@ -20,9 +22,7 @@ from ldm.editing import (
     read_mask,
     read_picture,
 )
-from ldm.errors import UserError
-from ldm.evaluation.image_quality import psnr
-from ldm.pipeline import Pipeline, Request, SamplingConfig
+from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from ldm.config import parse
-from ldm.errors import UserError
+from ldm.runtime.errors import UserError
+from ldm.runtime.settings import parse
 
 _MUCH = 0.1  # of an error, for which a user should be warned
 
@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> None:
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"--output-dir {target}: holds something; give a new or empty folder")
     from ldm.training.averages import reconstruct
-    from ldm.training.reconstruction import write_model
+    from ldm.training.tasks.reconstruction import write_model
 
     found = reconstruct(Path(settings.run), settings.length, settings.step)
     write_model(Path(settings.run), found, settings.length, target)

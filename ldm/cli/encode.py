@@ -9,13 +9,13 @@ import torch
 
 from autoencoders import Autoencoder, Tiling
 from ldm.cli.outputs import check_tiling
-from ldm.config import parse
 from ldm.data import DataConfig, ImageData, open_data
 from ldm.data.latent_cache import check_cache_folder, encode_latents
-from ldm.device import resolve_device
-from ldm.errors import UserError, at_least
-from ldm.processes import processes_of_environment
-from ldm.training.latents import is_identity, load_autoencoder
+from ldm.runtime.device import resolve_device
+from ldm.runtime.distributed import processes_of_environment
+from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.settings import parse
+from ldm.training.tasks.latents import is_identity, load_autoencoder
 
 
 @dataclass(frozen=True)

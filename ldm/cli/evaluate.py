@@ -9,19 +9,20 @@ from typing import Annotated, TypeVar
 import torch
 import tyro
 
-from ldm.branches import check_used
 from ldm.cli import evaluate_autoencoder
-from ldm.code_prior import OBEYED, CodePriorModel, holds_prior
-from ldm.config import Repeated, parse
+from ldm.cli.show_figures import show
 from ldm.data import DataConfig
+from ldm.data.open import other_split
 from ldm.data.protocol import ImageData
-from ldm.errors import UserError
 from ldm.evaluation import EvaluationConfig, EvaluationResult, LikelihoodConfig, evaluate_folders, evaluate_model
-from ldm.evaluation.floor import told_floor
-from ldm.files import atomic_write_json
-from ldm.pipeline import Pipeline, SamplingConfig
-from ldm.processes import Processes, processes_of_environment
-from ldm.training.dataset import dataset_of
+from ldm.runtime.distributed import Processes, processes_of_environment
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import atomic_write_json
+from ldm.runtime.settings import Repeated, parse
+from ldm.sampling.branches import check_used
+from ldm.sampling.code_prior import OBEYED, CodePriorModel, holds_prior
+from ldm.sampling.pipeline import Pipeline, SamplingConfig
+from ldm.training.tasks.dataset import dataset_of
 
 Settings = TypeVar("Settings")
 
@@ -85,7 +86,7 @@ def run(arguments: list[str]) -> None:
 
 def _settings(arguments: list[str]) -> tuple[EvaluateRun, torch.device]:
     settings = parse_for_model(EvaluateRun, arguments, "evaluate")
-    from ldm.device import resolve_device
+    from ldm.runtime.device import resolve_device
 
     folders = bool(settings.real or settings.fake)
     if folders == bool(settings.model):
@@ -174,60 +175,7 @@ def parse_for_model(schema: type[Settings], arguments: list[str], command: str) 
     return settings if dataset is None else parse(schema, arguments, command, schema(dataset=dataset))  # type: ignore[call-arg]
 
 
-def other_split(dataset: DataConfig, split: str) -> ImageData | None:
-    """The images that the split is not of; None where the data have no others."""
-    from ldm.data import open_data
-
-    try:
-        return open_data(dataset, "validation" if split == "train" else "train")
-    except UserError:
-        return None
-
-
 def check_size(pipeline: Pipeline | CodePriorModel, image_size: int) -> None:
     """Refuse a reference of another size than the model's pictures."""
     if pipeline.image_size != image_size:
         raise UserError(f"--image-size {image_size}: this model makes images of {pipeline.image_size} pixels; use that")
-
-
-def show(result: EvaluationResult) -> None:
-    """Print figures, the facts that belong beside them, and warnings."""
-    floors = {figure.metric: figure.value for figure in result.floor}
-    for figure in result.figures:
-        error = "" if figure.standard_error is None else f" ± {figure.standard_error:.2g}"
-        between = "" if figure.interval is None else "  (95 %: {:.5g} to {:.5g})".format(*figure.interval)
-        floor = f"  floor {floors[figure.metric]:.5g}" if figure.metric in floors else ""
-        print(f"{figure.name}: {figure.value:.5g}{error}{between}{floor}")
-    facts = result.manifest
-    if facts.get("floor"):
-        print(told_floor(facts["floor"]))
-    kept = (
-        "extractor",
-        "preprocessing",
-        "data",
-        "split",
-        "real",
-        "fake",
-        "resized",
-        "num_images",
-        "num_reference",
-        "conditions",
-        "weights",
-        "seed",
-    )
-    print("; ".join(f"{name} {facts[name]}" for name in kept if name in facts))
-    if "reference" in facts:
-        print("reference: " + "; ".join(f"{name} {value}" for name, value in facts["reference"].items() if value))
-    for name in ("memorisation", "calibration"):
-        if name in facts:
-            plain = {key: value for key, value in facts[name].items() if key != "suspects"}
-            print(f"{name}: " + "; ".join(f"{key} {value}" for key, value in plain.items()))
-    for name in ("iwae", "aggregate_posterior"):
-        if name in facts:
-            print(f"{name}: " + "; ".join(f"{key} {value}" for key, value in facts[name].items()))
-    if "likelihood" in facts:
-        print("likelihood: " + "; ".join(f"{name} {value}" for name, value in facts["likelihood"].items()))
-    if "sampling" in facts:
-        print("; ".join(f"{name} {value}" for name, value in facts["sampling"].items() if value not in (None, (), [])))
-    for warning in result.warnings:
-        print(f"note: {warning}")

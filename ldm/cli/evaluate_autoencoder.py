@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ldm.config import parse, read_settings
 from ldm.data import DataConfig
-from ldm.errors import UserError
 from ldm.evaluation import AutoencoderEvaluationConfig
-from ldm.files import atomic_write_json, read_json
-from ldm.model_folder import INDEX
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import atomic_write_json, read_json
+from ldm.runtime.settings import parse, read_settings
+from ldm.sampling.model_folder import INDEX
 from ldm.training.run_folder import RUN_FILE
 
 if TYPE_CHECKING:
     from autoencoders import Autoencoder
-    from ldm.training.autoencoder import AutoencoderRun
+    from ldm.training.tasks.autoencoder import AutoencoderRun
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def run_of(folder: str | Path) -> Path | None:
 
 def settings_of(folder: str | Path) -> AutoencoderRun | None:
     """The settings of the training, where the folder is that of a run."""
-    from ldm.training.autoencoder import AutoencoderRun
+    from ldm.training.tasks.autoencoder import AutoencoderRun
 
     run = run_of(folder)
     return None if run is None else read_settings(AutoencoderRun, run / "config.yaml")
@@ -101,12 +101,12 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
 
 def run(arguments: list[str]) -> None:
     """Evaluate and print the figures with what they hold for."""
-    from ldm.cli.evaluate import show
+    from ldm.cli.show_figures import show
     from ldm.data import open_data
-    from ldm.device import resolve_device
     from ldm.evaluation import evaluate_autoencoder
-    from ldm.evaluation.autoencoder import check_lpips, plan_metrics
-    from ldm.evaluation.latent_pictures import write_pictures
+    from ldm.evaluation.autoencoder.evaluate import check_lpips, plan_metrics
+    from ldm.evaluation.autoencoder.latent_images import write_pictures
+    from ldm.runtime.device import resolve_device
 
     settings = parse(EvaluateAutoencoderRun, arguments, "evaluate")
     trained = settings_of(settings.model)

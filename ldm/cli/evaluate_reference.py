@@ -8,11 +8,11 @@ from typing import Annotated
 
 import tyro
 
-from ldm.cli.evaluate import other_split
-from ldm.config import parse
 from ldm.data import DataConfig
-from ldm.errors import UserError
+from ldm.data.open import other_split
 from ldm.evaluation import EvaluationConfig
+from ldm.runtime.errors import UserError
+from ldm.runtime.settings import parse
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ def run(arguments: list[str]) -> None:
     """Make the file and print what is in it."""
     settings = parse(ReferenceRun, arguments, "evaluate reference")
     from ldm.data import open_data
-    from ldm.device import resolve_device
     from ldm.evaluation.instruments import prepare_extractor
     from ldm.evaluation.references import save_reference
+    from ldm.runtime.device import resolve_device
 
     dataset = settings.dataset
     if settings.of:

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import tyro
 from safetensors import SafetensorError, safe_open
 
-from ldm.config import parse
-from ldm.errors import UserError
-from ldm.files import read_json
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import read_json
+from ldm.runtime.settings import parse
 
 _PARTS = ("vae", "unet", "text_encoder", "prior", "generator", "classifier", "weak_unet")
 _LISTED = {  # what is worth a line of each part's config.json

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from ldm.config import config_names
-from ldm.errors import UserError, suggest
+from ldm.runtime.errors import UserError, suggest
+from ldm.runtime.settings import config_names
 from samplers import GuidanceInfo, guidances, samplers
 
 Info = TypeVar("Info")

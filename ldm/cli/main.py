@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from ldm.errors import LostProcessError, ToldElsewhere, UserError, suggest
+from ldm.runtime.errors import LostProcessError, ToldElsewhere, UserError, suggest
 
 COMMANDS = {
     "train": "train an autoencoder, a diffusion model, a noisy classifier, a prior over codes or a GAN",

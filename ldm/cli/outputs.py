@@ -14,12 +14,12 @@ from torch import Tensor
 
 from autoencoders import Autoencoder, Tiling
 from ldm.cli.editing import EditRecord
-from ldm.config import from_mapping
-from ldm.errors import UserError
-from ldm.files import atomic_folder, atomic_write_json, read_json
-from ldm.images import PngWriter, enlarged, grid, save_png, to_pil
-from ldm.pipeline import Request, SamplingConfig
-from ldm.sampling import caveats
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
+from ldm.runtime.images import PngWriter, enlarged, grid, save_png, to_pil
+from ldm.runtime.settings import from_mapping
+from ldm.sampling.config import caveats
+from ldm.sampling.pipeline import Request, SamplingConfig
 
 SETTINGS = "settings.json"
 _GRID_LIMIT = 100  # pictures on a grid

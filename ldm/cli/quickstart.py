@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.config import find_config, parse, read_settings
-from ldm.errors import UserError
-from ldm.files import atomic_write_json, read_json
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import atomic_write_json, read_json
+from ldm.runtime.settings import find_config, parse, read_settings
 
 _SEED = 1
 
@@ -105,9 +105,9 @@ def _train_all(root: Path, device: str, times: dict[str, float]) -> dict[str, di
 def _sample_all(root: Path, settings: QuickstartRun, times: dict[str, float]) -> tuple[list[Row], dict[str, Any]]:
     from ldm.cli.train import _schema
     from ldm.data import open_data
-    from ldm.device import resolve_device
-    from ldm.evaluation.judge import trained_judge
-    from ldm.pipeline import Pipeline, Request, SamplingConfig
+    from ldm.evaluation.features.judge import trained_judge
+    from ldm.runtime.device import resolve_device
+    from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
 
     device = resolve_device(settings.device)
     data = read_settings(_schema("diffusion"), find_config("quickstart/diffusion")).dataset
@@ -152,7 +152,7 @@ def _sample_all(root: Path, settings: QuickstartRun, times: dict[str, float]) ->
 def _drawn(pipeline: Any, requests: list[Any], config: Any, folder: Path, model: Path) -> Tensor:
     """Sample, write the pictures, and return them (N, 3, H, W)."""
     from ldm.cli.outputs import write_samples
-    from ldm.progress import progress
+    from ldm.runtime.progress import progress
 
     drawn: list[Tensor] = []
 

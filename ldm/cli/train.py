@@ -8,9 +8,9 @@ import shlex
 import sys
 from typing import Any
 
-from ldm.config import parse, to_yaml
-from ldm.errors import UserError, suggest
-from ldm.processes import processes_of_training
+from ldm.runtime.distributed import processes_of_training
+from ldm.runtime.errors import UserError, suggest
+from ldm.runtime.settings import parse, to_yaml
 
 KINDS = ("autoencoder", "diffusion", "classifier", "prior", "gan")
 _WITHOUT_LATENTS = ("autoencoder", "gan")
@@ -50,7 +50,7 @@ def _schema(kind: str) -> type[Any]:
 
 
 def _module(kind: str) -> tuple[type[Any], type[Any]]:
-    module = importlib.import_module(f"ldm.training.{kind}")
+    module = importlib.import_module(f"ldm.training.tasks.{kind}")
     return getattr(module, f"{kind.capitalize()}Run"), getattr(module, f"{kind.capitalize()}Task")
 
 
@@ -60,7 +60,7 @@ def train_with(kind: str, settings: Any, command: str = "") -> dict[str, Any]:
 
     task, device = _task(kind, settings)
     if kind == "autoencoder" and settings.autoencoder.bottleneck == "linear":
-        from ldm.training.linear import fit
+        from ldm.training.tasks.linear import fit
 
         return fit(task, settings.training.output_dir, to_yaml(settings))
     return train(task, settings.training, to_yaml(settings), device, command)
@@ -69,7 +69,7 @@ def train_with(kind: str, settings: Any, command: str = "") -> dict[str, Any]:
 def _task(kind: str, settings: Any) -> tuple[Any, Any]:
     """The task with its data and networks, and the device."""
     from ldm.data import open_data
-    from ldm.device import resolve_device
+    from ldm.runtime.device import resolve_device
     from ldm.training.run_folder import RunFolder
     from ldm.training.tracking import check_trackers
 
@@ -86,7 +86,7 @@ def _task(kind: str, settings: Any) -> tuple[Any, Any]:
 
 def _rehearse(kind: str, settings: Any) -> int:
     """`--dry-run`: what the training would cost, a line a figure."""
-    from ldm.training.rehearsal import STEPS, rehearse
+    from ldm.training.dry_run import STEPS, rehearse
 
     if kind == "autoencoder" and settings.autoencoder.bottleneck == "linear":
         raise UserError("--dry-run: a linear autoencoder is fitted in one pass, without steps; leave it out")

@@ -13,12 +13,12 @@ from ldm.comparison.config import METRICS_OF_COMPARISONS, ComparisonConfig
 from ldm.comparison.records import Comparison
 from ldm.data import DataConfig, open_data
 from ldm.data.protocol import ImageData
-from ldm.device import resolve_device
-from ldm.errors import UserError, suggest
 from ldm.evaluation import EvaluationConfig
-from ldm.model_folder import Classifiers
-from ldm.pipeline import Pipeline, SamplingConfig
-from ldm.training.dataset import dataset_of
+from ldm.runtime.device import resolve_device
+from ldm.runtime.errors import UserError, suggest
+from ldm.sampling.model_folder import Classifiers
+from ldm.sampling.pipeline import Pipeline, SamplingConfig
+from ldm.training.tasks.dataset import dataset_of
 from samplers import Guidance, guidances, parse_guidance
 
 Method = str | Guidance | Sequence[str | Guidance]

@@ -14,7 +14,6 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from ldm.branches import needs
 from ldm.comparison.config import ComparisonConfig
 from ldm.comparison.halving import staying
 from ldm.comparison.methods import Variant
@@ -24,17 +23,18 @@ from ldm.data.protocol import ImageData
 from ldm.evaluation.conditions import Drawn, uses_classifier
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluate import reference_features
+from ldm.evaluation.features.judge import Score
 from ldm.evaluation.floor import Floor, floor_of_data
-from ldm.evaluation.frechet import Gaussian
 from ldm.evaluation.instruments import Instruments
-from ldm.evaluation.judge import Score
 from ldm.evaluation.measure import Seen, look, measured
+from ldm.evaluation.metrics.frechet import Gaussian
 from ldm.evaluation.records import EvaluationResult
-from ldm.files import atomic_write, atomic_write_json, read_json
-from ldm.peak_memory import PeakMemory
-from ldm.pipeline import Pipeline, SamplingConfig
-from ldm.processes import Processes
-from ldm.progress import Whole
+from ldm.runtime.distributed import Processes
+from ldm.runtime.files import atomic_write, atomic_write_json, read_json
+from ldm.runtime.memory import PeakMemory
+from ldm.runtime.progress import Whole
+from ldm.sampling.branches import needs
+from ldm.sampling.pipeline import Pipeline, SamplingConfig
 from samplers import get_sampler, parse_sampler
 
 _SEEN = ("features", "opinions", "text_scores")

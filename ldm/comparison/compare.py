@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ldm.branches import check_used
 from ldm.comparison.bench import Bench, told
 from ldm.comparison.config import ComparisonConfig
 from ldm.comparison.folder import check_folder, claim
@@ -16,17 +15,18 @@ from ldm.comparison.publish import publish
 from ldm.comparison.records import Comparison
 from ldm.comparison.verdict import verdict_of
 from ldm.data.protocol import ImageData
-from ldm.errors import UserError
 from ldm.evaluation.conditions import Drawn, draw_conditions
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.instruments import Instruments, prepare_instruments
 from ldm.evaluation.manifest import cautions, count_of_reference, describe
-from ldm.evaluation.metrics import check_captions, check_numbers
+from ldm.evaluation.metrics.figures import check_captions, check_numbers
 from ldm.evaluation.references import opened_reference
-from ldm.files import fingerprint, sha256_of_file
-from ldm.pipeline import Pipeline, SamplingConfig
-from ldm.processes import ALONE, Processes
-from ldm.sampling import caveats
+from ldm.runtime.distributed import ALONE, Processes
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import fingerprint, sha256_of_file
+from ldm.sampling.branches import check_used
+from ldm.sampling.config import caveats
+from ldm.sampling.pipeline import Pipeline, SamplingConfig
 
 _PARTS = (
     "vae", "unet", "scheduler", "text_encoder", "tokenizer", "classifier", "classifiers/*", "weak_unet",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ldm.comparison.methods import check_method, check_sampler
-from ldm.errors import UserError, at_least
+from ldm.runtime.errors import UserError, at_least
 
 METRICS_OF_COMPARISONS = ("fid", "kid", "precision", "recall", "coverage")
 

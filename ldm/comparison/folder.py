@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ldm.errors import UserError
 from ldm.evaluation.records import finite
-from ldm.files import atomic_write_json, read_json
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import atomic_write_json, read_json
 
 PLAN = "plan.json"
 

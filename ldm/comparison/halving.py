@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ldm.comparison.config import ComparisonConfig
 from ldm.comparison.records import Cell
 from ldm.comparison.verdict import judge_cells
-from ldm.errors import UserError
+from ldm.runtime.errors import UserError
 
 
 def round_sizes(num_images: int, rounds: int, batch_size: int) -> tuple[int, ...]:

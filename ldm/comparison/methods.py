@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from ldm.data.protocol import ImageData
-from ldm.errors import UserError, suggest
-from ldm.files import fingerprint
-from ldm.pipeline import Pipeline, SamplingConfig
+from ldm.runtime.errors import UserError, suggest
+from ldm.runtime.files import fingerprint
+from ldm.sampling.pipeline import Pipeline, SamplingConfig
 from samplers import get_sampler, parse_guidance, parse_sampler
 
 METHODS = {

@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ldm.files import atomic_write
-from ldm.images import save_png, to_pil, to_uint8
+from ldm.runtime.files import atomic_write
+from ldm.runtime.images import save_png, to_pil, to_uint8
 
 _LEAST = 96  # pixels of a magnified image's side
 _GAP = 4

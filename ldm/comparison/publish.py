@@ -9,7 +9,7 @@ from ldm.comparison.picture import side_by_side
 from ldm.comparison.records import Comparison
 from ldm.comparison.report import plots, render, write_csv
 from ldm.comparison.verdict import Verdict
-from ldm.files import atomic_write, atomic_write_json
+from ldm.runtime.files import atomic_write, atomic_write_json
 
 RESULT, TABLE, PICTURE = "comparison.json", "comparison.txt", "comparison.png"
 CSV, REPORT = "comparison.csv", "report.html"

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ldm.comparison.text import aligned
-from ldm.errors import UserError
 from ldm.evaluation.floor import Floor, told_floor
 from ldm.evaluation.records import EvaluationResult, Figure
+from ldm.runtime.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)

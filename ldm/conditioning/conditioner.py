@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ldm.conditioning.condition import Condition
 from ldm.conditioning.text_encoder import TextEncoder, embedded_encoder, frozen_encoder, printable_utf8
-from ldm.errors import UserError, suggest
-from ldm.files import atomic_write_json, read_json
+from ldm.runtime.errors import UserError, suggest
+from ldm.runtime.files import atomic_write_json, read_json
 
 FACTS_NAME = "conditioning.json"
 

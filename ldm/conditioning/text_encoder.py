@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioning.tokenizer import DEFAULT_LIMIT, longest, train_tokenizer
-from ldm.errors import UserError
-from ldm.files import atomic_folder, read_json
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import atomic_folder, read_json
 
 Kind = Literal["embedded", "frozen"]
 

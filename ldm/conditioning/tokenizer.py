@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ldm.errors import UserError
+from ldm.runtime.errors import UserError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 BASE_SIZE = 2 * 256 + 2  # every byte, within and at the end of a word, so that no text is unknown; the two marks

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from ldm.errors import UserError
+from ldm.runtime.errors import UserError
 
 Place = Literal["auto", "cuda", "cpu", "disk"]
 _SHARE = 0.25  # of the GPU's free memory that a cache may take unasked: the training needs the rest

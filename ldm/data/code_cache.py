@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader
 from autoencoders import Autoencoder
 from ldm.data.latent_cache import CacheKey
 from ldm.data.protocol import ImageData, collate
-from ldm.errors import UserError
-from ldm.files import atomic_write, atomic_write_json, read_json, sha256_of_file
-from ldm.progress import progress
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import atomic_write, atomic_write_json, read_json, sha256_of_file
+from ldm.runtime.progress import progress
 
 _FORMAT, _WEIGHTS, _MANIFEST = 1, "codes.safetensors", "manifest.json"
 

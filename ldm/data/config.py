@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ldm.errors import UserError
+from ldm.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from ldm.data.decode import VERSION
 from ldm.data.listing import Listing, shown
 from ldm.data.pixel_data import PixelData
 from ldm.data.verify import verify
-from ldm.errors import UserError
-from ldm.files import fingerprint
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import fingerprint
 
 
 def open_listing(listing: Listing, config: DataConfig, split: str) -> PixelData:

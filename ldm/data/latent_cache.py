@@ -17,10 +17,10 @@ from autoencoders import Autoencoder, Tiling
 from ldm.data.cache_place import Place, cache_place
 from ldm.data.latent_layout import MALFORMED, Layout, is_ours, is_whole, manifest_of, map_shard, read_manifest
 from ldm.data.protocol import Batch, ImageData, collate
-from ldm.errors import UserError
-from ldm.files import atomic_write, atomic_write_json, fingerprint, sha256_of_file
-from ldm.processes import ALONE, Processes
-from ldm.progress import progress
+from ldm.runtime.distributed import ALONE, Processes
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import atomic_write, atomic_write_json, fingerprint, sha256_of_file
+from ldm.runtime.progress import progress
 
 RAM_LIMIT = 2**30  # bytes; a cache up to this size is read into memory, a larger one is memory-mapped
 

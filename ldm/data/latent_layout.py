@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ldm.errors import UserError
-from ldm.files import read_json
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import read_json
 
 SHARD_EXAMPLES = 4096
 SHARD_BYTES = 2**27  # fewer examples a shard where they would take more

@@ -13,7 +13,7 @@ from typing import Any
 
 from ldm.data.decode import ENDINGS
 from ldm.data.pixels import Contents, FolderContents
-from ldm.errors import UserError
+from ldm.runtime.errors import UserError
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 MAX_LINE = 2**20  # characters of one line of metadata

@@ -11,7 +11,7 @@ from ldm.data.protocol import ImageData
 from ldm.data.shapes import ShapesData
 from ldm.data.shards import find_shards, list_shards
 from ldm.data.torchvision_sets import SETS, open_torchvision
-from ldm.errors import UserError, suggest
+from ldm.runtime.errors import UserError, suggest
 
 SPLITS = ("train", "validation")
 NAMES = ("shapes", *SETS)
@@ -40,3 +40,11 @@ def _shapes(config: DataConfig, split: str) -> ImageData:
     if config.flip or config.crop != "center":
         raise UserError("--data shapes: takes neither --flip nor --crop random; for more variety raise --shapes-train")
     return ShapesData(split, config.image_size, (config.shapes_train, config.shapes_validation), config.shapes_seed)
+
+
+def other_split(dataset: DataConfig, split: str) -> ImageData | None:
+    """The images that the split is not of; None where the data have no others."""
+    try:
+        return open_data(dataset, "validation" if split == "train" else "train")
+    except UserError:
+        return None

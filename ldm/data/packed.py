@@ -19,7 +19,7 @@ from ldm.data.decode import MAX_BYTES, BadImageError
 from ldm.data.listing import shown
 from ldm.data.pixels import file_facts
 from ldm.data.verdicts import cache_folder
-from ldm.files import atomic_write
+from ldm.runtime.files import atomic_write
 
 FORMAT = 1  # raise it when an index means something else
 

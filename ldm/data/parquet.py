@@ -19,8 +19,8 @@ from ldm.data.decode import MAX_BYTES
 from ldm.data.listing import MAX_LINE, check_label, check_texts, shown
 from ldm.data.packed import Sample, Shard, index_path, remember, remembered
 from ldm.data.verdicts import cache_folder
-from ldm.errors import UserError, suggest
-from ldm.progress import progress
+from ldm.runtime.errors import UserError, suggest
+from ldm.runtime.progress import progress
 
 _IMAGES, _TEXTS = ("image", "img", "jpg", "png"), ("text", "caption")
 _LABELS = ("label", "labels", "class", "fine_label")

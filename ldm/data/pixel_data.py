@@ -12,7 +12,7 @@ import torch
 from ldm.data.config import DataConfig
 from ldm.data.pixels import Pixels
 from ldm.data.protocol import Example, Key, random_words
-from ldm.files import fingerprint
+from ldm.runtime.files import fingerprint
 
 
 class PixelData:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ldm.data.decode import MAX_BYTES, BadImageError, crop_square, decode_rgb, fit
-from ldm.errors import UserError
+from ldm.runtime.errors import UserError
 
 Place = tuple[float, float] | None  # of a crop: (down, right) in [0, 1), or the centre
 

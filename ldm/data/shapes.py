@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ldm.data.protocol import Example, Key, random_words
-from ldm.errors import UserError, suggest
+from ldm.runtime.errors import UserError, suggest
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 SIZES = ("small", "large")

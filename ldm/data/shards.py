@@ -14,7 +14,7 @@ from ldm.data.listing import METADATA, Listing, number_classes, shown
 from ldm.data.packed import PackedContents, Sample, Shard
 from ldm.data.parquet import read_parquet
 from ldm.data.tar_shards import read_tar
-from ldm.errors import UserError
+from ldm.runtime.errors import UserError
 
 SHARD_ENDINGS = (".tar", ".parquet")
 _MAX_SHARDS = 100_000

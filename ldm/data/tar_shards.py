@@ -15,7 +15,7 @@ from typing import Any
 from ldm.data.decode import ENDINGS
 from ldm.data.listing import MAX_LINE, check_label, check_texts, shown
 from ldm.data.packed import Sample, Shard, index_path, remember, remembered
-from ldm.errors import UserError
+from ldm.runtime.errors import UserError
 
 _FACTS = ("cls", "txt", "json")
 _BLOCK = 512  # bytes: the unit of a tar file

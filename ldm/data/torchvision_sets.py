@@ -13,7 +13,7 @@ from ldm.data.decode import crop_square, fit
 from ldm.data.listing import shown
 from ldm.data.pixel_data import PixelData
 from ldm.data.pixels import RamPixels
-from ldm.errors import UserError
+from ldm.runtime.errors import UserError
 
 SETS = {"cifar10": "CIFAR10", "mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # our name -> torchvision's
 

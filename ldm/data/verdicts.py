@@ -10,7 +10,7 @@ from pathlib import Path
 import PIL
 
 from ldm.data.decode import VERSION
-from ldm.files import atomic_write
+from ldm.runtime.files import atomic_write
 
 _HALF = 16  # bytes of a digest; a record is the digest of (name, size, time of change), then that of the content
 

@@ -19,8 +19,8 @@ from ldm.data.decode import BadImageError, crop_square, decode_rgb, fit
 from ldm.data.listing import Listing, shown
 from ldm.data.pixels import FilePixels, Pixels, Place, RamPixels
 from ldm.data.verdicts import Verdicts, content_digest
-from ldm.errors import UserError
-from ldm.progress import progress
+from ldm.runtime.errors import UserError
+from ldm.runtime.progress import progress
 
 RAM_LIMIT = 2**30  # bytes of decoded pixels
 _NAMED = 5  # bad files named in a message

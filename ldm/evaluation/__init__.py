@@ -1,17 +1,17 @@
 """Figures that can be defended: distances between images, accuracies, each with what it was measured on and by."""
 
-from ldm.evaluation.autoencoder import evaluate_autoencoder, prepare_autoencoder_instruments
-from ldm.evaluation.autoencoder_config import AUTOENCODER_METRICS, AutoencoderEvaluationConfig
+from ldm.evaluation.autoencoder.config import AUTOENCODER_METRICS, AutoencoderEvaluationConfig
+from ldm.evaluation.autoencoder.evaluate import evaluate_autoencoder, prepare_autoencoder_instruments
 from ldm.evaluation.config import METRICS, EvaluationConfig
 from ldm.evaluation.evaluate import evaluate_model
-from ldm.evaluation.features import Extractor, inception_extractor, trained_extractor
+from ldm.evaluation.features.extractors import Extractor, inception_extractor, trained_extractor
+from ldm.evaluation.features.judge import Judge, trained_judge
 from ldm.evaluation.folders import evaluate_folders
-from ldm.evaluation.frechet import Gaussian, frechet_distance
-from ldm.evaluation.image_quality import psnr, ssim
 from ldm.evaluation.instruments import Instruments, prepare_instruments
-from ldm.evaluation.judge import Judge, trained_judge
-from ldm.evaluation.kid import KernelDistance, kernel_distance
 from ldm.evaluation.likelihood import Likelihood, LikelihoodConfig, measure_likelihood
+from ldm.evaluation.metrics.frechet import Gaussian, frechet_distance
+from ldm.evaluation.metrics.image_quality import psnr, ssim
+from ldm.evaluation.metrics.kid import KernelDistance, kernel_distance
 from ldm.evaluation.records import EvaluationResult, Figure
 from ldm.evaluation.references import ReferenceFile, save_reference
 

@@ -8,14 +8,14 @@ from typing import Any, cast
 
 import torch
 
-from ldm.code_prior import CodePriorModel, bits_of_codes
 from ldm.data.protocol import ImageData
-from ldm.errors import UserError
 from ldm.evaluation.conditions import balanced_indices, conditions_of
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluate import evaluate_model
 from ldm.evaluation.records import EvaluationResult, Figure
-from ldm.pipeline import SamplingConfig
+from ldm.runtime.errors import UserError
+from ldm.sampling.code_prior import CodePriorModel, bits_of_codes
+from ldm.sampling.pipeline import SamplingConfig
 
 
 def evaluate_prior(

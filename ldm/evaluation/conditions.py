@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ldm.data.protocol import ImageData
-from ldm.errors import UserError
-from ldm.evaluation.judge import Judge
-from ldm.pipeline import Pipeline, Request, SamplingConfig
+from ldm.evaluation.features.judge import Judge
+from ldm.runtime.errors import UserError
+from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,19 +11,19 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ldm.data.protocol import ImageData
-from ldm.errors import UserError, at_least, suggest
 from ldm.evaluation.conditions import draw_conditions
 from ldm.evaluation.config import DISTANCES, EvaluationConfig
 from ldm.evaluation.evaluate import reference_features
-from ldm.evaluation.features import inception_extractor
-from ldm.evaluation.frechet import Gaussian
+from ldm.evaluation.features.extractors import inception_extractor
 from ldm.evaluation.instruments import Instruments, prepare_instruments
 from ldm.evaluation.manifest import cautions, describe
 from ldm.evaluation.measure import measure
-from ldm.evaluation.metrics import check_numbers
+from ldm.evaluation.metrics.figures import check_numbers
+from ldm.evaluation.metrics.frechet import Gaussian
 from ldm.evaluation.records import EvaluationResult
-from ldm.pipeline import Pipeline, SamplingConfig
-from ldm.processes import ALONE, Processes
+from ldm.runtime.distributed import ALONE, Processes
+from ldm.runtime.errors import UserError, at_least, suggest
+from ldm.sampling.pipeline import Pipeline, SamplingConfig
 
 _METRICS = tuple(name for name in DISTANCES if name != "clip_score")  # a CLIP is too much for a training
 

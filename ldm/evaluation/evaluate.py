@@ -8,25 +8,25 @@ from pathlib import Path
 from torch import Tensor
 
 from ldm.data.protocol import ImageData
-from ldm.errors import UserError
-from ldm.evaluation.calibration import judge_for, with_calibration
 from ldm.evaluation.conditions import draw_conditions, uses_classifier
 from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.features.feature_cache import chosen_indices, features_of
+from ldm.evaluation.features.judge import Judge
 from ldm.evaluation.floor import floor_of_data
-from ldm.evaluation.frechet import Gaussian
 from ldm.evaluation.instruments import Instruments, prepare_instruments
-from ldm.evaluation.judge import Judge
-from ldm.evaluation.kept_features import chosen_indices, features_of
 from ldm.evaluation.likelihood import LikelihoodConfig, refuse_guidance, with_likelihood
 from ldm.evaluation.manifest import cautions, count_of_reference, describe
 from ldm.evaluation.measure import measure
-from ldm.evaluation.memorisation import memorisation, save_suspects, training_and_held_out
-from ldm.evaluation.metrics import check_captions, check_numbers
+from ldm.evaluation.metrics.calibration import judge_for, with_calibration
+from ldm.evaluation.metrics.figures import check_captions, check_numbers
+from ldm.evaluation.metrics.frechet import Gaussian
+from ldm.evaluation.metrics.memorisation import memorisation, save_suspects, training_and_held_out
 from ldm.evaluation.records import EvaluationResult
 from ldm.evaluation.references import opened_reference
-from ldm.pipeline import Pipeline, SamplingConfig
-from ldm.processes import ALONE, Processes
-from ldm.sampling import caveats
+from ldm.runtime.distributed import ALONE, Processes
+from ldm.runtime.errors import UserError
+from ldm.sampling.config import caveats
+from ldm.sampling.pipeline import Pipeline, SamplingConfig
 
 
 def evaluate_model(

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from ldm.data.protocol import ImageData
-from ldm.errors import UserError
 from ldm.evaluation.conditions import balanced_indices
 from ldm.evaluation.config import EvaluationConfig
-from ldm.evaluation.frechet import Gaussian
+from ldm.evaluation.features.feature_cache import features_of
 from ldm.evaluation.instruments import Instruments
-from ldm.evaluation.kept_features import features_of
-from ldm.evaluation.metrics import Samples, check_numbers, figures_of
+from ldm.evaluation.metrics.figures import Samples, check_numbers, figures_of
+from ldm.evaluation.metrics.frechet import Gaussian
 from ldm.evaluation.records import Figure, figures_from_json, finite
+from ldm.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

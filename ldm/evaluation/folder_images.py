@@ -15,10 +15,10 @@ from torch import Tensor
 from ldm.data.decode import BadImageError, decode_rgb, upright_size
 from ldm.data.listing import list_folder, shown
 from ldm.data.protocol import Example, Key
-from ldm.errors import UserError
-from ldm.evaluation.small_network import fit_size
-from ldm.images import from_pil
-from ldm.progress import progress
+from ldm.evaluation.features.small_network import fit_size
+from ldm.runtime.errors import UserError
+from ldm.runtime.images import from_pil
+from ldm.runtime.progress import progress
 
 
 class FolderImages:

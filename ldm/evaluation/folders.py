@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from ldm.data.listing import shown
-from ldm.errors import UserError
 from ldm.evaluation.config import OF_FOLDERS, EvaluationConfig
-from ldm.evaluation.features import Extractor, extract
+from ldm.evaluation.features.extractors import Extractor, extract
 from ldm.evaluation.floor import Floor, floor_of_features, floor_of_halves
 from ldm.evaluation.folder_images import FolderImages
-from ldm.evaluation.frechet import Gaussian
 from ldm.evaluation.instruments import Instruments, prepare_extractor
 from ldm.evaluation.manifest import cautions, facts_of
-from ldm.evaluation.metrics import Samples, check_numbers, figures_of
+from ldm.evaluation.metrics.figures import Samples, check_numbers, figures_of
+from ldm.evaluation.metrics.frechet import Gaussian
 from ldm.evaluation.records import EvaluationResult
 from ldm.evaluation.references import ReferenceFile, opened_reference
+from ldm.runtime.errors import UserError
 
 Sizes = Counter[tuple[int, int]]  # how many images there are of each (H, W)
 

@@ -8,12 +8,12 @@ import torch
 
 from ldm.data.listing import shown
 from ldm.data.protocol import ImageData
-from ldm.errors import UserError
 from ldm.evaluation.config import EvaluationConfig
-from ldm.evaluation.features import Extractor, inception_extractor, trained_extractor
-from ldm.evaluation.judge import Judge, trained_judge
-from ldm.evaluation.pretrained import ClipScorer, PretrainedExtractor, pretrained_extractor
+from ldm.evaluation.features.extractors import Extractor, inception_extractor, trained_extractor
+from ldm.evaluation.features.judge import Judge, trained_judge
+from ldm.evaluation.features.pretrained import ClipScorer, PretrainedExtractor, pretrained_extractor
 from ldm.evaluation.references import opened_reference
+from ldm.runtime.errors import UserError
 
 _NOT_PRETRAINED = ("auto", "inception", "trained")
 

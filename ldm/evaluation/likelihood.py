@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ldm.data.protocol import ImageData
-from ldm.errors import UserError, at_least
 from ldm.evaluation.conditions import conditions_of
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.records import EvaluationResult, Figure
-from ldm.pipeline import Pipeline, SamplingConfig
-from ldm.progress import progress
+from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.progress import progress
+from ldm.sampling.pipeline import Pipeline, SamplingConfig
 from samplers import (
     Level,
     SampleNoise,

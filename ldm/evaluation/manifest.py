@@ -10,8 +10,8 @@ from ldm.data.protocol import ImageData
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.instruments import Instruments
 from ldm.evaluation.references import opened_reference
-from ldm.files import read_json
-from ldm.model_folder import INDEX, WEIGHTS
+from ldm.runtime.files import read_json
+from ldm.sampling.model_folder import INDEX, WEIGHTS
 
 _SMALL = 10_000  # below so many images FID's bias is larger than most differences worth telling
 

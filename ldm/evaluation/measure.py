@@ -12,14 +12,14 @@ from torch import Tensor
 
 from ldm.evaluation.conditions import Drawn
 from ldm.evaluation.config import EvaluationConfig
-from ldm.evaluation.frechet import Gaussian
+from ldm.evaluation.features.judge import Score
 from ldm.evaluation.instruments import Instruments
-from ldm.evaluation.judge import Score
-from ldm.evaluation.metrics import Samples, figures_of
+from ldm.evaluation.metrics.figures import Samples, figures_of
+from ldm.evaluation.metrics.frechet import Gaussian
 from ldm.evaluation.records import Figure
-from ldm.pipeline import Pipeline, SamplingConfig
-from ldm.processes import ALONE, Processes
-from ldm.progress import progress
+from ldm.runtime.distributed import ALONE, Processes
+from ldm.runtime.progress import progress
+from ldm.sampling.pipeline import Pipeline, SamplingConfig
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ class Figure:
     value: float
     standard_error: float | None = None
     higher_is_better: bool = False
-    interval: tuple[float, float] | None = None  # of 95 %, see `ldm.evaluation.intervals`
+    interval: tuple[float, float] | None = None  # of 95 %, see `ldm.evaluation.metrics.intervals`
     halves: tuple[float, ...] = ()  # the figure of each half-sample, from which the interval and differences follow
 
 

@@ -18,17 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.config import from_mapping
 from ldm.data.listing import shown
 from ldm.data.protocol import ImageData
-from ldm.errors import UserError
-from ldm.evaluation.archive import Archive, save_archive
 from ldm.evaluation.config import EvaluationConfig
-from ldm.evaluation.features import Extractor, InceptionExtractor, TrainedExtractor
-from ldm.evaluation.frechet import Gaussian
-from ldm.evaluation.kept_features import chosen_indices, features_of
-from ldm.evaluation.manifold import MOST
-from ldm.evaluation.small_network import NetworkFacts, SmallNetwork, working_size
+from ldm.evaluation.features.archive import Archive, save_archive
+from ldm.evaluation.features.extractors import Extractor, InceptionExtractor, TrainedExtractor
+from ldm.evaluation.features.feature_cache import chosen_indices, features_of
+from ldm.evaluation.features.small_network import NetworkFacts, SmallNetwork, working_size
+from ldm.evaluation.metrics.frechet import Gaussian
+from ldm.evaluation.metrics.manifold import MOST
+from ldm.runtime.errors import UserError
+from ldm.runtime.settings import from_mapping
 
 _NETWORK = "network."
 _MOST_CLASSES = 100_000

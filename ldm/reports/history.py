@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.errors import UserError
-from ldm.files import log_entries, read_json
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import log_entries, read_json
 
 _LIMIT = 2**28  # bytes of metrics.jsonl
 Entries = Sequence[Mapping[str, Any]]  # each with its "step"

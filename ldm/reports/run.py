@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ldm.data.selection import spread
-from ldm.files import read_json
 from ldm.reports.history import Best, Entries, History, is_number, numbers_of, read_history, rows_of
 from ldm.reports.page import data_url, fill
 from ldm.reports.plots import Line, Mark, lines
+from ldm.runtime.files import read_json
 
 _PICTURES = 24  # at most so many of a run, spread over it
 _CURVES = 4  # at most so many steps in one plot

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ldm.errors import UserError, at_least
-from ldm.files import atomic_write
+from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.files import atomic_write
 from ldm.training.checkpoint import read_tensors
 from ldm.training.run_folder import RunFolder
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm.files import atomic_folder, atomic_write_json, read_json
+from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
 
 BEST, FACTS = "best", "best.json"
 

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ldm.errors import UserError
-from ldm.files import atomic_folder, atomic_write_json, read_json, sha256_of_file
-from ldm.training.sharded import placed
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import atomic_folder, atomic_write_json, read_json, sha256_of_file
+from ldm.training.sharding import placed
 
 logger = logging.getLogger("ldm")
 _NAME = re.compile(r"checkpoint-(\d+)")

@@ -5,8 +5,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ldm.compilation import Mode
-from ldm.errors import UserError
+from ldm.runtime.compilation import Mode
+from ldm.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

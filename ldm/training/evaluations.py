@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldm.errors import UserError
 from ldm.evaluation.during import EvaluationStopped, Watch
 from ldm.evaluation.records import EvaluationResult
-from ldm.files import atomic_write_json, read_json
-from ldm.pipeline import Pipeline
-from ldm.processes import Processes
+from ldm.models.weights import weights_fingerprint
+from ldm.runtime.distributed import Processes
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import atomic_write_json, read_json
+from ldm.sampling.pipeline import Pipeline
 from ldm.training.best import keep_best
 from ldm.training.run_folder import RunFolder
-from ldm.weights import weights_fingerprint
 
 logger = logging.getLogger("ldm")
 FOLDER = "evaluations"

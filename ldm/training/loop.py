@@ -15,11 +15,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ldm.compilation import check_compiler, compile_network
-from ldm.errors import UserError
-from ldm.files import read_json
-from ldm.processes import processes_of_training
-from ldm.progress import progress
+from ldm.runtime.compilation import check_compiler, compile_network
+from ldm.runtime.distributed import processes_of_training
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import read_json
+from ldm.runtime.progress import progress
+from ldm.training.adversary import Loss, SecondPlayer
 from ldm.training.averages import PowerAverages
 from ldm.training.budget import Budget
 from ldm.training.checkpoint import (
@@ -35,13 +36,12 @@ from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.evaluations import Evaluations, is_due
 from ldm.training.finite import FiniteWatch
 from ldm.training.guards import Interrupted, full_disk_told, global_random_state_kept, stop_signals
-from ldm.training.observe import Observer
-from ldm.training.opponent import Loss, SecondPlayer
+from ldm.training.observer import Observer
 from ldm.training.optimization import clip_gradients, make_optimizer, scheduled_rate
 from ldm.training.processes import make_accelerator, means, on_any_process, others_alive, same_everywhere, share_of
 from ldm.training.randomness import BatchPlan, Share, StepRandom, key
 from ldm.training.run_folder import RunFolder
-from ldm.training.sharded import Shards, check_shards, whole_tensor
+from ldm.training.sharding import Shards, check_shards, whole_tensor
 from ldm.training.task import Task
 
 __all__ = ["Interrupted", "Loss", "Task", "train"]

@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from ldm.errors import LostProcessError, UserError
+from ldm.runtime.errors import LostProcessError, UserError
 from ldm.training.config import TrainingConfig
 from ldm.training.randomness import Share
-from ldm.training.sharded import ASKED
+from ldm.training.sharding import ASKED
 
 
 def make_accelerator(config: TrainingConfig, device: torch.device) -> Accelerator:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autoencoders.draws import PartGenerator
+from autoencoders.posterior_noise import PartGenerator
 
 
 def key(*parts: int | str) -> int:

@@ -11,8 +11,8 @@ import shutil
 from pathlib import Path
 from typing import IO, Any
 
-from ldm.errors import UserError
-from ldm.files import atomic_write, atomic_write_json, log_entries, read_json
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import atomic_write, atomic_write_json, log_entries, read_json
 
 RUN_FILE, _METRICS = "run.json", "metrics.jsonl"
 _locks: set[IO[str]] = set()

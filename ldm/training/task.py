@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ldm.training.opponent import Loss
+from ldm.training.adversary import Loss
 from ldm.training.randomness import BatchPlan, StepRandom
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from torch import Tensor
 
-from ldm.errors import UserError, suggest
-from ldm.files import atomic_write_json, read_json
+from ldm.runtime.errors import UserError, suggest
+from ldm.runtime.files import atomic_write_json, read_json
 
 TRACKERS = ("tensorboard", "wandb")  # the names of accelerate, of the packages, and of our extras
 EVENTS, IDENTITY = "logs", "wandb.json"

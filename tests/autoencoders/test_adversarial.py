@@ -14,7 +14,6 @@ from autoencoders import (
     GeneratorConfig,
     make_discriminator,
 )
-from autoencoders.discriminator import batch_deviation
 from autoencoders.losses import adaptive_weight
 from autoencoders.losses.adversarial import (
     clip_weights,
@@ -24,6 +23,7 @@ from autoencoders.losses.adversarial import (
     learning_loss,
     r1_penalty,
 )
+from autoencoders.losses.discriminator import batch_deviation
 
 P, G = np.array([50, 30, 15, 5]) / 100, np.array([10, 20, 30, 40]) / 100  # two laws on four points
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from autoencoders import Autoencoder, AutoencoderConfig, LossConfig, autoencoder_loss
 from autoencoders.bottlenecks import VQVAE2Config
-from autoencoders.hierarchy import pack, packed_channels, unpack
+from autoencoders.bottlenecks.hierarchy import pack, packed_channels, unpack
 
 
 def generator(seed=0):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autoencoders import Autoencoder, AutoencoderConfig, fit_linear, measure_latents
-from autoencoders.linear import Covariance, patches_of
+from autoencoders.fitting import Covariance, patches_of
 
 
 def images(count=40, size=16, seed=0):

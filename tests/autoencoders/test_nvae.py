@@ -9,7 +9,7 @@ from torch.distributions import Normal, kl_divergence
 
 from autoencoders import Autoencoder, AutoencoderConfig, LossConfig, autoencoder_loss
 from autoencoders.bottlenecks import NVAEConfig, residual_kl
-from autoencoders.hierarchy import pack, unpack
+from autoencoders.bottlenecks.hierarchy import pack, unpack
 
 KL = 0.01
 

@@ -20,7 +20,7 @@ from autoencoders import (
     class_of,
     measure_latents,
 )
-from autoencoders.vit import Block, ViTConfig, positions
+from autoencoders.coders.vit import Block, ViTConfig, positions
 
 OWN = ViTConfig(vit_width=24, vit_layers=2, vit_heads=3, vit_mlp_ratio=2)
 SMALL = AutoencoderConfig(coder="vit", patch_size=4, vit=OWN, num_codes=16)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ldm.data.shapes import ShapesData
-from ldm.errors import UserError
 from ldm.evaluation import EvaluationConfig, prepare_instruments
+from ldm.runtime.errors import UserError
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,8 +36,9 @@ def shapes_instruments(shapes):
 @pytest.fixture
 def quick_networks(monkeypatch):
     """The networks that trainings and evaluations ask learn for a few steps only: what they know is not asked."""
-    from ldm.evaluation import features, judge, train_network
-    from ldm.training import perception
+    from ldm.evaluation.features import extractors as features
+    from ldm.evaluation.features import judge, train_network
+    from ldm.training.tasks import perception
 
     def quickly(data, *, device="cpu"):
         return train_network.trained_network(data, device=device, recipe=train_network.Recipe(steps=8))

@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from autoencoders import Autoencoder, AutoencoderConfig, Generator, LossConfig
 from autoencoders.losses import AdversarialConfig, DiscriminatorConfig
 from ldm.data.shapes import ShapesData
-from ldm.errors import UserError
-from ldm.evaluation.perceptual import BACKBONES, lpips_distance
-from ldm.training.autoencoder import AutoencoderRun, AutoencoderTask
+from ldm.evaluation.metrics.perceptual import BACKBONES, lpips_distance
+from ldm.runtime.errors import UserError
+from ldm.training.adversary import SecondPlayer
 from ldm.training.best import keep_best
 from ldm.training.config import TrainingConfig
-from ldm.training.opponent import SecondPlayer
 from ldm.training.randomness import Share, StepRandom
+from ldm.training.tasks.autoencoder import AutoencoderRun, AutoencoderTask
 
 CPU = torch.device("cpu")
 PLAYERS = [

@@ -14,9 +14,9 @@ from PIL import Image
 
 from autoencoders import Autoencoder, AutoencoderConfig, LossConfig
 from ldm.data.shapes import ShapesData
-from ldm.errors import UserError
 from ldm.evaluation import AutoencoderEvaluationConfig, evaluate_autoencoder
-from ldm.evaluation.autoencoder_measures import AutoencoderInstruments, ReconstructionFrechet
+from ldm.evaluation.autoencoder.measures import AutoencoderInstruments, ReconstructionFrechet
+from ldm.runtime.errors import UserError
 
 RUNS = {
     "kl": ["--kl-weight", "1e-2"],
@@ -238,7 +238,7 @@ def test_a_comparison_is_made_continued_and_leaves_the_runs_alone(runs, ldm, ref
     stored[0].unlink()  # as after an interruption
     times = {path: path.stat().st_mtime_ns for path in stored[1:]}
     measured = []
-    import ldm.comparison.autoencoders as module
+    import ldm.comparison.autoencoders.compare as module
 
     real = module.evaluate_autoencoder
     monkeypatch.setattr(module, "evaluate_autoencoder", lambda *a, **k: measured.append(1) or real(*a, **k))

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from scipy import integrate
 from torch import nn
 
-from ldm.errors import UserError
 from ldm.evaluation.manifest import weights_of
+from ldm.runtime.errors import UserError
 from ldm.training.averages import (
     AveragesConfig,
     PowerAverages,

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from autoencoders import BOTTLENECKS, Autoencoder, AutoencoderConfig
-from ldm.config import read_settings, to_yaml
-from ldm.pipeline import Pipeline
-from ldm.training.autoencoder import AutoencoderRun
+from ldm.runtime.settings import read_settings, to_yaml
+from ldm.sampling.pipeline import Pipeline
+from ldm.training.tasks.autoencoder import AutoencoderRun
 
 OPTIONS = {
     "vq": ["--num-codes", 16],

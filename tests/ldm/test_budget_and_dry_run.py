@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ldm.errors import UserError
+from ldm.runtime.errors import UserError
 from ldm.training.config import TrainingConfig, config_facts
-from ldm.training.rehearsal import saved_bytes
+from ldm.training.dry_run import saved_bytes
 
 
 def steps_of(run):

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from ldm.classifier import AttentionPool, ClassifierConfig, NoisyClassifier
-from ldm.errors import UserError
-from ldm.unet import UNet
+from ldm.models.classifier import AttentionPool, ClassifierConfig, NoisyClassifier
+from ldm.models.unet import UNet
+from ldm.runtime.errors import UserError
 
 TINY = ClassifierConfig(
     sample_size=8,

@@ -261,7 +261,7 @@ def test_folders_that_are_no_model(models, refused, tmp_path):
 
 def test_pictures_that_claim_to_be_ours(models, ldm, refused, tmp_path):
     """A picture may come from anybody: its settings are data of known kinds, or it is not one of ours."""
-    from ldm.images import save_png
+    from ldm.runtime.images import save_png
 
     assert ldm(*sample(models.text, tmp_path / "made")).code == 0
     with Image.open(tmp_path / "made" / "000000.png") as picture:

@@ -8,8 +8,8 @@ import pytest
 from ldm import compare
 from ldm.comparison.api import method_text
 from ldm.comparison.records import Comparison
-from ldm.errors import UserError
-from ldm.pipeline import Pipeline
+from ldm.runtime.errors import UserError
+from ldm.sampling.pipeline import Pipeline
 from samplers import AdaptiveProjected, Classifier, ClassifierFree, guidances, parse_guidance
 
 FEW = {"num_images": 22, "num_reference": 24, "num_inference_steps": 3, "extractor": "trained", "bootstrap": 4}

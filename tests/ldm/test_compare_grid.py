@@ -4,16 +4,16 @@ import json
 
 import pytest
 
-from ldm import progress
 from ldm.cli.compare import CompareRun
 from ldm.comparison import ComparisonConfig, compare, verdict_of
 from ldm.comparison.halving import round_sizes, staying
 from ldm.comparison.records import Cell, Comparison
-from ldm.config import parse
 from ldm.data.shapes import ShapesData
-from ldm.errors import UserError
 from ldm.evaluation import EvaluationConfig
 from ldm.evaluation.records import EvaluationResult, Figure
+from ldm.runtime import progress
+from ldm.runtime.errors import UserError
+from ldm.runtime.settings import parse
 
 FLAGS = [
     *(

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPToken
 
 from ldm.conditioning import Condition, Conditioner, ConditioningConfig, class_id
 from ldm.conditioning.tokenizer import BASE_SIZE, END, START, train_tokenizer
-from ldm.errors import UserError
+from ldm.runtime.errors import UserError
 
 COLOURS, SHAPES = ("red", "green", "blue", "yellow"), ("circle", "square", "triangle", "star")
 CAPTIONS = [f"a {size} {colour} {shape}" for size in ("large", "Small") for colour in COLOURS for shape in SHAPES]

@@ -7,12 +7,12 @@ from typing import Literal
 
 import pytest
 
-from ldm.config import find_config, from_mapping, parse, read_settings, to_yaml
-from ldm.errors import UserError
-from ldm.sampling import Request, SamplingConfig
-from ldm.training.autoencoder import AutoencoderRun
-from ldm.training.classifier import ClassifierRun
-from ldm.training.diffusion import DiffusionRun
+from ldm.runtime.errors import UserError
+from ldm.runtime.settings import find_config, from_mapping, parse, read_settings, to_yaml
+from ldm.sampling.config import Request, SamplingConfig
+from ldm.training.tasks.autoencoder import AutoencoderRun
+from ldm.training.tasks.classifier import ClassifierRun
+from ldm.training.tasks.diffusion import DiffusionRun
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from ldm.data import DataConfig, ImageData, collate, open_data, pixels, verify
 from ldm.data.folder import hold_out
-from ldm.errors import UserError
+from ldm.runtime.errors import UserError
 
 
 @pytest.fixture(autouse=True)

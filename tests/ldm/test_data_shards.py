@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from ldm.data import DataConfig, collate, open_data, pixels, verify
 from ldm.data.shapes import ShapesData
 from ldm.data.shards import find_shards
-from ldm.errors import UserError
+from ldm.runtime.errors import UserError
 
 pyarrow = pytest.importorskip("pyarrow")
 from pyarrow import parquet  # noqa: E402
@@ -380,8 +380,8 @@ def test_every_source_trains_the_same_weights_and_encodes_the_same_latents(sourc
 def test_latents_encoded_anew_have_the_distribution_of_the_cache_and_train_as_well(sources, ldm, models, tmp_path):
     from scipy import stats
 
-    from ldm.training.latents import LatentSource, load_autoencoder
     from ldm.training.randomness import BatchPlan, Share, StepRandom
+    from ldm.training.tasks.latents import LatentSource, load_autoencoder
 
     cpu = torch.device("cpu")
     autoencoder, _ = load_autoencoder(str(models.autoencoder), cpu)

@@ -11,7 +11,7 @@ import torch
 from torchvision import datasets
 
 from ldm.data import DataConfig, ImageData, open_data
-from ldm.errors import UserError
+from ldm.runtime.errors import UserError
 
 GENERATOR = np.random.Generator(np.random.PCG64(1))
 

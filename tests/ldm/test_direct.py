@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from ldm.direct import load_direct
-from ldm.sampling import Request
+from ldm.sampling.config import Request
+from ldm.sampling.single_pass import load_direct
 
 
 @pytest.fixture(scope="module")

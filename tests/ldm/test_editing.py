@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from ldm.data.shapes import ShapesData
-from ldm.editing import image_to_image, invert, read_mask, read_picture
-from ldm.errors import UserError
-from ldm.evaluation.image_quality import psnr
-from ldm.images import save_png, to_pil
-from ldm.pipeline import Pipeline, Request, SamplingConfig
-from ldm.start import PathNoise
+from ldm.evaluation.metrics.image_quality import psnr
+from ldm.runtime.errors import UserError
+from ldm.runtime.images import save_png, to_pil
+from ldm.sampling.editing import image_to_image, invert, read_mask, read_picture
+from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
+from ldm.sampling.start import PathNoise
 from samplers import SampleNoise, interpolate
 
 FAST = SamplingConfig(num_inference_steps=8)

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ldm.evaluation.during import Watch
-from ldm.pipeline import Pipeline
+from ldm.sampling.pipeline import Pipeline
 
 STEPS = 6
 LOOKS = ["--eval-every", 2, "--eval-num-images", 12, "--eval-num-inference-steps", 2, "--checkpointing-steps", 3]

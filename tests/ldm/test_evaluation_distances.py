@@ -4,9 +4,9 @@ import torch
 from cleanfid import fid
 from scipy import linalg
 
-from ldm.evaluation import kid
-from ldm.evaluation.frechet import Gaussian, frechet_distance
-from ldm.evaluation.kid import kernel_distance
+from ldm.evaluation.metrics import kid
+from ldm.evaluation.metrics.frechet import Gaussian, frechet_distance
+from ldm.evaluation.metrics.kid import kernel_distance
 
 
 def normal(n, d, seed, mix_seed=0):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from ldm.data.shapes import ShapesData
 from ldm.evaluation import EvaluationConfig
 from ldm.evaluation.floor import floor_of_data, floor_of_features
-from ldm.evaluation.metrics import Samples, figures_of
+from ldm.evaluation.metrics.figures import Samples, figures_of
 
 COUNT = 480
 METRICS = (

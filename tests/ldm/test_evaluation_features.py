@@ -13,9 +13,9 @@ from cleanfid.resize import build_resizer
 from torch import nn
 
 from ldm.data.shapes import ShapesData
-from ldm.errors import UserError
-from ldm.evaluation import features, train_network
-from ldm.evaluation.features import (
+from ldm.evaluation.features import extractors as features
+from ldm.evaluation.features import train_network
+from ldm.evaluation.features.extractors import (
     INCEPTION_FILE,
     InceptionExtractor,
     TrainedExtractor,
@@ -23,12 +23,13 @@ from ldm.evaluation.features import (
     inception_extractor,
     trained_extractor,
 )
+from ldm.evaluation.features.judge import Judge, Score, trained_judge
+from ldm.evaluation.features.train_network import Recipe
 from ldm.evaluation.folder_images import FolderImages
-from ldm.evaluation.frechet import Gaussian, frechet_distance
-from ldm.evaluation.judge import Judge, Score, trained_judge
-from ldm.evaluation.kid import kernel_distance
-from ldm.evaluation.train_network import Recipe
-from ldm.images import save_png, to_pil, to_uint8
+from ldm.evaluation.metrics.frechet import Gaussian, frechet_distance
+from ldm.evaluation.metrics.kid import kernel_distance
+from ldm.runtime.errors import UserError
+from ldm.runtime.images import save_png, to_pil, to_uint8
 
 
 class StandIn(nn.Module):

@@ -6,21 +6,21 @@ import pytest
 import torch
 
 from ldm.data.shapes import ShapesData
-from ldm.errors import UserError
 from ldm.evaluation import (
     EvaluationConfig,
     EvaluationResult,
     Instruments,
     evaluate_folders,
     evaluate_model,
-    features,
-    train_network,
 )
 from ldm.evaluation.conditions import balanced_indices, draw_conditions
+from ldm.evaluation.features import extractors as features
+from ldm.evaluation.features import train_network
+from ldm.evaluation.features.train_network import Recipe
 from ldm.evaluation.folder_images import FolderImages
-from ldm.evaluation.train_network import Recipe
-from ldm.images import save_png, to_pil
-from ldm.pipeline import SamplingConfig
+from ldm.runtime.errors import UserError
+from ldm.runtime.images import save_png, to_pil
+from ldm.sampling.pipeline import SamplingConfig
 
 FEW = EvaluationConfig(num_images=120, num_reference=300, batch_size=50)
 

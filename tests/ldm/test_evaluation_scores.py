@@ -7,15 +7,15 @@ import pytest
 import torch
 from scipy import stats
 
-from ldm.errors import UserError
-from ldm.evaluation.class_scores import calibration_error, inception_score
 from ldm.evaluation.config import EvaluationConfig
-from ldm.evaluation.frechet import Gaussian, frechet_distance
-from ldm.evaluation.frechet_kin import extrapolated_frechet_distance, sliced_frechet_distance
-from ldm.evaluation.intervals import half_samples, interval
-from ldm.evaluation.manifold import Neighbourhoods
-from ldm.evaluation.metrics import Samples, figures_of
-from ldm.evaluation.neighbours import diversity, nearest_training
+from ldm.evaluation.metrics.class_scores import calibration_error, inception_score
+from ldm.evaluation.metrics.figures import Samples, figures_of
+from ldm.evaluation.metrics.frechet import Gaussian, frechet_distance
+from ldm.evaluation.metrics.frechet_variants import extrapolated_frechet_distance, sliced_frechet_distance
+from ldm.evaluation.metrics.intervals import half_samples, interval
+from ldm.evaluation.metrics.manifold import Neighbourhoods
+from ldm.evaluation.metrics.neighbours import diversity, nearest_training
+from ldm.runtime.errors import UserError
 
 
 def normal(n, d, seed, scale=1.0, shift=0.0):
@@ -115,7 +115,7 @@ def test_the_extrapolated_distance_has_less_bias_and_is_exact_on_a_line(monkeypa
     plain = frechet_distance(Gaussian.fit(real), Gaussian.fit(fake))
     found = extrapolated_frechet_distance(real, fake)
     assert abs(found.value) < 0.35 * plain and found.standard_error < plain
-    monkeypatch.setattr("ldm.evaluation.frechet_kin.frechet_distance", lambda a, b: 3.0 + 40 / b.count)
+    monkeypatch.setattr("ldm.evaluation.metrics.frechet_variants.frechet_distance", lambda a, b: 3.0 + 40 / b.count)
     exact = extrapolated_frechet_distance(real, fake)
     assert exact.value == pytest.approx(3.0, abs=1e-9) and exact.standard_error < 1e-9
 

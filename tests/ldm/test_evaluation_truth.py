@@ -8,10 +8,10 @@ import pytest
 import torch
 from cleanfid import fid
 
-from ldm.evaluation.class_scores import inception_score
-from ldm.evaluation.frechet import Gaussian, frechet_distance
-from ldm.evaluation.kid import kernel_distance
-from ldm.evaluation.manifold import Neighbourhoods
+from ldm.evaluation.metrics.class_scores import inception_score
+from ldm.evaluation.metrics.frechet import Gaussian, frechet_distance
+from ldm.evaluation.metrics.kid import kernel_distance
+from ldm.evaluation.metrics.manifold import Neighbourhoods
 
 # samples, dimensions, rank: more samples than dimensions, fewer, and features on a plane of few directions
 SHAPES = [(400, 48, 48), (40, 96, 96), (300, 60, 7), (30, 80, 5)]

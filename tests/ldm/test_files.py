@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from ldm.errors import UserError, suggest
-from ldm.files import (
+from ldm.runtime.errors import UserError, suggest
+from ldm.runtime.files import (
     atomic_folder,
     atomic_write,
     atomic_write_json,

@@ -11,19 +11,19 @@ from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
-from ldm import branches
 from ldm.comparison import ComparisonConfig, compare
 from ldm.conditioning import Condition
 from ldm.data.shapes import ShapesData
-from ldm.denoiser import Branch, ClassifierBranch, Denoiser
-from ldm.energies import Energy
-from ldm.errors import UserError
 from ldm.evaluation import EvaluationConfig
 from ldm.evaluation.instruments import Instruments
-from ldm.perturbation import Perturbation, blurred
-from ldm.pipeline import Pipeline, Request, SamplingConfig
-from ldm.process import Process
-from ldm.unet import UNet, UNetConfig
+from ldm.models.perturbation import Perturbation, blurred
+from ldm.models.unet import UNet, UNetConfig
+from ldm.runtime.errors import UserError
+from ldm.sampling import branches
+from ldm.sampling.denoiser import Branch, ClassifierBranch, Denoiser
+from ldm.sampling.energies import Energy
+from ldm.sampling.forward_process import Process
+from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
 from samplers import DiscreteSchedule, EDMSchedule, FlowSchedule, Prediction, guidances, with_energy
 
 PROMPT = "a large red circle on a blue background"

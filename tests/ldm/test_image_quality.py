@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from ldm.evaluation.image_quality import psnr, ssim
+from ldm.evaluation.metrics.image_quality import psnr, ssim
 
 
 def pair(shape, seed=0, dtype=torch.float64):

@@ -1,6 +1,6 @@
 """`ldm info`: what a folder holds."""
 
-from ldm.pipeline import Pipeline
+from ldm.sampling.pipeline import Pipeline
 
 
 def test_runs_models_and_autoencoders(models, ldm):

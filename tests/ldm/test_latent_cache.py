@@ -20,7 +20,7 @@ from autoencoders import Tiling
 from ldm.data import cache_place, latent_cache, latent_layout
 from ldm.data.latent_cache import CacheKey, LatentCache, encode_latents
 from ldm.data.shapes import ShapesData
-from ldm.errors import UserError
+from ldm.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from scipy.stats import entropy
 from torch.distributions import Normal, kl_divergence
 
 from ldm.data.selection import drawn, spread
-from ldm.evaluation.latent_measures import PosteriorMoments, code_statistics, prior_discrepancy
-from ldm.evaluation.latent_pictures import slerp
+from ldm.evaluation.autoencoder.latent_images import slerp
+from ldm.evaluation.metrics.latent_measures import PosteriorMoments, code_statistics, prior_discrepancy
 
 
 def generator(seed=0):

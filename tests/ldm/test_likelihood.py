@@ -12,8 +12,8 @@ from autoencoders import Autoencoder, AutoencoderConfig
 from ldm.conditioning import Conditioner, ConditioningConfig
 from ldm.data.protocol import Example
 from ldm.evaluation import EvaluationConfig, LikelihoodConfig, evaluate_model, measure_likelihood
-from ldm.pipeline import Pipeline
-from ldm.process import Process
+from ldm.sampling.forward_process import Process
+from ldm.sampling.pipeline import Pipeline
 from samplers import DiscreteSchedule
 
 STD, MEANS, SIDE = 0.2, (-0.3, 0.3), 4

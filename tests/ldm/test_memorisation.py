@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from ldm.data.shapes import ShapesData
-from ldm.errors import UserError
 from ldm.evaluation import EvaluationConfig, Instruments, evaluate_model
-from ldm.evaluation.calibration import calibration_figures
-from ldm.pipeline import SamplingConfig
+from ldm.evaluation.metrics.calibration import calibration_figures
+from ldm.runtime.errors import UserError
+from ldm.sampling.pipeline import SamplingConfig
 
 CONFIG = EvaluationConfig(metrics=("memorisation",), num_images=60, batch_size=32, bootstrap=40)
 
@@ -74,7 +74,7 @@ def test_calibration_is_of_real_images_and_needs_no_samples(
     train, data, fake_pipeline, shapes_instruments, monkeypatch
 ):
     monkeypatch.setattr(fake_pipeline, "generate", lambda *_, **__: pytest.fail("sampled"))
-    monkeypatch.setattr("ldm.evaluation.calibration.trained_judge", lambda *_, **__: shapes_instruments.judge)
+    monkeypatch.setattr("ldm.evaluation.metrics.calibration.trained_judge", lambda *_, **__: shapes_instruments.judge)
     config = replace(CONFIG, metrics=("calibration",))
     found = evaluate_model(fake_pipeline(data), train, None, config, train_data=train, other_data=data)
     assert [figure.metric for figure in found.figures] == [f"calibration/{name}" for name in data.attribute_names]

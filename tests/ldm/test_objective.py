@@ -7,12 +7,12 @@ import pytest
 import torch
 from scipy import stats
 
-from ldm.errors import UserError
+from ldm.runtime.errors import UserError
 from ldm.training.config import TrainingConfig, config_facts
-from ldm.training.latents import DiffusionConfig
-from ldm.training.objective import ObjectiveConfig
 from ldm.training.optimization import learning_rate
 from ldm.training.randomness import Share, StepRandom
+from ldm.training.tasks.latents import DiffusionConfig
+from ldm.training.tasks.objective import ObjectiveConfig
 from samplers import p2_weight, training_target
 
 CPU = torch.device("cpu")

@@ -9,14 +9,14 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-from ldm.classifier import ClassifierConfig, NoisyClassifier
 from ldm.conditioning import Condition
 from ldm.data.shapes import ShapesData
-from ldm.denoiser import Branch, ClassifierBranch, Denoiser
-from ldm.errors import UserError
 from ldm.evaluation.manifest import weights_of
-from ldm.pipeline import Pipeline, Request, SamplingConfig
-from ldm.process import Process
+from ldm.models.classifier import ClassifierConfig, NoisyClassifier
+from ldm.runtime.errors import UserError
+from ldm.sampling.denoiser import Branch, ClassifierBranch, Denoiser
+from ldm.sampling.forward_process import Process
+from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
 from samplers import DiscreteSchedule, SampleNoise
 
 PROMPT = "a large red circle on a blue background"

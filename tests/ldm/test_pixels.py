@@ -9,9 +9,9 @@ from PIL import Image
 
 from autoencoders import Autoencoder
 from ldm.data.shapes import ShapesData
-from ldm.pipeline import Pipeline
-from ldm.training.latents import LatentSource, load_autoencoder
+from ldm.sampling.pipeline import Pipeline
 from ldm.training.randomness import BatchPlan, Share
+from ldm.training.tasks.latents import LatentSource, load_autoencoder
 
 PIXELS = ["--autoencoder", "identity", "--latents", "", "--text-encoder", "None"]
 

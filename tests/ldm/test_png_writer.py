@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 
-from ldm import images
-from ldm.images import PngWriter, save_png, to_pil
+from ldm.runtime import images
+from ldm.runtime.images import PngWriter, save_png, to_pil
 
 
 def pictures(count):

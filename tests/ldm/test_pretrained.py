@@ -18,12 +18,12 @@ from transformers import (
 
 from ldm.conditioning.tokenizer import train_tokenizer
 from ldm.data.shapes import ShapesData
-from ldm.errors import UserError
 from ldm.evaluation import EvaluationConfig, evaluate_model
-from ldm.evaluation.features import figure_name
+from ldm.evaluation.features.extractors import figure_name
+from ldm.evaluation.features.pretrained import ClipScorer, PretrainedExtractor, pretrained_extractor
 from ldm.evaluation.instruments import prepare_extractor, prepare_instruments
-from ldm.evaluation.pretrained import ClipScorer, PretrainedExtractor, pretrained_extractor
-from ldm.images import to_pil
+from ldm.runtime.errors import UserError
+from ldm.runtime.images import to_pil
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 VISION = {**TINY, "image_size": 28, "patch_size": 14}

@@ -9,10 +9,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from autoencoders import Autoencoder
-from ldm.code_prior import CodePriorModel
-from ldm.direct import load_direct
-from ldm.sampling import Request, SamplingConfig
-from ldm.training.prior import code_grids
+from ldm.sampling.code_prior import CodePriorModel
+from ldm.sampling.config import Request, SamplingConfig
+from ldm.sampling.single_pass import load_direct
+from ldm.training.tasks.prior import code_grids
 
 SMALL = {
     "pixelcnn": ["--kind", "pixelcnn", "--width", "16", "--layers", "3", "--kernel-size", "3"],

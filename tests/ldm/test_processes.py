@@ -10,15 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from ldm.processes import ALONE, Processes
+from ldm.runtime.distributed import ALONE, Processes
 
 EVALUATION = ["--extractor", "trained", "--bootstrap", 5, "--num-reference", 20, "--num-inference-steps", 3]
 LOST = "ldm: another process of this run ended or did not answer in time\n"
 FORKS = multiprocessing.get_context("forkserver")  # of one process that has imported everything
 FORKS.set_forkserver_preload(
     [
-        *("ldm.cli.sample", "ldm.cli.evaluate", "ldm.cli.compare", "ldm.cli.outputs", "ldm.device", "ldm.data.open"),
-        *("ldm.training.diffusion", "transformers.models.clip.modeling_clip"),
+        *(
+            "ldm.cli.sample",
+            "ldm.cli.evaluate",
+            "ldm.cli.compare",
+            "ldm.cli.outputs",
+            "ldm.runtime.device",
+            "ldm.data.open",
+        ),
+        *("ldm.training.tasks.diffusion", "transformers.models.clip.modeling_clip"),
     ]
 )
 
@@ -29,7 +36,9 @@ os.environ.update(environment)
 for number, name in ((1, "out"), (2, "err")):
     os.dup2(os.open(f"{folder}.{environment['RANK']}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
 from ldm.cli.main import main
-from ldm.evaluation import features, judge, train_network
+from ldm.evaluation.features import extractors as features
+from ldm.evaluation.features import judge
+from ldm.evaluation.features import train_network
 def quickly(data, *, device="cpu"):
     return train_network.trained_network(data, device=device, recipe=train_network.Recipe(steps=8))
 features.trained_network = judge.trained_network = quickly
@@ -202,7 +211,7 @@ def test_a_comparison_killed_half_way_computes_nothing_twice(
     assert not (cells.parent / "comparison.json").exists()
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in cells.glob("*.json")}
     monkeypatch.chdir(tmp_path / "killed")
-    from ldm.pipeline import Pipeline
+    from ldm.sampling.pipeline import Pipeline
 
     drawn, generate = [], Pipeline.generate
 

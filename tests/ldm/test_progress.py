@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ldm.progress import progress
+from ldm.runtime.progress import progress
 
 
 class Terminal(io.StringIO):

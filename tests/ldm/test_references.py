@@ -12,17 +12,17 @@ from cleanfid import fid
 
 from ldm.comparison import Comparison, ComparisonConfig, compare
 from ldm.data.shapes import ShapesData
-from ldm.errors import UserError
 from ldm.evaluation import EvaluationConfig, Instruments, ReferenceFile, evaluate_folders, evaluate_model, features
 from ldm.evaluation import instruments as making
 from ldm.evaluation.conditions import draw_conditions
-from ldm.evaluation.features import InceptionExtractor, TrainedExtractor
+from ldm.evaluation.features.extractors import InceptionExtractor, TrainedExtractor
+from ldm.evaluation.features.feature_cache import features_of
+from ldm.evaluation.features.small_network import NetworkFacts, SmallNetwork
 from ldm.evaluation.instruments import prepare_extractor
-from ldm.evaluation.kept_features import features_of
 from ldm.evaluation.references import save_reference
-from ldm.evaluation.small_network import NetworkFacts, SmallNetwork
-from ldm.images import save_png, to_pil
-from ldm.pipeline import SamplingConfig
+from ldm.runtime.errors import UserError
+from ldm.runtime.images import save_png, to_pil
+from ldm.sampling.pipeline import SamplingConfig
 
 METRICS = ("fid", "kid", "sliced_fid", "precision", "recall")
 CONFIG = EvaluationConfig(metrics=METRICS, num_images=40, bootstrap=5, batch_size=32, judge=False)

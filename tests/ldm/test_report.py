@@ -13,13 +13,13 @@ from ldm.comparison.methods import plan
 from ldm.comparison.picture import save_strip
 from ldm.comparison.report import render, write_csv
 from ldm.data.shapes import ShapesData
-from ldm.errors import UserError
-from ldm.evaluation.intervals import interval
+from ldm.evaluation.metrics.intervals import interval
 from ldm.evaluation.records import EvaluationResult, Figure
-from ldm.images import save_grid
-from ldm.peak_memory import PeakMemory
-from ldm.pipeline import SamplingConfig
 from ldm.reports.history import read_history
+from ldm.runtime.errors import UserError
+from ldm.runtime.images import save_grid
+from ldm.runtime.memory import PeakMemory
+from ldm.sampling.pipeline import SamplingConfig
 
 EVIL = "<script>alert(1)</script>"
 

@@ -11,8 +11,8 @@ from ldm.comparison import Cell, Comparison, judge_cells
 from ldm.comparison.picture import save_strip
 from ldm.comparison.report import render
 from ldm.evaluation.records import EvaluationResult, Figure
-from ldm.images import save_grid
 from ldm.reports.run import render_run
+from ldm.runtime.images import save_grid
 
 pytestmark = pytest.mark.slow
 EVIL = "<script>alert(1)</script>"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm.pipeline import Pipeline, Request, SamplingConfig
+from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
 from samplers import guidances
 
 # name -> (a call of no strength, one that is felt); a new guidance is given its own here

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from autoencoders import Autoencoder, AutoencoderConfig
-from ldm.compilation import check_compiler, compile_network
 from ldm.conditioning import Conditioner, ConditioningConfig
-from ldm.errors import UserError
-from ldm.pipeline import Pipeline, Request, SamplingConfig
-from ldm.process import Process
-from ldm.sampling import caveats
+from ldm.models.unet import UNet, UNetConfig
+from ldm.runtime.compilation import check_compiler, compile_network
+from ldm.runtime.errors import UserError
+from ldm.sampling.config import caveats
+from ldm.sampling.forward_process import Process
+from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
 from ldm.training.config import TrainingConfig
-from ldm.unet import UNet, UNetConfig
 from samplers import DiscreteSchedule
 
 STEPS = SamplingConfig(num_inference_steps=7, guidance_scale=3.0)

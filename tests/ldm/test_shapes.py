@@ -12,7 +12,7 @@ import torch
 
 from ldm.data.protocol import ImageData
 from ldm.data.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, ShapesData, describe
-from ldm.errors import UserError
+from ldm.runtime.errors import UserError
 
 
 def test_picture_depends_on_seed_split_and_index_alone() -> None:

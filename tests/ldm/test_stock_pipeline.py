@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 
 from ldm.conditioning import Condition, Conditioner, ConditioningConfig
-from ldm.unet import UNet, UNetConfig
+from ldm.models.unet import UNet, UNetConfig
 
 CAPTIONS = ["a red circle", "a large blue square", "green star"]
 INDEX = {

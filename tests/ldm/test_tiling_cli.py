@@ -3,7 +3,7 @@
 import torch
 
 from autoencoders import Tiling
-from ldm.pipeline import Pipeline
+from ldm.sampling.pipeline import Pipeline
 
 SHORT = ["--device", "cpu", "--num-inference-steps", "2", "--num-images", "2", "--seed", "5"]
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ldm.errors import UserError
+from ldm.runtime.errors import UserError
 from ldm.training.adamw import AdamW
 from ldm.training.checkpoint import checkpoints, damage, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from ldm.training.config import TrainingConfig

@@ -30,7 +30,7 @@ def pictures(tmp_path):
 @pytest.fixture
 def poison(monkeypatch):
     """`poison(*steps)`: from now on the first image of these batches, counted from 1, is not a number."""
-    from ldm.training import autoencoder
+    from ldm.training.tasks import autoencoder
 
     real = autoencoder.image_batches
 

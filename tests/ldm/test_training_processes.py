@@ -36,8 +36,9 @@ KINDS = {
 def in_float64():
     """The same code one precision up: what is drawn in float32 keeps its value, what is computed has 16 digits."""
     import ldm.data.selection
-    from ldm.training import autoencoder, gan, latents, loop
+    from ldm.training import loop
     from ldm.training.randomness import StepRandom
+    from ldm.training.tasks import autoencoder, gan, latents
 
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double
@@ -321,7 +322,7 @@ def test_a_signal_to_one_process_saves_and_ends_all_at_the_same_step(models, fol
 @pytest.mark.parametrize("limit", [0, 1])
 def test_a_bad_example_on_one_process_is_left_out_or_stops_all(models, folders, started, tmp_path, limit):
     def prepare(rank):
-        from ldm.training import autoencoder
+        from ldm.training.tasks import autoencoder
 
         real = autoencoder.image_batches
 

@@ -226,7 +226,7 @@ TRAININGS = {
 @pytest.fixture
 def seen(monkeypatch, tmp_path):
     """A file into which all trainings from now on write the digest of each batch, with its step and its piece."""
-    from ldm.training import autoencoder, classifier, diffusion, discriminator, gan, prior
+    from ldm.training.tasks import autoencoder, classifier, diffusion, discriminator, gan, prior
 
     file = tmp_path / "seen"
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from ldm.errors import UserError
-from ldm.unet import UNet, UNetConfig
+from ldm.models.unet import UNet, UNetConfig
+from ldm.runtime.errors import UserError
 
 PLAIN = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),

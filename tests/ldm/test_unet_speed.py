@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from ldm.errors import UserError
-from ldm.prepared import Deep
-from ldm.unet import UNet, UNetConfig
+from ldm.models.caches import Deep
+from ldm.models.unet import UNet, UNetConfig
+from ldm.runtime.errors import UserError
 from tools.bench.counts import counts
 
 CONFIG = UNetConfig(

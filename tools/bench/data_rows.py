@@ -8,12 +8,12 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from autoencoders import Autoencoder
-from ldm.config import find_config, read_settings
 from ldm.data import DataConfig, open_data
 from ldm.data.latent_cache import encode_latents
 from ldm.data.shapes import ShapesData
-from ldm.evaluation.frechet import Gaussian, frechet_distance
-from ldm.training.autoencoder import AutoencoderRun
+from ldm.evaluation.metrics.frechet import Gaussian, frechet_distance
+from ldm.runtime.settings import find_config, read_settings
+from ldm.training.tasks.autoencoder import AutoencoderRun
 from tools.bench.row import Bench, Pair, apart, row
 
 _BATCH, _IMAGES, _SIDE = 32, 64, 128

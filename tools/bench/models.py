@@ -10,9 +10,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from ldm.config import find_config, read_settings
-from ldm.training.diffusion import DiffusionRun
-from ldm.unet import UNet, UNetConfig
+from ldm.models.unet import UNet, UNetConfig
+from ldm.runtime.settings import find_config, read_settings
+from ldm.training.tasks.diffusion import DiffusionRun
 from tools.bench.row import Bench
 
 TEXT_WIDTH, TEXT_LENGTH, CLASSES = 64, 16, 10

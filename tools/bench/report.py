@@ -11,7 +11,7 @@ import accelerate
 import diffusers
 import torch
 
-from ldm.files import read_json
+from ldm.runtime.files import read_json
 from tools.bench.limits import Ceilings
 
 EXPECTED = Path(__file__).with_name("expected.json")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ldm.compilation import Mode, compile_network
+from ldm.runtime.compilation import Mode, compile_network
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from autoencoders import Autoencoder
 from ldm.conditioning import Conditioner
-from ldm.config import find_config, read_settings
-from ldm.pipeline import Pipeline, Request, SamplingConfig
-from ldm.training.autoencoder import AutoencoderRun
-from ldm.unet import UNet
+from ldm.models.unet import UNet
+from ldm.runtime.settings import find_config, read_settings
+from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
+from ldm.training.tasks.autoencoder import AutoencoderRun
 from samplers import DiscreteSchedule, Prediction, SampleNoise, get_sampler, make_levels
 from tools.bench.models import fill, settings, shape_of
 from tools.bench.row import Bench, Pair, apart, row

@@ -16,15 +16,15 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from autoencoders import Autoencoder
-from ldm.config import find_config, read_settings
 from ldm.data.shapes import ShapesData
-from ldm.training.autoencoder import AutoencoderRun
-from ldm.training.diffusion import DiffusionModel, DiffusionRun, DiffusionTask
+from ldm.runtime.settings import find_config, read_settings
 from ldm.training.ema import ExponentialMovingAverage
-from ldm.training.latents import LatentBatch
 from ldm.training.loop import Task, _Training, make_accelerator
 from ldm.training.optimization import make_optimizer
 from ldm.training.randomness import Share, StepRandom
+from ldm.training.tasks.autoencoder import AutoencoderRun
+from ldm.training.tasks.diffusion import DiffusionModel, DiffusionRun, DiffusionTask
+from ldm.training.tasks.latents import LatentBatch
 from tools.bench.models import fill, networks
 from tools.bench.row import Bench, Pair, apart, row
 

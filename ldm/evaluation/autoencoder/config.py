@@ -1,0 +1,106 @@
+"""What to measure of an autoencoder, on how many held-out images, with which features."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from autoencoders import Autoencoder
+from autoencoders.bottlenecks import Gaussian
+from autoencoders.importance import has_density
+from ldm.evaluation.config import EvaluationConfig
+from ldm.runtime.errors import UserError, at_least, suggest
+
+AUTOENCODER_METRICS = {
+    "psnr": "peak signal-to-noise ratio in dB",
+    "ssim": "structural similarity",
+    "lpips": "perceptual distance (needs the weights of its backbone)",
+    "rfid": "Frechet distance of reconstructions from their originals",
+    "rate": "bits a pixel: entropy of the codes, or KL of the posterior from the prior",
+    "codebook": "share of the codes in use, and their perplexity",
+    "active_units": "numbers of the latents that tell images apart",
+    "aggregate_posterior": "distance of the latents of all images from the prior",
+    "iwae": "importance-weighted bound on log p(x)",
+}
+_SMALLEST_SSIM = 11  # pixels: the window
+_SMALLEST_LPIPS = {"vgg": 16, "alex": 31}  # pixels that are still one after all poolings
+
+
+@dataclass(frozen=True)
+class AutoencoderEvaluationConfig:
+    """What to measure of an autoencoder, on how many held-out images, with which features."""
+
+    metrics: tuple[str, ...] = ()
+    """psnr, ssim, lpips; rfid (Frechet distance of reconstructions from originals); rate (bits a pixel: the entropy of
+    the codes over all images, or the KL); codebook (use and perplexity); active_units and aggregate_posterior (of a
+    Gaussian posterior); iwae (importance-weighted bound on log p(x)). None given: all that the model has, but for iwae,
+    and for lpips where its weights are not here."""
+    num_images: int = 10000
+    """Held-out images to measure on, drawn at random if there are more."""
+    seed: int = 0
+    """Seed of the choice of images, of posterior and prior draws, and of the halves for the error of rfid."""
+    batch_size: int = 64
+    """Images at a time."""
+    extractor: Literal["auto", "inception", "trained"] = "auto"
+    """Features of rfid: inception (needs its weights; only then the figure is called rFID), trained (a small network
+    trained on the data set, named in the figure), auto: inception where its weights are found."""
+    inception_weights: str | None = None
+    """The file inception-2015-12-05.pt; default: where clean-fid keeps it."""
+    download_inception: bool = False
+    """Download the Inception weights (96 MB) to where clean-fid keeps them, if they are not there."""
+    lpips_network: Literal["vgg", "alex"] = "vgg"
+    """lpips: the network whose features are compared."""
+    lpips_weights: str | None = None
+    """lpips: file with the weights of that network; default: torch hub's cache. Nothing is downloaded."""
+    iwae_samples: tuple[int, ...] = (1, 8, 64)
+    """iwae: numbers K of posterior draws under the logarithm; 1 is the evidence bound. Each divides the largest."""
+    iwae_images: int = 128
+    """iwae: images to measure it on, drawn at random."""
+    likelihood_scale: float | None = None
+    """iwae: scale of p(x | z), for images in [-1, 1]: b of a Laplace (l1), s of a Gaussian (l2); default: that of which
+    the training loss is the evidence bound, b = kl_weight, s = sqrt(kl_weight / 2)."""
+
+    def __post_init__(self) -> None:
+        for name in self.metrics:
+            if name not in AUTOENCODER_METRICS:
+                raise UserError(f"--metrics: unknown metric {name!r}{suggest(name, AUTOENCODER_METRICS)}")
+        at_least(self, num_images=4, seed=0, batch_size=1, iwae_images=2)
+        self.features()  # refuses an extractor that is none
+        largest = max(self.iwae_samples, default=0)
+        if not self.iwae_samples or min(self.iwae_samples) < 1 or any(largest % each for each in self.iwae_samples):
+            given = " ".join(map(str, self.iwae_samples)) or "none"
+            raise UserError(f"--iwae-samples: expected numbers from 1 that divide the largest of them, got {given}")
+        scale = self.likelihood_scale
+        if scale is not None and not (math.isfinite(scale) and scale > 0):
+            raise UserError(f"--likelihood-scale: expected a number above 0, got {scale}")
+
+    def features(self) -> EvaluationConfig:
+        """What the making of the extractor is told."""
+        return EvaluationConfig(
+            metrics=("fid",),
+            seed=self.seed,
+            batch_size=self.batch_size,
+            extractor=self.extractor,
+            inception_weights=self.inception_weights,
+            download_inception=self.download_inception,
+            judge=False,
+        )
+
+
+def why_not(metric: str, model: Autoencoder, image_size: int, config: AutoencoderEvaluationConfig) -> str | None:
+    """Why this model has no such figure, or None if it has."""
+    if metric == "lpips" and image_size < _SMALLEST_LPIPS[config.lpips_network]:
+        return f"{config.lpips_network} needs images of {_SMALLEST_LPIPS[config.lpips_network]} pixels or more"
+    name, codes = model.config.bottleneck, bool(model.config.codebook_sizes)
+    if metric == "ssim" and image_size < _SMALLEST_SSIM:
+        return f"needs images of {_SMALLEST_SSIM} pixels or more"
+    if metric == "codebook" and not codes:
+        return f"bottleneck {name} has no codes"
+    if metric == "rate" and not codes and not model.has_prior:
+        return f"bottleneck {name} has neither codes nor a prior, so no finite rate"
+    if metric in ("active_units", "aggregate_posterior") and not isinstance(model.quantize, Gaussian):
+        return f"bottleneck {name} has no Gaussian posterior under a standard normal prior"
+    if metric == "iwae" and not has_density(model):
+        return f"bottleneck {name} has no density of its latents, so no log p(x); kl, bn, vmf and nvae have"
+    return None

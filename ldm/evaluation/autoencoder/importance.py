@@ -1,0 +1,83 @@
+"""Held-out images' log-likelihood under an autoencoder with a prior: `--metrics iwae`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from autoencoders import Autoencoder, LossConfig
+from autoencoders.importance import (
+    Likelihood,
+    LogitLaplaceLikelihood,
+    PixelLikelihood,
+    implied_likelihood,
+    importance_bound,
+    log_weights,
+)
+from ldm.data.protocol import ImageData
+from ldm.data.selection import drawn
+from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
+from ldm.evaluation.metrics.latent_measures import standard_error
+from ldm.evaluation.records import Figure
+from ldm.runtime.errors import UserError
+from ldm.runtime.progress import progress
+
+
+def likelihood_of(model: Autoencoder, loss: LossConfig | None, scale: float | None) -> Likelihood:
+    """The likelihood that the training implies, `scale` in place of its own if given; `UserError` if neither says."""
+    try:
+        if loss is None and scale is None and model.config.decoder_output == "logit_laplace":
+            return LogitLaplaceLikelihood()
+        if loss is not None:
+            return implied_likelihood(loss, scale)
+        if scale is not None:
+            return PixelLikelihood("gaussian", scale)
+    except ValueError as error:
+        raise UserError(f"--metrics iwae: {error} (--likelihood-scale)") from None
+    raise UserError(
+        "--metrics iwae: without the config.yaml of a run its likelihood is not known; "
+        "give --likelihood-scale, the standard deviation of a Gaussian"
+    )
+
+
+def measure_importance(
+    model: Autoencoder,
+    data: ImageData,
+    config: AutoencoderEvaluationConfig,
+    likelihood: Likelihood,
+    *,
+    device: torch.device | str = "cpu",
+) -> tuple[list[Figure], dict[str, Any]]:
+    """log p(x) of images of `data`, in nats an image and bits a dimension, for each number of draws.
+
+    It is a density of images in [-1, 1], taken at 8-bit values without dequantisation. The draws of an image depend on
+    (seed, index) and the batch size.
+    """
+    count, most = min(config.iwae_images, len(data)), max(config.iwae_samples)
+    rows = []
+    for index in progress(drawn(len(data), count, config.seed), "importance-weighted bound (images)"):
+        draws = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
+        image = data[index].image.to(device)
+        rows.append(log_weights(model, image, likelihood, most, draws, chunk=config.batch_size))
+    weights = torch.stack(rows)  # (N, S)
+    numbers = data[0].image.numel()
+    figures = []
+    for samples in sorted(set(config.iwae_samples)):
+        nats = importance_bound(weights, samples)  # (N,)
+        value, error = float(nats.mean()), standard_error(nats)
+        to_bits = 1 / (numbers * math.log(2))
+        figures += [
+            Figure(f"iwae/{samples}", f"log p(x) >= [K = {samples}] nats", value, error, higher_is_better=True),
+            Figure(f"iwae/{samples}/bits", f"bits/dim[density, K = {samples}]", -value * to_bits, error * to_bits),
+        ]
+    facts = {
+        "images": count,
+        "samples": list(config.iwae_samples),
+        "likelihood": likelihood.kind,
+        "likelihood_scale": likelihood.scale,
+        "dimensions": numbers,
+        "density_of": "images in [-1, 1], at their 8-bit values",
+    }
+    return figures, facts

@@ -1,0 +1,84 @@
+"""Features of real images, computed once: kept in the user's cache folder under what they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.data.protocol import ImageData
+from ldm.data.verdicts import cache_folder
+from ldm.evaluation.features.archive import Archive, save_archive
+from ldm.evaluation.features.extractors import Extractor
+from ldm.runtime.distributed import ALONE, Processes
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import fingerprint
+from ldm.runtime.progress import progress
+
+VERSION = 1  # raise it when the features of an image change
+_MOST = 2**30  # bytes; more are not kept
+
+logger = logging.getLogger("ldm")
+
+
+def chosen_indices(count: int, most: int, seed: int) -> list[int]:
+    """The numbers of all `count` images, or of `most` of them drawn by the seed, in their order."""
+    if count <= most:
+        return list(range(count))
+    return np.sort(np.random.Generator(np.random.PCG64(seed)).permutation(count)[:most]).tolist()
+
+
+def features_of(
+    extractor: Extractor,
+    data: ImageData,
+    indices: Sequence[int],
+    *,
+    batch_size: int,
+    label: str = "features",
+    processes: Processes = ALONE,
+) -> Tensor:
+    """Features (N, D) of these images of `data` on the extractor's device, read batch by batch or from the cache.
+
+    Of several processes the first has them all, the others those of their own batches, or none.
+    """
+    device = torch.device(getattr(extractor, "device", "cpu"))
+    facts = {
+        "version": VERSION,
+        "extractor": [extractor.name, extractor.dim, extractor.preprocessing, device.type],
+        "data": [data.fingerprint, data.split, data.image_size],
+        "indices": hashlib.sha256(np.asarray(indices, dtype=np.int64).tobytes()).hexdigest(),
+    }
+    path = cache_folder() / "features" / f"{fingerprint(facts)[:32]}.npz"
+    if processes.from_first(lambda: _read(path, (len(indices), extractor.dim)) is not None):
+        kept = _read(path, (len(indices), extractor.dim)) if processes.leads else None
+        return torch.empty(0, extractor.dim, device=device) if kept is None else kept.to(device)
+    places = processes.places(len(indices), batch_size)
+    found = [
+        (place, extractor(torch.stack([data[int(i)].image for i in indices[place : place + batch_size]])))
+        for place in (progress(places, label) if processes.leads else places)
+    ]
+    if processes.count > 1:
+        everyone = processes.gather([(place, features.cpu()) for place, features in found])
+        parts = [(place, features.to(device)) for those in everyone for place, features in those]
+        found = sorted(parts, key=lambda part: part[0]) if processes.leads else found
+    features = torch.cat([part for _, part in found]) if found else torch.empty(0, extractor.dim, device=device)
+    if processes.leads and features.numel() * features.element_size() <= _MOST:
+        try:
+            save_archive(path, {"features": features.cpu().numpy()})
+        except OSError as error:
+            logger.warning("the features could not be kept in %s (%s)", path.parent, error.strerror)
+    return features
+
+
+def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
+    """What was kept; None where there is nothing, or it is damaged."""
+    try:
+        kept = Archive(path)
+        return torch.from_numpy(kept.read("features")) if kept.shapes.get("features") == shape else None
+    except UserError:
+        return None

@@ -1,0 +1,90 @@
+"""A judge: the small network's opinion on what is in an image, with its own accuracy on held-out real images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from ldm.data.protocol import ImageData
+from ldm.evaluation.features.small_network import ROTATION, NetworkFacts, SmallNetwork, fit_size
+from ldm.evaluation.features.train_network import safe_name, trained_network
+from ldm.runtime.images import to_uint8
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How many of the `asked` images show what was asked for."""
+
+    right: int = 0
+    asked: int = 0
+
+    @property
+    def share(self) -> float:
+        return self.right / self.asked if self.asked else float("nan")
+
+    @property
+    def standard_error(self) -> float:
+        """Of the share, two right and two wrong added: 0 and 1 are not certain (Agresti and Coull 1998)."""
+        share = (self.right + 2) / (self.asked + 4)
+        return sqrt(share * (1 - share) / (self.asked + 4))
+
+    def __add__(self, other: Score) -> Score:
+        return Score(self.right + other.right, self.asked + other.asked)
+
+
+class Judge:
+    """Tells attributes or classes of images (B, 3, H, W) in [-1, 1] of any size."""
+
+    def __init__(self, network: SmallNetwork, facts: NetworkFacts, device: torch.device | str = "cpu") -> None:
+        if ROTATION in facts.heads:
+            raise ValueError("a network trained on unlabelled images cannot judge")
+        self.device = torch.device(device)
+        self.network, self.facts = network.to(self.device).eval(), facts
+        self.name = f"judge:{safe_name(facts.data_name)}:{network.fingerprint()[:8]}"
+
+    @property
+    def heads(self) -> Mapping[str, tuple[str, ...]]:
+        """What it can tell: the names of the values of each attribute."""
+        return self.facts.heads
+
+    @property
+    def accuracy(self) -> Mapping[str, float]:
+        """Its share of right answers on held-out real images."""
+        return self.facts.accuracy
+
+    @property
+    def class_head(self) -> str:
+        """The attribute that stands for the class label, or ""."""
+        return self.facts.class_head
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, K) an attribute."""
+        pixels = to_uint8(images.to(self.device)).float().div(127.5).sub(1)
+        logits = self.network(fit_size(pixels, self.facts.image_size))
+        return {name: values.softmax(1) for name, values in logits.items()}
+
+    def __call__(self, images: Tensor) -> list[dict[str, str]]:
+        """What it sees in each image."""
+        seen = {name: values.argmax(1).tolist() for name, values in self.probabilities(images).items()}
+        return [{name: self.heads[name][numbers[i]] for name, numbers in seen.items()} for i in range(len(images))]
+
+    def score(self, images: Tensor, asked: Sequence[Mapping[str, str]]) -> dict[str, Score]:
+        """Compare what it sees with what was asked for; an attribute that was not asked for does not count."""
+        if len(images) != len(asked):
+            raise ValueError(f"expected one mapping an image, got {len(asked)} for {len(images)}")
+        scores: dict[str, Score] = {}
+        for seen, wanted in zip(self(images), asked, strict=True):
+            for name in self.heads.keys() & wanted.keys():
+                scores[name] = scores.get(name, Score()) + Score(int(seen[name] == wanted[name]), 1)
+        return {name: scores[name] for name in self.heads if name in scores}
+
+
+def trained_judge(data: ImageData, *, device: torch.device | str = "cpu") -> Judge | None:
+    """The judge of a data set with attributes or labels, from the cache or trained now; None for one without."""
+    network, facts = trained_network(data, device=device)
+    return None if ROTATION in facts.heads else Judge(network, facts, device)

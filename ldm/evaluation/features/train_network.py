@@ -1,0 +1,203 @@
+"""Train the small network on a data set: deterministic, seconds long, kept in the user's cache folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.data.protocol import ImageData
+from ldm.data.verdicts import cache_folder
+from ldm.evaluation.features.small_network import CLASS, ROTATION, NetworkFacts, SmallNetwork, fit_size, working_size
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import atomic_write, fingerprint
+from ldm.runtime.images import to_uint8
+from ldm.runtime.progress import progress
+
+logger = logging.getLogger("ldm")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the network is trained; part of the key of the cache."""
+
+    steps: int = 600
+    batch_size: int = 64
+    learning_rate: float = 4e-3
+    images: int = 8192
+    """Training images at most; drawn at random if there are more."""
+    held_out: int = 1024
+    """Images kept for the test at most, and at most a tenth of all."""
+    seed: int = 0
+    version: int = 1
+
+
+def trained_network(
+    data: ImageData, *, device: torch.device | str = "cpu", recipe: Recipe | None = None
+) -> tuple[SmallNetwork, NetworkFacts]:
+    """The network of `data`, from the cache if it was trained before, else trained now (about 20 s on one core)."""
+    recipe = recipe or Recipe()
+    key = fingerprint({"recipe": asdict(recipe), "data": data.fingerprint, "size": data.image_size})
+    path = cache_folder() / "networks" / f"{key[:32]}.safetensors"
+    found = _load(path)
+    if found is None:
+        found = train_network(data, device=device, recipe=recipe)
+        _store(path, *found)
+    network, facts = found
+    return network.to(device).eval().requires_grad_(False), facts
+
+
+def train_network(data: ImageData, *, device: torch.device | str, recipe: Recipe) -> tuple[SmallNetwork, NetworkFacts]:
+    """Train and test; equal bits on the CPU for equal arguments and numbers of threads."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    order = torch.randperm(len(data), generator=generator).tolist()
+    held_out = min(recipe.held_out, len(order) // 10)
+    if held_out < 1:
+        raise UserError(f"{data.name}: {len(data)} images are too few to train features on; expected 10 or more")
+    chosen = order[: held_out + recipe.images]
+    size = working_size(data.image_size)
+    pixels = torch.stack(
+        [to_uint8(fit_size(data[i].image[None], size))[0] for i in progress(chosen, "reading images for the judge")]
+    ).to(device)  # (N, 3, S, S) bytes
+    heads, targets, class_head = _tasks(data, chosen)
+    targets = {name: values.to(device) for name, values in targets.items()}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.seed)
+        network = SmallNetwork(size, heads)
+    network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=1e-2)
+    rate = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.15
+    )
+    with torch.enable_grad():
+        for rows in progress(
+            _batches(held_out, len(chosen), recipe, generator), "training the judge", total=recipe.steps
+        ):
+            rows = rows.to(device)
+            images, asked = _prepare(pixels[rows], {name: t[rows] for name, t in targets.items()}, heads, generator)
+            logits = network(_soften(images, generator))
+            losses = [F.cross_entropy(logits[name], asked[name], ignore_index=-1, reduction="sum") for name in heads]
+            optimizer.zero_grad(set_to_none=True)
+            torch.stack(losses).sum().div(len(rows)).backward()
+            optimizer.step()
+            rate.step()
+    network.eval()
+    with torch.no_grad():
+        network.standardise(_float(pixels[held_out:]))
+        tested = {name: values[:held_out] for name, values in targets.items()}
+        accuracy = _test(network, _float(pixels[:held_out]), tested, heads)
+    facts = NetworkFacts(data.name, size, heads, class_head, accuracy, len(chosen) - held_out, held_out)
+    return network, facts
+
+
+def _tasks(data: ImageData, chosen: Sequence[int]) -> tuple[dict[str, tuple[str, ...]], dict[str, Tensor], str]:
+    """Names of the classes of each task, their numbers (N,) (-1: unknown), and the task that stands for the labels."""
+    heads: dict[str, tuple[str, ...]] = {}
+    targets: dict[str, Tensor] = {}
+    class_head = ""
+    if data.attribute_names:
+        told = [data.attributes(i) for i in chosen]
+        for name, values in data.attribute_names.items():
+            heads[name] = tuple(map(str, values))
+            number = {value: k for k, value in enumerate(heads[name])}
+            targets[name] = torch.tensor([number.get(str(row.get(name)), -1) for row in told])
+    if data.class_names:
+        same = [name for name, values in heads.items() if set(values) == set(data.class_names)]
+        class_head = same[0] if same else CLASS
+        if not same:
+            heads[CLASS] = tuple(data.class_names)
+            targets[CLASS] = torch.tensor([data.label(i) for i in chosen])
+    heads = {name: values for name, values in heads.items() if len(values) > 1}
+    if not heads:
+        return {ROTATION: ("0", "90", "180", "270")}, {}, ""
+    return heads, {name: targets[name] for name in heads}, class_head if class_head in heads else ""
+
+
+def _batches(first: int, last: int, recipe: Recipe, generator: torch.Generator) -> list[Tensor]:
+    """Row numbers of every step: epochs over [first, last) in random order."""
+    size = min(recipe.batch_size, last - first)
+    rows: list[Tensor] = []
+    while len(rows) < recipe.steps:
+        rows.extend((torch.randperm(last - first, generator=generator) + first).split(size)[: (last - first) // size])
+    return rows[: recipe.steps]
+
+
+def _prepare(
+    pixels: Tensor, targets: Mapping[str, Tensor], heads: Mapping[str, object], generator: torch.Generator
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    images = _float(pixels)
+    if ROTATION not in heads:
+        return images, targets
+    turns = torch.randint(4, (len(images),), generator=generator).to(images.device)
+    return torch.stack([torch.rot90(x, int(k), (1, 2)) for x, k in zip(images, turns, strict=True)]), {ROTATION: turns}
+
+
+def _soften(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Blur half of the images (sigma 0.2 to 1.1 pixels) and add noise to most: a decoder's pictures are not crisp."""
+    n, c, h, w = images.shape
+    sigma = 0.2 + 0.9 * torch.rand(n, 1, generator=generator)
+    kernel = torch.exp(-(torch.arange(-2.0, 3.0) ** 2) / (2 * sigma**2))  # (B, 5)
+    kernel[torch.rand(n, generator=generator) < 0.5] = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0])
+    kernel = (kernel / kernel.sum(1, keepdim=True)).to(images.device).repeat_interleave(c, 0)[:, None]  # (BC, 1, 5)
+    x = F.pad(images.reshape(1, n * c, h, w), (2, 2, 2, 2), mode="replicate")
+    x = F.conv2d(x, kernel[..., None, :], groups=n * c)
+    x = F.conv2d(x, kernel[..., None], groups=n * c).view(n, c, h, w)
+    strength = 0.1 * torch.rand(n, 1, 1, 1, generator=generator) * (torch.rand(n, 1, 1, 1, generator=generator) < 0.7)
+    noise = torch.randn(images.shape, generator=generator)
+    return x + (strength * noise).to(images.device)
+
+
+def _test(
+    network: SmallNetwork, images: Tensor, targets: Mapping[str, Tensor], heads: Mapping[str, object]
+) -> dict[str, float]:
+    """Share of right answers a task."""
+    if ROTATION in heads:
+        right = [network(torch.rot90(images, k, (2, 3)))[ROTATION].argmax(1) == k for k in range(4)]
+        return {ROTATION: float(torch.cat(right).float().mean())}
+    logits = network(images)
+    found = {}
+    for name, asked in targets.items():
+        known = asked >= 0
+        found[name] = float((logits[name].argmax(1) == asked)[known].float().mean()) if known.any() else float("nan")
+    return found
+
+
+def safe_name(text: str) -> str:
+    """A name that is inert in paths, module names and terminals."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:40] or "data"
+
+
+def _float(pixels: Tensor) -> Tensor:
+    return pixels.float().div(127.5).sub(1)
+
+
+def _store(path: Path, network: SmallNetwork, facts: NetworkFacts) -> None:
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    try:
+        atomic_write(path, safetensors.torch.save(state, {"facts": json.dumps(asdict(facts))}))
+    except OSError as error:
+        logger.warning("the trained network could not be kept in %s (%s)", path.parent, error.strerror)
+
+
+def _load(path: Path) -> tuple[SmallNetwork, NetworkFacts] | None:
+    """A stored network, or None where there is none that can be read."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        facts["heads"] = {name: tuple(values) for name, values in facts["heads"].items()}
+        with torch.random.fork_rng(devices=[]):
+            network = SmallNetwork(facts["image_size"], facts["heads"])
+        network.load_state_dict(state)
+        return network, NetworkFacts(**facts)
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
+        return None

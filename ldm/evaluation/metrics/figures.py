@@ -1,0 +1,186 @@
+"""The metrics of generated images by name: from features to figures with errors and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.features.extractors import Extractor, figure_name
+from ldm.evaluation.metrics.class_scores import inception_score
+from ldm.evaluation.metrics.frechet import Gaussian, frechet_distance
+from ldm.evaluation.metrics.frechet_variants import distance_of_slices, extrapolated_frechet_distance, slices_of
+from ldm.evaluation.metrics.intervals import half_samples, interval
+from ldm.evaluation.metrics.kid import kernel_distance
+from ldm.evaluation.metrics.manifold import DENSITY_K, MOST, ManifoldScores, Neighbourhoods
+from ldm.evaluation.metrics.neighbours import diversity
+from ldm.evaluation.records import Figure
+from ldm.runtime.errors import UserError
+
+_OF_MANIFOLD = tuple(each.name for each in fields(ManifoldScores))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is measured: features of real images (N, D) and of generated ones (M, D), and what else is known of these.
+
+    `real` may be a Gaussian in place of features, which is enough for fid.
+
+    `groups`: the condition of each. `probabilities` (M, K): the judge's opinion on their class, `judge` its name.
+    `text_scores` (M,): how well each fits its caption by `clip`.
+    """
+
+    real: Tensor | Gaussian
+    fake: Tensor
+    extractor: Extractor
+    groups: Sequence[Hashable] = ()
+    probabilities: Tensor | None = None
+    judge: str = ""
+    text_scores: Tensor | None = None
+    clip: str = ""
+
+    @cached_property
+    def reference(self) -> Gaussian:
+        return self.real if isinstance(self.real, Gaussian) else Gaussian.fit(self.real)
+
+    @cached_property
+    def each(self) -> Tensor:
+        """The features of the real images, one by one."""
+        if isinstance(self.real, Gaussian):
+            raise UserError("--metrics: the reference holds moments alone, good for fid")
+        return self.real
+
+
+def check_numbers(config: EvaluationConfig, num_images: int, num_reference: int) -> None:
+    """`UserError`, before any work, for a metric that needs more images than there will be."""
+    for metric in config.distances:
+        least = {"fid_infinity": 20, **dict.fromkeys(_OF_MANIFOLD, 2 * DENSITY_K + 1)}.get(metric, 2)
+        if num_images < least or (metric in _OF_MANIFOLD and num_reference < least):
+            raise UserError(
+                f"--metrics {metric}: needs {least} images or more, got {num_images} against {num_reference}; "
+                "take more, or other --metrics such as fid"
+            )
+
+
+def check_captions(config: EvaluationConfig, has_text: bool) -> None:
+    """`UserError`, before any work, for a metric of captions of a model that takes none."""
+    if "clip_score" in config.metrics and not has_text:
+        raise UserError("--metrics clip_score: needs captions, and this model takes no text; take other --metrics")
+
+
+def figures_of(samples: Samples, config: EvaluationConfig) -> tuple[Figure, ...]:
+    """The figures that the settings ask for, in their order; `UserError` for one that these samples cannot have."""
+    halves = half_samples(len(samples.fake), config.bootstrap, seed=config.seed)
+    found: dict[str, Figure] = {}
+    for metric in config.distances:
+        if metric not in found:
+            found |= {figure.metric: figure for figure in _MAKERS[metric](metric, samples, config, halves)}
+    return tuple(found[metric] for metric in config.distances)
+
+
+def _frechet(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+    def distance(fake: Tensor) -> float:
+        return frechet_distance(samples.reference, Gaussian.fit(fake))
+
+    parts = tuple(distance(samples.fake[half.to(samples.fake.device)]) for half in halves)
+    return [_figure(metric, samples, distance(samples.fake), parts)]
+
+
+def _sliced(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+    real, fake = slices_of(samples.each, seed=config.seed), slices_of(samples.fake, seed=config.seed)
+    dim = samples.each.shape[1]
+    parts = tuple(distance_of_slices(real, fake[half.to(fake.device)], dim) for half in halves)
+    return [_figure(metric, samples, distance_of_slices(real, fake, dim), parts)]
+
+
+def _kernel(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+    found = kernel_distance(samples.each, samples.fake, seed=config.seed)
+    return [Figure(metric, figure_name(metric, samples.extractor), found.value, found.standard_error)]
+
+
+def _extrapolated(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+    found = extrapolated_frechet_distance(samples.each, samples.fake, seed=config.seed)
+    return [Figure(metric, figure_name(metric, samples.extractor), found.value, found.standard_error)]
+
+
+def _manifold(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+    """All four at once, for they need the same distances."""
+    real, fake = (_at_most(features, MOST, config.seed) for features in (samples.each, samples.fake))
+    around = Neighbourhoods(real, fake)
+    whole = around.scores()
+    if len(fake) != len(samples.fake):
+        halves = half_samples(len(fake), len(halves), seed=config.seed)
+    parts = [around.scores(half.to(fake.device)) for half in halves]
+    found = [
+        _figure(name, samples, getattr(whole, name), tuple(getattr(part, name) for part in parts), higher=True)
+        for name in _OF_MANIFOLD
+    ]
+    return [figure if figure.metric == "density" else _within_shares(figure) for figure in found]
+
+
+def _within_shares(figure: Figure) -> Figure:
+    """A share's interval ends at 0 and 1."""
+    if figure.interval is None:
+        return figure
+    low, high = figure.interval
+    return replace(figure, interval=(max(low, 0.0), min(high, 1.0)))
+
+
+def _inception_score(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+    if samples.probabilities is None:
+        raise UserError("--metrics inception_score: needs a judge of classes, which this data does not give")
+    splits = min(10, len(samples.probabilities) // 2)
+    found = inception_score(samples.probabilities, splits=splits, seed=config.seed)
+    return [Figure(metric, f"IS[{samples.judge}]", found.value, found.standard_error, higher_is_better=True)]
+
+
+def _clip_score(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+    scores = samples.text_scores
+    if scores is None:
+        raise UserError("--metrics clip_score: needs captions, which this model is not told")
+    error = float(scores.double().std() / len(scores) ** 0.5)
+    value, parts = float(scores.double().mean()), tuple(float(scores[half.to(scores.device)].mean()) for half in halves)
+    name = f"CLIP score[{samples.clip}]"
+    return [Figure(metric, name, value, error, higher_is_better=True, interval=interval(value, parts), halves=parts)]
+
+
+def _diversity(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+    groups = list(samples.groups) or [0] * len(samples.fake)
+    if len(set(groups)) == len(groups):
+        raise UserError("--metrics diversity: no condition has two images; draw more of them, or of fewer conditions")
+    value = diversity(samples.fake, groups)
+    parts = []
+    for half in halves:
+        chosen = [groups[number] for number in half.tolist()]
+        if len(set(chosen)) < len(chosen):
+            parts.append(diversity(samples.fake[half.to(samples.fake.device)], chosen))
+    return [_figure(metric, samples, value, tuple(parts), higher=True)]
+
+
+def _figure(metric: str, samples: Samples, value: float, halves: tuple[float, ...], higher: bool = False) -> Figure:
+    name = figure_name(metric, samples.extractor)
+    return Figure(metric, name, value, None, higher, interval(value, halves), halves)
+
+
+def _at_most(features: Tensor, most: int, seed: int) -> Tensor:
+    if len(features) <= most:
+        return features
+    chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:most]
+    return features[chosen.to(features.device)]
+
+
+_Maker = Callable[[str, Samples, EvaluationConfig, Sequence[Tensor]], list[Figure]]
+_MAKERS: dict[str, _Maker] = {
+    "fid": _frechet,
+    "kid": _kernel,
+    "sliced_fid": _sliced,
+    "fid_infinity": _extrapolated,
+    "inception_score": _inception_score,
+    "diversity": _diversity,
+    "clip_score": _clip_score,
+    **dict.fromkeys(_OF_MANIFOLD, _manifold),
+}

@@ -1,0 +1,101 @@
+"""Distances between pictures in the features of a frozen network: LPIPS, or a network of the data set itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from autoencoders.losses import feature_distance
+from autoencoders.losses.perceptual import Distance
+from ldm.evaluation.features.small_network import SmallNetwork, fit_size
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import sha256_of_file
+
+# The files that torchvision publishes; a part of the name is the beginning of the SHA-256.
+BACKBONES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
+_LIMIT = 2**30  # bytes; the larger of them has 553 million
+
+
+class TrainedFeatures:
+    """Distance (B,) of images (B, 3, H, W) in the maps of a network that was trained on the data set."""
+
+    def __init__(self, network: SmallNetwork) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        size = self.network.image_size
+        return feature_distance(lambda images: self.network.maps(fit_size(images, size)), a, b)
+
+
+class Lpips:
+    """LPIPS (Zhang et al. 2018) of images (B, 3, H, W) in [-1, 1], as the lpips package computes it: (B,)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.network(a, b).flatten()
+
+
+def lpips_distance(kind: str, weights: str | None = None, *, device: torch.device | str = "cpu") -> Distance:
+    """LPIPS with the backbone `kind` ("vgg" or "alex") from the file `weights` or from torch hub's cache.
+
+    `UserError` names both places where there is no such file, or another; nothing is downloaded.
+    """
+    state = _backbone(backbone_file(kind, weights), kind)
+    import lpips  # slow to import, and only needed here
+
+    with torch.random.fork_rng(devices=[]):
+        network = lpips.LPIPS(net=kind, pretrained=True, pnet_rand=True, verbose=False)
+    with torch.no_grad():
+        for name, parameter in network.net.named_parameters():  # slice2.4.weight is features.4.weight there
+            number, part = name.split(".")[1:]
+            parameter.copy_(state[f"features.{number}.{part}"])
+    return Lpips(network.to(device))
+
+
+def backbone_file(kind: str, weights: str | None = None) -> Path:
+    """Where the weights of a backbone are; `UserError` where they are not."""
+    cache = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[kind]
+    path = Path(weights) if weights is not None else cache
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; LPIPS needs torchvision's {BACKBONES[kind]}: put it into torch hub's cache "
+            f"({cache}), or give --lpips-weights FILE; --perceptual features needs none"
+        )
+    return path
+
+
+def _backbone(path: Path, kind: str) -> dict[str, Tensor]:
+    """The convolutions in a safetensors file, or in the published file itself, known by its SHA-256."""
+    if path.stat().st_size > _LIMIT:
+        raise UserError(f"{path}: larger than {_LIMIT} bytes, not {BACKBONES[kind]}")
+    if path.suffix == ".safetensors":
+        try:
+            state = load_file(path)
+        except SafetensorError as error:
+            raise UserError(f"{path}: not a whole safetensors file ({error})") from None
+    else:
+        wanted = BACKBONES[kind].removesuffix(".pth").rsplit("-", 1)[1]
+        found = sha256_of_file(path)
+        if not found.startswith(wanted):
+            raise UserError(f"{path}: SHA-256 {found[:12]}..., {BACKBONES[kind]} has {wanted}...; not opened")
+        state = torch.serialization.load(path, map_location="cpu", weights_only=True)
+    shapes = {name: tuple(value.shape) for name, value in state.items() if name.startswith("features.")}
+    for name, shape in _shapes(kind).items():
+        if shapes.get(name) != shape:
+            raise UserError(f"{path}: {name}: expected shape {shape}, found {shapes.get(name)}; give {BACKBONES[kind]}")
+    return state
+
+
+def _shapes(kind: str) -> dict[str, tuple[int, ...]]:
+    """The convolutions of the backbone by name, without making one."""
+    import torchvision
+
+    with torch.device("meta"):
+        network = torchvision.models.vgg16() if kind == "vgg" else torchvision.models.alexnet()
+    return {f"features.{name}": tuple(value.shape) for name, value in network.features.named_parameters()}

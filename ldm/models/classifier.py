@@ -1,0 +1,118 @@
+"""The noisy classifier p(y | x_t, t) whose gradient guides sampling (Dhariwal & Nichol 2021, section 4)."""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.models.blocks import to_tokens
+from ldm.models.unet import Encoder
+from ldm.models.unet_config import UNetConfig
+from ldm.models.weights import load_weights, read_config, save_network
+from ldm.runtime.errors import UserError, suggest
+
+_CLASS_NAME = "NoisyClassifier"
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """The shape of a noisy classifier. Tuples hold one entry a level, from the highest resolution down."""
+
+    sample_size: int = 32
+    """Height and width; fixed, because the pooling has learned positions."""
+    in_channels: int = 4
+    num_classes: int = 10
+    block_out_channels: tuple[int, ...] = (64, 128, 256)
+    layers_per_block: int = 2
+    attention: tuple[bool, ...] = (False, True, True)
+    attention_head_dim: int = 32
+    """Width of an attention head; also the number of heads of the middle, as in the U-Net."""
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "scale_shift"
+    norm_num_groups: int = 32
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        shape = self.encoder()  # checks the shared entries
+        for name in ("block_out_channels", "attention"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON and YAML bring lists
+        if not 2 <= self.num_classes <= 2**20:
+            raise UserError(f"classifier configuration: num_classes: expected at least 2, got {self.num_classes}")
+        if self.sample_size % shape.factor or not 1 <= self.sample_size <= 4096:
+            raise UserError(
+                f"classifier configuration: sample_size: expected a multiple of {shape.factor}, got {self.sample_size}"
+            )
+        width = self.block_out_channels[-1]
+        if width % self.attention_head_dim:
+            raise UserError(
+                f"classifier configuration: attention_head_dim: expected a divisor of the last width {width}, "
+                f"got {self.attention_head_dim}"
+            )
+
+    def encoder(self) -> UNetConfig:
+        """The U-Net whose way down this is."""
+        shared = {field.name for field in fields(UNetConfig)} & {field.name for field in fields(self)}
+        return UNetConfig(**{name: getattr(self, name) for name in shared})
+
+
+class AttentionPool(nn.Module):
+    """(B, C, H, W) -> (B, K): the mean of the pixels asks all pixels, and itself, once (CLIP's and ADM's pooling)."""
+
+    def __init__(self, channels: int, pixels: int, heads: int, out_features: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.positions = nn.Parameter(torch.randn(pixels + 1, channels) / channels**0.5)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_kv = nn.Linear(channels, 2 * channels)
+        self.to_out = nn.Linear(channels, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = to_tokens(x).view(len(x), -1, x.shape[1])  # (B, HW, C)
+        tokens = torch.cat((tokens.mean(1, keepdim=True), tokens), dim=1) + self.positions  # (B, 1 + HW, C)
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, 1 or 1 + HW, C / heads)
+            for part in (self.to_q(tokens[:, :1]), *self.to_kv(tokens).chunk(2, dim=-1))
+        )
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).flatten(1))  # (B, K)
+
+
+class NoisyClassifier(Encoder):
+    """x_t (B, C, H, W) and t in [0, T-1], (B,) or () -> logits (B, K). The U-Net's encoder half, then pooling."""
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        shape = config.encoder()
+        super().__init__(shape)
+        self.config = config
+        width, side = config.block_out_channels[-1], config.sample_size // shape.factor
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, width, shape.norm_eps)
+        self.pool = AttentionPool(width, side * side, width // config.attention_head_dim, config.num_classes)
+
+    def features(self, x: Tensor, t: Tensor) -> Tensor:
+        """The middle of the network, averaged over space: (B, D)."""
+        return self._encode(x, t).h.mean((2, 3))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        size = self.config.sample_size
+        if x.shape[2:] != (size, size):
+            raise UserError(f"classifier: expected x of height and width {size}, got {tuple(x.shape)}")
+        return self.pool(F.silu(self.conv_norm_out(self._encode(x, t).h)))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and the weights."""
+        save_network(folder, _CLASS_NAME, asdict(self.config), self)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> "NoisyClassifier":
+        """Read a folder that `save_pretrained` wrote."""
+        keys = read_config(folder, _CLASS_NAME)
+        known = [field.name for field in fields(ClassifierConfig)]
+        for key in keys:
+            if key not in known:
+                raise UserError(f"{folder}: config.json: unknown key {key!r}{suggest(key, known)}")
+        config = ClassifierConfig(**keys)
+        with torch.device("meta"):
+            network = cls(config)
+        load_weights(folder, network, dtype)
+        return network.eval()

@@ -1,0 +1,71 @@
+"""`--compile`: networks through torch.compile, refused in one line where that cannot work."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ldm.runtime.errors import UserError
+
+Mode = Literal["none", "default", "reduce-overhead"]
+
+_SHAPES = 64  # of a network's inputs, each of which is compiled once; torch gives up after 8
+_modes: weakref.WeakKeyDictionary[nn.Module, Mode] = weakref.WeakKeyDictionary()
+
+
+def check_compiler(mode: Mode, device: torch.device) -> None:
+    """`UserError` where this machine cannot compile for the device in this mode."""
+    if mode == "none":
+        return
+    if mode == "reduce-overhead" and device.type != "cuda":
+        raise UserError(
+            f"--compile {mode}: CUDA graphs need a CUDA device, this is {device.type}; use --compile default"
+        )
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except (InvalidCxxCompiler, OSError):
+            raise UserError(f"--compile {mode}: no C++ compiler here; install g++, or use --compile none") from None
+    elif device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            raise UserError(f"--compile {mode}: no working Triton for this GPU; use --compile none")
+
+
+def compile_network(network: nn.Module, mode: Mode) -> None:
+    """Let the calls of `network` run compiled, or as written ("none"); its weights and their names stay as they are.
+
+    Its results are those of the network as written to the rounding of its dtype. What cannot be compiled whole is a
+    `UserError` at the first call, never a silent return to the plain way.
+    """
+    if _modes.get(network, "none") == mode:
+        return
+    _modes[network] = mode
+    if mode == "none":
+        network._compiled_call_impl = None
+        return
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, _SHAPES)
+    options = {"fallback_random": True, "triton.cudagraphs": mode == "reduce-overhead"}  # dropout's draws as without
+    network.compile(fullgraph=True, dynamic=False, options=options)
+    compiled: Any = network._compiled_call_impl
+
+    def call(*inputs: Any, **named: Any) -> Any:
+        if mode == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()  # what an earlier call gave out may be overwritten from here on
+        try:
+            result = compiled(*inputs, **named)
+        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+            why = str(error).strip().splitlines()[0]
+            raise UserError(f"--compile {mode}: this network cannot be compiled ({why}); use --compile none") from None
+        kept = mode == "reduce-overhead" and isinstance(result, Tensor) and not result.requires_grad
+        return result.clone() if kept else result  # a sampler keeps it beyond the next call
+
+    network._compiled_call_impl = call  # type: ignore[assignment]

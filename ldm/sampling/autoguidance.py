@@ -1,0 +1,142 @@
+"""The weak network of autoguidance: a smaller model of the same latents, or an earlier snapshot of a training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from autoencoders import Autoencoder
+from ldm.conditioning import Condition, Conditioner
+from ldm.models.unet import UNet
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import atomic_folder, atomic_write_json, read_json, sha256_of_file
+from ldm.sampling.config import Request
+from ldm.sampling.forward_process import Process
+from ldm.sampling.model_folder import check_parts, read_scheduler
+
+UNET, CONDITIONING = "weak_unet", "weak_conditioning"
+_SNAPSHOT = re.compile(r"checkpoint-\d+")
+
+
+@dataclass(frozen=True)
+class Weak:
+    """A denoising network with its own conditioner, schedule and target, on the latents of the guided model."""
+
+    unet: UNet
+    conditioner: Conditioner
+    process: Process
+
+    def check(self, labels: Iterable[int | None], class_names: Sequence[str]) -> None:
+        """`UserError` for a class, given by its place in `class_names`, that this network should know and does not."""
+        for label in labels if self.conditioner.num_classes else ():
+            self._label(label, class_names)
+
+    def condition(self, requests: Sequence[Request], class_names: Sequence[str], *, null: bool) -> Condition:
+        """The same requests in this network's own terms: classes by name, texts where it knows text.
+
+        `class_names` are the names of the requests' numbers. `UserError` as `check`.
+        """
+        if null:
+            return self.conditioner.null(len(requests), self.conditioner.device)
+        labels: list[int | str | None] | None = None
+        if self.conditioner.num_classes:
+            labels = [self._label(request.class_label, class_names) for request in requests]
+        texts = [request.prompt for request in requests] if self.conditioner.has_text else None
+        if labels is None and texts is None:
+            return Condition(None, None)
+        return self.conditioner.encode(labels, texts)
+
+    def _label(self, label: int | None, class_names: Sequence[str]) -> int | None:
+        if label is None:
+            return None
+        known = self.conditioner.class_names
+        name = class_names[label] if label < len(class_names) else str(label)
+        if name not in known:
+            raise UserError(f"--weak: the weak network does not know the class {name!r}, only {', '.join(known[:8])}")
+        return known.index(name)
+
+    def save(self, folder: Path) -> None:
+        """Write weak_unet/ and weak_conditioning/ (its conditions and its schedule) into a model folder."""
+        with atomic_folder(folder / UNET) as target:
+            self.unet.save_pretrained(target)
+        with atomic_folder(folder / CONDITIONING) as target:
+            self.conditioner.save_pretrained(target)
+            atomic_write_json(target / "scheduler" / "scheduler_config.json", self.process.config())
+
+
+def load_weak(folder: str | Path, autoencoder: Autoencoder, unet: UNet) -> Weak:
+    """`--weak`: a model or run folder, or RUN/checkpoint-STEP, whose averaged (EMA) weights are then taken.
+
+    `UserError` unless it is for the latents of `autoencoder` and of the size of `unet`'s.
+    """
+    place = Path(folder)
+    snapshot = bool(_SNAPSHOT.fullmatch(place.name)) and not (place / "model_index.json").is_file()
+    if snapshot and not place.is_dir():
+        run = place.parent
+        found = sorted(path.name for path in run.glob("checkpoint-*") if path.is_dir()) if run.is_dir() else []
+        raise UserError(
+            f"--weak {folder}: no such checkpoint; there is {', '.join(found) or 'none'} "
+            "(--checkpoints-total-limit says how many a training keeps)"
+        )
+    try:
+        root = check_parts(place.parent if snapshot else place)
+        if Autoencoder.from_pretrained(root / "vae").fingerprint() != autoencoder.fingerprint():
+            raise UserError("it is of the latents of another autoencoder than this model's")
+        weak = Weak(UNet.from_pretrained(root / "unet"), Conditioner.from_pretrained(root), read_scheduler(root))
+        if snapshot:
+            _fill(weak, place)
+    except (ValueError, OSError) as error:
+        raise UserError(f"--weak {folder}: {error}") from None
+    _check_latents(weak.unet, unet, f"--weak {folder}")
+    return weak
+
+
+def read_weak(root: Path, unet: UNet) -> Weak | None:
+    """The weak network that a model folder holds, if any."""
+    if not (root / UNET).is_dir():
+        return None
+    conditioning = root / CONDITIONING
+    if not (conditioning / "conditioning.json").is_file():
+        raise UserError(f"{root}: the model has {UNET} but lacks {CONDITIONING}/conditioning.json")
+    try:
+        process = read_scheduler(conditioning)
+        weak = Weak(UNet.from_pretrained(root / UNET), Conditioner.from_pretrained(conditioning), process)
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:
+        raise UserError(f"{root / UNET}: {error}") from None
+    _check_latents(weak.unet, unet, f"{root / UNET}")
+    return weak
+
+
+def _check_latents(weak: UNet, unet: UNet, what: str) -> None:
+    for name in ("in_channels", "out_channels", "sample_size"):
+        theirs, ours = getattr(weak.config, name), getattr(unet.config, name)
+        if theirs != ours and None not in (theirs, ours):
+            raise UserError(f"{what}: its U-Net has {name} {theirs}, this model's has {ours}")
+
+
+def _fill(weak: Weak, checkpoint: Path) -> None:
+    """The weights of a training checkpoint: the averaged ones, or where the run averages nothing the plain ones."""
+    path = checkpoint / "ema.safetensors"
+    path = path if path.is_file() else checkpoint / "model.safetensors"
+    listed = read_json(checkpoint / "manifest.json")
+    facts = listed.get(path.name) if isinstance(listed, dict) else None
+    if not isinstance(facts, dict) or not path.is_file() or facts.get("sha256") != sha256_of_file(path):
+        raise UserError(f"damaged: {path.name} is missing or differs from its manifest.json")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path.name} is not a whole safetensors file ({error})") from None
+    both = torch.nn.ModuleDict({"unet": weak.unet, "conditioner": weak.conditioner})
+    try:
+        both.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise UserError(f"weights of another model than its run folder's ({first})") from None

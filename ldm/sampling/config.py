@@ -1,0 +1,85 @@
+"""What to sample, and how."""
+
+from dataclasses import dataclass
+
+from ldm.runtime.compilation import Mode
+from ldm.runtime.errors import UserError
+from samplers import Spacing
+
+
+@dataclass(frozen=True)
+class Request:
+    """The conditions of one sample. `class_label` is also what a classifier guides towards.
+
+    With `toward` in [0, 1] the sample is a point on a path: from this prompt to `toward_prompt`, linear in the text's
+    states, and from its own noise to that of `toward_seed`, on the great circle; what is None stays as it is.
+    """
+
+    prompt: str = ""
+    negative_prompt: str | None = None
+    class_label: int | None = None
+    negative_class: int | None = None
+    toward: float | None = None
+    toward_prompt: str | None = None
+    toward_seed: int | None = None
+
+
+def check_heard(request: Request, *, text: bool, classes: bool) -> None:
+    """`UserError` for a request that asks by words, or by a class, a model that hears none."""
+    if (request.prompt or request.negative_prompt is not None) and not text:
+        raise UserError("--prompt, --negative-prompt: this model takes no text; leave them out")
+    if (request.class_label is not None or request.negative_class is not None) and not classes:
+        raise UserError("--class-label, --negative-class: this model knows no classes; leave them out")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How samples are drawn."""
+
+    sampler: str = "ddim"
+    """A registered sampler, with options if any: ddpm, "ddim(eta=0.5)", dpmpp_2m; see `ldm list samplers`."""
+    num_inference_steps: int = 50
+    """Network steps."""
+    spacing: Spacing = "trailing"
+    """Which times are visited: by time (leading, trailing, linspace, quadratic, beta) or by noise (the others)."""
+    compile: Mode = "none"
+    """Compile the U-Net by torch.compile: slow to start, then faster. reduce-overhead adds CUDA graphs."""
+    feature_cache: int = 1
+    """LOSSY where above 1: only every Nth step runs the whole U-Net, the others its highest resolution alone on the
+    features that came up from below then (DeepCache). 1 is exact."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance: uncond + scale * (cond - uncond). 1 is the conditional model, 0 the unconditional."""
+    guidance_interval: tuple[float, float] | None = None
+    """Noise ratios sigma / alpha between which classifier-free guidance acts; elsewhere it costs nothing."""
+    classifier_scale: float = 0.0
+    """Classifier guidance: times grad log p(y | x_t) of the noisy classifier. 0 is off."""
+    classifier_interval: tuple[float, float] | None = (0.0, 20.0)
+    """Noise ratios sigma / alpha between which gradients (--classifier-scale, and the classifiers and energies of
+    --guidance that name no interval) act. Far above, x_t tells nothing of the class: the true gradient vanishes with
+    alpha, a network's does not, and the step divides it by alpha. None: everywhere."""
+    guidance: tuple[str, ...] = ()
+    """Further guidances, such as "cfg(7.5, interval=[0.3, 5])"; see `ldm list guidances`."""
+    energy: tuple[str, ...] = ()
+    """What "energy(50)" guides down: "colour([0.8, -0.6, -0.6])", "inpainting('image.png', 'mask.png')" (white is drawn
+    anew), "similarity('reference.png')". The first is the branch energy, the next energy2, ..., or as name='...' says;
+    of='x' takes the noisy latents for the denoised ones, jacobian=False leaves the network's derivative out."""
+    perturbed_layers: tuple[str, ...] = ()
+    """Where pag and seg perturb the self-attention, such as mid_block or down_blocks.1.attentions.0. Default: in the
+    middle, else at the lowest resolution that has any."""
+    blur_sigma: float | None = None
+    """How far seg blurs the queries, in tokens; unset: infinitely."""
+    skipped_layers: tuple[str, ...] = ()
+    """Which layers slg leaves out, such as mid_block.resnets.1. Default: the attention of the middle."""
+    temperature: float | None = None
+    """Of a prior over codes: logits are divided by it; below 1 the likely codes are taken more often. Unset: 1."""
+    top_k: int | None = None
+    """Of a prior over codes: only the k likeliest codes are drawn; unset: all."""
+    top_p: float | None = None
+    """Of a prior over codes: only the likeliest, as many as together have this probability; unset: all."""
+
+
+def caveats(sampling: SamplingConfig) -> tuple[str, ...]:
+    """What in these settings makes samples other than the model's exact ones, told for manifests and notes."""
+    if sampling.feature_cache == 1:
+        return ()
+    return (f"lossy: --feature-cache {sampling.feature_cache} runs the whole U-Net at every such step only",)

@@ -1,0 +1,157 @@
+"""Pictures as the beginning of sampling: image to image, inpainting, and DDIM inversion with re-generation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.data.decode import BadImageError, crop_square, decode_rgb, fit
+from ldm.data.pixels import read_file, square_picture
+from ldm.runtime.errors import UserError
+from ldm.sampling.config import Request, SamplingConfig
+from ldm.sampling.pipeline import Pipeline
+from ldm.sampling.start import Start
+from samplers import ddim, ddim_inversion, guide
+
+MAX_ITERATIONS = 100  # of the fixed point; 10 leave nothing but rounding
+Unmasked = Literal["reconstruction", "original"]
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A user's image as a model takes it."""
+
+    pixels: Tensor  # (3, H, W) in [-1, 1]
+    size: tuple[int, int]  # width and height before it was cut
+    sha256: str  # of the file
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """What `Pipeline.generate(start=...)` begins from, and what is done to its images (B, 3, H, W) at the end."""
+
+    start: Start
+    finish: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """The noise of a picture, and how well it leads back. Images are (3, H, W) in [-1, 1]."""
+
+    start: Start
+    reconstruction: Tensor  # drawn again from the noise, under the condition of the inversion
+    plain: Tensor  # what the autoencoder alone makes of the picture
+    evaluations: int
+
+
+def read_picture(path: str | Path, size: int, flag: str = "--init-image") -> Picture:
+    """Decode as data sets are (upright, alpha over white), resize the shorter side to `size`, crop the centre.
+
+    `UserError` naming `flag` and the file if it is no whole image.
+    """
+    image, digest = _decoded(path, flag)
+    try:
+        return Picture(square_picture(image, size), image.size, digest)
+    except BadImageError as error:
+        raise UserError(f"{flag} {path}: {error}") from None
+
+
+def read_mask(path: str | Path, picture: Picture) -> tuple[Tensor, str]:
+    """A mask for a picture, (1, H, W) of 0 and 1 (white: repaint), and the SHA-256 of its file.
+
+    It is cut like the picture, so it must have the picture's width and height. A pixel is repainted if half of it is
+    white or more; `UserError` if none is.
+    """
+    image, digest = _decoded(path, "--mask")
+    if image.size != picture.size:
+        mine, theirs = ("x".join(map(str, size)) for size in (image.size, picture.size))
+        raise UserError(f"--mask {path}: it has {mine} pixels and --init-image {theirs}; they must be of one size")
+    white = image.convert("L").point([0] * 128 + [255] * 128).convert("RGB")
+    cut = crop_square(fit(white, picture.pixels.shape[-1]))[:, :, 0]  # (H, W)
+    mask = torch.from_numpy(cut >= 128).float()[None]
+    if not mask.any():
+        raise UserError(f"--mask {path}: nothing is white, so nothing would be repainted")
+    return mask, digest
+
+
+def _decoded(path: str | Path, flag: str) -> tuple[Image.Image, str]:
+    """The upright RGB image in a file and the SHA-256 of its bytes."""
+    if not Path(path).is_file():
+        raise UserError(f"{flag} {path}: no such file")
+    try:
+        content = read_file(Path(path))
+        return decode_rgb(content), hashlib.sha256(content).hexdigest()
+    except BadImageError as error:
+        raise UserError(f"{flag} {path}: {error}") from None
+
+
+def check_strength(strength: float) -> None:
+    """`UserError` unless 0 < strength <= 1."""
+    if not 0 < strength <= 1:
+        raise UserError(f"--strength: expected a number above 0 and up to 1 (1: from pure noise), got {strength}")
+
+
+def image_to_image(
+    pipeline: Pipeline,
+    pixels: Tensor,
+    sampling: SamplingConfig,
+    strength: float,
+    *,
+    mask: Tensor | None = None,
+    unmasked: Unmasked = "reconstruction",
+) -> Edit:
+    """Begin from an image (3, H, W) with noise, at `strength` in (0, 1] of the sampler's steps (at least one).
+
+    At 1 the image is not looked at: samples are those of pure noise. With `mask` (1, H, W), 1 to repaint, the latents
+    that no pixel to repaint touches are kept, and the pixels to keep come from the plain reconstruction in the end, or
+    from the original. Raises `UserError` for a strength out of range.
+    """
+    check_strength(strength)
+    latents = pipeline.encode(pixels[None])[0]  # (C, h, w)
+    steps = max(1, round(strength * sampling.num_inference_steps))
+    if mask is None:
+        return Edit(Start(latents, steps, pure=strength == 1), lambda images: images)
+    repaint = torch.nn.functional.max_pool2d(mask, pipeline.autoencoder.factor).to(latents)  # (1, h, w)
+    kept = (pipeline.decode(latents[None])[0] if unmasked == "reconstruction" else pixels).to(pipeline.device)
+    inside = mask.to(pipeline.device) > 0
+    start = Start(latents, steps, pure=strength == 1, repaint=repaint)
+    return Edit(start, lambda images: torch.where(inside, images, kept))
+
+
+def invert(
+    pipeline: Pipeline, pixels: Tensor, source: Request, sampling: SamplingConfig, *, iterations: int = 3
+) -> Inversion:
+    """The noise from which `ddim` draws an image (3, H, W) again under the condition `source`, without guidance.
+
+    Over the levels of `sampling`, with `iterations` of the fixed point a step (see `samplers.ddim_inversion`). Raises
+    `UserError` as `Pipeline.check`, and for a schedule that ends in pure noise, which remembers nothing.
+    """
+    if not 1 <= iterations <= MAX_ITERATIONS:
+        raise UserError(f"--inversion-iterations: expected 1 to {MAX_ITERATIONS}, got {iterations}")
+    if source.class_label is None and pipeline.has_classes and pipeline.condition_dropout == 0:
+        raise UserError("--invert: this model has no null class; say what the picture shows with --source-class")
+    plain_sampling = SamplingConfig(num_inference_steps=sampling.num_inference_steps, spacing=sampling.spacing)
+    pipeline.check([source], plain_sampling)
+    levels = pipeline.levels(plain_sampling)
+    if levels[0].alpha == 0:
+        raise UserError(
+            "--invert: this model's noise schedule ends in pure noise, which remembers nothing of a picture"
+        )
+    latents = pipeline.encode(pixels[None])  # (1, C, h, w)
+    with torch.no_grad():
+        denoiser = pipeline.denoiser([source])
+        denoise, x = guide(denoiser), latents
+        for step in ddim_inversion(denoise, x, levels[::-1], iterations=iterations):
+            x = step.x
+        noise = x
+        for step in ddim(denoise, x, levels):
+            x = step.x
+    start = Start(noise[0], sampling.num_inference_steps, inverted=True)
+    return Inversion(start, pipeline.decode(x)[0], pipeline.decode(latents)[0], denoiser.evaluations)

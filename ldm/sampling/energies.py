@@ -1,0 +1,156 @@
+"""Energies of pictures, to be guided down: a colour, a picture known in parts, a likeness; or a user's own function."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autoencoders import Autoencoder
+from ldm.data.decode import BadImageError, decode_rgb
+from ldm.data.pixels import read_file, square_picture
+from ldm.models.classifier import NoisyClassifier
+from ldm.runtime.errors import UserError, suggest
+from samplers import colour, inpainting, parse_call, similarity
+
+Function: TypeAlias = Callable[[Tensor], Tensor]  # pictures or latents -> (B,)
+KNOWN = ("colour", "inpainting", "similarity")
+
+
+@dataclass(frozen=True)
+class Energy:
+    """A differentiable function, one number a sample, that guidance makes small.
+
+    `space`: "image", it takes decoded pictures (B, 3, H, W), about [-1, 1] and not clipped; "latent", latents (B, C, h,
+    w) of unit variance. `of` and `jacobian` as in `samplers.with_energy`: of the denoised estimate, through the
+    network's derivative or not, or of the noisy latents themselves (decoded as they are, for "image").
+    """
+
+    function: Function
+    of: Literal["x0", "x"] = "x0"
+    jacobian: bool = True
+    space: Literal["image", "latent"] = "image"
+
+    def of_latents(self, autoencoder: Autoencoder) -> Function:
+        """The energy as a function of latents (B, C, h, w)."""
+        if self.space == "latent":
+            return self.function
+        return lambda latents: self.function(autoencoder.decode(latents))
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What an energy may need of the model that it guides."""
+
+    autoencoder: Autoencoder
+    classifier: NoisyClassifier | None
+    image_size: int
+    device: torch.device
+
+
+def parse_energies(texts: Sequence[str], model: Surroundings) -> dict[str, Energy]:
+    """Energies by name from texts such as "colour([0.8, -0.6, -0.6], name='red')".
+
+    Without a name the first is "energy", the next "energy2", "energy3", ... `UserError` for what is unknown, does not
+    fit or cannot be read.
+    """
+    found: dict[str, Energy] = {}
+    for name, text in zip(energy_names(texts), texts, strict=True):
+        try:
+            kind, args, options = parse_call(text)
+            options.pop("name", None)
+            found[name] = _energy(kind, args, options, model)
+        except ValueError as error:
+            raise UserError(f"--energy {text}: {error}") from None
+    return found
+
+
+def energy_names(texts: Sequence[str]) -> tuple[str, ...]:
+    """The names of energies given as text, each once; nothing else of them is checked."""
+    found: list[str] = []
+    for number, text in enumerate(texts, 1):
+        try:
+            name = parse_call(text)[2].get("name", "energy" if number == 1 else f"energy{number}")
+        except ValueError as error:
+            raise UserError(f"--energy {text}: {error}") from None
+        if not isinstance(name, str) or not name.isidentifier():
+            raise UserError(f"--energy {text}: a name is a word of letters and digits; got {name!r}")
+        if name in found:
+            raise UserError(f"--energy {text}: there are two of the name {name!r}")
+        found.append(name)
+    return tuple(found)
+
+
+def files_of(texts: Sequence[str]) -> list[str]:
+    """Those of the texts that name files."""
+    return [text for text in texts if text.split("(")[0].strip() != "colour"]
+
+
+def _energy(kind: str, args: tuple[Any, ...], options: dict[str, Any], model: Surroundings) -> Energy:
+    if kind not in KNOWN:
+        raise UserError(f"there is no energy {kind!r}{suggest(kind, KNOWN)}")
+    of, jacobian = options.pop("of", "x0"), options.pop("jacobian", True)
+    if of not in ("x0", "x") or not isinstance(jacobian, bool):
+        raise UserError(f'of must be "x0" or "x", jacobian True or False; got {of!r} and {jacobian!r}')
+    names = {"colour": ("target",), "inpainting": ("image", "mask"), "similarity": ("reference",)}[kind]
+    given = dict(zip(names, args, strict=False)) | options
+    if len(args) > len(names) or set(given) != set(names):
+        raise UserError(f"{kind} takes {', '.join(names)}, and name, of, jacobian")
+    if kind == "colour":
+        return Energy(colour(_colour(given["target"])), of, jacobian)
+    pictures = {name: read_picture(given[name], model.image_size).to(model.device) for name in names}
+    if kind == "inpainting":
+        known = 1 - (pictures["mask"].mean(1, keepdim=True) > 0).float()  # (1, 1, H, W): black is kept
+        return Energy(inpainting(pictures["image"], known), of, jacobian)
+    features = functools.partial(_features, model.classifier)
+    with torch.no_grad():
+        reference = features(model.autoencoder.encode(pictures["reference"]).mean.float())
+    return Energy(similarity(features, reference), of, jacobian, "latent")
+
+
+def _colour(target: object) -> list[float]:
+    numbers = list(target) if isinstance(target, list | tuple) else []
+    plain = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
+    if len(numbers) != 3 or not plain or any(not -1 <= n <= 1 for n in numbers):
+        raise UserError(f"a colour is [red, green, blue], each from -1 to 1; got {target!r}")
+    return numbers
+
+
+def _features(classifier: NoisyClassifier | None, latents: Tensor) -> Tensor:
+    """What is compared of latents (B, C, h, w): the classifier's middle, averaged over space, (B, D); without one the
+    latents themselves on a grid of 4 x 4.
+    """
+    if classifier is None:
+        return F.adaptive_avg_pool2d(latents, 4).flatten(1)
+    return classifier.features(latents, latents.new_zeros(len(latents)))
+
+
+def read_picture(path: object, size: int) -> Tensor:
+    """An image file as (1, 3, size, size) in [-1, 1], its centre square; `UserError` names what cannot be read."""
+    if not isinstance(path, str):
+        raise UserError(f"expected the name of an image file; got {path!r}")
+    place = Path(path).expanduser()
+    if not place.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        return square_picture(decode_rgb(read_file(place)), size)[None]
+    except BadImageError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def all_energies(
+    given: Mapping[str, Function | Energy], texts: Sequence[str], model: Surroundings
+) -> dict[str, Energy]:
+    """A user's functions by name and those of the settings; a bare function is of the decoded picture of x0_hat."""
+    found = {name: each if isinstance(each, Energy) else Energy(each) for name, each in given.items()}
+    parsed = parse_energies(texts, model)
+    if twice := found.keys() & parsed.keys():
+        raise UserError(f"--energy: there are two of the name {min(twice)!r}")
+    return found | parsed

@@ -1,0 +1,185 @@
+"""The parts of a model folder on disk: which there must be, and how they are written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ldm.conditioning.conditioner import FACTS_NAME
+from ldm.models.classifier import NoisyClassifier
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
+from ldm.sampling.forward_process import Process
+from samplers import DiscreteSchedule, Schedule
+
+INDEX = "model_index.json"
+_KNOWN_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")  # transformers makes do without, and reads nothing
+_TAKEN = ("cond", "uncond", "weak", "perturbed", "blurred", "skipped")  # branches that are no classifier
+WEIGHTS = "_weights"  # tells whether they are averaged, and how
+_FACTS = "_conditioning"  # marks a folder of ours: its conditioning.json may not be guessed when it is gone
+
+Classifiers: TypeAlias = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
+
+
+def write_index(
+    folder: Path,
+    text_parts: dict[str, list[str]],
+    vae: tuple[str, str],
+    scheduler_class: str = "DDIMScheduler",
+    weights: str = "",
+) -> None:
+    """model_index.json, written last: with it the folder is a model. A text model is a StableDiffusionPipeline.
+
+    `text_parts` are the entries of text_encoder and tokenizer, {} for a model without text; `weights` says whether they
+    are averaged; `vae` is the library and the class of the autoencoder. One of a class that diffusers has not, such as
+    that of pixels, which changes nothing, makes it one that no pipeline of diffusers fits.
+    """
+    stable_diffusion = bool(text_parts) and vae[0] == "diffusers"
+    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline" if stable_diffusion else "DiffusionPipeline"}
+    index |= {"vae": list(vae), "unet": ["diffusers", "UNet2DConditionModel"]}
+    index |= {"scheduler": ["diffusers", scheduler_class], **text_parts, _FACTS: FACTS_NAME}
+    if weights:
+        index[WEIGHTS] = weights
+    if stable_diffusion:
+        index |= {part: [None, None] for part in ("safety_checker", "feature_extractor", "image_encoder")}
+        index["requires_safety_checker"] = False
+    atomic_write_json(folder / INDEX, index)
+
+
+def write_prior_index(folder: Path, text_parts: dict[str, list[str]]) -> None:
+    """model_index.json of an autoencoder, already in its place, with priors over its codes; diffusers has no such."""
+    name = read_json(folder / "vae" / "config.json").get("_class_name")
+    vae = ["diffusers" if name == "VQModel" else "autoencoders", name]
+    index: dict[str, Any] = {"_class_name": "DiffusionPipeline", "vae": vae}
+    index |= {"prior": ["autoencoders.priors", "CodePriors"], **text_parts, _FACTS: FACTS_NAME}
+    atomic_write_json(folder / INDEX, index)
+
+
+def check_parts(folder: str | Path) -> Path:
+    """The folder as a path, or a `UserError` that names what a model folder would have and this one lacks."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"{folder}: no such folder; give a model folder or the output folder of `ldm train diffusion`")
+    if not (root / INDEX).is_file():
+        hint = "it holds an autoencoder only" if (root / "vae").is_dir() else "it is not a model folder"
+        raise UserError(f"{folder}: no {INDEX} ({hint}); give the output folder of `ldm train diffusion`")
+    index = read_json(root / INDEX)
+    if not isinstance(index, dict):
+        raise UserError(f"{root / INDEX}: expected a JSON object; it is not that of a model folder")
+    if _FACTS in index and not (root / FACTS_NAME).is_file():
+        raise UserError(f"{folder}: the model lacks {FACTS_NAME}, which its {INDEX} lists")
+    for part, library in index.items():
+        if part not in _KNOWN_PARTS or not isinstance(library, list) or library[:1] in ([], [None]):
+            continue  # settings, and parts such as a safety checker that sampling does not need
+        expected = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}.get(part, "config.json")
+        if not (root / part / expected).is_file():
+            raise UserError(f"{folder}: the model lacks {part}/{expected}, which its {INDEX} lists")
+        weights = list((root / part).glob("*.safetensors"))
+        if part in ("vae", "unet", "text_encoder") and not weights:
+            raise UserError(f"{folder}: the model lacks the weights {part}/*.safetensors")
+        if part == "tokenizer" and not any((root / part / name).is_file() for name in _VOCABULARIES):
+            raise UserError(f"{folder}: the model lacks the vocabulary {part}/{_VOCABULARIES[0]}")
+    return root
+
+
+def copy_part(source: Path, target: Path) -> None:
+    """Copy one part's folder, atomically."""
+    with atomic_folder(target) as folder:
+        for path in source.iterdir():
+            if path.is_file():
+                shutil.copy2(path, folder / path.name)
+
+
+def read_scheduler(folder: Path) -> Process:
+    """The process of a model folder's scheduler/scheduler_config.json; `UserError` for one that is not known here."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(path)
+    try:
+        return Process.from_config(config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A noisy classifier with its class names and the schedule that it was trained on."""
+
+    network: NoisyClassifier
+    class_names: tuple[str, ...]
+    schedule: Schedule
+    folder: Path  # that holds config.json, the weights and facts.json
+
+
+def read_classifier(folder: Path, what: str, autoencoder: str, size: int | None, class_names: tuple[str, ...]) -> Guide:
+    """The classifier of a folder; `UserError`, starting with `what`, if it is not for a model's latents and classes.
+
+    `autoencoder` is the fingerprint of the model's, `size` the side of its latents, `class_names` what it is told. The
+    schedule may be another than the model's.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{what}: no classifier/config.json in it; give the output of `ldm train classifier`")
+    facts = read_json(folder / "facts.json")
+    try:
+        fingerprint, names = facts["autoencoder"], tuple(map(str, facts["class_names"]))
+        schedule = DiscreteSchedule.from_config(facts["schedule"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{folder / 'facts.json'}: expected autoencoder, schedule and class_names") from None
+    if fingerprint != autoencoder:
+        raise UserError(
+            f"{what}: it was trained on the latents of another autoencoder than this model's; "
+            "train one with --autoencoder set to this model's folder"
+        )
+    if class_names and names != class_names:
+        theirs, ours = _some(names), _some(class_names)
+        raise UserError(f"{what}: its classes, {theirs}, are not this model's, {ours}")
+    try:
+        classifier = NoisyClassifier.from_pretrained(folder)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{what}: {error}") from None
+    if classifier.config.num_classes != len(names):
+        raise UserError(f"{what}: it has {classifier.config.num_classes} classes and {len(names)} names")
+    if size not in (None, classifier.config.sample_size):
+        took = classifier.config.sample_size
+        raise UserError(f"{what}: it takes latents of {took} x {took}, the U-Net's are {size} x {size}")
+    return Guide(classifier, names, schedule, folder)
+
+
+def held_classifiers(root: Path) -> dict[str, tuple[Path, str]]:
+    """The classifiers that a model folder holds: by name, where and what to call them in a refusal."""
+    places = [root / "classifier", *sorted((root / "classifiers").glob("[!.]*"))]
+    found = {place.name: (place, f"--classifier {place.parent}") for place in places if place.is_dir()}
+    _check_names(found, str(root))
+    return found
+
+
+def given_classifiers(classifier: Classifiers | None) -> dict[str, tuple[Path, str]]:
+    """The classifiers that the user names, likewise."""
+    if classifier is None:
+        return {}
+    if isinstance(classifier, Mapping):
+        named = {name: str(folder) for name, folder in classifier.items()}
+    else:
+        named = {}
+        for text in [classifier] if isinstance(classifier, str | Path) else classifier:
+            name, sign, folder = str(text).partition("=")
+            if not sign or not name.isidentifier() or Path(text).is_dir():
+                name, folder = "classifier" if not named else f"classifier{len(named) + 1}", str(text)
+            if name in named:
+                raise UserError(f"--classifier {text}: there are two of the name {name!r}")
+            named[name] = folder
+    _check_names(named, "--classifier")
+    return {name: (Path(folder) / "classifier", f"--classifier {folder}") for name, folder in named.items()}
+
+
+def _check_names(names: Iterable[str], what: str) -> None:
+    for name in names:
+        if not name.isidentifier() or name in _TAKEN:
+            raise UserError(f"{what}: {name!r} is not a free name for a classifier; take one such as classifier2")
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

@@ -1,0 +1,256 @@
+"""Training an autoencoder on images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from autoencoders import (
+    AdversarialConfig,
+    Autoencoder,
+    AutoencoderConfig,
+    CorruptionConfig,
+    DiscriminatorConfig,
+    LossConfig,
+    PerceptualConfig,
+    autoencoder_loss,
+    corrupt,
+    measure_latents,
+)
+from autoencoders.losses import adaptive_weight
+from ldm.data import DataConfig, ImageData, collate
+from ldm.data.selection import plain_batches, shuffled, spread, to_device
+from ldm.evaluation.metrics.image_quality import psnr, ssim
+from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.files import atomic_folder
+from ldm.training.adversary import Loss
+from ldm.training.config import TrainingConfig, config_facts
+from ldm.training.randomness import BatchPlan, StepRandom
+from ldm.training.tasks.discriminator import Discriminator
+from ldm.training.tasks.perception import FrechetMeasure, perceptual_distance
+
+
+@dataclass(frozen=True)
+class AutoencoderRun:
+    """`ldm train autoencoder`: compress images into latents and back."""
+
+    dataset: DataConfig = field(default_factory=DataConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    validation_images: int = 256
+    """Held-out images on which PSNR and SSIM are measured."""
+    validation_rfid: bool = False
+    """Also measure the Frechet distance of held-out images and their reconstructions (rFID where Inception's weights
+    are, else of a network trained on the data set), and keep the best model by it in best/."""
+    calibration_images: int = 2048
+    """Training images on which the mean and standard deviation of the latents are measured."""
+
+    def __post_init__(self) -> None:
+        at_least(self, validation_images=1, calibration_images=2)
+
+
+class AutoencoderTask:
+    """Reconstruction plus the bottleneck's own terms; publishes `vae/` with calibrated latents."""
+
+    kind = "autoencoder"
+
+    def __init__(self, config: AutoencoderRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
+        if config.autoencoder.bottleneck == "identity":
+            raise UserError(
+                "--bottleneck identity: there is nothing to train; use another, such as kl or vq, "
+                "or go straight to `ldm train diffusion --autoencoder identity`"
+            )
+        if config.autoencoder.bottleneck == "linear" and config.corruption.active:
+            raise UserError(
+                "--mask-probability, --noise-std: a linear autoencoder is found in closed form, undamaged; leave out"
+            )
+        if config.autoencoder.in_channels != 3:
+            raise UserError(f"--in-channels {config.autoencoder.in_channels}: images have 3 channels")
+        config = with_likelihood(config)
+        check_adversarial(config)
+        self.config, self.data, self.validation, self.device = config, data, validation, device
+        size = config.autoencoder.sample_size or data.image_size  # `ldm sample` draws images of this size
+        self.model = Autoencoder(replace(config.autoencoder, sample_size=size), seed=config.training.seed)
+        if data.image_size % self.model.factor:
+            raise UserError(f"--image-size {data.image_size}: not divisible by the autoencoder's {self.model.factor}")
+        self.model.gradient_checkpointing = config.training.gradient_checkpointing
+        self.opponent = self._opponent()
+        self.distance, perceptual_facts = perceptual_distance(config.perceptual, data, device)
+        if config.validation_rfid and min(config.validation_images, len(validation)) < 4:
+            raise UserError("--validation-rfid: needs 4 or more held-out images; take more --validation-images")
+        self.frechet = FrechetMeasure(data, device) if config.validation_rfid else None
+        self.best_by = "rF" if config.validation_rfid else None
+        if config.autoencoder.has_codebook and config.autoencoder.codebook_init == "data":
+            self._initialise_codes()
+        self.length = len(data)
+        self.facts: dict[str, Any] = {
+            "data": data.fingerprint,
+            "autoencoder": _autoencoder_facts(config.autoencoder),
+            "loss": config.loss.facts(),
+            **({"perceptual": perceptual_facts} if perceptual_facts else {}),
+            **self._adversarial_facts(),
+            **({"corruption": dataclasses.asdict(config.corruption)} if config.corruption.active else {}),
+            "training": config_facts(config.training),
+        }
+
+    def _opponent(self) -> Discriminator | None:
+        if not self.config.adversarial.active:
+            return None
+        start, warmup = self.config.adversarial.discriminator_start, self.config.adversarial.discriminator_warmup
+        seed = self.config.training.seed
+        return Discriminator(self.config.discriminator, self.data.image_size, seed, learns_from=start - warmup)
+
+    def _adversarial_facts(self) -> dict[str, Any]:
+        if self.opponent is None:
+            return {}
+        config = self.config
+        return {
+            "adversarial": dataclasses.asdict(config.adversarial),
+            "discriminator": dataclasses.asdict(config.discriminator),
+        }
+
+    def _initialise_codes(self) -> None:
+        """Codes from the latents of calibration images spread over the data; some more latents than codes."""
+        codes, each = self.config.autoencoder.num_codes, (self.data.image_size // self.model.factor) ** 2
+        count = min(self.config.calibration_images, len(self.data))
+        if codes > count * each:
+            raise UserError(
+                f"--num-codes {codes}: larger than the sample that would initialise the codebook, {count * each} "
+                f"latents of {count} images; take fewer codes, or more --calibration-images if there are"
+            )
+        images = plain_batches(self.data, spread(len(self.data), min(count, -(-4 * codes // each))), 64, self.device)
+        draws = torch.Generator().manual_seed(self.config.training.seed)
+        self.model.to(self.device).initialise_codes(images, draws)
+
+    def batches(self, plan: BatchPlan) -> Iterator[Tensor]:
+        """Images (B, 3, H, W) on the device."""
+        for batch in image_batches(self.data, plan, self.config.training.dataloader_num_workers):
+            yield to_device(batch.images, self.device)
+
+    def loss(self, model: nn.Module, batch: Tensor, random: StepRandom) -> Loss:
+        damaged = corrupt(batch, self.config.corruption, random.generator("corruption"))
+        self.model.at_step(random.step)
+        output = model(damaged, generator=random.generator("posterior"))
+        result = autoencoder_loss(self.config.loss, batch, output, random.step)
+        total, compared, terms = result.total, result.reconstruction, {**result.terms, **output.metrics}
+        if self.distance is not None:
+            perceptual = self.distance(output.reconstruction.to(batch.dtype), batch).mean()
+            weighted = self.config.perceptual.perceptual_weight * perceptual
+            total, compared = total + weighted, compared + weighted
+            terms["perceptual"] = perceptual
+        if self.opponent is None:
+            return Loss(total, terms)
+        shown = output.reconstruction.to(batch.dtype)
+        if weight := self.config.adversarial.weight_at(random.step):
+            adversarial = self.opponent.judge(shown)
+            terms["adversarial"] = adversarial
+            if self.config.adversarial.adaptive:
+                largest = self.config.adversarial.adaptive_max
+                terms["adaptive_weight"] = adaptive_weight(compared, adversarial, self.model.last_layer, largest)
+                adversarial = terms["adaptive_weight"] * adversarial
+            total = total + weight * adversarial
+        return Loss(total, terms, shown.detach())
+
+    def validate(self, model: nn.Module) -> dict[str, Any]:
+        quality: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
+
+        def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+            chosen = shuffled(len(self.validation), self.config.validation_images)
+            for images in plain_batches(self.validation, chosen, 64, self.device):
+                reconstruction = reconstruct(model, images)
+                quality["psnr"].append(psnr(reconstruction, images))
+                quality["ssim"].append(ssim(reconstruction, images))
+                yield images, reconstruction
+
+        distance = self.frechet("r", pairs()) if self.frechet is not None else {}
+        if self.frechet is None:
+            for _ in pairs():
+                pass
+        return {name: float(torch.cat(values).mean()) for name, values in quality.items()} | distance
+
+    def preview(self, model: nn.Module) -> Tensor:
+        """Six held-out images above their reconstructions, three times: a grid of 6 x 6."""
+        count = min(18, len(self.validation))
+        images = next(plain_batches(self.validation, spread(len(self.validation), count), count, self.device))
+        reconstruction = reconstruct(model, images)
+        rows = [part for pair in zip(images.split(6), reconstruction.split(6), strict=True) for part in pair]
+        return torch.cat(rows)
+
+    def publish(self, model: nn.Module, folder: Path) -> None:
+        assert isinstance(model, Autoencoder)
+        published = Autoencoder(model.config).to(self.device).eval()
+        published.load_state_dict(model.state_dict())
+        count = min(self.config.calibration_images, len(self.data))
+        images = plain_batches(self.data, spread(len(self.data), count), 64, self.device)
+        published.calibrate(*measure_latents(published, images))
+        with atomic_folder(folder / "vae") as target:
+            published.save_pretrained(target)
+
+
+def with_likelihood(config: AutoencoderRun) -> AutoencoderRun:
+    """The settings with the decoder's output that the loss asks for; `UserError` where they contradict each other."""
+    asked = "logit_laplace" if config.loss.reconstruction == "logit_laplace" else "image"
+    if config.autoencoder.decoder_output not in ("image", asked):
+        raise UserError("--decoder-output logit_laplace: only --reconstruction logit_laplace trains it")
+    try:
+        return dataclasses.replace(
+            config,
+            autoencoder=dataclasses.replace(config.autoencoder, decoder_output=asked),  # type: ignore[arg-type]
+        )
+    except ValueError as error:
+        raise UserError(f"--reconstruction {asked}: {error}") from None
+
+
+def check_adversarial(config: AutoencoderRun) -> None:
+    """`UserError` for a discriminator that would never be heard, and for losses that nothing is trained by."""
+    if config.autoencoder.bottleneck == "linear" and (config.adversarial.active or config.perceptual.active):
+        raise UserError(
+            "--adversarial-weight, --perceptual: a linear autoencoder is found in closed form, by the squared error "
+            "alone; leave out"
+        )
+    start, steps = config.adversarial.discriminator_start, config.training.max_train_steps
+    if config.adversarial.active and start >= steps:
+        raise UserError(
+            f"--discriminator-start {start}: beyond the run's {steps} steps, so it would never be heard; "
+            "take an earlier step, more --max-train-steps, or --adversarial-weight 0"
+        )
+
+
+def _autoencoder_facts(config: AutoencoderConfig) -> dict[str, Any]:
+    """All settings but those that older runs did not have, where they say nothing."""
+    silent = {name for name in ("vqvae2", "nvae") if name != config.bottleneck}
+    silent |= {"coder", "vit"} if config.coder == "conv" else set()
+    silent |= {"decoder_output"} if config.decoder_output == "image" else set()
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in silent}
+
+
+@torch.no_grad()
+def reconstruct(model: nn.Module, images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) through the posterior mean and back."""
+    assert isinstance(model, Autoencoder)
+    return model.decode(model.encode(images).mean).float()
+
+
+def image_batches(data: ImageData, plan: BatchPlan, workers: int) -> Iterable[Any]:
+    """`Batch`es of augmented images in the plan's order, from `workers` processes or from this one."""
+    return DataLoader(
+        data,  # type: ignore[arg-type]
+        batch_sampler=plan,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=False,
+        generator=torch.Generator().manual_seed(0),
+    )

@@ -1,0 +1,285 @@
+"""Training a noise-prediction U-Net, and its text encoder, on cached latents with condition dropout."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoencoders import Autoencoder, class_of
+from ldm.conditioning import Conditioner, ConditioningConfig
+from ldm.data import DataConfig, ImageData
+from ldm.data.cache_place import Place
+from ldm.data.selection import shuffled
+from ldm.evaluation.during import DiffusionEvalConfig, Watch
+from ldm.models.unet import UNet, UNetConfig
+from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.files import atomic_folder, atomic_write_json
+from ldm.sampling.forward_process import Process
+from ldm.sampling.model_folder import INDEX, copy_part, write_index
+from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
+from ldm.training.adversary import Loss
+from ldm.training.averages import AveragesConfig
+from ldm.training.config import TrainingConfig, config_facts
+from ldm.training.evaluations import requires_grad_kept
+from ldm.training.randomness import BatchPlan, StepRandom
+from ldm.training.tasks.latents import (
+    DiffusionConfig,
+    LatentBatch,
+    LatentSource,
+    held_out_latents,
+    load_autoencoder,
+)
+from ldm.training.tasks.objective import ObjectiveConfig
+
+
+@dataclass(frozen=True)
+class DiffusionRun:
+    """`ldm train diffusion`: a U-Net that removes noise from latents, told classes, text, both or nothing."""
+
+    dataset: DataConfig = field(default_factory=DataConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    averages: AveragesConfig = field(default_factory=AveragesConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: DiffusionEvalConfig = field(default_factory=DiffusionEvalConfig)
+    autoencoder: str = ""
+    """Output folder of `ldm train autoencoder` (or any folder with a `vae`); identity: diffusion in pixels."""
+    latents: str = ""
+    """Folder of the latent cache, made when absent; unset: <output-dir>/latents; none: encode each batch anew, which
+    takes random crops and no disk."""
+    cache_device: Place = "auto"
+    """Where the latents are while training: cuda, cpu (memory), disk (memory-mapped), or auto, the first of these that
+    has the room. The training is the same."""
+    first_caption_probability: float = 0.0
+    """Where an image has several captions: how often the first, the fullest of `shapes`, is taken instead of any."""
+    validation_images: int = 256
+    """Held-out images on which the loss is measured."""
+    preview_images: int = 16
+    """Samples drawn for each preview picture, on fixed seeds."""
+    preview_guidance_scale: float = 3.0
+    """Guidance scale of the previews, where the model has condition dropout."""
+    preview_steps: int = 25
+    """Sampling steps of the previews."""
+
+    def __post_init__(self) -> None:
+        at_least(self, validation_images=1, preview_images=0, preview_steps=1, preview_guidance_scale=0)
+
+
+class DiffusionModel(nn.Module):
+    """What is trained together: the U-Net and, where the text encoder is embedded, that too."""
+
+    def __init__(self, unet: UNet, conditioner: Conditioner) -> None:
+        super().__init__()
+        self.unet, self.conditioner = unet, conditioner
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None, tokens: Tensor | None) -> Tensor:
+        """Network output (B, C, h, w) for x (B, C, h, w) at times t (B,)."""
+        condition = self.conditioner(labels, tokens)
+        return self.unet(x, t, class_labels=condition.class_labels, context=condition.context)
+
+
+class DiffusionTask:
+    """Mean squared error of the prediction at uniform times, with condition dropout a sample."""
+
+    kind = "diffusion"
+
+    def __init__(self, config: DiffusionRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
+        self.config, self.data, self.validation, self.device = config, data, validation, device
+        self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device)
+        self.process = config.diffusion.process()
+        config.objective.check(self.process, config.diffusion.snr_gamma)
+        self.schedule = self.process.schedule
+        captions = [data.captions(index) for index in range(len(data))] if data.has_captions else []
+        seed = config.training.seed
+        conditioner = Conditioner.build(
+            config.conditioning, data.class_names, [text for texts in captions for text in texts] or None, seed=seed
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            unet_config = dataclasses.replace(
+                config.unet,
+                in_channels=self.autoencoder.latent_channels,
+                out_channels=self.autoencoder.latent_channels,
+                sample_size=data.image_size // self.autoencoder.factor,
+                num_class_embeds=conditioner.num_class_embeds,
+                cross_attention_dim=conditioner.context_dim,
+            )
+            try:
+                self.model = DiffusionModel(UNet(unet_config), conditioner)
+            except ValueError as error:
+                raise UserError(f"unet settings: {error}") from None
+        self.model.unet.gradient_checkpointing = config.training.gradient_checkpointing
+        training = config.training
+        place = training.output_dir, device, training.dataloader_num_workers, config.cache_device
+        self.source = LatentSource(self.autoencoder, data, config.latents, *place)
+        self.length = len(data)
+        self.averages = config.averages.within(training.max_train_steps)
+        first = config.first_caption_probability
+        if not 0 <= first <= 1:
+            raise UserError(f"--first-caption-probability must be in [0, 1], got {first}")
+        self.captions = CaptionTokens(conditioner, captions, first) if conditioner.has_text else None
+        self.watch = self._watch(config.evaluation)
+        self.facts: dict[str, Any] = {
+            "data": data.fingerprint,
+            "autoencoder": self.autoencoder.fingerprint(),
+            "unet": unet_config.to_diffusers(),
+            "conditioning": dataclasses.asdict(config.conditioning),
+            "diffusion": dataclasses.asdict(config.diffusion) | {"prediction_type": self.process.target},
+            "first_caption_probability": first,
+            **({"latents": "none"} if self.source.online else {}),
+            **config.averages.facts(),
+            **({"objective": objective} if (objective := config.objective.facts()) else {}),
+            "training": config_facts(config.training),
+        }
+
+    def batches(self, plan: BatchPlan) -> Iterator[LatentBatch]:
+        """Posterior moments, labels and keys; the cache is made now if it is absent."""
+        return self.source.batches(plan)
+
+    def loss(self, model: nn.Module, batch: LatentBatch, random: StepRandom) -> Loss:
+        """E || target - f(x_t, t, c) ||^2 (Ho et al. 2020, eq. 14), weighted by noise level on request."""
+        config, unwrapped = self.config, self.model.conditioner
+        x0 = batch.sample(random)  # (B, C, h, w)
+        eps, shown_eps = config.objective.noise(tuple(x0.shape[1:]), random)
+        t = config.objective.times(self.process, random).to(x0.dtype)  # (B,)
+        dropped = random.uniform("dropout") < unwrapped.dropout
+        labels = batch.labels if unwrapped.num_classes else None
+        tokens = self.captions.choose(batch.keys).to(self.device) if self.captions is not None else None
+        labels, tokens = unwrapped.drop(labels, tokens, dropped)
+        alpha, sigma = (value.view(-1, 1, 1, 1) for value in self.schedule.at(t))  # (B, 1, 1, 1)
+        shown, own_t = self.process.shown(alpha * x0 + sigma * shown_eps, t, alpha, sigma)
+        output = model(shown, own_t, labels, tokens)
+        target = self.process.wanted(x0, eps, alpha, sigma)
+        error = (output.float() - target).square().mean((1, 2, 3))  # (B,)
+        weight = config.objective.weight(self.process, alpha, sigma, config.diffusion.snr_gamma)
+        if weight is None:
+            return Loss(error.mean(), {})
+        return Loss((weight.flatten() * error).mean(), {"mse": error.mean()})
+
+    def validate(self, model: nn.Module) -> dict[str, Any]:
+        """The unweighted loss on held-out latents with fixed noise at spread times, whole, by quarters and tenths."""
+        assert isinstance(model, DiffusionModel)
+        chosen = shuffled(len(self.validation), self.config.validation_images)
+        x0 = held_out_latents(self.autoencoder, self.validation, chosen, self.device)
+        count, steps = len(x0), self.config.diffusion.num_train_timesteps
+        generator = torch.Generator().manual_seed(0)
+        eps = torch.randn(x0.shape, generator=generator).to(self.device)
+        t = torch.linspace(0, steps - 1, count, device=self.device).round()
+        labels = [self.validation.label(index) for index in chosen]
+        texts = [(self.validation.captions(index) or ("",))[0] for index in chosen]
+        conditioner, errors = model.conditioner, []
+        for part in torch.arange(count).split(64):
+            condition = conditioner.encode(
+                [None if labels[index] < 0 else labels[index] for index in part] if conditioner.num_classes else None,
+                [texts[index] for index in part] if conditioner.has_text else None,
+            )
+            alpha, sigma = (value.view(-1, 1, 1, 1) for value in self.schedule.at(t[part]))
+            noisy, own_t = self.process.shown(alpha * x0[part] + sigma * eps[part], t[part], alpha, sigma)
+            output = model.unet(noisy, own_t, class_labels=condition.class_labels, context=condition.context)
+            target = self.process.wanted(x0[part], eps[part], alpha, sigma)
+            errors.append((output - target).square().mean((1, 2, 3)))
+        error = torch.cat(errors)  # (N,)
+        quarters = [float(part.mean()) for part in error.tensor_split(4)]
+        table = []
+        for times, part in zip(t.tensor_split(10), error.tensor_split(10), strict=True):
+            if len(part):
+                middle = self.schedule.level(float(times.mean()))
+                table.append({"t": round(middle.t, 1), "noise_ratio": middle.noise_ratio, "loss": float(part.mean())})
+        return {
+            "validation_loss": float(error.mean()),
+            "validation_loss_by_noise_quarter": quarters,
+            "validation_loss_by_noise": table,
+        }
+
+    def _watch(self, config: DiffusionEvalConfig) -> Watch | None:
+        if not config.eval_every:
+            return None
+        reference = self.validation if config.eval_split == "validation" else self.data
+        with requires_grad_kept(self.model):
+            return Watch(config, reference, self.data, self.pipeline(self.model))
+
+    def pipeline(self, model: nn.Module) -> Pipeline:
+        """The model as it stands, ready to sample; it is frozen (see `requires_grad_kept`)."""
+        assert isinstance(model, DiffusionModel)
+        return Pipeline(
+            self.autoencoder,
+            model.unet,
+            model.conditioner,
+            self.process,
+            device=self.device,
+        )
+
+    def preview(self, model: nn.Module) -> Tensor | None:
+        """Samples on fixed seeds for the conditions of the first held-out images, the classes in turn."""
+        if not self.config.preview_images:
+            return None
+        assert isinstance(model, DiffusionModel)
+        conditioner = model.conditioner
+        requests = [
+            Request(
+                prompt=(self.validation.captions(number % len(self.validation)) or ("",))[0]
+                if conditioner.has_text
+                else "",
+                class_label=number % conditioner.num_classes if conditioner.num_classes else None,
+            )
+            for number in range(self.config.preview_images)
+        ]
+        guided = conditioner.dropout > 0 and (conditioner.has_text or conditioner.num_classes > 0)
+        sampling = SamplingConfig(
+            num_inference_steps=min(self.config.preview_steps, self.config.diffusion.num_train_timesteps),
+            guidance_scale=self.config.preview_guidance_scale if guided else 1.0,
+        )
+        with requires_grad_kept(model):
+            return torch.cat(list(self.pipeline(model).generate(requests, sampling)))
+
+    def publish(self, model: nn.Module, folder: Path) -> None:
+        """Write the model folder; model_index.json comes last."""
+        assert isinstance(model, DiffusionModel)
+        publish_shared(folder, self.autoencoder, self.autoencoder_folder, self.process)
+        with atomic_folder(folder / "unet") as target:
+            model.unet.save_pretrained(target)
+        model.conditioner.save_pretrained(folder)
+        if not (folder / INDEX).is_file():
+            index, scheduler = model.conditioner.index_entries(), self.process.config()["_class_name"]
+            decay = self.config.training.ema_decay
+            weights = f"EMA of decay {decay:g}" if decay else "of the last step (no EMA)"
+            write_index(folder, index, class_of(self.autoencoder.config), scheduler, weights)
+
+
+def publish_shared(folder: Path, autoencoder: Autoencoder, source: Path | None, process: Process) -> None:
+    """The autoencoder, a copy of its folder where it has one, and the scheduler settings, once a run."""
+    if not (folder / "vae").is_dir():
+        if source is not None:
+            copy_part(source, folder / "vae")
+        else:
+            with atomic_folder(folder / "vae") as target:
+                autoencoder.save_pretrained(target)
+    if not (folder / "scheduler").is_dir():
+        with atomic_folder(folder / "scheduler") as target:
+            atomic_write_json(target / "scheduler_config.json", process.config())
+
+
+class CaptionTokens:
+    """The token ids of every caption of the data set, made once."""
+
+    def __init__(self, conditioner: Conditioner, captions: list[tuple[str, ...]], first: float) -> None:
+        self.first = first
+        known: dict[str, int] = {}
+        self.rows = [[known.setdefault(text, len(known)) for text in texts or ("",)] for texts in captions]
+        self.table = conditioner.tokenize(list(known))  # (distinct captions, L)
+
+    def choose(self, keys: list[tuple[int, int]]) -> Tensor:
+        """Token ids (B, L): one caption of each example, by its seed."""
+        rows = []
+        for index, seed in keys:  # the seed's upper bits: its lowest one is the flip
+            any_caption = self.rows[index][(seed >> 8) % len(self.rows[index])]
+            rows.append(self.rows[index][0] if (seed >> 24) % 1000 < 1000 * self.first else any_caption)
+        return self.table[torch.tensor(rows)]

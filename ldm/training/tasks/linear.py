@@ -1,0 +1,52 @@
+"""`ldm train autoencoder --bottleneck linear`: no steps, one pass over the data and one eigendecomposition."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from autoencoders import Autoencoder, fit_linear
+from ldm.data.selection import plain_batches
+from ldm.runtime.errors import UserError
+from ldm.runtime.images import save_grid
+from ldm.runtime.progress import progress
+from ldm.training.run_folder import RunFolder
+from ldm.training.tasks.autoencoder import AutoencoderTask
+
+_BATCH = 64
+
+
+def fit(task: AutoencoderTask, output_dir: str, settings: str) -> dict[str, Any]:
+    """Fit the task's linear autoencoder to its training images, without augmentation; return the measures.
+
+    Leaves a run folder like that of a training, with `vae/` but without checkpoints: a fit that was interrupted starts
+    again, a finished one is not repeated. Those settings of the loop that tell of steps mean nothing here. `UserError`
+    where the images cannot determine as many components.
+    """
+    model, data = task.model, task.data
+    assert isinstance(model, Autoencoder)
+    patches, wanted = len(data) * (data.image_size // model.factor) ** 2, model.latent_channels
+    if patches <= wanted:
+        raise UserError(f"--latent-channels {wanted}: the {len(data)} images have only {patches} patches; take fewer")
+    facts = {name: task.facts[name] for name in ("data", "autoencoder")}
+    run = RunFolder.claim(output_dir, task.kind, settings, facts)
+    try:
+        if (run.path / "vae" / "config.json").is_file() and (measures := run.last_measures()):
+            return measures
+        run.start_metrics(0)
+        model.to(task.device).eval()
+        batches = plain_batches(data, range(len(data)), _BATCH, task.device)
+        try:
+            values = fit_linear(model, progress(batches, "principal components", total=-(-len(data) // _BATCH)))
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        explained = float(values[:wanted].sum() / values.sum())
+        measures = {**task.validate(model), "explained_variance": explained}
+        run.log({"step": 1, "validation": measures})
+        (run.path / "samples").mkdir(exist_ok=True)
+        save_grid(task.preview(model), run.path / "samples" / "step-000001.png")
+        task.publish(model, Path(run.path))
+        run.sync_metrics()
+        return measures
+    finally:
+        run.close()

@@ -1,0 +1,262 @@
+"""Training priors over the codes of a frozen autoencoder, one network a level, with condition dropout."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from autoencoders import Autoencoder
+from autoencoders.priors import CodeGrid, CodePriors, PriorConfig, PriorShape, mask_codes
+from ldm.conditioning import Conditioner, ConditioningConfig
+from ldm.data import DataConfig, ImageData
+from ldm.data.code_cache import CodeCache, check_code_folder, encode_codes
+from ldm.data.latent_cache import CacheKey
+from ldm.data.selection import plain_batches, spread, to_device
+from ldm.evaluation.during import EvalConfig, Watch
+from ldm.runtime.distributed import processes_of_training
+from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.files import atomic_folder
+from ldm.sampling.code_prior import PRIOR, CodePriorModel, bits_of_codes, told
+from ldm.sampling.config import Request, SamplingConfig
+from ldm.sampling.model_folder import INDEX, copy_part, write_prior_index
+from ldm.training.adversary import Loss
+from ldm.training.config import TrainingConfig, config_facts
+from ldm.training.randomness import BatchPlan, StepRandom
+from ldm.training.tasks.autoencoder import image_batches
+from ldm.training.tasks.diffusion import CaptionTokens
+from ldm.training.tasks.latents import IDENTITY, load_autoencoder
+
+_BATCH = 64  # images at once where nothing is trained
+
+
+@dataclass(frozen=True)
+class PriorRun:
+    """`ldm train prior`: the law of an autoencoder's codes, told classes, text, both or nothing."""
+
+    dataset: DataConfig = field(default_factory=DataConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    autoencoder: str = ""
+    """Output folder of `ldm train autoencoder` with a bottleneck of codes: vq and its kin, fsq, lfq, gumbel."""
+    codes: str = ""
+    """Folder of the codes, which are found when it is absent; unset: <output-dir>/codes."""
+    first_caption_probability: float = 0.0
+    """Where an image has several captions: how often the first, the fullest of `shapes`, is taken instead of any."""
+    validation_images: int = 1024
+    """Held-out images on which the bits a code are measured."""
+    preview_images: int = 16
+    """Samples drawn for each preview picture, on fixed seeds."""
+
+    def __post_init__(self) -> None:
+        at_least(self, validation_images=1, preview_images=0)
+        if not 0 <= self.first_caption_probability <= 1:
+            raise UserError(f"--first-caption-probability must be in [0, 1], got {self.first_caption_probability}")
+
+
+class PriorModel(nn.Module):
+    """What is trained together: the priors of all levels and, where the text encoder is embedded, that too."""
+
+    def __init__(self, priors: CodePriors, conditioner: Conditioner) -> None:
+        super().__init__()
+        self.priors, self.conditioner = priors, conditioner
+
+    def forward(
+        self, codes: Sequence[Tensor], read: Sequence[Tensor] | None, labels: Tensor | None, tokens: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """-log p in nats of the codes of each level, (B, N_l) each; see `CodePriors`."""
+        return self.priors(codes, told(self.conditioner(labels, tokens)), read)
+
+
+@dataclass(frozen=True)
+class CodeBatch:
+    """Code maps (B, h, w), coarse to fine, labels (B,) with -1 for none, and (index, seed) keys."""
+
+    codes: tuple[Tensor, ...]
+    labels: Tensor
+    keys: list[tuple[int, int]]
+
+
+class PriorTask:
+    """Mean negative log-likelihood of each level's codes, summed over the levels, which share no weights."""
+
+    kind = "prior"
+
+    def __init__(self, config: PriorRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
+        if config.training.gradient_checkpointing:
+            raise UserError("--gradient-checkpointing: a prior over codes has none; leave it out")
+        self.config, self.data, self.validation, self.device = config, data, validation, device
+        self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device)
+        self.levels = code_grids(self.autoencoder, data.image_size, config.autoencoder)
+        captions = [data.captions(index) for index in range(len(data))] if data.has_captions else []
+        seed = config.training.seed
+        conditioner = Conditioner.build(
+            config.conditioning, data.class_names, [text for texts in captions for text in texts] or None, seed=seed
+        )
+        shape = PriorShape(self.levels, conditioner.num_classes, conditioner.context_dim)
+        self.model = PriorModel(CodePriors(config.prior, shape, seed=seed), conditioner)
+        self.folder = Path(config.codes) if config.codes else Path(config.training.output_dir) / "codes"
+        check_code_folder(self.folder, CacheKey.of(self.autoencoder, data))
+        self.labels = torch.tensor([data.label(index) for index in range(len(data))])
+        self.length, self.online = len(data), False
+        first = config.first_caption_probability
+        self.captions = CaptionTokens(conditioner, captions, first) if conditioner.has_text else None
+        self._held_out: tuple[Tensor, ...] | None = None
+        self.watch: Watch | None = None
+        if config.evaluation.eval_every:
+            reference = validation if config.evaluation.eval_split == "validation" else data
+            self.watch = Watch(config.evaluation, reference, data, cast(Any, self.pipeline(self.model)))
+        self.facts: dict[str, Any] = {
+            "data": data.fingerprint,
+            "autoencoder": self.autoencoder.fingerprint(),
+            "prior": dataclasses.asdict(config.prior),
+            "conditioning": dataclasses.asdict(config.conditioning),
+            "first_caption_probability": first,
+            "training": config_facts(config.training),
+        }
+
+    def write_nothing(self) -> None:
+        """Encode each batch by itself, unless the codes are there already."""
+        self.online = not (self.folder / "manifest.json").is_file()
+
+    def batches(self, plan: BatchPlan) -> Iterator[CodeBatch]:
+        """Codes in the plan's order, half of them of mirrored images where the data set flips."""
+        workers = self.config.training.dataloader_num_workers
+        if self.online:
+            for batch, keys in zip(image_batches(self.data, plan, workers), plan, strict=True):
+                with torch.no_grad():
+                    maps = tuple(self.autoencoder.codes(to_device(batch.images, self.device)))
+                yield CodeBatch(maps, batch.labels.to(self.device), keys)
+            return
+
+        def codes() -> CodeCache:
+            return encode_codes(
+                self.autoencoder, self.data, self.folder, batch_size=_BATCH, num_workers=workers, device=self.device
+            )
+
+        cache = processes_of_training().first_then_others(codes)
+        for keys in plan:
+            indices = torch.tensor([index for index, _ in keys])
+            flips = torch.tensor([cache.has_flips and seed % 2 == 1 for _, seed in keys])
+            maps = tuple(level.to(self.device, non_blocking=True) for level in cache.maps(indices, flips))
+            yield CodeBatch(maps, self.labels[indices].to(self.device), keys)
+
+    def loss(self, model: nn.Module, batch: CodeBatch, random: StepRandom) -> Loss:
+        """Sum over levels of E[-log p(code)] in nats, of codes that are told from partly masked ones."""
+        conditioner, probability = self.model.conditioner, self.config.prior.token_masking
+        read: list[Tensor] | None = None
+        if probability:
+            read = [
+                mask_codes(
+                    codes, probability, grid.num_codes, random.uniform(f"masking {level}", (2, *codes.shape[1:]))
+                )
+                for level, (codes, grid) in enumerate(zip(batch.codes, self.levels, strict=True))
+            ]
+        dropped = random.uniform("dropout") < conditioner.dropout
+        labels = batch.labels if conditioner.num_classes else None
+        tokens = self.captions.choose(batch.keys).to(self.device) if self.captions is not None else None
+        labels, tokens = conditioner.drop(labels, tokens, dropped)
+        means = [nll.mean() for nll in model(batch.codes, read, labels, tokens)]
+        terms = {}
+        if len(means) > 1:
+            terms = {f"bits_per_code_level_{level}": mean / math.log(2) for level, mean in enumerate(means)}
+        return Loss(torch.stack(means).sum(), terms)
+
+    def validate(self, model: nn.Module) -> dict[str, Any]:
+        """Bits a code of held-out images, over all levels and of each, told the condition and told nothing.
+
+        "bits_per_code_uniform" is log2 K, the price of codes of which nothing is known.
+        """
+        assert isinstance(model, PriorModel)
+        codes, conditioner = self._held_out_codes(), model.conditioner
+        requests = [self._request(index) for index in self._held_out_indices()]
+        conditional = conditioner.num_classes > 0 or conditioner.has_text
+        measures: dict[str, Any] = {}
+        for name in ("", "_unconditional") if conditional else ("",):
+            bits = bits_of_codes(model.priors, conditioner, codes, requests, null=bool(name)).mean(0)  # (levels,)
+            measures[f"bits_per_code{name}"] = float(bits.sum()) / sum(grid.places for grid in self.levels)
+            if len(self.levels) > 1:
+                for level, grid in enumerate(self.levels):
+                    measures[f"bits_per_code_level_{level}{name}"] = float(bits[level]) / grid.places
+            if not name:
+                measures["bits_per_pixel"] = float(bits.sum()) / self.data.image_size**2
+        return {**measures, "bits_per_code_uniform": model.priors.shape.uniform_bits}
+
+    def _request(self, index: int) -> Request:
+        """The condition of a held-out image."""
+        label, texts = self.validation.label(index), self.validation.captions(index) or ("",)
+        return Request(prompt=texts[0], class_label=label if label >= 0 else None)
+
+    def preview(self, model: nn.Module) -> Tensor | None:
+        """Samples on fixed seeds for the conditions of held-out images, the classes in turn."""
+        if not self.config.preview_images:
+            return None
+        assert isinstance(model, PriorModel)
+        conditioner, shown = model.conditioner, self._held_out_indices()
+        shown = shown[:: max(1, len(shown) // self.config.preview_images)]
+        requests = [
+            Request(
+                prompt=self._request(shown[number % len(shown)]).prompt if conditioner.has_text else "",
+                class_label=number % conditioner.num_classes if conditioner.num_classes else None,
+            )
+            for number in range(self.config.preview_images)
+        ]
+        return torch.cat(list(self.pipeline(model).generate(requests)))
+
+    def pipeline(self, model: nn.Module) -> CodePriorModel:
+        """The model as it stands, ready to sample."""
+        assert isinstance(model, PriorModel)
+        return CodePriorModel(self.autoencoder, model.priors, model.conditioner, self.device, SamplingConfig())
+
+    def publish(self, model: nn.Module, folder: Path) -> None:
+        """Write the model folder: vae, prior, conditioning; model_index.json comes last."""
+        assert isinstance(model, PriorModel) and self.autoencoder_folder is not None
+        if not (folder / "vae").is_dir():
+            copy_part(self.autoencoder_folder, folder / "vae")
+        with atomic_folder(folder / PRIOR) as target:
+            model.priors.save_pretrained(target)
+        model.conditioner.save_pretrained(folder)
+        if not (folder / INDEX).is_file():
+            write_prior_index(folder, model.conditioner.index_entries())
+
+    def _held_out_indices(self) -> list[int]:
+        """Spread over the split, for a folder of classes begins with those of one class."""
+        return spread(len(self.validation), self.config.validation_images)
+
+    def _held_out_codes(self) -> tuple[Tensor, ...]:
+        """Of the held-out images, without mirroring; found once."""
+        if self._held_out is None:
+            images = plain_batches(self.validation, self._held_out_indices(), _BATCH, self.device)
+            parts = [self.autoencoder.codes(batch) for batch in images]
+            self._held_out = tuple(
+                torch.cat([part[level] for part in parts]).cpu() for level in range(len(self.levels))
+            )
+        return self._held_out
+
+
+@torch.no_grad()
+def code_grids(autoencoder: Autoencoder, image_size: int, name: str) -> tuple[CodeGrid, ...]:
+    """The levels of codes of square images; `UserError` for an autoencoder that has none, or too many, to model."""
+    sizes = autoencoder.config.codebook_sizes
+    if name == IDENTITY or not sizes:
+        kind = autoencoder.config.bottleneck
+        raise UserError(f"--autoencoder {name}: bottleneck {kind} has no codes; train one with, say, --bottleneck vq")
+    if image_size % autoencoder.factor:
+        raise UserError(f"--image-size {image_size}: not divisible by the autoencoder's {autoencoder.factor}")
+    device = next(autoencoder.parameters()).device
+    maps = autoencoder.codes(torch.zeros(1, autoencoder.config.in_channels, image_size, image_size, device=device))
+    try:
+        return tuple(
+            CodeGrid(size, height=each.shape[1], width=each.shape[2], parts=each.shape[2] // each.shape[1])
+            for size, each in zip(sizes, maps, strict=True)
+        )
+    except ValueError as error:
+        raise UserError(f"--autoencoder {name}: too many codes for a prior ({error})") from None
