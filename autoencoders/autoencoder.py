@@ -178,7 +178,7 @@ class Autoencoder(nn.Module):
             raise ValueError(f"bottleneck {self.config.bottleneck}: there is no decoder")
         return [weight for weight in self.decoder.parameters() if weight.ndim > 1][-1]
 
-    def at_step(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         """Say which training step comes next, counted from 0: a temperature that is annealed is a function of it."""
         if isinstance(self.quantize, Gumbel):
             self.quantize.step = step

@@ -110,7 +110,7 @@ class Generator(nn.Module):
         return torch.tanh(self.decoder(noise))
 
     @torch.no_grad()
-    def settle(self, noise: Sequence[Tensor]) -> None:
+    def recalibrate_batch_norm(self, noise: Sequence[Tensor]) -> None:
         """Set the statistics of batch normalisation to the means over these batches of noise (B, C, h, w).
 
         Those gathered in training are of weights that have moved since, and averaged weights have none of their own

@@ -20,7 +20,6 @@ stopping:
 
 from samplers.guidance import (
     AdaptiveProjected,
-    Against,
     CFGPlusPlus,
     Classifier,
     ClassifierFree,
@@ -28,6 +27,7 @@ from samplers.guidance import (
     FrequencyDecoupled,
     Keep,
     Rescale,
+    ScaledDifferenceGuidance,
     Tangential,
     ZeroStar,
     autoguidance,
@@ -86,7 +86,6 @@ from samplers.spacing import karras_ratios, levels_at, make_levels, spaced_times
 
 __all__ = [
     "AdaptiveProjected",
-    "Against",
     "Bound",
     "BrownianNoise",
     "CFGPlusPlus",
@@ -109,6 +108,7 @@ __all__ = [
     "Rescale",
     "SampleNoise",
     "SamplerInfo",
+    "ScaledDifferenceGuidance",
     "Schedule",
     "Solver",
     "Spacing",

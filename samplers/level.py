@@ -17,7 +17,7 @@ from torch import Tensor
 _ZERO = torch.zeros(())  # of no dimension: takes on the dtype and the device of the other operand
 
 
-class Path(Protocol):
+class NoisePath(Protocol):
     """What a level lies on: gives the level of any finite log-SNR."""
 
     def level_of(self, log_snr: float) -> Level: ...
@@ -30,7 +30,7 @@ class Level:
     t: float  # what the network is told, in [0, T-1]
     alpha: float
     sigma: float
-    path: Path | None = field(default=None, compare=False, repr=False)  # for solvers that look between two levels
+    path: NoisePath | None = field(default=None, compare=False, repr=False)  # for solvers that look between two levels
 
     @property
     def log_snr(self) -> float:
@@ -49,38 +49,38 @@ class Level:
 class Prediction:
     """What is believed about one batch of x_t.
 
-    `x0` is the denoised estimate after the linear guidances; `shift`, the sum of the scaled grad_x log p(y | x_t), is
-    kept apart because ODE solvers and ancestral ones use it differently. `renoise` is the noise with which a solver
-    goes on where it is not the one that `x0` implies (CFG++).
+    `x0` is the denoised estimate after the linear guidances. `score_shift`, the sum of the scaled
+    grad_x log p(y | x_t), is kept apart because ODE solvers and ancestral ones use it differently. `renoise_eps` is the
+    noise with which a solver re-noises where it is not the one that `x0` implies (CFG++).
     """
 
     x: Tensor  # (B, ...)
     level: Level
     x0: Tensor  # (B, ...)
-    renoise: Tensor | None = None
-    shift: Tensor | None = None
+    renoise_eps: Tensor | None = None
+    score_shift: Tensor | None = None
     variance_fraction: Tensor | None = None  # learned variance: 0 is the small one, 1 the large one
 
     @property
     def denoised(self) -> Tensor:
         """x0 + sigma^2 / alpha * shift: Tweedie's formula for the guided score (at alpha = 0, just x0)."""
-        if self.shift is None or self.level.alpha == 0:
+        if self.score_shift is None or self.level.alpha == 0:
             return self.x0
-        return self.x0 + (self.level.sigma**2 / self.level.alpha) * self.shift
+        return self.x0 + (self.level.sigma**2 / self.level.alpha) * self.score_shift
 
     @property
     def eps(self) -> Tensor:
-        """The noise to go on with: eps, or `renoise`, minus sigma * shift (Dhariwal & Nichol 2021, Algorithm 2)."""
+        """The noise to go on with: eps, or `renoise_eps`, minus sigma * shift (Dhariwal & Nichol 2021, Algorithm 2)."""
         alpha, sigma = self.level.alpha, self.level.sigma
         if sigma == 0:
             raise ValueError("the noise in x is undefined at sigma = 0: x is x0 there")
-        eps = (self.x - alpha * self.x0) / sigma if self.renoise is None else self.renoise
-        return eps if self.shift is None else eps - sigma * self.shift
+        eps = (self.x - alpha * self.x0) / sigma if self.renoise_eps is None else self.renoise_eps
+        return eps if self.score_shift is None else eps - sigma * self.score_shift
 
     @property
-    def anchor(self) -> Tensor:
+    def x_base(self) -> Tensor:
         """alpha * denoised + sigma * eps, where an exponential integrator goes on from: x, except under CFG++."""
-        return self.x if self.renoise is None else self.level.alpha * self.x0 + self.level.sigma * self.renoise
+        return self.x if self.renoise_eps is None else self.level.alpha * self.x0 + self.level.sigma * self.renoise_eps
 
     @property
     def velocity(self) -> Tensor:
@@ -131,7 +131,7 @@ def pairs(levels: Sequence[Level]) -> Iterator[tuple[int, Level, Level]]:
         yield i, now, next
 
 
-def leaps(now: Level, next: Level) -> bool:
+def first_order_only(now: Level, next: Level) -> bool:
     """Whether a step is too long for a correction that averages eps over it: then it is taken at first order.
 
     So are steps from pure noise and to none; and those over which sigma / alpha falls more than a hundredfold, such as
@@ -140,7 +140,7 @@ def leaps(now: Level, next: Level) -> bool:
     return next.sigma == 0 or now.alpha == 0 or now.noise_ratio > 100 * next.noise_ratio
 
 
-def mix(a: float, x: Tensor, *terms: tuple[float, Tensor]) -> Tensor:
+def lincomb(a: float, x: Tensor, *terms: tuple[float, Tensor]) -> Tensor:
     """a * x + b * y + ...: a new tensor, by one operation a term."""
     total = torch.add(_ZERO, x, alpha=a)  # for the host this is a third quicker than a * x
     for b, y in terms:
@@ -148,7 +148,7 @@ def mix(a: float, x: Tensor, *terms: tuple[float, Tensor]) -> Tensor:
     return total
 
 
-def advance(p: Prediction, next: Level, eps: Tensor | None = None) -> Tensor:
+def ddim_step(p: Prediction, next: Level, eps: Tensor | None = None) -> Tensor:
     """From p.x to the level `next` along the noise `eps`; by default the prediction's own, which is DDIM's step.
 
     It is the straight line y' = y + (r' - r) eps of the probability flow in y = x / alpha, r = sigma / alpha.
@@ -158,14 +158,14 @@ def advance(p: Prediction, next: Level, eps: Tensor | None = None) -> Tensor:
         if next.sigma == 0:
             return next.alpha * p.denoised
         a = next.sigma / now.sigma
-        return mix(a, p.anchor, (next.alpha - a * now.alpha, p.denoised))
+        return lincomb(a, p.x_base, (next.alpha - a * now.alpha, p.denoised))
     if now.alpha == 0:
-        return mix(next.alpha, p.denoised, (next.sigma, eps))
+        return lincomb(next.alpha, p.denoised, (next.sigma, eps))
     a = next.alpha / now.alpha
-    return mix(a, p.anchor, (next.sigma - a * now.sigma, eps))
+    return lincomb(a, p.x_base, (next.sigma - a * now.sigma, eps))
 
 
-def decay(now: Level, next: Level) -> float:
+def exp_neg_h(now: Level, next: Level) -> float:
     """e^-h, where h is the step in log-SNR; with no logarithm of 0, so that it is 0 where either end is infinite."""
     return (now.alpha * next.sigma) / (now.sigma * next.alpha)
 

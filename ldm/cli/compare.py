@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> None:
     with processes_of_environment() as processes:
         if arguments[:1] in (["autoencoders"], ["results"]):
             module = importlib.import_module(f"ldm.cli.compare_{arguments[0]}")
-            return processes.from_first(lambda: module.run(arguments[1:]))
+            return processes.run_on_main_and_broadcast(lambda: module.run(arguments[1:]))
         settings, device = processes.agreed(lambda: _settings(arguments))
         loaded = processes.agreed(lambda: _load(settings, processes.device(device)))
         pipeline, reference, train = loaded
@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> None:
             command=shlex.join(["ldm", "compare", *arguments]),
             processes=processes,
         )
-        if processes.leads:
+        if processes.is_main:
             _show(settings, found)
 
 

@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> None:
             tiling=settings.tiling,
             processes=processes,
         )
-        if processes.leads:
+        if processes.is_main:
             print(f"wrote {folder}: latents {'x'.join(map(str, cache.shape))} of {len(data)} images")
 
 

@@ -64,19 +64,19 @@ def run(arguments: list[str]) -> None:
         if arguments[:1] == ["reference"]:
             from ldm.cli import evaluate_reference
 
-            return processes.from_first(lambda: evaluate_reference.run(arguments[1:]))
+            return processes.run_on_main_and_broadcast(lambda: evaluate_reference.run(arguments[1:]))
         if evaluate_autoencoder.autoencoder_among(arguments):
-            return processes.from_first(lambda: evaluate_autoencoder.run(arguments))
+            return processes.run_on_main_and_broadcast(lambda: evaluate_autoencoder.run(arguments))
         settings, device = processes.agreed(lambda: _settings(arguments))
         if settings.fake:
-            result = processes.from_first(
+            result = processes.run_on_main_and_broadcast(
                 lambda: evaluate_folders(
                     settings.real or None, settings.fake, settings.evaluation, device=device, resize=settings.resize
                 )
             )
         else:
             result = _model(settings, device, processes)
-        if processes.leads:
+        if processes.is_main:
             show(result)
             if (picture := _picture(settings)) is not None:
                 print(f"wrote {picture}: samples and the training images nearest to them")
@@ -108,7 +108,7 @@ def _settings(arguments: list[str]) -> tuple[EvaluateRun, torch.device]:
 
 def _model(settings: EvaluateRun, device: torch.device, processes: Processes) -> EvaluationResult:
     if holds_prior(settings.model):
-        return processes.from_first(lambda: _prior(settings, device))
+        return processes.run_on_main_and_broadcast(lambda: _prior(settings, device))
 
     def load() -> tuple[Pipeline, ImageData, ImageData, ImageData | None]:
         from ldm.data import open_data

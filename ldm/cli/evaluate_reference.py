@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> None:
     """Make the file and print what is in it."""
     settings = parse(ReferenceRun, arguments, "evaluate reference")
     from ldm.data import open_data
-    from ldm.evaluation.instruments import prepare_extractor
+    from ldm.evaluation.evaluators import prepare_extractor
     from ldm.evaluation.references import save_reference
     from ldm.runtime.device import resolve_device
 

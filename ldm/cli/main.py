@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from ldm.runtime.errors import LostProcessError, ToldElsewhere, UserError, suggest
+from ldm.runtime.errors import LostProcessError, StoppedByOtherProcess, UserError, suggest
 
 COMMANDS = {
     "train": "train an autoencoder, a diffusion model, a noisy classifier, a prior over codes or a GAN",
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return module.run(arguments[1:]) or 0
     except UserError as error:
         return _fail(2, str(error))
-    except ToldElsewhere as leaving:
+    except StoppedByOtherProcess as leaving:
         return leaving.code
     except (FloatingPointError, LostProcessError) as error:
         return _fail(1, str(error))

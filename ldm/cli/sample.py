@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> None:
         if direct is not None:
             from ldm.cli.direct import draw
 
-            return processes.from_first(lambda: draw(settings, direct, _folder(settings)))
+            return processes.run_on_main_and_broadcast(lambda: draw(settings, direct, _folder(settings)))
         ready = processes.agreed(lambda: _prepare(settings, processes.device(device)))
         _draw(settings, ready, processes)
 
@@ -114,7 +114,7 @@ def _draw(settings: SampleRun, ready: Ready, processes: Processes) -> None:
         batches = map(edit.edit.finish, batches)
     count = -(-len(ready.requests) // settings.batch_size)
     drawn = processes.in_order(batches, count)
-    if not processes.leads:
+    if not processes.is_main:
         for _ in drawn:
             raise RuntimeError("only the first process has pictures to write")
         processes.gather(pipeline.evaluations)

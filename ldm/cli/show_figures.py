@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ldm.evaluation import EvaluationResult
-from ldm.evaluation.floor import told_floor
+from ldm.evaluation.floor import baseline_line
 
 
 def show(result: EvaluationResult) -> None:
@@ -16,7 +16,7 @@ def show(result: EvaluationResult) -> None:
         print(f"{figure.name}: {figure.value:.5g}{error}{between}{floor}")
     facts = result.manifest
     if facts.get("floor"):
-        print(told_floor(facts["floor"]))
+        print(baseline_line(facts["floor"]))
     kept = (
         "extractor",
         "preprocessing",

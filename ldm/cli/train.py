@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
             print(f"{name}: {value:.4g}")
     for row in measures.get("accuracy_by_noise", ()):
         print(f"  t {row['t']:4.0f}  sigma/alpha {row['noise_ratio']:8.3f}  accuracy {row['accuracy']:.3f}")
-    if processes_of_training().leads:
+    if processes_of_training().is_main:
         print(f"wrote {settings.training.output_dir}")
     return 0
 
@@ -95,7 +95,7 @@ def _rehearse(kind: str, settings: Any) -> int:
         quiet["evaluation"] = dataclasses.replace(settings.evaluation, eval_every=0)
     task, device = _task(kind, dataclasses.replace(settings, **quiet))
     found = rehearse(task, settings.training, device)
-    if not processes_of_training().leads:
+    if not processes_of_training().is_main:
         return 0
     mib = {name: f"{name} {size / 2**20:,.1f}" for name, size in found.memory.items()}
     print(f"images: {found.images:,}")

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ldm.comparison.bench import Bench, told
 from ldm.comparison.config import ComparisonConfig
 from ldm.comparison.folder import check_folder, claim
 from ldm.comparison.halving import round_sizes
 from ldm.comparison.methods import Variant, plan, why_not
 from ldm.comparison.publish import publish
 from ldm.comparison.records import Comparison
+from ldm.comparison.runner import ComparisonRunner, told
 from ldm.comparison.verdict import verdict_of
 from ldm.data.protocol import ImageData
-from ldm.evaluation.conditions import Drawn, draw_conditions
+from ldm.evaluation.conditions import EvalCondition, eval_conditions
 from ldm.evaluation.config import EvaluationConfig
-from ldm.evaluation.instruments import Instruments, prepare_instruments
+from ldm.evaluation.evaluators import Evaluators, prepare_evaluators
 from ldm.evaluation.manifest import cautions, count_of_reference, describe
 from ldm.evaluation.metrics.figures import check_captions, check_numbers
 from ldm.evaluation.references import opened_reference
@@ -42,7 +42,7 @@ def compare(
     output_dir: str | Path,
     sampling: SamplingConfig | None = None,
     evaluation: EvaluationConfig | None = None,
-    instruments: Instruments | None = None,
+    evaluators: Evaluators | None = None,
     train_data: ImageData | None = None,
     other_data: ImageData | None = None,
     model: str = "",
@@ -54,7 +54,7 @@ def compare(
     `output_dir`.
 
     Each cell is stored when it is done, so the same call after an interruption goes on with the next; `model` (see
-    `model_identity`) keeps cells of other weights apart; the report says `name` and `command`. `instruments` default
+    `model_identity`) keeps cells of other weights apart; the report says `name` and `command`. `evaluators` default
     to those trained on `train_data`, which defaults to `data`; the floor of the figures is that of `other_data`, which
     defaults to `train_data`. Several `processes` share the samples of each cell. Raises `UserError`, before any work,
     for what the model cannot do and for a folder that holds something else.
@@ -74,30 +74,30 @@ def compare(
 
     cells, left_out, sizes = processes.agreed(check)
     processes.advise(sizes[0], evaluation.batch_size)
-    instruments = instruments or processes.first_then_others(
-        lambda: prepare_instruments(train_data or data, evaluation, device=pipeline.device)
+    evaluators = evaluators or processes.first_then_others(
+        lambda: prepare_evaluators(train_data or data, evaluation, device=pipeline.device)
     )
-    drawn = draw_conditions(
-        pipeline, data, evaluation.num_images, evaluation.seed, classifier=guided, judge=instruments.judge
+    drawn = eval_conditions(
+        pipeline, data, evaluation.num_images, evaluation.seed, classifier=guided, judge=evaluators.judge
     )
     rows = min(config.rows, sizes[0])
-    shared = describe(data, evaluation, instruments, getattr(pipeline, "folder", None)) | {
+    shared = describe(data, evaluation, evaluators, getattr(pipeline, "folder", None)) | {
         "model": model,
         "sampling": asdict(sampling),
         "metrics": list(evaluation.metrics),
         "rows": rows,
     }
     shared |= {"rounds": list(sizes)} if len(sizes) > 1 else {}
-    processes.from_first(lambda: claim(folder, shared))
-    bench = Bench(pipeline, data, drawn, evaluation, instruments, shared, folder / "cells", rows, processes)
+    processes.run_on_main_and_broadcast(lambda: claim(folder, shared))
+    bench = ComparisonRunner(pipeline, data, drawn, evaluation, evaluators, shared, folder / "cells", rows, processes)
     rounds, done = bench.run(cells, sizes, config)
-    warnings = (*cautions(evaluation.num_images, shared["num_reference"], instruments), *caveats(sampling))
+    warnings = (*cautions(evaluation.num_images, shared["num_reference"], evaluators), *caveats(sampling))
     other = train_data if other_data is None else other_data
-    floor = processes.from_first(lambda: bench.floor(other))
+    floor = processes.run_on_main_and_broadcast(lambda: bench.floor(other))
     found = Comparison(done, left_out, shared, warnings, rounds, floor)
     strips = [bench.strip(cell) for cell in cells]
     titles = _row_titles(drawn[:rows], data)
-    processes.from_first(
+    processes.run_on_main_and_broadcast(
         lambda: publish(found, verdict_of(found, config), folder, strips, titles, name=name, command=command)
     )
     return found
@@ -126,7 +126,7 @@ def _plan(
         config.samplers,
         config.steps,
     )
-    drawn = draw_conditions(pipeline, data, evaluation.num_images, evaluation.seed, classifier=guided)
+    drawn = eval_conditions(pipeline, data, evaluation.num_images, evaluation.seed, classifier=guided)
     check_used(*(cell.sampling for cell in cells))
     for cell in cells:
         pipeline.check([each.request for each in told(drawn, pipeline, cell.sampling)], cell.sampling)
@@ -149,7 +149,7 @@ def model_identity(*folders: str | Path) -> str:
     return fingerprint(digests)
 
 
-def _row_titles(drawn: Sequence[Drawn], data: ImageData) -> list[str]:
+def _row_titles(drawn: Sequence[EvalCondition], data: ImageData) -> list[str]:
     titles = []
     for each in drawn:
         label = each.request.class_label

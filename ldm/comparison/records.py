@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ldm.comparison.text import aligned
-from ldm.evaluation.floor import Floor, told_floor
-from ldm.evaluation.records import EvaluationResult, Figure
+from ldm.evaluation.floor import Floor, baseline_line
+from ldm.evaluation.records import EvaluationResult, MetricValue
 from ldm.runtime.errors import UserError
 
 
@@ -141,7 +141,7 @@ class Comparison:
             found = {figure.metric: figure for figure in self.floor.figures}
             measured = [figure.metric for figure in self.cells[0].result.figures]
             rows.append(["floor", *[shown(found[name]) if name in found else "-" for name in measured], "-", "-", "-"])
-            return f"{aligned([head, *rows])}\n{told_floor(self.floor.facts)}"
+            return f"{aligned([head, *rows])}\n{baseline_line(self.floor.facts)}"
         return aligned([head, *rows])
 
 
@@ -156,7 +156,7 @@ def _flat(cell: Cell) -> dict[str, Any]:
     return row | {"seconds_per_image": cell.result.seconds_per_image, "peak_memory_bytes": cell.peak_memory}
 
 
-def shown(figure: Figure) -> str:
+def shown(figure: MetricValue) -> str:
     """Value and standard error; shares in per cent."""
     share = figure.metric.startswith("accuracy/")
     value, error = (None if x is None else 100 * x if share else x for x in (figure.value, figure.standard_error))

@@ -11,8 +11,8 @@ from typing import Any
 from ldm.comparison.records import Cell, Comparison, Round
 from ldm.comparison.text import csv_of
 from ldm.comparison.verdict import Verdict, pareto_front
-from ldm.evaluation.floor import told_floor
-from ldm.evaluation.records import Figure
+from ldm.evaluation.floor import baseline_line
+from ldm.evaluation.records import MetricValue
 from ldm.reports.page import data_url, fill
 from ldm.reports.plots import Point, Scatter
 
@@ -63,7 +63,7 @@ def render(
         heads=["method", *map(_short, cells[0].result.figures), *_FIXED],
         rows=[{"best": cell == verdict.best, "cells": _row(cell)} for cell in cells],
         floor=_floor_row(comparison),
-        floor_told=told_floor(comparison.floor.facts) if comparison.floor.facts else "",
+        floor_told=baseline_line(comparison.floor.facts) if comparison.floor.facts else "",
         left_out=comparison.left_out,
         rounds=[
             {"num_images": each.num_images, "rows": [_of_round(cell, each, verdict.metric) for cell in each.cells]}
@@ -103,12 +103,12 @@ def _of_round(cell: Cell, of: Round, metric: str) -> list[Shown]:
     return [Shown(cell.label, cell.label), figure, Shown("", "left" if cell.label in of.left else "went on")]
 
 
-def _short(figure: Figure) -> str:
+def _short(figure: MetricValue) -> str:
     """The name without the extractor's, which the page says once."""
     return figure.name if figure.metric.startswith("accuracy/") else figure.name.split("[")[0]
 
 
-def _figure(figure: Figure) -> Shown:
+def _figure(figure: MetricValue) -> Shown:
     share = figure.metric.startswith("accuracy/")
     scale, digits, unit = (100, ".1f", " %") if share else (1, ".4g", "")
     more = ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ldm.comparison.config import ComparisonConfig
 from ldm.comparison.records import Cell, Comparison
 from ldm.evaluation.metrics.intervals import interval
-from ldm.evaluation.records import Figure
+from ldm.evaluation.records import MetricValue
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def _rival(best: Cell, cell: Cell, metric: str) -> Rival:
     return Rival(cell, worse, interval(worse, [sign * (y - x) for x, y in zip(a.halves, b.halves, strict=True)]))
 
 
-def _cost(figure: Figure) -> float:
+def _cost(figure: MetricValue) -> float:
     if math.isnan(figure.value):
         return math.inf  # no figure is no merit
     return -figure.value if figure.higher_is_better else figure.value

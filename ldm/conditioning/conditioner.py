@@ -14,7 +14,7 @@ from ldm.conditioning.text_encoder import TextEncoder, embedded_encoder, frozen_
 from ldm.runtime.errors import UserError, suggest
 from ldm.runtime.files import atomic_write_json, read_json
 
-FACTS_NAME = "conditioning.json"
+CONDITIONING_FILE = "conditioning.json"
 
 
 @dataclass(frozen=True)
@@ -224,14 +224,16 @@ class Conditioner(nn.Module):
         if self.text is not None:
             self.text.save(folder)
         facts = self.facts()
-        atomic_write_json(Path(folder) / FACTS_NAME, facts)
+        atomic_write_json(Path(folder) / CONDITIONING_FILE, facts)
         return facts
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Conditioner":
         """Read a model folder; one without conditioning.json is a diffusers folder, whose parts tell the facts."""
         folder = Path(folder)
-        facts = _read_facts(folder / FACTS_NAME) if (folder / FACTS_NAME).exists() else _guess_facts(folder)
+        facts = (
+            _read_facts(folder / CONDITIONING_FILE) if (folder / CONDITIONING_FILE).exists() else _guess_facts(folder)
+        )
         text = facts["text"]
         encoder = None
         if text is not None:

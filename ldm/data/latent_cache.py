@@ -190,7 +190,7 @@ def encode_latents(
     if data.image_size % autoencoder.factor:
         raise UserError(f"--image-size {data.image_size}: not divisible by the autoencoder's {autoencoder.factor}")
     check_cache_folder(folder)
-    if processes.from_first(lambda: (folder / "manifest.json").is_file()):
+    if processes.run_on_main_and_broadcast(lambda: (folder / "manifest.json").is_file()):
         return LatentCache.open(folder, key, device=device, place=place)
 
     training = autoencoder.training
@@ -200,7 +200,7 @@ def encode_latents(
         encoding = autoencoder.encode(data[0].image[None].to(device), tiling=tiling)
         channels, height, width = encoding.mean.shape[1:]
         layout = Layout(len(data), (channels, height, width), data.flip, encoding.std is not None)
-        missing = processes.from_first(lambda: _begin(folder, layout, key))
+        missing = processes.run_on_main_and_broadcast(lambda: _begin(folder, layout, key))
         own = missing[processes.rank :: processes.count]
 
         def encode() -> None:
@@ -216,7 +216,7 @@ def encode_latents(
         sums = [sha256_of_file(layout.path(folder, shard)) for shard in range(layout.shards)]
         atomic_write_json(folder / "manifest.json", manifest_of(layout, asdict(key), sums))
 
-    processes.from_first(finish)
+    processes.run_on_main_and_broadcast(finish)
     return LatentCache.open(folder, key, device=device, place=place)
 
 

@@ -12,7 +12,7 @@ from ldm.data.protocol import ImageData
 from ldm.evaluation.conditions import balanced_indices, conditions_of
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluate import evaluate_model
-from ldm.evaluation.records import EvaluationResult, Figure
+from ldm.evaluation.records import EvaluationResult, MetricValue
 from ldm.runtime.errors import UserError
 from ldm.sampling.code_prior import CodePriorModel, bits_of_codes
 from ldm.sampling.pipeline import SamplingConfig
@@ -51,7 +51,7 @@ def evaluate_prior(
 
 
 @torch.no_grad()
-def code_figures(model: CodePriorModel, data: ImageData, config: EvaluationConfig) -> tuple[Figure, ...]:
+def code_figures(model: CodePriorModel, data: ImageData, config: EvaluationConfig) -> tuple[MetricValue, ...]:
     """Bits a code and a pixel of images of `data`, chosen by the seed, and log2 K beside them."""
     count = min(config.num_images, len(data))
     indices, levels = balanced_indices(data, count, config.seed), model.priors.shape.levels
@@ -71,9 +71,9 @@ def code_figures(model: CodePriorModel, data: ImageData, config: EvaluationConfi
             figures.append(_figure(f"bits_per_code[level {level}]{suffix}", bits[:, level] / grid.places))
         if not null:
             figures.append(_figure("bits_per_pixel", bits.sum(1) / pixels))
-    return (*figures, Figure("bits_per_code", "bits_per_code[uniform]", model.priors.shape.uniform_bits))
+    return (*figures, MetricValue("bits_per_code", "bits_per_code[uniform]", model.priors.shape.uniform_bits))
 
 
-def _figure(name: str, values: torch.Tensor) -> Figure:
+def _figure(name: str, values: torch.Tensor) -> MetricValue:
     error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
-    return Figure(name.split("[")[0], name, float(values.mean()), error)
+    return MetricValue(name.split("[")[0], name, float(values.mean()), error)

@@ -14,16 +14,16 @@ from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class EvalCondition:
     """One sample's conditions and what a judge should find in the picture; {} where nothing is asked."""
 
     request: Request
     asked: dict[str, str] = field(default_factory=dict)
 
 
-def draw_conditions(
+def eval_conditions(
     pipeline: Pipeline, data: ImageData, count: int, seed: int, *, classifier: bool = False, judge: Judge | None = None
-) -> list[Drawn]:
+) -> list[EvalCondition]:
     """Conditions of `count` samples: captions for a text model, labels for a class model, of `data`'s images.
 
     Images are drawn without replacement (then again from the start), one of each class in turn, so that every stretch
@@ -45,7 +45,7 @@ def draw_conditions(
             asked = {name: str(value) for name, value in data.attributes(index).items() if name in names}
         if label >= 0 and judge is not None and judge.class_head:
             asked[judge.class_head] = data.class_names[label]
-        drawn.append(Drawn(Request(prompt=prompt, class_label=label if label >= 0 else None), asked))
+        drawn.append(EvalCondition(Request(prompt=prompt, class_label=label if label >= 0 else None), asked))
     return drawn
 
 

@@ -11,11 +11,11 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ldm.data.protocol import ImageData
-from ldm.evaluation.conditions import draw_conditions
+from ldm.evaluation.conditions import eval_conditions
 from ldm.evaluation.config import DISTANCES, EvaluationConfig
 from ldm.evaluation.evaluate import reference_features
+from ldm.evaluation.evaluators import Evaluators, prepare_evaluators
 from ldm.evaluation.features.extractors import inception_extractor
-from ldm.evaluation.instruments import Instruments, prepare_instruments
 from ldm.evaluation.manifest import cautions, describe
 from ldm.evaluation.measure import measure
 from ldm.evaluation.metrics.figures import check_numbers
@@ -109,7 +109,7 @@ class EvaluationStopped(Exception):  # noqa: N818  (not an error)
     """The process was asked to stop before all samples were drawn."""
 
 
-class Watch:
+class PeriodicEvaluator:
     """Evaluates models of one data set under the same settings again and again.
 
     Instruments and the features of the real images are made at the first evaluation and kept.
@@ -118,10 +118,10 @@ class Watch:
     def __init__(self, config: EvalConfig, reference: ImageData, train: ImageData, pipeline: Pipeline) -> None:
         """`pipeline` is the untrained model: `UserError` for what it, or the data, can never be evaluated by."""
         self.config, self.reference, self.train = config, reference, train
-        self._made: tuple[Instruments, Tensor | Gaussian | None] | None = None
+        self._made: tuple[Evaluators, Tensor | Gaussian | None] | None = None
         with _own_flags():
             evaluation = config.evaluation()
-            requests = [each.request for each in draw_conditions(pipeline, reference, 1, config.eval_seed)]
+            requests = [each.request for each in eval_conditions(pipeline, reference, 1, config.eval_seed)]
             pipeline.check(requests, config.sampling())
             check_numbers(evaluation, evaluation.num_images, min(evaluation.num_reference, len(reference)))
             if "inception_score" in config.eval_metrics and not reference.class_names:
@@ -146,24 +146,22 @@ class Watch:
         """
         config, sampling = self.config.evaluation(), self.config.sampling()
         if self._made is None:
-            instruments = processes.first_then_others(
-                lambda: prepare_instruments(self.train, config, device=pipeline.device)
+            evaluators = processes.first_then_others(
+                lambda: prepare_evaluators(self.train, config, device=pipeline.device)
             )
-            self._made = instruments, reference_features(self.reference, instruments, config, processes)
-        instruments, features = self._made
-        drawn = draw_conditions(pipeline, self.reference, config.num_images, config.seed, judge=instruments.judge)
+            self._made = evaluators, reference_features(self.reference, evaluators, config, processes)
+        evaluators, features = self._made
+        drawn = eval_conditions(pipeline, self.reference, config.num_images, config.seed, judge=evaluators.judge)
         drawing: Any = _Stoppable(pipeline, stop) if processes.count == 1 else pipeline
-        found = measure(
-            drawing, drawn, sampling, config, instruments, features, label="evaluation", processes=processes
-        )
-        manifest = describe(self.reference, config, instruments) | {"sampling": asdict(sampling)}
+        found = measure(drawing, drawn, sampling, config, evaluators, features, label="evaluation", processes=processes)
+        manifest = describe(self.reference, config, evaluators) | {"sampling": asdict(sampling)}
         manifest["weights"] = "those that the run publishes, at this step"
         return EvaluationResult(
             found.figures,
             manifest,
             found.evaluations_per_image,
             found.seconds_per_image,
-            cautions(config.num_images, manifest["num_reference"], instruments),
+            cautions(config.num_images, manifest["num_reference"], evaluators),
         )
 
 

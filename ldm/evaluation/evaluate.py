@@ -8,12 +8,12 @@ from pathlib import Path
 from torch import Tensor
 
 from ldm.data.protocol import ImageData
-from ldm.evaluation.conditions import draw_conditions, uses_classifier
+from ldm.evaluation.conditions import eval_conditions, uses_classifier
 from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.evaluators import Evaluators, prepare_evaluators
 from ldm.evaluation.features.feature_cache import chosen_indices, features_of
 from ldm.evaluation.features.judge import Judge
 from ldm.evaluation.floor import floor_of_data
-from ldm.evaluation.instruments import Instruments, prepare_instruments
 from ldm.evaluation.likelihood import LikelihoodConfig, refuse_guidance, with_likelihood
 from ldm.evaluation.manifest import cautions, count_of_reference, describe
 from ldm.evaluation.measure import measure
@@ -35,7 +35,7 @@ def evaluate_model(
     sampling: SamplingConfig | None = None,
     config: EvaluationConfig | None = None,
     *,
-    instruments: Instruments | None = None,
+    evaluators: Evaluators | None = None,
     train_data: ImageData | None = None,
     other_data: ImageData | None = None,
     likelihood: LikelihoodConfig | None = None,
@@ -44,7 +44,7 @@ def evaluate_model(
 ) -> EvaluationResult:
     """Sample under conditions drawn from `data` and compare with its images; measure their likelihood if asked to.
 
-    `instruments` default to those trained on `train_data`, which defaults to `data`; they are trained after the model
+    `evaluators` default to those trained on `train_data`, which defaults to `data`; they are trained after the model
     was found to be able to do what is asked, so a refusal costs nothing. The floor of the figures is that of the images
     of `other_data`, which defaults to `train_data` where that is not `data`. The `picture` of memorisation is written
     there. Several `processes` share the samples and the reference; all else is the first one's alone.
@@ -66,11 +66,11 @@ def evaluate_model(
         return with_calibration(result, pipeline, judge, data, other, config)
 
     if config.without_samples:
-        return processes.from_first(lambda: told(None, judge_for(train_data or data, config, pipeline)))
+        return processes.run_on_main_and_broadcast(lambda: told(None, judge_for(train_data or data, config, pipeline)))
     target = uses_classifier(sampling)
 
     def check() -> None:  # refuse before any work
-        drawn = draw_conditions(pipeline, data, config.num_images, config.seed, classifier=target)
+        drawn = eval_conditions(pipeline, data, config.num_images, config.seed, classifier=target)
         pipeline.check([each.request for each in drawn], sampling)
         opened_reference(config, data)
         check_captions(config, pipeline.has_text)
@@ -80,49 +80,49 @@ def evaluate_model(
 
     processes.agreed(check)
     processes.advise(config.num_images, config.batch_size)
-    instruments = instruments or processes.first_then_others(
-        lambda: prepare_instruments(train_data or data, config, device=pipeline.device)
+    evaluators = evaluators or processes.first_then_others(
+        lambda: prepare_evaluators(train_data or data, config, device=pipeline.device)
     )
-    drawn = draw_conditions(pipeline, data, config.num_images, config.seed, classifier=target, judge=instruments.judge)
-    reference = reference_features(data, instruments, config, processes)
-    found = measure(pipeline, drawn, sampling, config, instruments, reference, processes=processes)
-    floor = processes.from_first(
-        lambda: floor_of_data(other, data, reference, config, instruments, captions=pipeline.has_text)
+    drawn = eval_conditions(pipeline, data, config.num_images, config.seed, classifier=target, judge=evaluators.judge)
+    reference = reference_features(data, evaluators, config, processes)
+    found = measure(pipeline, drawn, sampling, config, evaluators, reference, processes=processes)
+    floor = processes.run_on_main_and_broadcast(
+        lambda: floor_of_data(other, data, reference, config, evaluators, captions=pipeline.has_text)
     )
     folder = getattr(pipeline, "folder", None)
-    manifest = describe(data, config, instruments, folder)
+    manifest = describe(data, config, evaluators, folder)
     manifest |= {"sampling": asdict(sampling), "caveats": caveats(sampling), "floor": floor.facts}
     result = EvaluationResult(
         found.figures,
         manifest,
         found.evaluations_per_image,
         found.seconds_per_image,
-        (*cautions(config.num_images, manifest["num_reference"], instruments), *caveats(sampling)),
+        (*cautions(config.num_images, manifest["num_reference"], evaluators), *caveats(sampling)),
         floor.figures,
     )
 
     def whole() -> EvaluationResult:
         with_copies = result
-        if config.near and instruments.extractor is not None:
+        if config.near and evaluators.extractor is not None:
             train, held_out = training_and_held_out(data, other)
-            copies = memorisation(found.features, instruments.extractor, train, held_out, config)
+            copies = memorisation(found.features, evaluators.extractor, train, held_out, config)
             if picture is not None:
                 save_suspects(picture, copies, pipeline, drawn, sampling, config, train)
             facts = {**result.manifest, "memorisation": copies.facts}
             with_copies = replace(result, figures=result.figures + copies.figures, manifest=facts)
-        return told(with_copies, instruments.judge)
+        return told(with_copies, evaluators.judge)
 
-    return processes.from_first(whole)
+    return processes.run_on_main_and_broadcast(whole)
 
 
 def reference_features(
-    data: ImageData, instruments: Instruments, config: EvaluationConfig, processes: Processes = ALONE
+    data: ImageData, evaluators: Evaluators, config: EvaluationConfig, processes: Processes = ALONE
 ) -> Tensor | Gaussian | None:
     """Features (N, D) of the real images, from the --reference, the cache or computed; None where none are needed.
 
     Of several processes the first has them all, the others their own.
     """
-    extractor = instruments.extractor
+    extractor = evaluators.extractor
     if extractor is None:
         return None
     if (file := opened_reference(config, data)) is not None:

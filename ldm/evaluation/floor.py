@@ -16,11 +16,11 @@ from torch import Tensor
 from ldm.data.protocol import ImageData
 from ldm.evaluation.conditions import balanced_indices
 from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.evaluators import Evaluators
 from ldm.evaluation.features.feature_cache import features_of
-from ldm.evaluation.instruments import Instruments
 from ldm.evaluation.metrics.figures import Samples, check_numbers, figures_of
 from ldm.evaluation.metrics.frechet import Gaussian
-from ldm.evaluation.records import Figure, figures_from_json, finite
+from ldm.evaluation.records import MetricValue, figures_from_json, finite
 from ldm.runtime.errors import UserError
 
 
@@ -28,7 +28,7 @@ from ldm.runtime.errors import UserError
 class Floor:
     """Figures of real images, and which they are."""
 
-    figures: tuple[Figure, ...] = ()
+    figures: tuple[MetricValue, ...] = ()
     facts: dict[str, Any] | None = None  # None: there is no floor
 
     def to_json(self) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def floor_of_data(
     data: ImageData,
     real: Tensor | Gaussian | None,
     config: EvaluationConfig,
-    instruments: Instruments,
+    evaluators: Evaluators,
     *,
     captions: bool = False,
 ) -> Floor:
@@ -54,7 +54,7 @@ def floor_of_data(
 
     With `captions`, samples of one condition are those of one caption, else of one class.
     """
-    extractor, judge = instruments.extractor, instruments.judge
+    extractor, judge = evaluators.extractor, evaluators.judge
     if not config.floor or extractor is None or real is None or other is None or other.fingerprint == data.fingerprint:
         return Floor()
     count = min(config.num_images, len(other))
@@ -66,7 +66,7 @@ def floor_of_data(
         parts = [indices[start : start + config.batch_size] for start in range(0, len(indices), config.batch_size)]
         found = [judge.probabilities(torch.stack([other[i].image for i in part])) for part in parts]
         opinions = torch.cat([each[judge.class_head] for each in found])
-    texts, clip = None, instruments.clip
+    texts, clip = None, evaluators.clip
     if clip is not None and captions and other.has_captions:
         seen = features_of(clip.extractor, other, indices, batch_size=config.batch_size, label="CLIP of real images")
         texts = clip.of_features(seen, [other.captions(i)[0] for i in indices])
@@ -77,23 +77,23 @@ def floor_of_data(
 
 
 def floor_of_features(
-    others: Tensor, real: Tensor | Gaussian, config: EvaluationConfig, instruments: Instruments, count: int, name: str
+    others: Tensor, real: Tensor | Gaussian, config: EvaluationConfig, evaluators: Evaluators, count: int, name: str
 ) -> Floor:
     """Of at most `count` of the features (M, D) of images that are said to be `name`."""
-    if not config.floor or instruments.extractor is None or len(others) < 2:
+    if not config.floor or evaluators.extractor is None or len(others) < 2:
         return Floor()
     chosen = torch.randperm(len(others), generator=torch.Generator().manual_seed(config.seed))[:count]
-    samples = Samples(real, others[chosen.to(others.device)], instruments.extractor)
+    samples = Samples(real, others[chosen.to(others.device)], evaluators.extractor)
     return _measured(samples, config, {"images": name, "num_images": len(samples.fake)})
 
 
-def floor_of_halves(real: Tensor, config: EvaluationConfig, instruments: Instruments, count: int) -> Floor:
+def floor_of_halves(real: Tensor, config: EvaluationConfig, evaluators: Evaluators, count: int) -> Floor:
     """Where there are no other images: at most half of the real ones against the rest of them."""
     count = min(count, len(real) // 2)
     if count < 2:
         return Floor()
     order = torch.randperm(len(real), generator=torch.Generator().manual_seed(config.seed)).to(real.device)
-    found = floor_of_features(real[order[:count]], real[order[count:]], config, instruments, count, "")
+    found = floor_of_features(real[order[:count]], real[order[count:]], config, evaluators, count, "")
     if found.facts is None:
         return found
     name = f"real, {count} against the other {len(real) - count}"
@@ -115,7 +115,7 @@ def _measured(samples: Samples, config: EvaluationConfig, facts: dict[str, Any])
     return Floor(figures_of(samples, replace(config, metrics=tuple(measurable), bootstrap=0)), facts)
 
 
-def told_floor(facts: Mapping[str, Any]) -> str:
+def baseline_line(facts: Mapping[str, Any]) -> str:
     """What the floor's facts say, as one line."""
     reference = f", {facts['num_reference']} as reference" if "num_reference" in facts else ""
     return f"floor: the same of {facts['num_images']} images: {facts['images']}{reference}"

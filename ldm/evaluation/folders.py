@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ldm.data.listing import shown
 from ldm.evaluation.config import OF_FOLDERS, EvaluationConfig
+from ldm.evaluation.evaluators import Evaluators, prepare_extractor
 from ldm.evaluation.features.extractors import Extractor, extract
 from ldm.evaluation.floor import Floor, floor_of_features, floor_of_halves
 from ldm.evaluation.folder_images import FolderImages
-from ldm.evaluation.instruments import Instruments, prepare_extractor
 from ldm.evaluation.manifest import cautions, facts_of
 from ldm.evaluation.metrics.figures import Samples, check_numbers, figures_of
 from ldm.evaluation.metrics.frechet import Gaussian
@@ -30,7 +30,7 @@ def evaluate_folders(
     config: EvaluationConfig | None = None,
     *,
     device: torch.device | str = "cpu",
-    instruments: Instruments | None = None,
+    evaluators: Evaluators | None = None,
     resize: int | None = None,
 ) -> EvaluationResult:
     """Distances of all images of the folder `fake` from those of `real`, or with None from the --reference.
@@ -49,13 +49,13 @@ def evaluate_folders(
     theirs, ours = None if real is None else FolderImages(real, resize), FolderImages(fake, resize)
     check_numbers(config, len(ours), len(theirs) if theirs is not None else file.count if file is not None else 0)
     sizes = _checked_sizes(theirs, ours, file)
-    if instruments is None or instruments.extractor is None:
-        instruments = Instruments(prepare_extractor(theirs, config, device=device), None)
-    extractor = instruments.extractor
+    if evaluators is None or evaluators.extractor is None:
+        evaluators = Evaluators(prepare_extractor(theirs, config, device=device), None)
+    extractor = evaluators.extractor
     assert extractor is not None
     a = _real(theirs, file, extractor, config)
     b = extract(extractor, ours.images(config.batch_size, "features of fake"))
-    manifest = facts_of(instruments) | {
+    manifest = facts_of(evaluators) | {
         "real": theirs.name if theirs is not None else shown(Path(config.reference).name),
         "fake": ours.name,
         "num_reference": len(a) if isinstance(a, Tensor) else a.count,
@@ -66,16 +66,16 @@ def evaluate_folders(
     }
     floor = Floor()
     if isinstance(a, Tensor) and theirs is not None:
-        floor = floor_of_halves(a, config, instruments, len(b)) if config.floor else floor
+        floor = floor_of_halves(a, config, evaluators, len(b)) if config.floor else floor
     elif file is not None:
         manifest["reference"] = file.manifest()
         others = file.others.to(b.device)
         name = f"real, of {shown(file.facts.data)} ({shown(file.facts.others_split)})"
-        floor = floor_of_features(others, a, config, instruments, len(b), name)
+        floor = floor_of_features(others, a, config, evaluators, len(b), name)
     return EvaluationResult(
         figures_of(Samples(a, b, extractor), config),
         manifest | {"floor": floor.facts},
-        warnings=cautions(len(b), manifest["num_reference"], instruments),
+        warnings=cautions(len(b), manifest["num_reference"], evaluators),
         floor=floor.figures,
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ldm.data.protocol import ImageData
 from ldm.evaluation.conditions import conditions_of
 from ldm.evaluation.config import EvaluationConfig
-from ldm.evaluation.records import EvaluationResult, Figure
+from ldm.evaluation.records import EvaluationResult, MetricValue
 from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.progress import progress
 from ldm.sampling.pipeline import Pipeline, SamplingConfig
@@ -54,7 +54,7 @@ class LikelihoodConfig:
 class Likelihood:
     """Figures in bits a dimension, and what their dimensions are."""
 
-    figures: tuple[Figure, ...]
+    figures: tuple[MetricValue, ...]
     manifest: dict[str, Any]
 
 
@@ -151,13 +151,13 @@ def _probes(seed: int, rows: Sequence[int], like: Tensor, count: int) -> list[Te
     return [torch.where(normal > 0, 1.0, -1.0).to(like) for normal in drawn]
 
 
-def _figure(name: str, nats: Tensor, dimensions: int, pixels: bool) -> Figure:
+def _figure(name: str, nats: Tensor, dimensions: int, pixels: bool) -> MetricValue:
     # the bound's decoder gives probabilities already; the flow's density is read over a bin of the values
     bits = bits_per_dim(nats, dimensions, bins=_BINS if pixels and name == "flow" else None)
     error = float(bits.std()) / math.sqrt(len(bits))
     what, _, term = name.partition("/")
     title = f"bits/dim[{'8-bit pixels' if pixels else 'latent density'}, {what}]" + (f" {term}" if term else "")
-    return Figure(f"bits_per_dim/{name}", title, float(bits.mean()), error)
+    return MetricValue(f"bits_per_dim/{name}", title, float(bits.mean()), error)
 
 
 def refuse_guidance(sampling: SamplingConfig) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from ldm.data.listing import shown
 from ldm.data.protocol import ImageData
 from ldm.evaluation.config import EvaluationConfig
-from ldm.evaluation.instruments import Instruments
+from ldm.evaluation.evaluators import Evaluators
 from ldm.evaluation.references import opened_reference
 from ldm.runtime.files import read_json
 from ldm.sampling.model_folder import INDEX, WEIGHTS
@@ -17,11 +17,11 @@ _SMALL = 10_000  # below so many images FID's bias is larger than most differenc
 
 
 def describe(
-    data: ImageData, config: EvaluationConfig, instruments: Instruments, folder: Path | None = None
+    data: ImageData, config: EvaluationConfig, evaluators: Evaluators, folder: Path | None = None
 ) -> dict[str, Any]:
     """The manifest, but for the sampler: what the figures of the model in `folder` hold for."""
     balanced = f"balanced over {len(data.class_names)} classes" if data.class_names else "as drawn from the data"
-    facts = facts_of(instruments) | {
+    facts = facts_of(evaluators) | {
         "data": data.name,
         "split": data.split,
         "data_fingerprint": data.fingerprint,
@@ -51,10 +51,10 @@ def weights_of(folder: Path | None) -> str:
     return "as published in the model folder, which does not tell whether they are an EMA"
 
 
-def cautions(num_images: int, num_reference: int, instruments: Instruments) -> tuple[str, ...]:
+def cautions(num_images: int, num_reference: int, evaluators: Evaluators) -> tuple[str, ...]:
     """What to be careful about when the figures are quoted."""
     found = []
-    extractor, judge = instruments.extractor, instruments.judge
+    extractor, judge = evaluators.extractor, evaluators.judge
     fewest = min(num_images, num_reference or num_images)
     if extractor is not None and fewest < _SMALL:
         found.append(f"N = {fewest}: the Frechet distance is biased upwards; compare only figures of equal N")
@@ -70,8 +70,8 @@ def cautions(num_images: int, num_reference: int, instruments: Instruments) -> t
     return tuple(found)
 
 
-def facts_of(instruments: Instruments) -> dict[str, Any]:
-    extractor, judge = instruments.extractor, instruments.judge
+def facts_of(evaluators: Evaluators) -> dict[str, Any]:
+    extractor, judge = evaluators.extractor, evaluators.judge
     facts: dict[str, Any] = {}
     if extractor is not None:
         facts |= {"extractor": extractor.name, "dim": extractor.dim, "preprocessing": extractor.preprocessing}
@@ -81,6 +81,6 @@ def facts_of(instruments: Instruments) -> dict[str, Any]:
             "judge_accuracy": dict(judge.accuracy),
             "judge_held_out": judge.facts.held_out,
         }
-    if instruments.clip is not None:
-        facts["clip_score"] = f"{instruments.clip.FORM}; {instruments.clip.name}"
+    if evaluators.clip is not None:
+        facts["clip_score"] = f"{evaluators.clip.FORM}; {evaluators.clip.name}"
     return facts

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.evaluation.conditions import Drawn
+from ldm.evaluation.conditions import EvalCondition
 from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.evaluators import Evaluators
 from ldm.evaluation.features.judge import Score
-from ldm.evaluation.instruments import Instruments
 from ldm.evaluation.metrics.figures import Samples, figures_of
 from ldm.evaluation.metrics.frechet import Gaussian
-from ldm.evaluation.records import Figure
+from ldm.evaluation.records import MetricValue
 from ldm.runtime.distributed import ALONE, Processes
 from ldm.runtime.progress import progress
 from ldm.sampling.pipeline import Pipeline, SamplingConfig
 
 
 @dataclass(frozen=True)
-class Seen:
+class SampleStats:
     """What the instruments saw of `count` samples, what these cost, and the first of them; what follows may be added.
 
     `features` (count, D) and the judge's `opinions` on the class (count, K) are empty where they were not asked for,
@@ -41,7 +41,7 @@ class Seen:
     images: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @classmethod
-    def joined(cls, parts: Sequence[Seen]) -> Seen:
+    def joined(cls, parts: Sequence[SampleStats]) -> SampleStats:
         """All parts in their order."""
         scores: dict[str, Score] = {}
         for part in parts:
@@ -63,7 +63,7 @@ class Seen:
 class Measurement:
     """Figures of one set of samples, their cost, and the first few of them."""
 
-    figures: tuple[Figure, ...]
+    figures: tuple[MetricValue, ...]
     evaluations_per_image: float
     seconds_per_image: float
     images: Tensor  # (kept, 3, H, W) in [-1, 1], on the CPU
@@ -72,10 +72,10 @@ class Measurement:
 
 def measure(
     pipeline: Pipeline,
-    drawn: Sequence[Drawn],
+    drawn: Sequence[EvalCondition],
     sampling: SamplingConfig,
     config: EvaluationConfig,
-    instruments: Instruments,
+    evaluators: Evaluators,
     reference: Tensor | Gaussian | None,
     *,
     keep: int = 0,
@@ -83,23 +83,23 @@ def measure(
     processes: Processes = ALONE,
 ) -> Measurement:
     """Sample under the drawn conditions and measure; images stay on the device but for the first `keep`."""
-    seen = look(pipeline, drawn, sampling, config, instruments, keep=keep, label=label, processes=processes)
-    return processes.from_first(lambda: measured(seen, drawn, config, instruments, reference))
+    seen = look(pipeline, drawn, sampling, config, evaluators, keep=keep, label=label, processes=processes)
+    return processes.run_on_main_and_broadcast(lambda: measured(seen, drawn, config, evaluators, reference))
 
 
 def look(
     pipeline: Pipeline,
-    drawn: Sequence[Drawn],
+    drawn: Sequence[EvalCondition],
     sampling: SamplingConfig,
     config: EvaluationConfig,
-    instruments: Instruments,
+    evaluators: Evaluators,
     *,
     first: int = 0,
     keep: int = 0,
     label: str = "sampling",
     on_batch: Callable[[int], None] | None = None,
     processes: Processes = ALONE,
-) -> Seen:
+) -> SampleStats:
     """Sample under the drawn conditions but the `first`, and look at the samples, each in its own batch's process.
 
     What is seen is the first process's to tell, complete and in order; the others get nothing. `on_batch` is told the
@@ -118,20 +118,20 @@ def look(
         **options,
     )
     places = processes.places(len(asked), config.batch_size)
-    told = progress(places, label) if processes.leads and on_batch is None else places
-    parts: list[tuple[int, Seen]] = []
+    told = progress(places, label) if processes.is_main and on_batch is None else places
+    parts: list[tuple[int, SampleStats]] = []
     for place in told:
         start = time.perf_counter()
         images = next(batches)  # (b, 3, H, W)
         _wait(images.device)
         seconds = time.perf_counter() - start
         wanted = asked[place : place + len(images)]
-        parts.append((place, _seen(images, wanted, config, instruments, seconds, max(0, keep - first - place))))
+        parts.append((place, _seen(images, wanted, config, evaluators, seconds, max(0, keep - first - place))))
         if on_batch is not None:
             on_batch(min(processes.count * config.batch_size, len(asked) - place))
     for _ in batches:
         raise RuntimeError("more batches than conditions")
-    cost = Seen(evaluations=pipeline.evaluations)
+    cost = SampleStats(evaluations=pipeline.evaluations)
     if processes.count > 1:
         parts = [
             (
@@ -147,35 +147,35 @@ def look(
         ]
     everyone = processes.gather((parts, cost))
     in_order = sorted((part for those, _ in everyone for part in those), key=lambda part: part[0])
-    return Seen.joined([*(part for _, part in in_order), *(each for _, each in everyone)])
+    return SampleStats.joined([*(part for _, part in in_order), *(each for _, each in everyone)])
 
 
 def measured(
-    seen: Seen,
-    drawn: Sequence[Drawn],
+    seen: SampleStats,
+    drawn: Sequence[EvalCondition],
     config: EvaluationConfig,
-    instruments: Instruments,
+    evaluators: Evaluators,
     reference: Tensor | Gaussian | None,
 ) -> Measurement:
     """The figures of what was seen under these conditions."""
     if seen.count != len(drawn):
         raise ValueError(f"{seen.count} samples were seen under {len(drawn)} conditions")
-    figures: tuple[Figure, ...] = ()
-    judge = instruments.judge
-    if instruments.extractor is not None and reference is not None:
+    figures: tuple[MetricValue, ...] = ()
+    judge = evaluators.judge
+    if evaluators.extractor is not None and reference is not None:
         samples = Samples(
             reference,
             seen.features.to(reference.device),
-            instruments.extractor,
+            evaluators.extractor,
             [(each.request.prompt, each.request.class_label) for each in drawn],
             seen.opinions.to(reference.device) if len(seen.opinions) else None,
             judge.name if judge is not None else "",
             seen.text_scores if len(seen.text_scores) else None,
-            instruments.clip.name if instruments.clip is not None else "",
+            evaluators.clip.name if evaluators.clip is not None else "",
         )
         figures = figures_of(samples, config)
     figures += tuple(
-        Figure(f"accuracy/{name}", f"accuracy[{name}]", score.share, score.standard_error, higher_is_better=True)
+        MetricValue(f"accuracy/{name}", f"accuracy[{name}]", score.share, score.standard_error, higher_is_better=True)
         for name, score in seen.scores.items()
     )
     return Measurement(figures, seen.evaluations / seen.count, seen.seconds / seen.count, seen.images, seen.features)
@@ -183,23 +183,23 @@ def measured(
 
 def _seen(
     images: Tensor,
-    told: Sequence[Drawn],
+    told: Sequence[EvalCondition],
     config: EvaluationConfig,
-    instruments: Instruments,
+    evaluators: Evaluators,
     seconds: float,
     keep: int,
-) -> Seen:
-    judge, nothing = instruments.judge, torch.empty(0)
-    features = nothing if instruments.extractor is None else instruments.extractor(images)
+) -> SampleStats:
+    judge, nothing = evaluators.judge, torch.empty(0)
+    features = nothing if evaluators.extractor is None else evaluators.extractor(images)
     opinions, scores = nothing, {}
     if judge is not None:
         scores = judge.score(images, [each.asked for each in told])
         if judge.class_head and "inception_score" in config.metrics:
             opinions = judge.probabilities(images)[judge.class_head]
     texts = nothing
-    if instruments.clip is not None:
-        texts = instruments.clip(images, [each.request.prompt for each in told])
-    return Seen(len(images), features, opinions, texts, scores, 0, seconds, images[:keep].cpu())
+    if evaluators.clip is not None:
+        texts = evaluators.clip(images, [each.request.prompt for each in told])
+    return SampleStats(len(images), features, opinions, texts, scores, 0, seconds, images[:keep].cpu())
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class MetricValue:
     """One number. `metric` is its kind (fid, kid, accuracy/shape); `name` is to be quoted, for it tells what measured
     (`FID`, `FD[trained-cnn:shapes:52de6987]`, `accuracy[shape]`)."""
 
@@ -26,14 +26,16 @@ class Figure:
 class EvaluationResult:
     """Figures, what they were measured on and by, what they cost, and what to be careful about."""
 
-    figures: tuple[Figure, ...]
+    figures: tuple[MetricValue, ...]
     manifest: Mapping[str, Any]
     evaluations_per_image: float = 0.0  # network evaluations (samples x branches); 0 for folders
     seconds_per_image: float = 0.0  # of sampling
     warnings: tuple[str, ...] = ()
-    floor: tuple[Figure, ...] = ()  # the figures of real images that are not the reference; see `ldm.evaluation.floor`
+    floor: tuple[
+        MetricValue, ...
+    ] = ()  # the figures of real images that are not the reference; see `ldm.evaluation.floor`
 
-    def __getitem__(self, metric: str) -> Figure:
+    def __getitem__(self, metric: str) -> MetricValue:
         found = [figure for figure in self.figures if figure.metric == metric]
         if not found:
             raise KeyError(f"{metric}; measured: {', '.join(figure.metric for figure in self.figures)}")
@@ -50,9 +52,9 @@ class EvaluationResult:
         return cls(**{**value, "figures": figures, "floor": floor, "warnings": tuple(value["warnings"])})
 
 
-def figures_from_json(values: Iterable[Mapping[str, Any]]) -> tuple[Figure, ...]:
+def figures_from_json(values: Iterable[Mapping[str, Any]]) -> tuple[MetricValue, ...]:
     """Figures from what `asdict` and `finite` made of them."""
-    return tuple(Figure(**{**figure, **_numbers(figure)}) for figure in values)
+    return tuple(MetricValue(**{**figure, **_numbers(figure)}) for figure in values)
 
 
 def _numbers(figure: Mapping[str, Any]) -> dict[str, Any]:

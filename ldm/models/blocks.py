@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.models.perturbation import Edits, Told
+from ldm.models.perturbation import LayerPerturbation, Told
 
 Run = Callable[..., Tensor]  # run(function, *inputs): plainly, or recomputed in the backward pass
 
@@ -166,7 +166,11 @@ class Attention(nn.Module):
         return projected.view(batch, -1, self.heads, projected.shape[1] // self.heads).transpose(1, 2)
 
     def forward(
-        self, tokens: Tensor, batch: int, known: tuple[Tensor, Tensor] | None = None, edits: Edits | None = None
+        self,
+        tokens: Tensor,
+        batch: int,
+        known: tuple[Tensor, Tensor] | None = None,
+        edits: LayerPerturbation | None = None,
     ) -> Tensor:
         """`known`: the keys and values of a context; None: those of the tokens themselves."""
         q = self._split(self.to_q(tokens), batch)  # (B, heads, N, C / heads)

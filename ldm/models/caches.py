@@ -1,4 +1,4 @@
-"""What a U-Net need not compute anew at every step: exactly (`Prepared`), or roughly (`Deep`)."""
+"""What a U-Net need not compute anew at every step: exactly (`CachedConditioning`), or roughly (`FeatureCache`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ldm.models.blocks import ResnetBlock, TransformerBlock, time_projections
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class CachedConditioning:
     """The conditions of a sampling run with all that follows from them alone; the run's steps differ in x and t only.
 
     Made by `Encoder.prepare` and good for as long as the network's weights stay as they are.
@@ -28,7 +28,7 @@ class Prepared:
 
 
 @dataclass(eq=False)
-class Deep:
+class FeatureCache:
     """What came up from below the highest resolution in an earlier call, to be taken for this call's.
 
     Ma et al. 2024, arXiv:2312.00858 (DeepCache), section 3.3, with the first block as the only one that is run. Empty:
@@ -51,11 +51,11 @@ def keys_values(network: nn.Module, context: Tensor) -> dict[nn.Module, tuple[Te
 
 
 @torch.no_grad()
-def prepare(network: nn.Module, class_labels: Tensor | None, context: Tensor | None) -> Prepared:
+def prepare(network: nn.Module, class_labels: Tensor | None, context: Tensor | None) -> CachedConditioning:
     """As `Encoder.prepare`."""
     heard = context is not None and hasattr(network, "add_embedding")
     resnets = residual_blocks(network)
-    return Prepared(
+    return CachedConditioning(
         class_labels,
         context,
         None if class_labels is None else network.class_embedding(class_labels),  # type: ignore[operator]

@@ -35,7 +35,7 @@ class Perturbation:
 
 
 @dataclass
-class Edits:
+class LayerPerturbation:
     """What is done to one layer: for each kind the samples (B,) in which it is done."""
 
     aspect: float  # height / width of the picture, and so of every grid of tokens
@@ -57,15 +57,17 @@ class Edits:
         return torch.where(mask.view(-1, *[1] * (plain.ndim - 1)), changed(), plain)
 
 
-_NONE: Mapping[nn.Module, Edits] = MappingProxyType({})
+_NONE: Mapping[nn.Module, LayerPerturbation] = MappingProxyType({})
 
 
 class Told(NamedTuple):
     """What the layers of one call are told besides x and time: the text states, and which of them are perturbed."""
 
     text: Tensor | None = None  # (B L, D)
-    edits: Mapping[nn.Module, Edits] = _NONE
-    known: Mapping[nn.Module, tuple[Tensor, Tensor]] | None = None  # the text's keys and values, of a `Prepared`
+    edits: Mapping[nn.Module, LayerPerturbation] = _NONE
+    known: Mapping[nn.Module, tuple[Tensor, Tensor]] | None = (
+        None  # the text's keys and values, of a `CachedConditioning`
+    )
 
     def kept(self, layer: nn.Module, before: Tensor, after: Tensor) -> Tensor:
         """The layer's output (B, C, H, W), or its input in the samples in which it is left out."""
@@ -94,12 +96,12 @@ def _gaussian(size: int, sigma: float, like: Tensor) -> Tensor:
 
 def edits_of(
     network: nn.Module, perturbations: Sequence[tuple[Perturbation, Tensor]], aspect: float
-) -> Mapping[nn.Module, Edits]:
+) -> Mapping[nn.Module, LayerPerturbation]:
     """The edits of each layer for one call, from perturbations with the samples (B,) that they are for."""
-    found: dict[nn.Module, Edits] = {}
+    found: dict[nn.Module, LayerPerturbation] = {}
     for perturbation, mask in perturbations:
         for name in perturbation.layers:
-            edits = found.setdefault(network.get_submodule(name), Edits(aspect))
+            edits = found.setdefault(network.get_submodule(name), LayerPerturbation(aspect))
             earlier = edits.masks.get(perturbation.kind)
             edits.masks[perturbation.kind] = mask if earlier is None else earlier | mask
             if perturbation.kind == "blur":

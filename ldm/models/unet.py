@@ -30,7 +30,7 @@ from ldm.models.blocks import (
     time_projections,
     zeroed,
 )
-from ldm.models.caches import Deep, Prepared, prepare, residual_blocks
+from ldm.models.caches import CachedConditioning, FeatureCache, prepare, residual_blocks
 from ldm.models.perturbation import Kind, Perturbation, Told, edits_of
 from ldm.models.perturbed_layers import chosen_layers
 from ldm.models.unet_config import UNetConfig
@@ -124,7 +124,7 @@ class Encoder(nn.Module):
             [self._transformer(channels, self._shape.mid_heads)] if attends else [],
         )
 
-    def prepare(self, class_labels: Tensor | None = None, context: Tensor | None = None) -> Prepared:
+    def prepare(self, class_labels: Tensor | None = None, context: Tensor | None = None) -> CachedConditioning:
         """What the steps of a sampling run share, to be given as `prepared` in place of labels and context.
 
         The text's keys, values and pooled vector are the same bits as without; the projections of time, made in one
@@ -139,7 +139,7 @@ class Encoder(nn.Module):
         class_labels: Tensor | None = None,
         context: Tensor | None = None,
         perturbations: Sequence[tuple[Perturbation, Tensor]] = (),
-        prepared: Prepared | None = None,
+        prepared: CachedConditioning | None = None,
         *,
         shallow: bool = False,
     ) -> Encoded:
@@ -161,7 +161,12 @@ class Encoder(nn.Module):
         return Encoded(h, times, told, skips, run)
 
     def _times(
-        self, x: Tensor, t: Tensor, class_labels: Tensor | None, context: Tensor | None, prepared: Prepared | None
+        self,
+        x: Tensor,
+        t: Tensor,
+        class_labels: Tensor | None,
+        context: Tensor | None,
+        prepared: CachedConditioning | None,
     ) -> Times:
         shape = self._shape
         # angles in float32 at least: t reaches 999 and bfloat16 has 8 bits
@@ -252,8 +257,8 @@ class UNet(Encoder):
         class_labels: Tensor | None = None,
         context: Tensor | None = None,
         perturbations: Sequence[tuple[Perturbation, Tensor]] = (),
-        prepared: Prepared | None = None,
-        deep: Deep | None = None,
+        prepared: CachedConditioning | None = None,
+        deep: FeatureCache | None = None,
     ) -> Tensor:
         """`perturbations`: each with the samples (B,), as booleans, in which it is done. `prepared`: the conditions.
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from ldm.evaluation.records import Figure
+from ldm.evaluation.records import MetricValue
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, without black and yellow
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
@@ -38,7 +38,7 @@ class Point:
     label: str
     series: str
     x: float
-    y: Figure
+    y: MetricValue
     under: str = ""
 
 

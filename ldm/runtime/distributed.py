@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from ldm.runtime.errors import LostProcessError, ToldElsewhere, UserError
+from ldm.runtime.errors import LostProcessError, StoppedByOtherProcess, UserError
 
 T = TypeVar("T")
 logger = logging.getLogger("ldm")
@@ -33,7 +33,7 @@ class Processes:
     count: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the first, which writes and prints."""
         return self.rank == 0
 
@@ -48,7 +48,7 @@ class Processes:
 
     def advise(self, total: int, batch_size: int) -> None:
         """Say once if some of the processes would have nothing to draw."""
-        if self.leads and -(-total // batch_size) < self.count:
+        if self.is_main and -(-total // batch_size) < self.count:
             logger.warning("%d samples in batches of %d leave processes idle; lower --batch-size", total, batch_size)
 
     def device(self, device: torch.device) -> torch.device:
@@ -61,16 +61,16 @@ class Processes:
         """What each process gave, in their order, on the first; on the others []."""
         if self.count == 1:
             return [value]
-        found: list[Any] | None = [None] * self.count if self.leads else None
+        found: list[Any] | None = [None] * self.count if self.is_main else None
         with _heard():
             dist.gather_object(value, found)
         return found or []
 
-    def from_first(self, work: Callable[[], T]) -> T:
+    def run_on_main_and_broadcast(self, work: Callable[[], T]) -> T:
         """What `work` gives on the first process, which alone does it; what it raises there stops all."""
         if self.count == 1:
             return work()
-        found, failure = _tried(work) if self.leads else (None, None)
+        found, failure = _tried(work) if self.is_main else (None, None)
         told = [(found, _told(failure))]
         with _heard():
             dist.broadcast_object_list(told)
@@ -91,7 +91,7 @@ class Processes:
     def first_then_others(self, work: Callable[[], T]) -> T:
         """`work()` of each process, the first before the others, which find what it left in a cache."""
         made: list[T] = []
-        self.from_first(lambda: made.append(work()))
+        self.run_on_main_and_broadcast(lambda: made.append(work()))
         return self.agreed(lambda: made[0] if made else work())
 
     def in_order(self, batches: Iterator[torch.Tensor], number: int) -> Iterator[torch.Tensor]:
@@ -110,12 +110,12 @@ class Processes:
         reasons = [reason for reason in told if reason is not None]
         if not reasons:
             return
-        if failure is not None and (self.leads or not isinstance(failure, UserError)):
+        if failure is not None and (self.is_main or not isinstance(failure, UserError)):
             raise failure
         refused, text = reasons[0]
-        if self.leads and refused:
+        if self.is_main and refused:
             raise UserError(text)
-        raise ToldElsewhere(2 if refused else 1)
+        raise StoppedByOtherProcess(2 if refused else 1)
 
 
 ALONE = Processes()

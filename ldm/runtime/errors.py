@@ -12,7 +12,7 @@ class LostProcessError(RuntimeError):
     """Another process of the run ended, or did not answer in time."""
 
 
-class ToldElsewhere(Exception):  # noqa: N818  (not an error of this process)
+class StoppedByOtherProcess(Exception):  # noqa: N818  (not an error of this process)
     """Another process of the run stops it and says why; this one leaves with `code` and in silence."""
 
     def __init__(self, code: int) -> None:

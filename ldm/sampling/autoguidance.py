@@ -25,7 +25,7 @@ _SNAPSHOT = re.compile(r"checkpoint-\d+")
 
 
 @dataclass(frozen=True)
-class Weak:
+class GuidingModel:
     """A denoising network with its own conditioner, schedule and target, on the latents of the guided model."""
 
     unet: UNet
@@ -70,7 +70,7 @@ class Weak:
             atomic_write_json(target / "scheduler" / "scheduler_config.json", self.process.config())
 
 
-def load_weak(folder: str | Path, autoencoder: Autoencoder, unet: UNet) -> Weak:
+def load_weak(folder: str | Path, autoencoder: Autoencoder, unet: UNet) -> GuidingModel:
     """`--weak`: a model or run folder, or RUN/checkpoint-STEP, whose averaged (EMA) weights are then taken.
 
     `UserError` unless it is for the latents of `autoencoder` and of the size of `unet`'s.
@@ -88,7 +88,9 @@ def load_weak(folder: str | Path, autoencoder: Autoencoder, unet: UNet) -> Weak:
         root = check_parts(place.parent if snapshot else place)
         if Autoencoder.from_pretrained(root / "vae").fingerprint() != autoencoder.fingerprint():
             raise UserError("it is of the latents of another autoencoder than this model's")
-        weak = Weak(UNet.from_pretrained(root / "unet"), Conditioner.from_pretrained(root), read_scheduler(root))
+        weak = GuidingModel(
+            UNet.from_pretrained(root / "unet"), Conditioner.from_pretrained(root), read_scheduler(root)
+        )
         if snapshot:
             _fill(weak, place)
     except (ValueError, OSError) as error:
@@ -97,7 +99,7 @@ def load_weak(folder: str | Path, autoencoder: Autoencoder, unet: UNet) -> Weak:
     return weak
 
 
-def read_weak(root: Path, unet: UNet) -> Weak | None:
+def read_weak(root: Path, unet: UNet) -> GuidingModel | None:
     """The weak network that a model folder holds, if any."""
     if not (root / UNET).is_dir():
         return None
@@ -106,7 +108,7 @@ def read_weak(root: Path, unet: UNet) -> Weak | None:
         raise UserError(f"{root}: the model has {UNET} but lacks {CONDITIONING}/conditioning.json")
     try:
         process = read_scheduler(conditioning)
-        weak = Weak(UNet.from_pretrained(root / UNET), Conditioner.from_pretrained(conditioning), process)
+        weak = GuidingModel(UNet.from_pretrained(root / UNET), Conditioner.from_pretrained(conditioning), process)
     except UserError:
         raise
     except (ValueError, OSError) as error:
@@ -122,7 +124,7 @@ def _check_latents(weak: UNet, unet: UNet, what: str) -> None:
             raise UserError(f"{what}: its U-Net has {name} {theirs}, this model's has {ours}")
 
 
-def _fill(weak: Weak, checkpoint: Path) -> None:
+def _fill(weak: GuidingModel, checkpoint: Path) -> None:
     """The weights of a training checkpoint: the averaged ones, or where the run averages nothing the plain ones."""
     path = checkpoint / "ema.safetensors"
     path = path if path.is_file() else checkpoint / "model.safetensors"

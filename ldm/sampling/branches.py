@@ -14,13 +14,21 @@ from ldm.models.perturbation import Kind, Perturbation
 from ldm.models.unet import UNet
 from ldm.runtime.compilation import check_compiler, compile_network
 from ldm.runtime.errors import UserError
-from ldm.sampling.autoguidance import Weak
+from ldm.sampling.autoguidance import GuidingModel
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.denoiser import Branch, ClassifierBranch, Denoiser
 from ldm.sampling.energies import Energy, energy_names
 from ldm.sampling.forward_process import Process
-from ldm.sampling.model_folder import Guide
-from samplers import Against, Classifier, ClassifierFree, Evaluate, Guidance, parse_guidance, with_energy
+from ldm.sampling.model_folder import LoadedClassifier
+from samplers import (
+    Classifier,
+    ClassifierFree,
+    Evaluate,
+    Guidance,
+    ScaledDifferenceGuidance,
+    parse_guidance,
+    with_energy,
+)
 
 PERTURBED: dict[str, Kind] = {"perturbed": "identity", "blurred": "blur", "skipped": "skip"}
 _SETTINGS_OF = {
@@ -38,8 +46,8 @@ class Networks:
     unet: UNet
     conditioner: Conditioner
     process: Process
-    guides: Mapping[str, Guide] = field(default_factory=dict)
-    weak: Weak | None = None
+    guides: Mapping[str, LoadedClassifier] = field(default_factory=dict)
+    weak: GuidingModel | None = None
 
     def modules(self) -> list[nn.Module]:
         """Each network once."""
@@ -125,7 +133,7 @@ class Networks:
         for guidance in guidances(sampling):
             if isinstance(guidance, Classifier) and guidance.scale and guidance.name not in gradients:
                 raise UserError(_no_gradient(guidance.name, sorted(self.guides), sorted(energies)))
-            if isinstance(guidance, Against) and guidance.against in gradients:
+            if isinstance(guidance, ScaledDifferenceGuidance) and guidance.against in gradients:
                 raise UserError(f"--guidance: {guidance.against!r} gives a gradient, not a prediction to compare with")
         if (sampling.guidance_scale != 1 or "uncond" in needed) and self.condition_dropout == 0:
             why = "this model was trained without condition dropout, so it has no unconditional branch"
@@ -233,7 +241,7 @@ def needs(sampling: SamplingConfig) -> set[str]:
 def named(sampling: SamplingConfig) -> set[str]:
     """The branches that the guidances speak of, be it at a strength of zero."""
     found = guidances(sampling)
-    return {each.against for each in found if isinstance(each, Against)} | {
+    return {each.against for each in found if isinstance(each, ScaledDifferenceGuidance)} | {
         each.name for each in found if isinstance(each, Classifier)
     }
 

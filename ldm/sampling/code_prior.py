@@ -13,7 +13,7 @@ from autoencoders import Autoencoder
 from autoencoders.priors import CodePriors, CodeSampling, PriorCondition
 from ldm.conditioning import Condition, Conditioner
 from ldm.runtime.errors import UserError
-from ldm.sampling.config import Request, SamplingConfig, check_heard
+from ldm.sampling.config import Request, SamplingConfig, check_takes
 from samplers.noise import stream
 
 PRIOR = "prior"  # the part's folder
@@ -89,7 +89,7 @@ class CodePriorModel:
             why = "it was trained without --condition-dropout" if conditional else "it is unconditional"
             raise UserError(f"--guidance-scale {scale:g}: this model has no null condition ({why}); leave it out")
         for request in requests:
-            check_heard(request, text=self.has_text, classes=bool(self.class_names))
+            check_takes(request, text=self.has_text, classes=bool(self.class_names))
             negative = request.negative_prompt is not None or request.negative_class is not None
             if negative and scale == 1:
                 raise UserError("--negative-prompt, --negative-class: they act through --guidance-scale; raise it")

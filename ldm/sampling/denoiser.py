@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioning import Condition
-from ldm.models.caches import Deep
+from ldm.models.caches import FeatureCache
 from ldm.models.perturbation import Perturbation
 from ldm.models.unet import UNet
 from ldm.sampling.forward_process import Process, same_schedule
@@ -62,12 +62,12 @@ class Denoiser:
         )
         self.evaluations = 0
         self._prepared: dict[tuple[str, ...], dict[str, Any]] = {}
-        self._deep: dict[nn.Module, tuple[tuple[str, ...], int, Deep]] = {}
+        self._deep: dict[nn.Module, tuple[tuple[str, ...], int, FeatureCache]] = {}
 
     def __call__(self, x: Tensor, level: Level, names: Sequence[str]) -> Mapping[str, Prediction]:
         """Predictions for x (B, C, h, w) at `level` from the named branches.
 
-        A classifier's prediction carries grad_x log p(y | x_t) as its `shift`. ValueError for an unknown branch.
+        A classifier's prediction carries grad_x log p(y | x_t) as its `score_shift`. ValueError for an unknown branch.
         """
         unknown = [name for name in names if name not in self.branches]
         if unknown:
@@ -78,7 +78,7 @@ class Denoiser:
         for name in names:
             branch = self.branches[name]
             if isinstance(branch, ClassifierBranch):
-                found[name] = Prediction(x, level, x, shift=self._gradient(branch, x, level))
+                found[name] = Prediction(x, level, x, score_shift=self._gradient(branch, x, level))
             else:
                 together.setdefault(branch.model, {})[name] = branch
         for model, group in together.items():
@@ -116,11 +116,11 @@ class Denoiser:
                 self._prepared[names] = {"class_labels": joined.class_labels, "context": joined.context}
         return self._prepared[names]
 
-    def _deep_of(self, model: nn.Module, names: tuple[str, ...]) -> Deep:
+    def _deep_of(self, model: nn.Module, names: tuple[str, ...]) -> FeatureCache:
         """The features to go by in this call, or an empty place for them where they are to be made anew."""
-        before, calls, deep = self._deep.get(model, ((), 0, Deep()))
+        before, calls, deep = self._deep.get(model, ((), 0, FeatureCache()))
         if before != names or calls == self.feature_cache:
-            calls, deep = 0, Deep()
+            calls, deep = 0, FeatureCache()
         self._deep[model] = names, calls + 1, deep
         return deep
 

@@ -46,7 +46,7 @@ class Energy:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class EnergyContext:
     """What an energy may need of the model that it guides."""
 
     autoencoder: Autoencoder
@@ -55,7 +55,7 @@ class Surroundings:
     device: torch.device
 
 
-def parse_energies(texts: Sequence[str], model: Surroundings) -> dict[str, Energy]:
+def parse_energies(texts: Sequence[str], model: EnergyContext) -> dict[str, Energy]:
     """Energies by name from texts such as "colour([0.8, -0.6, -0.6], name='red')".
 
     Without a name the first is "energy", the next "energy2", "energy3", ... `UserError` for what is unknown, does not
@@ -93,7 +93,7 @@ def files_of(texts: Sequence[str]) -> list[str]:
     return [text for text in texts if text.split("(")[0].strip() != "colour"]
 
 
-def _energy(kind: str, args: tuple[Any, ...], options: dict[str, Any], model: Surroundings) -> Energy:
+def _energy(kind: str, args: tuple[Any, ...], options: dict[str, Any], model: EnergyContext) -> Energy:
     if kind not in KNOWN:
         raise UserError(f"there is no energy {kind!r}{suggest(kind, KNOWN)}")
     of, jacobian = options.pop("of", "x0"), options.pop("jacobian", True)
@@ -146,7 +146,7 @@ def read_picture(path: object, size: int) -> Tensor:
 
 
 def all_energies(
-    given: Mapping[str, Function | Energy], texts: Sequence[str], model: Surroundings
+    given: Mapping[str, Function | Energy], texts: Sequence[str], model: EnergyContext
 ) -> dict[str, Energy]:
     """A user's functions by name and those of the settings; a bare function is of the decoded picture of x0_hat."""
     found = {name: each if isinstance(each, Energy) else Energy(each) for name, each in given.items()}

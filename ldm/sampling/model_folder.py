@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ldm.conditioning.conditioner import FACTS_NAME
+from ldm.conditioning.conditioner import CONDITIONING_FILE
 from ldm.models.classifier import NoisyClassifier
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
@@ -41,7 +41,7 @@ def write_index(
     stable_diffusion = bool(text_parts) and vae[0] == "diffusers"
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline" if stable_diffusion else "DiffusionPipeline"}
     index |= {"vae": list(vae), "unet": ["diffusers", "UNet2DConditionModel"]}
-    index |= {"scheduler": ["diffusers", scheduler_class], **text_parts, _FACTS: FACTS_NAME}
+    index |= {"scheduler": ["diffusers", scheduler_class], **text_parts, _FACTS: CONDITIONING_FILE}
     if weights:
         index[WEIGHTS] = weights
     if stable_diffusion:
@@ -55,7 +55,7 @@ def write_prior_index(folder: Path, text_parts: dict[str, list[str]]) -> None:
     name = read_json(folder / "vae" / "config.json").get("_class_name")
     vae = ["diffusers" if name == "VQModel" else "autoencoders", name]
     index: dict[str, Any] = {"_class_name": "DiffusionPipeline", "vae": vae}
-    index |= {"prior": ["autoencoders.priors", "CodePriors"], **text_parts, _FACTS: FACTS_NAME}
+    index |= {"prior": ["autoencoders.priors", "CodePriors"], **text_parts, _FACTS: CONDITIONING_FILE}
     atomic_write_json(folder / INDEX, index)
 
 
@@ -70,8 +70,8 @@ def check_parts(folder: str | Path) -> Path:
     index = read_json(root / INDEX)
     if not isinstance(index, dict):
         raise UserError(f"{root / INDEX}: expected a JSON object; it is not that of a model folder")
-    if _FACTS in index and not (root / FACTS_NAME).is_file():
-        raise UserError(f"{folder}: the model lacks {FACTS_NAME}, which its {INDEX} lists")
+    if _FACTS in index and not (root / CONDITIONING_FILE).is_file():
+        raise UserError(f"{folder}: the model lacks {CONDITIONING_FILE}, which its {INDEX} lists")
     for part, library in index.items():
         if part not in _KNOWN_PARTS or not isinstance(library, list) or library[:1] in ([], [None]):
             continue  # settings, and parts such as a safety checker that sampling does not need
@@ -105,7 +105,7 @@ def read_scheduler(folder: Path) -> Process:
 
 
 @dataclass(frozen=True)
-class Guide:
+class LoadedClassifier:
     """A noisy classifier with its class names and the schedule that it was trained on."""
 
     network: NoisyClassifier
@@ -114,7 +114,9 @@ class Guide:
     folder: Path  # that holds config.json, the weights and facts.json
 
 
-def read_classifier(folder: Path, what: str, autoencoder: str, size: int | None, class_names: tuple[str, ...]) -> Guide:
+def read_classifier(
+    folder: Path, what: str, autoencoder: str, size: int | None, class_names: tuple[str, ...]
+) -> LoadedClassifier:
     """The classifier of a folder; `UserError`, starting with `what`, if it is not for a model's latents and classes.
 
     `autoencoder` is the fingerprint of the model's, `size` the side of its latents, `class_names` what it is told. The
@@ -145,7 +147,7 @@ def read_classifier(folder: Path, what: str, autoencoder: str, size: int | None,
     if size not in (None, classifier.config.sample_size):
         took = classifier.config.sample_size
         raise UserError(f"{what}: it takes latents of {took} x {took}, the U-Net's are {size} x {size}")
-    return Guide(classifier, names, schedule, folder)
+    return LoadedClassifier(classifier, names, schedule, folder)
 
 
 def held_classifiers(root: Path) -> dict[str, tuple[Path, str]]:

@@ -16,15 +16,15 @@ from ldm.models.classifier import NoisyClassifier
 from ldm.models.unet import UNet
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
-from ldm.sampling.autoguidance import Weak, load_weak, read_weak
+from ldm.sampling.autoguidance import GuidingModel, load_weak, read_weak
 from ldm.sampling.branches import Networks, guidances
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.denoiser import Denoiser
-from ldm.sampling.energies import Energy, Function, Surroundings, all_energies
+from ldm.sampling.energies import Energy, EnergyContext, Function, all_energies
 from ldm.sampling.forward_process import Process, rehearse
 from ldm.sampling.model_folder import (
     Classifiers,
-    Guide,
+    LoadedClassifier,
     check_parts,
     copy_part,
     given_classifiers,
@@ -64,8 +64,8 @@ class Pipeline:
         conditioner: Conditioner,
         process: Process,
         *,
-        guides: Mapping[str, Guide] | None = None,
-        weak: Weak | None = None,
+        guides: Mapping[str, LoadedClassifier] | None = None,
+        weak: GuidingModel | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)
@@ -215,7 +215,7 @@ class Pipeline:
 
         Returns the energies by name: those of the settings and the given ones, which are as in `generate`.
         """
-        around = Surroundings(self.autoencoder, self.classifier, self.image_size, self.device)
+        around = EnergyContext(self.autoencoder, self.classifier, self.image_size, self.device)
         found = all_energies(energies or {}, sampling.energy, around)
         self.networks.check(requests, sampling, found)
         rehearse(self.process, self.levels(sampling), sampling.sampler)

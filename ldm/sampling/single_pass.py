@@ -15,7 +15,7 @@ from torch import Tensor
 from autoencoders import Autoencoder, Generator
 from ldm.runtime.errors import UserError
 from ldm.sampling.code_prior import CodePriorModel, holds_prior
-from ldm.sampling.config import Request, SamplingConfig, check_heard
+from ldm.sampling.config import Request, SamplingConfig, check_takes
 from samplers.noise import stream
 
 
@@ -60,7 +60,7 @@ class _Unconditional:
 
     def check(self, requests: Sequence[Request], sampling: SamplingConfig | None = None) -> None:
         for request in requests:
-            check_heard(request, text=False, classes=False)
+            check_takes(request, text=False, classes=False)
 
     @torch.no_grad()
     def generate(

@@ -31,7 +31,7 @@ class Loss:
     shown: Tensor | None = None
 
 
-class Opponent(Protocol):
+class Adversary(Protocol):
     """What a task brings where a second network learns against the first."""
 
     name: str
@@ -56,22 +56,22 @@ class Opponent(Protocol):
         """What its weights need after each step, such as clipping."""
 
 
-class SecondPlayer:
+class AdversarialTrainer:
     """The state of an opponent between the first step and the last.
 
     Its gradients are averaged over the processes by hand: penalties on slopes need derivatives of derivatives, which
     DistributedDataParallel does not support. Its weights start equal everywhere and so stay equal.
     """
 
-    def __init__(self, opponent: Opponent, config: TrainingConfig, device: torch.device) -> None:
-        self.opponent = opponent
-        self.model = opponent.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    def __init__(self, adversary: Adversary, config: TrainingConfig, device: torch.device) -> None:
+        self.adversary = adversary
+        self.model = adversary.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.config = dataclasses.replace(
             config,
             optimizer="adamw",
-            learning_rate=opponent.learning_rate,
-            adam_beta1=opponent.betas[0],
-            adam_beta2=opponent.betas[1],
+            learning_rate=adversary.learning_rate,
+            adam_beta1=adversary.betas[0],
+            adam_beta2=adversary.betas[1],
         )
         self.optimizer = make_optimizer(self.model, self.config)
 
@@ -86,9 +86,9 @@ class SecondPlayer:
 
     def forward_backward(self, batch: Any, shown: Tensor | None, random: StepRandom, pieces: int) -> dict[str, Tensor]:
         """Add this piece's gradient; returns the loss and its parts, each over the number of pieces."""
-        loss = self.opponent.loss(batch, shown, random)
+        loss = self.adversary.loss(batch, shown, random)
         (loss.total / pieces).backward()
-        name = self.opponent.name
+        name = self.adversary.name
         terms = {f"{name}_loss": loss.total, **{f"{name}_{part}": value for part, value in loss.terms.items()}}
         return {part: value.detach() / pieces for part, value in terms.items()}
 
@@ -109,7 +109,7 @@ class SecondPlayer:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.opponent.after_step()
+        self.adversary.after_step()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint keeps, by file."""

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldm.training.config import TrainingConfig
 from ldm.training.guards import global_random_state_kept
 from ldm.training.loop import _Training
-from ldm.training.processes import make_accelerator, share_of
+from ldm.training.processes import make_accelerator, shard_of
 from ldm.training.randomness import BatchPlan
 from ldm.training.task import Task
 
@@ -26,7 +26,7 @@ _BEFORE = 2  # that warm up: of the first the memory is measured, of the second 
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """The figures; memory and checkpoint in bytes, of one process."""
 
     images: int
@@ -44,11 +44,11 @@ class Rehearsal:
         return self.steps * self.step_seconds
 
 
-def rehearse(task: Task, config: TrainingConfig, device: torch.device) -> Rehearsal:
+def rehearse(task: Task, config: TrainingConfig, device: torch.device) -> DryRun:
     """Take a few steps of the training from where its run folder stands, and write nothing."""
     config = dataclasses.replace(config, compile="none")  # what is compiled is not counted
     accelerator = make_accelerator(config, device)
-    share = share_of(config, accelerator)
+    share = shard_of(config, accelerator)
     source: Any = getattr(task, "source", task)
     if cached := hasattr(source, "write_nothing"):
         source.write_nothing()
@@ -75,7 +75,7 @@ def rehearse(task: Task, config: TrainingConfig, device: torch.device) -> Rehear
     players = [training.model, *([training.second.model] if training.second is not None else [])]
     tensors = training.tensors()
     sizes = {name: sum(_bytes(value) for value in values.values()) for name, values in tensors.items()}
-    return Rehearsal(
+    return DryRun(
         images=task.length,
         parameters=_parts(task, players),
         memory={
@@ -119,7 +119,7 @@ def _parts(task: Any, players: list[nn.Module]) -> dict[str, int]:
     names = {name: child for name, child in model.named_children() if task.kind == "diffusion"} or {task.kind: model}
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in names.items()}
     if len(players) > 1:
-        counts[task.opponent.name] = sum(p.numel() for p in players[1].parameters())
+        counts[task.adversary.name] = sum(p.numel() for p in players[1].parameters())
     return {name: count for name, count in counts.items() if count}
 
 

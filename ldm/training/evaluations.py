@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldm.evaluation.during import EvaluationStopped, Watch
+from ldm.evaluation.during import EvaluationStopped, PeriodicEvaluator
 from ldm.evaluation.records import EvaluationResult
 from ldm.models.weights import weights_fingerprint
 from ldm.runtime.distributed import Processes
@@ -27,7 +27,7 @@ FOLDER = "evaluations"
 
 def is_due(task: Any, step: int, last: int) -> bool:
     """Whether samples are measured after this step, the same in all processes: every so many steps and at the end."""
-    watch: Watch | None = getattr(task, "watch", None)
+    watch: PeriodicEvaluator | None = getattr(task, "watch", None)
     return watch is not None and step > 0 and (step == last or step % watch.config.eval_every == 0)
 
 
@@ -44,7 +44,7 @@ class Evaluations:
 
     def figures(self, model: nn.Module, step: int, stop: Callable[[], object]) -> dict[str, float]:
         """{name: value} of the model of a step; {} where they are logged already, or the evaluation was stopped."""
-        logged, result, facts = self.processes.from_first(lambda: self._before(model, step))
+        logged, result, facts = self.processes.run_on_main_and_broadcast(lambda: self._before(model, step))
         if logged:
             return {}
         if result is None:
@@ -59,13 +59,15 @@ class Evaluations:
         return {figure.name: figure.value for figure in result.figures}
 
     def _measured(self, model: nn.Module, stop: Callable[[], object]) -> EvaluationResult:
-        watch: Watch = self.task.watch
+        watch: PeriodicEvaluator = self.task.watch
         with torch.no_grad(), requires_grad_kept(model):
             pipeline = self.task.pipeline(model)
             if isinstance(pipeline, Pipeline):
                 return watch(pipeline, stop, self.processes)
             heard = stop if self.processes.count == 1 else bool
-            return self.processes.from_first(lambda: watch(pipeline, heard))  # a prior's codes are drawn by one
+            return self.processes.run_on_main_and_broadcast(
+                lambda: watch(pipeline, heard)
+            )  # a prior's codes are drawn by one
 
     def _before(self, model: nn.Module, step: int) -> tuple[bool, EvaluationResult | None, dict[str, Any]]:
         """Whether the figures are logged already; else what was measured of these weights before, and their facts."""
@@ -79,7 +81,7 @@ class Evaluations:
         return run.path / FOLDER / f"step-{step:06d}.json"
 
     def _keep_best(self, run: RunFolder, result: EvaluationResult, model: nn.Module, step: int) -> None:
-        watch: Watch = self.task.watch
+        watch: PeriodicEvaluator = self.task.watch
         figure = result[watch.config.best_by]
         keep_best(
             run.path,

@@ -20,7 +20,7 @@ from ldm.runtime.distributed import processes_of_training
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import read_json
 from ldm.runtime.progress import progress
-from ldm.training.adversary import Loss, SecondPlayer
+from ldm.training.adversary import AdversarialTrainer, Loss
 from ldm.training.averages import PowerAverages
 from ldm.training.budget import Budget
 from ldm.training.checkpoint import (
@@ -34,12 +34,12 @@ from ldm.training.checkpoint import (
 from ldm.training.config import TrainingConfig
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.evaluations import Evaluations, is_due
-from ldm.training.finite import FiniteWatch
+from ldm.training.finite_guard import FiniteGuard
 from ldm.training.guards import Interrupted, full_disk_told, global_random_state_kept, stop_signals
 from ldm.training.observer import Observer
 from ldm.training.optimization import clip_gradients, make_optimizer, scheduled_rate
-from ldm.training.processes import make_accelerator, means, on_any_process, others_alive, same_everywhere, share_of
-from ldm.training.randomness import BatchPlan, Share, StepRandom, key
+from ldm.training.processes import make_accelerator, means, on_any_process, others_alive, same_everywhere, shard_of
+from ldm.training.randomness import BatchPlan, BatchShard, StepRandom, key
 from ldm.training.run_folder import RunFolder
 from ldm.training.sharding import Shards, check_shards, whole_tensor
 from ldm.training.task import Task
@@ -56,8 +56,8 @@ def train(task: Task, config: TrainingConfig, settings: str, device: torch.devic
     or gradient that is not finite (before it reaches a weight), `Interrupted` after SIGINT or SIGTERM.
     """
     accelerator = make_accelerator(config, device)
-    share = share_of(config, accelerator)
-    if accelerator.mixed_precision == "fp16" and getattr(task, "opponent", None) is not None:
+    share = shard_of(config, accelerator)
+    if accelerator.mixed_precision == "fp16" and getattr(task, "adversary", None) is not None:
         raise UserError("--mixed-precision fp16: its loss scale is for one player; with a discriminator use bf16 or no")
     check_compiler(config.compile, device)
     check_shards(task, config)
@@ -91,7 +91,7 @@ class _Training:
     """The state of one training between its first and its last step."""
 
     def __init__(
-        self, task: Task, config: TrainingConfig, accelerator: Accelerator, share: Share, run: RunFolder | None
+        self, task: Task, config: TrainingConfig, accelerator: Accelerator, share: BatchShard, run: RunFolder | None
     ) -> None:
         self.task, self.config, self.accelerator, self.share, self.run = task, config, accelerator, share, run
         self.device = accelerator.device
@@ -103,10 +103,10 @@ class _Training:
         self.shards.split(self.model, *([self.ema.model] if self.ema is not None else []))
         self.optimizer = make_optimizer(self.model, config)
         self.averages = PowerAverages(self.model, getattr(task, "averages", None))
-        opponent = getattr(task, "opponent", None)
-        self.second = SecondPlayer(opponent, config, self.device) if opponent is not None else None
+        adversary = getattr(task, "adversary", None)
+        self.second = AdversarialTrainer(adversary, config, self.device) if adversary is not None else None
         players = (self.model,) if self.second is None else (self.model, self.second.model)
-        self.watch = FiniteWatch(config.skip_non_finite, accelerator, players)
+        self.watch = FiniteGuard(config.skip_non_finite, accelerator, players)
         self.evaluations = Evaluations(run, task, processes_of_training())
         self.step, self.budget = 0, Budget(config.train_seconds, accelerator)
         self._resume()
@@ -183,8 +183,8 @@ class _Training:
         self.wrapped.train()
         self.watch.begin()
         sums: dict[str, Tensor] = {}
-        second = self.second if self.second is not None and self.second.opponent.learns_at(self.step) else None
-        alone = second is not None and second.opponent.alone_at(self.step)
+        second = self.second if self.second is not None and self.second.adversary.learns_at(self.step) else None
+        alone = second is not None and second.adversary.alone_at(self.step)
         for micro in range(accumulation):
             batch, shown = next(batches), None
             random = StepRandom(config.seed, self.step, micro, self.share, self.device)
@@ -201,12 +201,12 @@ class _Training:
         norm = whole_tensor(clip(self.model.parameters(), limit))
         norms = {} if self.accelerator.scaler is not None else {"gradient": norm}  # the scaler sees to its own
         if second is not None:
-            norms[f"{second.opponent.name}'s gradient"] = second.gradient_norm()
+            norms[f"{second.adversary.name}'s gradient"] = second.gradient_norm()
         if self.watch.refuses(sums, norms):
             self._leave_out(second)
             return sums, norm, rate
         if second is not None:
-            sums[f"{second.opponent.name}_gradient_norm"] = norms[f"{second.opponent.name}'s gradient"]
+            sums[f"{second.adversary.name}_gradient_norm"] = norms[f"{second.adversary.name}'s gradient"]
             second.update(self.step)
         if not alone:
             self.prepared.step()
@@ -216,7 +216,7 @@ class _Training:
             self.averages.update(self.model, self.step + 1)
         return sums, norm, rate
 
-    def _leave_out(self, second: SecondPlayer | None) -> None:
+    def _leave_out(self, second: AdversarialTrainer | None) -> None:
         self.prepared.zero_grad(set_to_none=True)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.update()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldm.runtime.errors import LostProcessError, UserError
 from ldm.training.config import TrainingConfig
-from ldm.training.randomness import Share
+from ldm.training.randomness import BatchShard
 from ldm.training.sharding import ASKED
 
 
@@ -33,11 +33,11 @@ def make_accelerator(config: TrainingConfig, device: torch.device) -> Accelerato
         os.environ.update({ASKED: asked} if asked is not None else {})
 
 
-def share_of(config: TrainingConfig, accelerator: Accelerator) -> Share:
+def shard_of(config: TrainingConfig, accelerator: Accelerator) -> BatchShard:
     """This process's part of each batch; `UserError` where it cannot be shared equally."""
     ranks = accelerator.process_index, accelerator.num_processes
     try:
-        return Share(config.train_batch_size, config.gradient_accumulation_steps, *ranks)
+        return BatchShard(config.train_batch_size, config.gradient_accumulation_steps, *ranks)
     except ValueError as error:
         raise UserError(f"--train-batch-size: {error}") from None
 

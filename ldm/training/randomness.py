@@ -19,7 +19,7 @@ def key(*parts: int | str) -> int:
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShard:
     """Which part of each global batch this process works on, and in how many pieces (gradient accumulation)."""
 
     batch_size: int  # examples an optimiser step, over all processes
@@ -55,7 +55,7 @@ class StepRandom:
     seed: int
     step: int
     micro: int
-    share: Share
+    share: BatchShard
     device: torch.device
 
     def generator(self, purpose: str) -> torch.Generator:
@@ -106,7 +106,7 @@ class BatchPlan:
 
     length: int  # examples in the data set
     seed: int
-    share: Share
+    share: BatchShard
     start: int
     stop: int
 

@@ -15,8 +15,8 @@ from ldm.training.randomness import BatchPlan, StepRandom
 class Task(Protocol):
     """What is trained. The loop calls nothing else of it, but for what a task may have:
 
-    `opponent`: an `Opponent`, a second player that learns beside it. `best_by`: the start of the name of the measure
-    by which the best model is kept, the lowest first. `watch`: a `Watch`, which evaluates `pipeline(model)`.
+    `adversary`: an `Adversary`, a second player that learns beside it. `best_by`: the start of the name of the measure
+    by which the best model is kept, the lowest first. `watch`: a `PeriodicEvaluator`, of `pipeline(model)`.
     `averages`: an `AveragesConfig`, of the averages beside the published one.
     """
 

@@ -1,6 +1,6 @@
 """Guidances: frozen dataclasses that change a Prediction with the help of its other branches."""
 
-from samplers.guidance.base import Against
+from samplers.guidance.base import ScaledDifferenceGuidance
 from samplers.guidance.classifier import Classifier, energy
 from samplers.guidance.classifier_free import (
     CFGPlusPlus,
@@ -18,7 +18,6 @@ from samplers.guidance.rescale import DynamicThreshold, Keep, Rescale
 
 __all__ = [
     "AdaptiveProjected",
-    "Against",
     "CFGPlusPlus",
     "Classifier",
     "ClassifierFree",
@@ -26,6 +25,7 @@ __all__ = [
     "FrequencyDecoupled",
     "Keep",
     "Rescale",
+    "ScaledDifferenceGuidance",
     "Tangential",
     "ZeroStar",
     "autoguidance",

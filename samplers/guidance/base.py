@@ -69,7 +69,7 @@ def _ends(interval: Sequence[float | None]) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Against:
+class ScaledDifferenceGuidance:
     """A guidance by the difference of the conditional prediction and another branch; scale 1 is the conditional model.
 
     At a level its scale is 1 + (scale - 1) * curve. Where that is 1, or outside the interval, it needs nothing and

@@ -14,7 +14,7 @@ from samplers.registry import guidance
 @guidance("classifier", source="Dhariwal & Nichol 2021, arXiv:2105.05233, Algorithms 1 and 2")
 @dataclass(frozen=True)
 class Classifier:
-    """Adds scale * grad_x log p(y | x_t), the `shift` of the branch `name`, to the prediction's shift.
+    """Adds scale * grad_x log p(y | x_t), the `score_shift` of the branch `name`, to the prediction's shift.
 
     Under `ddpm` that moves the mean by variance * shift (Algorithm 1), under ODE solvers eps by -sigma * shift
     (Algorithm 2). Several classifiers are several guidances with different branches.
@@ -48,11 +48,16 @@ class Classifier:
         scale = self.scale_at(prediction.level)
         if scale == 0:
             return prediction
-        gradient = raw[self.name].shift
+        gradient = raw[self.name].score_shift
         if gradient is None:
-            raise ValueError(f'the branch "{self.name}" brings no gradient (Prediction.shift): it is not a classifier')
-        shift = scale * gradient
-        return replace(prediction, shift=shift if prediction.shift is None else prediction.shift + shift)
+            raise ValueError(
+                f'the branch "{self.name}" brings no gradient (Prediction.score_shift): it is not a classifier'
+            )
+        score_shift = scale * gradient
+        return replace(
+            prediction,
+            score_shift=score_shift if prediction.score_shift is None else prediction.score_shift + score_shift,
+        )
 
 
 @guidance(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from samplers.guidance.base import Against, Curve, Interval, check_scale, inside
+from samplers.guidance.base import Curve, Interval, ScaledDifferenceGuidance, check_scale, inside
 from samplers.level import Level, Prediction
 from samplers.registry import guidance
 
@@ -13,7 +13,7 @@ from samplers.registry import guidance
     "cfg", source="Ho & Salimans 2022, arXiv:2207.12598, eq. 6; interval: Kynkaanniemi et al. 2024, arXiv:2404.07724"
 )
 @dataclass(frozen=True)
-class ClassifierFree(Against):
+class ClassifierFree(ScaledDifferenceGuidance):
     """x0 = other + scale * (cond - other).
 
     scale 1 is the conditional model and evaluates nothing else; scale 0 is the other branch, both bit for bit.
@@ -24,7 +24,7 @@ class ClassifierFree(Against):
 
 @guidance("cfgpp", source="Chung et al. 2024, arXiv:2406.08070, Algorithm 2 (CFG++)")
 @dataclass(frozen=True)
-class CFGPlusPlus(Against):
+class CFGPlusPlus(ScaledDifferenceGuidance):
     """x0 = uncond + scale * (cond - uncond), the scale from 0 to 1, and back to noise along the unconditional eps.
 
     Even at scale 1 it is not the conditional model, since it re-noises with the other branch; scale 0 is that branch
@@ -39,7 +39,7 @@ class CFGPlusPlus(Against):
         return inside(self.interval, level)
 
     def guided(self, p: Prediction, cond: Prediction, other: Prediction, scale: float) -> Prediction:
-        return replace(super().guided(p, cond, other, scale), renoise=other.eps)
+        return replace(super().guided(p, cond, other, scale), renoise_eps=other.eps)
 
 
 @guidance("autoguidance", source="Karras et al. 2024, arXiv:2406.02507, eq. 3")

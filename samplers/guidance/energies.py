@@ -62,7 +62,7 @@ class with_energy:  # noqa: N801 - reads as the function that it is
         x0 = raw["cond"].x0
         shifts = {each.name: -each._gradient(x_in, x0, level) for each in wanted}
         raw = {name: _detached(p, x) for name, p in raw.items()} if through else raw
-        return raw | {name: replace(raw["cond"], shift=shift) for name, shift in shifts.items()}
+        return raw | {name: replace(raw["cond"], score_shift=score_shift) for name, score_shift in shifts.items()}
 
     def _gradient(self, x: Tensor, x0: Tensor, level: Level) -> Tensor:
         """The energy's gradient in x_t, (B, ...); the graph from x to x0 is kept for other energies."""
@@ -81,7 +81,7 @@ def _detached(p: Prediction, x: Tensor) -> Prediction:
     def cut(value: Tensor | None) -> Tensor | None:
         return None if value is None else value.detach()
 
-    return Prediction(x, p.level, p.x0.detach(), cut(p.renoise), cut(p.shift), cut(p.variance_fraction))
+    return Prediction(x, p.level, p.x0.detach(), cut(p.renoise_eps), cut(p.score_shift), cut(p.variance_fraction))
 
 
 def colour(target: Sequence[float]) -> Energy:

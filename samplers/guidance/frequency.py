@@ -8,14 +8,14 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from samplers.guidance.base import Against, check_scale, curve_at, inside
+from samplers.guidance.base import ScaledDifferenceGuidance, check_scale, curve_at, inside
 from samplers.level import Level, Prediction
 from samplers.registry import guidance
 
 
 @guidance("fdg", source="Sadat et al. 2025, arXiv:2506.19713, Algorithm 1 (frequency-decoupled guidance)")
 @dataclass(frozen=True)
-class FrequencyDecoupled(Against):
+class FrequencyDecoupled(ScaledDifferenceGuidance):
     """CFG with `scale` for the fine band of a Laplacian pyramid of two bands, and `low` for the coarse one.
 
     For pictures (B, C, H, W). The pyramid is linear, so this is x0 += (scale - 1) * fine + (low - 1) * coarse of the

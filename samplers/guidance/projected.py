@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samplers.guidance.base import Against, check_scale, inner
+from samplers.guidance.base import ScaledDifferenceGuidance, check_scale, inner
 from samplers.level import Level, Prediction
 from samplers.registry import guidance
 
 
 @guidance("apg", source="Sadat et al. 2024, arXiv:2410.02416, Algorithm 1 (adaptive projected guidance)")
 @dataclass(frozen=True)
-class AdaptiveProjected(Against):
+class AdaptiveProjected(ScaledDifferenceGuidance):
     """CFG on x0 with only `eta` of the part along cond, a norm of at most `norm` (0: any) and (negative) `momentum`.
 
     The momentum is over the evaluations of one run of a solver: noise that rises again starts another run.
@@ -56,7 +56,7 @@ class AdaptiveProjected(Against):
 
 @guidance("cfg_zero", source="Fan et al. 2025, arXiv:2503.18886, Algorithm 1 (CFG-Zero*)")
 @dataclass(frozen=True)
-class ZeroStar(Against):
+class ZeroStar(ScaledDifferenceGuidance):
     """CFG with the unconditional velocity first scaled to fit the conditional one: <v, u> / <u, u>.
 
     The velocity is that of the flow, eps - x0, whatever the schedule and the target. With `zero_init`, nothing moves
@@ -76,7 +76,7 @@ class ZeroStar(Against):
 
 @guidance("tcfg", source="Kwon et al. 2025, arXiv:2503.18137 (tangential damping)")
 @dataclass(frozen=True)
-class Tangential(Against):
+class Tangential(ScaledDifferenceGuidance):
     """CFG with the unconditional eps reduced to its part along the first singular direction of the two eps.
 
     At a level of pure noise (alpha = 0), where the two are the same, it is CFG.

@@ -93,5 +93,5 @@ class Keep:
 
     def apply(self, prediction: Prediction, raw: Mapping[str, Prediction]) -> Prediction:
         x0 = self.mask * self.known + (1 - self.mask) * prediction.x0
-        shift = None if prediction.shift is None else (1 - self.mask) * prediction.shift
-        return replace(prediction, x0=x0, shift=shift)
+        score_shift = None if prediction.score_shift is None else (1 - self.mask) * prediction.score_shift
+        return replace(prediction, x0=x0, score_shift=score_shift)

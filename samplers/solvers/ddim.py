@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from samplers.level import Denoise, Level, Noise, Step, advance, check_levels, decay, mix, pairs
+from samplers.level import Denoise, Level, Noise, Step, check_levels, ddim_step, exp_neg_h, lincomb, pairs
 from samplers.registry import sampler
 
 
@@ -17,10 +17,10 @@ def ddim(
     """eta = 0 is the probability-flow ODE; eta = 1 has the noise of DDPM with the small variance (eq. 16)."""
     for i, now, next in pairs(levels):
         p = denoise(x, now)
-        std = eta * next.sigma * (1 - decay(now, next) ** 2) ** 0.5 if eta > 0 else 0.0  # eq. 16
+        std = eta * next.sigma * (1 - exp_neg_h(now, next) ** 2) ** 0.5 if eta > 0 else 0.0  # eq. 16
         if std > next.sigma:
             raise ValueError(f"eta = {eta} asks for more noise than level {i + 1} holds; eta <= 1 always works")
-        x = advance(p, Level(next.t, next.alpha, (next.sigma**2 - std**2) ** 0.5) if std > 0 else next)
+        x = ddim_step(p, Level(next.t, next.alpha, (next.sigma**2 - std**2) ** 0.5) if std > 0 else next)
         if std > 0 and noise is not None:
             x = x + std * noise(x, now, next)
         yield Step(x, next, p.denoised, i)
@@ -43,6 +43,6 @@ def _invert(denoise: Denoise, x: Tensor, levels: Sequence[Level], iterations: in
         guess, a = x, next.alpha / now.alpha
         for _ in range(iterations):
             p = denoise(guess, next)
-            guess = mix(a, x, (next.sigma - a * now.sigma, p.eps))
+            guess = lincomb(a, x, (next.sigma - a * now.sigma, p.eps))
         x = guess
         yield Step(x, next, p.denoised, i)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from samplers.level import Denoise, Level, Noise, Prediction, Step, decay, mix, pairs
+from samplers.level import Denoise, Level, Noise, Prediction, Step, exp_neg_h, lincomb, pairs
 from samplers.registry import sampler
 
 
@@ -29,13 +29,13 @@ def ddpm(
     """
     for i, now, next in pairs(levels):
         p = denoise(x, now)
-        keep = decay(now, next) ** 2  # a^2 sigma_s^2 / sigma_t^2, with a = alpha_t / alpha_s
+        keep = exp_neg_h(now, next) ** 2  # a^2 sigma_s^2 / sigma_t^2, with a = alpha_t / alpha_s
         small, large = next.sigma**2 * (1 - keep), now.sigma**2 * (1 - keep)
         shrink = now.alpha / next.alpha * (next.sigma / now.sigma) ** 2
-        x = mix(shrink, p.anchor, (next.alpha * (1 - keep), p.x0))  # eq. 7
+        x = lincomb(shrink, p.x_base, (next.alpha * (1 - keep), p.x0))  # eq. 7
         std = _std(p, small, large, variance)
-        if p.shift is not None:
-            x = x + std**2 * p.shift
+        if p.score_shift is not None:
+            x = x + std**2 * p.score_shift
         if next.sigma > 0 and large > 0:
             x = x + std * noise(x, now, next)
         yield Step(x, next, p.denoised, i)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from samplers.level import Denoise, Level, Noise, Prediction, Step, advance, leaps, pairs
+from samplers.level import Denoise, Level, Noise, Prediction, Step, ddim_step, first_order_only, pairs
 from samplers.registry import sampler
 from samplers.solvers.euler import ancestral
 
@@ -15,7 +15,7 @@ def _midpoint(denoise: Denoise, p: Prediction, next: Level) -> Tensor:
     """From p to `next` along the noise that is found half-way in log-SNR."""
     assert p.level.path is not None
     middle = p.level.path.level_of((p.level.log_snr + next.log_snr) / 2)
-    return advance(p, next, denoise(advance(p, middle), middle).eps)
+    return ddim_step(p, next, denoise(ddim_step(p, middle), middle).eps)
 
 
 @sampler(
@@ -25,7 +25,7 @@ def dpm_2(denoise: Denoise, x: Tensor, levels: Sequence[Level], *, noise: Noise 
     """The explicit midpoint rule on dy / dr = eps."""
     for i, now, next in pairs(levels):
         p = denoise(x, now)
-        x = advance(p, next) if leaps(now, next) else _midpoint(denoise, p, next)
+        x = ddim_step(p, next) if first_order_only(now, next) else _midpoint(denoise, p, next)
         yield Step(x, next, p.denoised, i)
 
 
@@ -50,7 +50,7 @@ def dpm_2_ancestral(
     for i, now, next in pairs(levels):
         p = denoise(x, now)
         down, up = ancestral(now, next, eta)
-        x = advance(p, down) if down.sigma == 0 or leaps(now, next) else _midpoint(denoise, p, down)
+        x = ddim_step(p, down) if down.sigma == 0 or first_order_only(now, next) else _midpoint(denoise, p, down)
         if up > 0 and noise is not None:
             x = x + s_noise * up * noise(x, now, next)
         yield Step(x, next, p.denoised, i)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from samplers.level import Denoise, Level, Noise, Step, decay, mix, pairs
+from samplers.level import Denoise, Level, Noise, Step, exp_neg_h, lincomb, pairs
 from samplers.registry import sampler
 
 
@@ -104,12 +104,12 @@ def _multistep(
     for i, now, next in pairs(levels):
         p = denoise(x, now)
         x0, lam = p.denoised, now.log_snr
-        e = decay(now, next)  # e^-h
+        e = exp_neg_h(now, next)  # e^-h
         kept = e**eta  # of the noise in x
         a, b = next.sigma / now.sigma * kept, next.alpha * (1 - e * kept)
         values = min(order, 1 + len(past), steps - i if lower_order_final and steps < 15 else order)
         if values == 1 or not 0 < e < 1:
-            x = mix(a, p.anchor, (b, x0))
+            x = lincomb(a, p.x_base, (b, x0))
         else:
             h, s = next.log_snr - lam, (1 + eta) * (next.log_snr - lam)
             r = h / (lam - past[0][0])
@@ -120,7 +120,7 @@ def _multistep(
                 r_2, q = h / (past[0][0] - past[1][0]), h / (lam - past[1][0])
                 g = q * (c / r - factor * (c / s - next.alpha / 2))  # weighs D2 / q
                 terms = [(b + (c + g) * r, x0), (-(c + g) * r - g * r_2, past[0][1]), (g * r_2, past[1][1])]
-            x = mix(a, p.anchor, *terms)
+            x = lincomb(a, p.x_base, *terms)
         if kept < 1 and next.sigma > 0 and noise is not None:
             x = x + s_noise * next.sigma * (1 - kept**2) ** 0.5 * noise(x, now, next)
         if now.alpha > 0:

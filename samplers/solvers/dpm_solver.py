@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from samplers.level import Denoise, Level, Noise, Prediction, Step, advance, mix, pairs
+from samplers.level import Denoise, Level, Noise, Prediction, Step, ddim_step, lincomb, pairs
 from samplers.registry import sampler
 from samplers.solvers.euler import ancestral
 
@@ -27,7 +27,7 @@ def _level(now: Level, next: Level, r: float) -> Level:
 def _advance_x0(p: Prediction, next: Level, x0: Tensor) -> Tensor:
     """sigma_t / sigma_s x + alpha_t (1 - e^-h) x0: the step of first order that holds x0 fixed."""
     shrink = next.sigma / p.level.sigma
-    return mix(shrink, p.anchor, (next.alpha - p.level.alpha * shrink, x0))
+    return lincomb(shrink, p.x_base, (next.alpha - p.level.alpha * shrink, x0))
 
 
 @sampler(
@@ -45,16 +45,16 @@ def dpm_solver(
     for i, now, next in pairs(levels):
         p = denoise(x, now)
         if order == 1 or next.sigma == 0 or now.alpha == 0 or next == now:
-            x = advance(p, next)
+            x = ddim_step(p, next)
         elif order == 2:
             s = _level(now, next, 1 / 2)
-            x = advance(p, next, denoise(advance(p, s), s).eps)
+            x = ddim_step(p, next, denoise(ddim_step(p, s), s).eps)
         else:
             h = next.log_snr - now.log_snr
             s1, s2 = _level(now, next, 1 / 3), _level(now, next, 2 / 3)
-            D1 = denoise(advance(p, s1), s1).eps - p.eps
-            D2 = denoise(advance(p, s2) - 2 * s2.sigma * _phi(2 / 3 * h) * D1, s2).eps - p.eps
-            x = advance(p, next) - 3 / 2 * next.sigma * _phi(h) * D2
+            D1 = denoise(ddim_step(p, s1), s1).eps - p.eps
+            D2 = denoise(ddim_step(p, s2) - 2 * s2.sigma * _phi(2 / 3 * h) * D1, s2).eps - p.eps
+            x = ddim_step(p, next) - 3 / 2 * next.sigma * _phi(h) * D2
         yield Step(x, next, p.denoised, i)
 
 
@@ -73,9 +73,9 @@ def dpmpp_2s(denoise: Denoise, x: Tensor, levels: Sequence[Level], *, noise: Noi
 
 def _two_stages(denoise: Denoise, p: Prediction, next: Level) -> Tensor:
     if next.sigma == 0 or p.level.alpha == 0:
-        return advance(p, next)
+        return ddim_step(p, next)
     s = _level(p.level, next, 1 / 2)
-    return _advance_x0(p, next, denoise(advance(p, s), s).denoised)
+    return _advance_x0(p, next, denoise(ddim_step(p, s), s).denoised)
 
 
 @sampler(

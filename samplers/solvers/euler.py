@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from samplers.level import Denoise, Level, Noise, Step, advance, decay, leaps, pairs
+from samplers.level import Denoise, Level, Noise, Step, ddim_step, exp_neg_h, first_order_only, pairs
 from samplers.registry import sampler
 
 
@@ -32,7 +32,7 @@ def euler(
     for i, now, next in pairs(levels):
         x, hat = churn(x, now, len(levels) - 1, noise, s_churn, s_tmin, s_tmax, s_noise)
         p = denoise(x, hat)
-        x = advance(p, next)
+        x = ddim_step(p, next)
         yield Step(x, next, p.denoised, i)
 
 
@@ -59,10 +59,10 @@ def heun(
     for i, now, next in pairs(levels):
         x, hat = churn(x, now, len(levels) - 1, noise, s_churn, s_tmin, s_tmax, s_noise)
         p = denoise(x, hat)
-        x = advance(p, next)
-        if not leaps(hat, next):
+        x = ddim_step(p, next)
+        if not first_order_only(hat, next):
             q = denoise(x, next)
-            x = advance(p, next, (p.eps + q.eps) / 2)
+            x = ddim_step(p, next, (p.eps + q.eps) / 2)
         yield Step(x, next, p.denoised, i)
 
 
@@ -91,7 +91,7 @@ def ancestral(now: Level, next: Level, eta: float) -> tuple[Level, float]:
 
     With eta = 1 the noise is that of q(x_s | x_t, x0).
     """
-    up = min(next.sigma, eta * next.sigma * (1 - decay(now, next) ** 2) ** 0.5)
+    up = min(next.sigma, eta * next.sigma * (1 - exp_neg_h(now, next) ** 2) ** 0.5)
     return Level(next.t, next.alpha, (next.sigma**2 - up**2) ** 0.5), up
 
 
@@ -111,7 +111,7 @@ def euler_ancestral(
     for i, now, next in pairs(levels):
         p = denoise(x, now)
         down, up = ancestral(now, next, eta)
-        x = advance(p, down)
+        x = ddim_step(p, down)
         if up > 0 and noise is not None:
             x = x + s_noise * up * noise(x, now, next)
         yield Step(x, next, p.denoised, i)

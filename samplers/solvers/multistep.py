@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from samplers.level import Denoise, Level, Noise, Step, advance, leaps, mix, pairs
+from samplers.level import Denoise, Level, Noise, Step, ddim_step, first_order_only, lincomb, pairs
 from samplers.registry import sampler
 
 
@@ -23,9 +23,9 @@ def plms(denoise: Denoise, x: Tensor, levels: Sequence[Level], *, noise: Noise |
         p = denoise(x, now)
         past = [p.eps, *past[:3]]
         w = weights[len(past)]
-        x = advance(p, next, mix(w[0], past[0], *zip(w[1:], past[1:], strict=True)))
-        if i == 0 and not leaps(now, next):
-            x = advance(p, next, (p.eps + denoise(x, next).eps) / 2)
+        x = ddim_step(p, next, lincomb(w[0], past[0], *zip(w[1:], past[1:], strict=True)))
+        if i == 0 and not first_order_only(now, next):
+            x = ddim_step(p, next, (p.eps + denoise(x, next).eps) / 2)
         yield Step(x, next, p.denoised, i)
 
 
@@ -43,14 +43,14 @@ def lms(
     for i, now, next in pairs(levels):
         p = denoise(x, now)
         if now.alpha == 0:  # pure noise has no finite r: a first-order step, and nothing to remember
-            x = advance(p, next)
+            x = ddim_step(p, next)
         else:
             past = [(now.noise_ratio, p.eps), *past[: order - 1]]
             step = next.noise_ratio - now.noise_ratio
             nodes = [r - now.noise_ratio for r, _ in past]
             c = lagrange_weights(nodes, [step ** (k + 1) / (k + 1) for k in range(len(past))])
-            x = mix(
-                next.alpha / now.alpha, p.anchor, *((next.alpha * a, eps) for a, (_, eps) in zip(c, past, strict=True))
+            x = lincomb(
+                next.alpha / now.alpha, p.x_base, *((next.alpha * a, eps) for a, (_, eps) in zip(c, past, strict=True))
             )
         yield Step(x, next, p.denoised, i)
 
@@ -71,14 +71,14 @@ def deis(
     for i, now, next in pairs(levels):
         p = denoise(x, now)
         if now.alpha == 0 or next.sigma == 0:
-            x = advance(p, next)
+            x = ddim_step(p, next)
         else:
             past = [(-now.log_snr, p.eps), *past[: order - 1]]
             used = past[: steps - i] if lower_order_final and steps < 15 else past
             nodes = [u - used[0][0] for u, _ in used]
             c = lagrange_weights(nodes, _exponential_moments(now.log_snr - next.log_snr, len(used)))
             a = next.alpha / now.alpha
-            x = mix(a, p.anchor, *((a * now.sigma * w, eps) for w, (_, eps) in zip(c, used, strict=True)))
+            x = lincomb(a, p.x_base, *((a * now.sigma * w, eps) for w, (_, eps) in zip(c, used, strict=True)))
         yield Step(x, next, p.denoised, i)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from samplers.level import Denoise, Level, Noise, Path, Prediction, Step, advance, pairs
+from samplers.level import Denoise, Level, Noise, NoisePath, Prediction, Step, ddim_step, pairs
 from samplers.registry import sampler
 
 # Dormand & Prince 1980: nodes, stages, and fifth minus fourth order. The last stage is the new point.
@@ -48,7 +48,7 @@ def rk45(
     for i, now, next in pairs(levels):
         p = denoise(x, now)
         if now.alpha == 0 or next.sigma == 0 or next == now:
-            x = advance(p, next)
+            x = ddim_step(p, next)
         else:
             assert now.path is not None
             y, size = _integrate(denoise, p, now.path, next.log_snr, size, rtol, atol)
@@ -62,9 +62,9 @@ def _slope(p: Prediction) -> Tensor:
 
 
 def _integrate(
-    denoise: Denoise, p: Prediction, path: Path, end: float, size: float, rtol: float, atol: float
+    denoise: Denoise, p: Prediction, path: NoisePath, end: float, size: float, rtol: float, atol: float
 ) -> tuple[Tensor, float]:
-    t, y, first = p.level.log_snr, p.anchor / p.level.alpha, _slope(p)
+    t, y, first = p.level.log_snr, p.x_base / p.level.alpha, _slope(p)
     while t < end:
         h = min(size, end - t)
         if t + h <= t:

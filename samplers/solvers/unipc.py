@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from samplers.level import Denoise, Level, Noise, Step, advance, mix, pairs
+from samplers.level import Denoise, Level, Noise, Step, ddim_step, lincomb, pairs
 from samplers.registry import sampler
 
 
@@ -33,23 +33,23 @@ def unipc(
     steps = len(levels) - 1
     for i, now, next in pairs(levels):
         p = denoise(x, now)
-        x0, anchor = p.denoised, p.anchor
+        x0, x_base = p.denoised, p.x_base
         if start is not None:
             rates, diffs = _differences(past, now, start[1])
             c = _coefficients([*rates, 1.0], now.log_snr - past[0][0].log_snr, form)
             if len(c) == 1:
                 c = [0.5]
-            anchor = _update(start[0], past[0], now, c, [*diffs, x0 - past[0][1]], form)
+            x_base = _update(start[0], past[0], now, c, [*diffs, x0 - past[0][1]], form)
         past = [(now, x0), *past[:2]]
         used = min(order, len(past), steps - i if lower_order_final else order)
         if now.alpha == 0:
-            x, past, start = advance(p, next), [], None
+            x, past, start = ddim_step(p, next), [], None
         elif next.sigma == 0 or next == now:
-            x = next.alpha * x0 if next.sigma == 0 else anchor
+            x = next.alpha * x0 if next.sigma == 0 else x_base
         else:
             rates, diffs = _differences(past, next, used)
             c = [0.5] if used == 2 else _coefficients(rates, next.log_snr - now.log_snr, form)
-            x, start = _update(anchor, past[0], next, c, diffs, form), (anchor, used)
+            x, start = _update(x_base, past[0], next, c, diffs, form), (x_base, used)
         yield Step(x, next, x0, i)
 
 
@@ -98,4 +98,4 @@ def _update(
     e = math.expm1(-h)
     B = -h if form == "bh1" else e
     terms = ((-next.alpha * B * weight, diff) for weight, diff in zip(weights, diffs, strict=True))
-    return mix(next.sigma / now.sigma, x, (-next.alpha * e, x0), *terms)
+    return lincomb(next.sigma / now.sigma, x, (-next.alpha * e, x0), *terms)

@@ -215,15 +215,15 @@ def test_settled_statistics_are_means_over_the_noise(tmp_path):
     draws = torch.Generator().manual_seed(3)
     a, b = torch.randn(2, 64, *model.noise_shape, generator=draws)
     wanted = model.train()(a).detach()
-    model.settle([a])
+    model.recalibrate_batch_norm([a])
     assert model.training and any(weight.requires_grad for weight in model.parameters())
     first = model.eval().decoder.conv_norm_out
     same = torch.allclose(model(a), wanted, atol=0.05)  # torch keeps n / (n - 1) times the variance of a batch
     assert same and float(wanted.std(0).mean()) > 0.2
     mean_a = first.running_mean.clone()
-    model.settle([b])
+    model.recalibrate_batch_norm([b])
     mean_b = first.running_mean.clone()
-    model.settle([a, b])
+    model.recalibrate_batch_norm([a, b])
     assert torch.allclose(first.running_mean, (mean_a + mean_b) / 2, atol=1e-6)
     assert not torch.allclose(mean_a, mean_b, atol=1e-4) and not model.training
     alone = torch.cat([model(a[:1]), model(a[1:])])

@@ -83,7 +83,7 @@ def test_the_temperature_is_a_half_cosine_of_the_step():
     model = Autoencoder(AutoencoderConfig(bottleneck="gumbel", num_codes=16, gumbel=config))
     x = torch.zeros(1, 3, 8, 8)
     for step, temperature in ((0, 2.0), (50, 1.25), (0, 2.0)):
-        model.at_step(step)
+        model.set_step(step)
         assert model(x, generator=generator()).metrics["temperature"].item() == pytest.approx(temperature)
 
 

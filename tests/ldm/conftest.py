@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldm.data.shapes import ShapesData
-from ldm.evaluation import EvaluationConfig, prepare_instruments
+from ldm.evaluation import EvaluationConfig, prepare_evaluators
 from ldm.runtime.errors import UserError
 
 
@@ -28,9 +28,9 @@ def shapes():
 
 
 @pytest.fixture(scope="session")
-def shapes_instruments(shapes):
+def shapes_evaluators(shapes):
     """Trained in full, once a session: about 15 s on one core."""
-    return prepare_instruments(shapes, EvaluationConfig(extractor="trained"))
+    return prepare_evaluators(shapes, EvaluationConfig(extractor="trained"))
 
 
 @pytest.fixture

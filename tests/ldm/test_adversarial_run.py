@@ -17,10 +17,10 @@ from autoencoders.losses import AdversarialConfig, DiscriminatorConfig
 from ldm.data.shapes import ShapesData
 from ldm.evaluation.metrics.perceptual import BACKBONES, lpips_distance
 from ldm.runtime.errors import UserError
-from ldm.training.adversary import SecondPlayer
+from ldm.training.adversary import AdversarialTrainer
 from ldm.training.best import keep_best
 from ldm.training.config import TrainingConfig
-from ldm.training.randomness import Share, StepRandom
+from ldm.training.randomness import BatchShard, StepRandom
 from ldm.training.tasks.autoencoder import AutoencoderRun, AutoencoderTask
 
 CPU = torch.device("cpu")
@@ -51,9 +51,9 @@ def settings(**changes):
 
 def test_gradients_do_not_leak_between_the_players(tiny):
     task = AutoencoderTask(settings(), *tiny, CPU)
-    second = SecondPlayer(task.opponent, task.config.training, CPU)
+    second = AdversarialTrainer(task.adversary, task.config.training, CPU)
     batch = torch.stack([tiny[0][index].image for index in range(8)])
-    random = StepRandom(0, 0, 0, Share(8), CPU)
+    random = StepRandom(0, 0, 0, BatchShard(8), CPU)
     frozen = copy.deepcopy(second.model).eval().requires_grad_(False)
     before = copy.deepcopy(second.model.state_dict())
     with second.frozen():

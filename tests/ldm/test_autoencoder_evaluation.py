@@ -15,7 +15,7 @@ from PIL import Image
 from autoencoders import Autoencoder, AutoencoderConfig, LossConfig
 from ldm.data.shapes import ShapesData
 from ldm.evaluation import AutoencoderEvaluationConfig, evaluate_autoencoder
-from ldm.evaluation.autoencoder.measures import AutoencoderInstruments, ReconstructionFrechet
+from ldm.evaluation.autoencoder.measures import AutoencoderEvaluators, ReconstructionFrechet
 from ldm.runtime.errors import UserError
 
 RUNS = {
@@ -118,7 +118,7 @@ def test_what_changes_nothing_is_perfect():
 
     config = AutoencoderEvaluationConfig(metrics=("ssim", "rfid"), num_images=20, batch_size=7)
     found = evaluate_autoencoder(
-        Autoencoder(AutoencoderConfig(bottleneck="identity")), data, config, instruments=AutoencoderInstruments(Means())
+        Autoencoder(AutoencoderConfig(bottleneck="identity")), data, config, evaluators=AutoencoderEvaluators(Means())
     )
     assert found["ssim"].value == pytest.approx(1) and found["rfid"].value == pytest.approx(0, abs=1e-9)
     assert found["rfid"].name == "rFD[means]" and found.manifest["num_images"] == 20
@@ -131,15 +131,15 @@ def test_what_changes_nothing_is_perfect():
 
 def test_a_perceptual_distance_where_there_is_one():
     data, model = ShapesData("validation", 16, size=(64, 32)), Autoencoder(AutoencoderConfig(block_out_channels=(8, 8)))
-    instruments = AutoencoderInstruments(lpips=lambda a, b: (a - b).square().mean((1, 2, 3)))
+    evaluators = AutoencoderEvaluators(lpips=lambda a, b: (a - b).square().mean((1, 2, 3)))
     config = AutoencoderEvaluationConfig(metrics=("psnr", "lpips"), batch_size=5)
-    found = evaluate_autoencoder(model, data, config, instruments=instruments)
+    found = evaluate_autoencoder(model, data, config, evaluators=evaluators)
     assert found["lpips"].name == "LPIPS[vgg]" and not found["lpips"].higher_is_better
     assert found["lpips"].value > 4 / 10 ** (found["psnr"].value / 10), "mean of logarithms below the logarithm of mean"
-    without = evaluate_autoencoder(model, data, replace(config, metrics=()), instruments=AutoencoderInstruments())
+    without = evaluate_autoencoder(model, data, replace(config, metrics=()), evaluators=AutoencoderEvaluators())
     assert {"psnr", "rate"} <= {figure.metric for figure in without.figures} and "lpips" not in without.manifest
     with pytest.raises(UserError, match="alex needs images of 31 pixels"):
-        evaluate_autoencoder(model, data, replace(config, lpips_network="alex"), instruments=instruments)
+        evaluate_autoencoder(model, data, replace(config, lpips_network="alex"), evaluators=evaluators)
 
 
 def test_the_error_of_rfid_is_the_scatter_over_fresh_images():

@@ -10,7 +10,7 @@ from ldm.comparison.halving import round_sizes, staying
 from ldm.comparison.records import Cell, Comparison
 from ldm.data.shapes import ShapesData
 from ldm.evaluation import EvaluationConfig
-from ldm.evaluation.records import EvaluationResult, Figure
+from ldm.evaluation.records import EvaluationResult, MetricValue
 from ldm.runtime import progress
 from ldm.runtime.errors import UserError
 from ldm.runtime.settings import parse
@@ -70,7 +70,7 @@ def test_rounds_are_whole_batches_and_about_halves():
 
 
 def cell(label, value, scatter, cost=50.0):
-    figure = Figure("fid", "FD[toy]", value, halves=tuple(value + each for each in scatter))
+    figure = MetricValue("fid", "FD[toy]", value, halves=tuple(value + each for each in scatter))
     return Cell(label, label, None, None, "ddim", 25, None, EvaluationResult((figure,), {}, cost, cost / 100))
 
 
@@ -98,10 +98,10 @@ def data():
     return ShapesData("validation", 32, size=(1, 120))
 
 
-def test_rounds_spend_samples_where_they_decide(tmp_path, data, fake_pipeline, shapes_instruments):
+def test_rounds_spend_samples_where_they_decide(tmp_path, data, fake_pipeline, shapes_evaluators):
     few = EvaluationConfig(metrics=("fid",), num_images=80, num_reference=60, batch_size=10, bootstrap=40)
     grid = ComparisonConfig(guidance_scales=(0.0, 0.2, 3.0, 200.0), classifier_scales=(4.0,), rows=3)
-    given = {"evaluation": few, "instruments": shapes_instruments}
+    given = {"evaluation": few, "instruments": shapes_evaluators}
     plain = compare(fake_pipeline(data), data, grid, output_dir=tmp_path / "plain", **given)
     halved = ComparisonConfig(**{**vars(grid), "rounds": 3})
     pipeline = fake_pipeline(data)

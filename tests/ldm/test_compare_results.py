@@ -6,13 +6,16 @@ import json
 
 import pytest
 
-from ldm.evaluation.records import EvaluationResult, Figure
+from ldm.evaluation.records import EvaluationResult, MetricValue
 
 MANIFEST = {"extractor": "inception", "num_images": 1000, "num_reference": 5000, "seed": 0, "data_fingerprint": "f"}
 
 
 def write(path, value, name="FID", **facts):
-    figures = (Figure("fid", name, value, interval=(value - 1, value + 1)), Figure("kid", "KID", value / 100, 0.001))
+    figures = (
+        MetricValue("fid", name, value, interval=(value - 1, value + 1)),
+        MetricValue("kid", "KID", value / 100, 0.001),
+    )
     path.write_text(json.dumps(EvaluationResult(figures, {**MANIFEST, **facts}).to_json()))
     return path
 

@@ -24,9 +24,9 @@ def data():
     return ShapesData("validation", 32, size=(1, 120))
 
 
-def test_all_methods_on_the_same_seeds_and_conditions(tmp_path, data, fake_pipeline, shapes_instruments):
+def test_all_methods_on_the_same_seeds_and_conditions(tmp_path, data, fake_pipeline, shapes_evaluators):
     pipeline = fake_pipeline(data)
-    found = compare(pipeline, data, SCALES, output_dir=tmp_path / "out", evaluation=FEW, instruments=shapes_instruments)
+    found = compare(pipeline, data, SCALES, output_dir=tmp_path / "out", evaluation=FEW, evaluators=shapes_evaluators)
     assert [cell.label for cell in found.cells] == LABELS  # cfg at scale 1 is "none", and made once
     assert not found.left_out
     prompts = [[request.prompt for request in requests] for requests, _, _ in pipeline.calls]
@@ -54,7 +54,7 @@ def test_all_methods_on_the_same_seeds_and_conditions(tmp_path, data, fake_pipel
     torch.testing.assert_close(shown, drawn, rtol=0, atol=0.005)
 
 
-def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, data, fake_pipeline, shapes_instruments):
+def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, data, fake_pipeline, shapes_evaluators):
     class Interrupted(fake_pipeline):
         def generate(self, *arguments, **options):
             if len(self.calls) == 2:
@@ -63,7 +63,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, data, fake
 
     def run(pipeline, folder, **options):
         return compare(
-            pipeline, data, SCALES, output_dir=folder, evaluation=FEW, instruments=shapes_instruments, **options
+            pipeline, data, SCALES, output_dir=folder, evaluation=FEW, evaluators=shapes_evaluators, **options
         )
 
     with pytest.raises(KeyboardInterrupt):
@@ -81,17 +81,17 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, data, fake
         run(idle, tmp_path / "a", model="other weights")
 
 
-def test_the_output_folder_of_something_else_is_left_alone(tmp_path, data, fake_pipeline, shapes_instruments):
+def test_the_output_folder_of_something_else_is_left_alone(tmp_path, data, fake_pipeline, shapes_evaluators):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="holds something else"):
-        compare(fake_pipeline(data), data, output_dir=tmp_path, evaluation=FEW, instruments=shapes_instruments)
+        compare(fake_pipeline(data), data, output_dir=tmp_path, evaluation=FEW, evaluators=shapes_evaluators)
     with pytest.raises(UserError, match="is a file"):
         compare(
             fake_pipeline(data),
             data,
             output_dir=tmp_path / "thesis.txt",
             evaluation=FEW,
-            instruments=shapes_instruments,
+            evaluators=shapes_evaluators,
         )
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -136,7 +136,7 @@ def test_a_models_identity_is_that_of_its_parts(tmp_path):
     assert model_identity(tmp_path) != first
 
 
-def test_hostile_captions_are_inert_in_the_picture(tmp_path, data, fake_pipeline, shapes_instruments):
+def test_hostile_captions_are_inert_in_the_picture(tmp_path, data, fake_pipeline, shapes_evaluators):
     class Hostile(ShapesData):
         def captions(self, index):
             return ("\x1b[2J\n<script>alert(1)</script>" + "W" * 3000 + f" {index}",)
@@ -149,7 +149,7 @@ def test_hostile_captions_are_inert_in_the_picture(tmp_path, data, fake_pipeline
         config,
         output_dir=tmp_path / "o",
         evaluation=FEW,
-        instruments=shapes_instruments,
+        evaluators=shapes_evaluators,
     )
     with Image.open(tmp_path / "o" / "comparison.png") as picture:
         assert picture.width == 260

@@ -380,13 +380,13 @@ def test_every_source_trains_the_same_weights_and_encodes_the_same_latents(sourc
 def test_latents_encoded_anew_have_the_distribution_of_the_cache_and_train_as_well(sources, ldm, models, tmp_path):
     from scipy import stats
 
-    from ldm.training.randomness import BatchPlan, Share, StepRandom
+    from ldm.training.randomness import BatchPlan, BatchShard, StepRandom
     from ldm.training.tasks.latents import LatentSource, load_autoencoder
 
     cpu = torch.device("cpu")
     autoencoder, _ = load_autoencoder(str(models.autoencoder), cpu)
     data = {flip: open_data(config(sources["tar"], flip=flip)) for flip in (False, True)}
-    plan = BatchPlan(len(data[True]), 0, Share(32), 0, 40)
+    plan = BatchPlan(len(data[True]), 0, BatchShard(32), 0, 40)
 
     def seen(latents, flip):
         source = LatentSource(autoencoder, data[flip], latents, str(tmp_path / f"out-{flip}"), cpu, 0)

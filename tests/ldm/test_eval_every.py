@@ -8,7 +8,7 @@ import signal
 import pytest
 from safetensors.torch import load_file
 
-from ldm.evaluation.during import Watch
+from ldm.evaluation.during import PeriodicEvaluator
 from ldm.sampling.pipeline import Pipeline
 
 STEPS = 6
@@ -94,8 +94,8 @@ def test_the_figures_are_those_of_the_published_model(command, ldm, tmp_path, mo
 
 
 def test_nothing_is_measured_twice(command, ldm, tmp_path, monkeypatch):
-    run, calls, measure = tmp_path / "run", [], Watch.__call__
-    monkeypatch.setattr(Watch, "__call__", lambda *given: (calls.append(1), measure(*given))[1])
+    run, calls, measure = tmp_path / "run", [], PeriodicEvaluator.__call__
+    monkeypatch.setattr(PeriodicEvaluator, "__call__", lambda *given: (calls.append(1), measure(*given))[1])
     assert ldm(*command(run, *LOOKS)).code == 0
     expected, kept = entries(run, "evaluation"), best(run)
     assert len(calls) == 3 and ldm(*command(run, *LOOKS)).code == 0 and len(calls) == 3, "a run that is whole"
@@ -114,14 +114,14 @@ def test_nothing_is_measured_twice(command, ldm, tmp_path, monkeypatch):
 
 
 def test_a_signal_ends_an_evaluation_and_the_next_start_makes_it(command, ldm, tmp_path, monkeypatch):
-    run, whole, measure = tmp_path / "run", tmp_path / "whole", Watch.__call__
+    run, whole, measure = tmp_path / "run", tmp_path / "whole", PeriodicEvaluator.__call__
 
     def interrupted(*given):
         os.kill(os.getpid(), signal.SIGTERM)
         return measure(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Watch, "__call__", interrupted)
+        patch.setattr(PeriodicEvaluator, "__call__", interrupted)
         found = ldm(*command(run, *LOOKS))
     assert found.code == 128 + signal.SIGTERM and "stopped at step 2" in found.err
     assert entries(run, "evaluation") == {} and [each.name for each in run.glob("checkpoint-*")] == ["checkpoint-2"]

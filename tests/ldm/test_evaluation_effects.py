@@ -58,8 +58,8 @@ def damaged(data):
     }
 
 
-def test_the_metrics_move_the_way_that_they_should(shapes, shapes_instruments):
-    extractor, judge = shapes_instruments.extractor, shapes_instruments.judge
+def test_the_metrics_move_the_way_that_they_should(shapes, shapes_evaluators):
+    extractor, judge = shapes_evaluators.extractor, shapes_evaluators.judge
     real = extractor(taken(shapes, 0)[0])
 
     def measured(images, labels):
@@ -81,12 +81,12 @@ def test_the_metrics_move_the_way_that_they_should(shapes, shapes_instruments):
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_floor_is_what_real_images_have(shapes, shapes_instruments):
+def test_the_floor_is_what_real_images_have(shapes, shapes_evaluators):
     """Images of the law of the data lie at the floor, damaged ones beyond it; it is of as many images."""
     data, config = ShapesData("validation", 32, size=(1, 600)), EvaluationConfig(num_images=300, metrics=METRICS)
-    extractor = shapes_instruments.extractor
+    extractor = shapes_evaluators.extractor
     real = extractor(torch.stack([data[i].image for i in range(600)]))
-    floor = floor_of_data(shapes, data, real, config, shapes_instruments)
+    floor = floor_of_data(shapes, data, real, config, shapes_evaluators)
     assert [figure.metric for figure in floor.figures] == list(METRICS)
     assert floor.facts["num_images"] == 300 and floor.facts["images"] == "real, of shapes (train)"
     assert floor.facts["data_fingerprint"] == shapes.fingerprint
@@ -102,8 +102,8 @@ def test_the_floor_is_what_real_images_have(shapes, shapes_instruments):
     assert own["fid"] == pytest.approx(level["fid"], rel=0.35) and noisy["fid"] > 3 * level["fid"]
     assert own["precision"] == pytest.approx(level["precision"], abs=0.06)
     assert own["coverage"] == pytest.approx(level["coverage"], abs=0.06)
-    again = floor_of_data(shapes, data, real, config, shapes_instruments)
+    again = floor_of_data(shapes, data, real, config, shapes_evaluators)
     assert again == floor
-    few = floor_of_features(real[:9], real[9:], config, shapes_instruments, 300, "few")
+    few = floor_of_features(real[:9], real[9:], config, shapes_evaluators, 300, "few")
     assert few.facts["num_images"] == 9 and "precision" not in {figure.metric for figure in few.figures}
-    assert floor_of_data(data, data, real, config, shapes_instruments).facts is None, "no image is its own floor"
+    assert floor_of_data(data, data, real, config, shapes_evaluators).facts is None, "no image is its own floor"

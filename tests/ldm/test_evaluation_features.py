@@ -115,8 +115,8 @@ def test_the_weights_are_downloaded_when_asked_and_checked(tmp_path, weights, mo
     assert inception_extractor() is not None
 
 
-def test_judge_of_shapes_is_right_on_held_out_and_on_soft_pictures(shapes_instruments):
-    judge, held_out = shapes_instruments.judge, ShapesData("validation", 32, size=(1, 1024))
+def test_judge_of_shapes_is_right_on_held_out_and_on_soft_pictures(shapes_evaluators):
+    judge, held_out = shapes_evaluators.judge, ShapesData("validation", 32, size=(1, 1024))
     images = torch.stack([held_out[i].image for i in range(len(held_out))])
     asked = [held_out.attributes(i) for i in range(len(held_out))]
     assert set(judge.heads) == {"shape", "colour", "size", "background"} and judge.class_head == "shape"
@@ -135,9 +135,9 @@ def blurred(images, sigma):
     return F.conv2d(F.conv2d(x, kernel, groups=3), kernel.transpose(2, 3), groups=3)
 
 
-def test_the_trained_distance_moves_the_right_way(shapes, shapes_instruments):
+def test_the_trained_distance_moves_the_right_way(shapes, shapes_evaluators):
     """Noise, blur, a dropped class and repeated images each move the distance away from that of fresh images."""
-    extractor = shapes_instruments.extractor
+    extractor = shapes_evaluators.extractor
     images = torch.stack([shapes[i].image for i in range(1200)])
     real, fresh = images[:600], images[600:]
     reference = Gaussian.fit(extractor(real))
@@ -157,19 +157,19 @@ def test_the_trained_distance_moves_the_right_way(shapes, shapes_instruments):
     assert distance(fresh[:60].repeat(10, 1, 1, 1)) > 1.5 * floor
 
 
-def test_extractors_see_what_a_png_keeps(shapes, shapes_instruments):
+def test_extractors_see_what_a_png_keeps(shapes, shapes_evaluators):
     images = torch.stack([shapes[i].image for i in range(4)]) * 1.3 + 0.004
     rounded = to_uint8(images).float() / 127.5 - 1
-    assert torch.equal(shapes_instruments.extractor(images), shapes_instruments.extractor(rounded))
+    assert torch.equal(shapes_evaluators.extractor(images), shapes_evaluators.extractor(rounded))
     large = F.interpolate(images, (96, 80))
-    assert shapes_instruments.extractor(large).shape == (4, shapes_instruments.extractor.dim)
+    assert shapes_evaluators.extractor(large).shape == (4, shapes_evaluators.extractor.dim)
 
 
-def test_figures_of_trained_features_never_pass_for_fid(shapes_instruments):
-    name = shapes_instruments.extractor.name
+def test_figures_of_trained_features_never_pass_for_fid(shapes_evaluators):
+    name = shapes_evaluators.extractor.name
     assert name.startswith("trained-cnn:shapes:") and len(name.split(":")[-1]) == 8
-    assert figure_name("fid", shapes_instruments.extractor) == f"FD[{name}]"
-    assert figure_name("kid", shapes_instruments.extractor) == f"KD[{name}]"
+    assert figure_name("fid", shapes_evaluators.extractor) == f"FD[{name}]"
+    assert figure_name("kid", shapes_evaluators.extractor) == f"KD[{name}]"
 
 
 class Unlabelled(ShapesData):
@@ -229,8 +229,8 @@ def test_score_of_nothing_asked_is_no_number_and_its_error_is_honest():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_on_a_gpu_features_judgements_and_distances_are_those_of_the_cpu(shapes, shapes_instruments):
-    extractor, judge = shapes_instruments.extractor, shapes_instruments.judge
+def test_on_a_gpu_features_judgements_and_distances_are_those_of_the_cpu(shapes, shapes_evaluators):
+    extractor, judge = shapes_evaluators.extractor, shapes_evaluators.judge
     images = torch.stack([shapes[i].image for i in range(300)])
     there = TrainedExtractor(copy.deepcopy(extractor.network), extractor.facts, "cuda")
     near, far = extractor(images), there(images.cuda())

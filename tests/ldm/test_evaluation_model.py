@@ -9,11 +9,11 @@ from ldm.data.shapes import ShapesData
 from ldm.evaluation import (
     EvaluationConfig,
     EvaluationResult,
-    Instruments,
+    Evaluators,
     evaluate_folders,
     evaluate_model,
 )
-from ldm.evaluation.conditions import balanced_indices, draw_conditions
+from ldm.evaluation.conditions import balanced_indices, eval_conditions
 from ldm.evaluation.features import extractors as features
 from ldm.evaluation.features import train_network
 from ldm.evaluation.features.train_network import Recipe
@@ -35,16 +35,16 @@ def no_inception(monkeypatch, tmp_path):
     monkeypatch.setattr(features, "cleanfid_folder", lambda: tmp_path)
 
 
-def test_conditions_are_balanced_repeatable_and_tell_what_is_asked(data, fake_pipeline, shapes_instruments):
-    judge = shapes_instruments.judge
-    drawn = draw_conditions(fake_pipeline(data), data, 60, 3, judge=judge)
-    assert drawn == draw_conditions(fake_pipeline(data), data, 60, 3, judge=judge)
-    assert drawn != draw_conditions(fake_pipeline(data), data, 60, 4, judge=judge)
-    assert drawn[:30] == draw_conditions(fake_pipeline(data), data, 30, 3, judge=judge)
+def test_conditions_are_balanced_repeatable_and_tell_what_is_asked(data, fake_pipeline, shapes_evaluators):
+    judge = shapes_evaluators.judge
+    drawn = eval_conditions(fake_pipeline(data), data, 60, 3, judge=judge)
+    assert drawn == eval_conditions(fake_pipeline(data), data, 60, 3, judge=judge)
+    assert drawn != eval_conditions(fake_pipeline(data), data, 60, 4, judge=judge)
+    assert drawn[:30] == eval_conditions(fake_pipeline(data), data, 30, 3, judge=judge)
     assert all(each.request.class_label is None for each in drawn)
     assert all(each.asked["colour"] in each.request.prompt and len(each.asked) == 4 for each in drawn)
     for model in (fake_pipeline(data, text=False, classes=True), fake_pipeline(data, text=False)):
-        labelled = draw_conditions(model, data, 60, 3, classifier=True, judge=judge)
+        labelled = eval_conditions(model, data, 60, 3, classifier=True, judge=judge)
         counts = np.bincount([each.request.class_label for each in labelled])
         assert counts.tolist() == [10] * 6
         assert all(each.asked == {"shape": data.class_names[each.request.class_label]} for each in labelled)
@@ -53,10 +53,10 @@ def test_conditions_are_balanced_repeatable_and_tell_what_is_asked(data, fake_pi
     assert len(set(indices[:200])) == 200 and len(indices) == 600
 
 
-def test_a_better_model_has_better_figures(data, fake_pipeline, shapes_instruments):
+def test_a_better_model_has_better_figures(data, fake_pipeline, shapes_evaluators):
     pipeline = fake_pipeline(data)
     weak, strong = (
-        evaluate_model(pipeline, data, SamplingConfig(guidance_scale=scale), FEW, instruments=shapes_instruments)
+        evaluate_model(pipeline, data, SamplingConfig(guidance_scale=scale), FEW, evaluators=shapes_evaluators)
         for scale in (1.0, 50.0)
     )
     for name in ("shape", "colour", "background"):
@@ -64,27 +64,27 @@ def test_a_better_model_has_better_figures(data, fake_pipeline, shapes_instrumen
         assert figure.value > 0.9 and figure.higher_is_better and 0 < figure.standard_error < 0.05
         assert weak[f"accuracy/{name}"].value < 0.75
     assert weak.evaluations_per_image == 50 and strong.evaluations_per_image == 100
-    assert weak["fid"].name == f"FD[{shapes_instruments.extractor.name}]"
+    assert weak["fid"].name == f"FD[{shapes_evaluators.extractor.name}]"
     assert weak["fid"].value > 0 and weak["kid"].standard_error > 0
     with pytest.raises(KeyError, match="measured: fid, kid"):
         weak["recall"]
 
 
-def test_the_result_is_repeatable_told_in_full_and_plain_json(data, fake_pipeline, shapes_instruments):
+def test_the_result_is_repeatable_told_in_full_and_plain_json(data, fake_pipeline, shapes_evaluators):
     sampling = SamplingConfig("dpmpp_2m", 7, guidance_scale=3.0)
     first, again = (
-        evaluate_model(fake_pipeline(data), data, sampling, FEW, instruments=shapes_instruments) for _ in range(2)
+        evaluate_model(fake_pipeline(data), data, sampling, FEW, evaluators=shapes_evaluators) for _ in range(2)
     )
     assert first.figures == again.figures
     other = evaluate_model(
-        fake_pipeline(data), data, sampling, replace(FEW, batch_size=17), instruments=shapes_instruments
+        fake_pipeline(data), data, sampling, replace(FEW, batch_size=17), evaluators=shapes_evaluators
     )
     for one, two in zip(first.figures, other.figures, strict=True):
         assert one.value == pytest.approx(two.value, rel=1e-3)
     manifest = first.manifest
     assert manifest["num_images"] == 120 and manifest["num_reference"] == 300 and manifest["seed"] == 0
     assert manifest["sampling"]["sampler"] == "dpmpp_2m" and manifest["sampling"]["guidance_scale"] == 3.0
-    assert manifest["extractor"] == shapes_instruments.extractor.name and "8 bits" in manifest["preprocessing"]
+    assert manifest["extractor"] == shapes_evaluators.extractor.name and "8 bits" in manifest["preprocessing"]
     assert manifest["judge_accuracy"]["shape"] > 0.99 and manifest["data_fingerprint"] == data.fingerprint
     told = " ".join(first.warnings)
     assert "N = 120" in told and "rank-deficient" in told and "not Inception" in told
@@ -92,19 +92,19 @@ def test_the_result_is_repeatable_told_in_full_and_plain_json(data, fake_pipelin
     assert EvaluationResult.from_json(json.loads(text)).figures == first.figures
 
 
-def test_instruments_are_those_of_the_training_data(data, shapes, fake_pipeline, shapes_instruments):
-    given = evaluate_model(fake_pipeline(data), data, None, FEW, instruments=shapes_instruments)
+def test_instruments_are_those_of_the_training_data(data, shapes, fake_pipeline, shapes_evaluators):
+    given = evaluate_model(fake_pipeline(data), data, None, FEW, evaluators=shapes_evaluators)
     assert evaluate_model(fake_pipeline(data), data, None, FEW, train_data=shapes).figures == given.figures
 
 
-def test_without_metrics_only_the_judge_speaks(data, fake_pipeline, shapes_instruments):
-    only = Instruments(None, shapes_instruments.judge)
-    result = evaluate_model(fake_pipeline(data), data, None, replace(FEW, metrics=()), instruments=only)
+def test_without_metrics_only_the_judge_speaks(data, fake_pipeline, shapes_evaluators):
+    only = Evaluators(None, shapes_evaluators.judge)
+    result = evaluate_model(fake_pipeline(data), data, None, replace(FEW, metrics=()), evaluators=only)
     assert [figure.metric for figure in result.figures] == [
         "accuracy/shape", "accuracy/colour", "accuracy/size", "accuracy/background",
     ]  # fmt: skip
     text_free = fake_pipeline(data, text=False, classifier=False)
-    nothing_asked = evaluate_model(text_free, data, None, FEW, instruments=shapes_instruments)
+    nothing_asked = evaluate_model(text_free, data, None, FEW, evaluators=shapes_evaluators)
     assert [figure.metric for figure in nothing_asked.figures] == ["fid", "kid"]
 
 
@@ -133,16 +133,16 @@ def write(folder, images):
     return folder
 
 
-def test_two_folders(tmp_path, data, shapes_instruments):
+def test_two_folders(tmp_path, data, shapes_evaluators):
     images = torch.stack([data[i].image for i in range(60)])
     real, same, noisy = (
         write(tmp_path / name, x)
         for name, x in (("real", images), ("same", images), ("noisy", images + 0.3 * torch.randn_like(images)))
     )
     config = EvaluationConfig(batch_size=16)
-    equal = evaluate_folders(real, same, config, instruments=shapes_instruments)
-    apart = evaluate_folders(real, noisy, config, instruments=shapes_instruments)
-    scale = float(shapes_instruments.extractor(images).var(0).sum())
+    equal = evaluate_folders(real, same, config, evaluators=shapes_evaluators)
+    apart = evaluate_folders(real, noisy, config, evaluators=shapes_evaluators)
+    scale = float(shapes_evaluators.extractor(images).var(0).sum())
     assert abs(equal["fid"].value) < 1e-6 * scale < 1e-2 * apart["fid"].value
     assert equal.manifest["num_images"] == 60 and equal.manifest["sizes"] == [{"32x32": 60}, {"32x32": 60}]
     assert not [figure for figure in equal.figures if figure.metric.startswith("accuracy")]
@@ -151,17 +151,17 @@ def test_two_folders(tmp_path, data, shapes_instruments):
     assert equal["fid"].value < equal.floor[0].value < apart["fid"].value
 
 
-def test_images_of_different_sizes_are_resized_only_when_asked(tmp_path, data, shapes_instruments):
+def test_images_of_different_sizes_are_resized_only_when_asked(tmp_path, data, shapes_evaluators):
     images = torch.stack([data[i].image for i in range(12)])
     real, small = write(tmp_path / "real", images), torch.nn.functional.interpolate(images, (20, 24))
     other, config = write(tmp_path / "small", small), EvaluationConfig(batch_size=16)
     with pytest.raises(UserError, match=r"--real has images of 32 x 32, --fake of 24 x 20: .* --resize PIXELS"):
-        evaluate_folders(real, other, config, instruments=shapes_instruments)
+        evaluate_folders(real, other, config, evaluators=shapes_evaluators)
     mixed = write(tmp_path / "mixed", images[:6])
     save_png(to_pil(small[0]), mixed / "odd.png")
     with pytest.raises(UserError, match="mixed: holds images of 32 x 32, 24 x 20; give --resize"):
-        evaluate_folders(real, mixed, config, instruments=shapes_instruments)
-    found = evaluate_folders(real, other, config, instruments=shapes_instruments, resize=32)
+        evaluate_folders(real, mixed, config, evaluators=shapes_evaluators)
+    found = evaluate_folders(real, other, config, evaluators=shapes_evaluators, resize=32)
     assert found.manifest["sizes"] == [{"32x32": 12}, {"24x20": 12}]
     assert found.manifest["resized"] == "to 32 x 32, bicubic antialiased"
 
@@ -173,7 +173,7 @@ def test_features_for_two_folders_are_trained_on_the_real_one(tmp_path, data, mo
     assert result["fid"].name.startswith("FD[trained-cnn:real:")
 
 
-def test_folders_that_cannot_be_compared_are_refused_by_name(tmp_path, data, shapes_instruments):
+def test_folders_that_cannot_be_compared_are_refused_by_name(tmp_path, data, shapes_evaluators):
     images = [data[i].image for i in range(5)]
     real = write(tmp_path / "real", images)
     one = write(tmp_path / "one", images[:1])
@@ -182,9 +182,9 @@ def test_folders_that_cannot_be_compared_are_refused_by_name(tmp_path, data, sha
     (bad / "002.png").write_bytes((bad / "002.png").read_bytes()[:60])
     for folder, message in ((one, "holds 1 image"), (tmp_path / "empty", "holds no file"), (bad, "002.png")):
         with pytest.raises(UserError, match=message):
-            evaluate_folders(real, folder, instruments=shapes_instruments)
+            evaluate_folders(real, folder, evaluators=shapes_evaluators)
     with pytest.raises(UserError, match="no such folder"):
-        evaluate_folders(tmp_path / "absent", real, instruments=shapes_instruments)
+        evaluate_folders(tmp_path / "absent", real, evaluators=shapes_evaluators)
 
 
 def test_the_sheet_beside_sampled_pictures_is_not_one_of_them(tmp_path, data):

@@ -15,7 +15,7 @@ from ldm.comparison import ComparisonConfig, compare
 from ldm.conditioning import Condition
 from ldm.data.shapes import ShapesData
 from ldm.evaluation import EvaluationConfig
-from ldm.evaluation.instruments import Instruments
+from ldm.evaluation.evaluators import Evaluators
 from ldm.models.perturbation import Perturbation, blurred
 from ldm.models.unet import UNet, UNetConfig
 from ldm.runtime.errors import UserError
@@ -284,14 +284,14 @@ def test_an_energys_gradient_is_that_of_finite_differences(text):
         torch.manual_seed(0)
         x, direction = torch.randn(2, 1, 4, 8, 8, dtype=torch.float64).unbind()
         with torch.no_grad():
-            shift = evaluate(x, level, ("cond", "energy"))["energy"].shift
+            score_shift = evaluate(x, level, ("cond", "energy"))["energy"].score_shift
 
             def energy(x):
                 mean = text.autoencoder.decode(denoiser(x, level, ("cond",))["cond"].x0).mean((0, 2, 3))
                 return (mean - torch.tensor([0.8, -0.6, -0.6])).square().sum()
 
             slope = (energy(x + 1e-4 * direction) - energy(x - 1e-4 * direction)) / 2e-4
-        torch.testing.assert_close(-(shift * direction).sum(), slope, rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(-(score_shift * direction).sum(), slope, rtol=1e-4, atol=1e-9)
         assert slope.abs() > 1e-6
     finally:
         for part in parts:
@@ -320,9 +320,9 @@ def test_energies_around_each_other_are_as_alone():
     assert calls == [("cond", "uncond")] and not any(p.x0.requires_grad for p in found.values())
     for name, (function, options) in kinds.items():
         alone = with_energy(evaluate, function, name=name, **options)(x, level, ("cond", name))[name]
-        torch.testing.assert_close(found[name].shift, alone.shift, rtol=0, atol=1e-12)
+        torch.testing.assert_close(found[name].score_shift, alone.score_shift, rtol=0, atol=1e-12)
     slope = -2 * (1 - torch.tanh(2 * x) ** 2) * 3 * torch.tanh(2 * x) ** 2  # by hand
-    torch.testing.assert_close(found["a"].shift, slope, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found["a"].score_shift, slope, rtol=0, atol=1e-12)
 
 
 def test_several_energies_add_up_in_one_evaluation(text, tmp_path):
@@ -361,10 +361,12 @@ def test_a_classifier_of_another_time_grid_is_itself_on_its_own():
     labels, level = torch.tensor([0, 1]), own.level(87)
     x = torch.randn(2, 2, 4, 4, dtype=torch.float64)
     at_home = ClassifierBranch(Bent(), labels)
-    expected = Denoiser({"classifier": at_home}, Process(own, "epsilon"))(x, level, ("classifier",))["classifier"].shift
+    expected = Denoiser({"classifier": at_home}, Process(own, "epsilon"))(x, level, ("classifier",))[
+        "classifier"
+    ].score_shift
     there = model.schedule.level_of(level.log_snr)
     away = ClassifierBranch(Bent(), labels, own)
-    found = Denoiser({"classifier": away}, model)(x / level.alpha, there, ("classifier",))["classifier"].shift
+    found = Denoiser({"classifier": away}, model)(x / level.alpha, there, ("classifier",))["classifier"].score_shift
     torch.testing.assert_close(found, level.alpha * expected, rtol=1e-6, atol=1e-9)  # by the chain rule
 
 
@@ -489,7 +491,7 @@ def test_a_comparison_takes_any_guidance_as_a_method(models, tmp_path):
     methods = ("none", "pag(3)", "energy(5)", "autoguidance(2)", "autoguidance(3)", "pag(3) + rescale(0.7)")
     shared = {
         "output_dir": tmp_path, "evaluation": EvaluationConfig(num_images=4, num_reference=4),
-        "sampling": replace(FAST, num_inference_steps=3, energy=(RED,)), "instruments": Instruments(None, None),
+        "sampling": replace(FAST, num_inference_steps=3, energy=(RED,)), "instruments": Evaluators(None, None),
     }  # fmt: skip
     data = ShapesData("validation", 16, (64, 32))
     found = compare(pipeline, data, ComparisonConfig(methods, rows=2), **shared)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ldm.data.shapes import ShapesData
-from ldm.evaluation import EvaluationConfig, Instruments, evaluate_model
+from ldm.evaluation import EvaluationConfig, Evaluators, evaluate_model
 from ldm.evaluation.metrics.calibration import calibration_figures
 from ldm.runtime.errors import UserError
 from ldm.sampling.pipeline import SamplingConfig
@@ -38,12 +38,12 @@ def drawing_from(source, fake_pipeline, noise):
     return pipeline
 
 
-def test_copies_of_training_images_are_found_and_shown(train, data, fake_pipeline, shapes_instruments, tmp_path):
-    instruments = Instruments(shapes_instruments.extractor, None)
+def test_copies_of_training_images_are_found_and_shown(train, data, fake_pipeline, shapes_evaluators, tmp_path):
+    evaluators = Evaluators(shapes_evaluators.extractor, None)
     copier, inventor = (drawing_from(source, fake_pipeline, 0.01) for source in (train, data))
     copied, invented = (
         evaluate_model(
-            pipeline, data, SamplingConfig(), CONFIG, instruments=instruments, other_data=train, picture=picture
+            pipeline, data, SamplingConfig(), CONFIG, evaluators=evaluators, other_data=train, picture=picture
         )
         for pipeline, picture in ((copier, tmp_path / "copies.png"), (inventor, None))
     )
@@ -63,18 +63,16 @@ def test_copies_of_training_images_are_found_and_shown(train, data, fake_pipelin
     assert (sheet[:, :32, :32] - nearest).abs().mean() < 0.05, "and the sample is a copy of it"
 
 
-def test_memorisation_needs_what_was_trained_on_and_what_was_not(train, data, fake_pipeline, shapes_instruments):
+def test_memorisation_needs_what_was_trained_on_and_what_was_not(train, data, fake_pipeline, shapes_evaluators):
     pipeline = fake_pipeline(data)
     for other in (None, data):
         with pytest.raises(UserError, match="--metrics memorisation: shapes: needs the images that were trained on"):
-            evaluate_model(pipeline, data, None, CONFIG, instruments=shapes_instruments, other_data=other)
+            evaluate_model(pipeline, data, None, CONFIG, evaluators=shapes_evaluators, other_data=other)
 
 
-def test_calibration_is_of_real_images_and_needs_no_samples(
-    train, data, fake_pipeline, shapes_instruments, monkeypatch
-):
+def test_calibration_is_of_real_images_and_needs_no_samples(train, data, fake_pipeline, shapes_evaluators, monkeypatch):
     monkeypatch.setattr(fake_pipeline, "generate", lambda *_, **__: pytest.fail("sampled"))
-    monkeypatch.setattr("ldm.evaluation.metrics.calibration.trained_judge", lambda *_, **__: shapes_instruments.judge)
+    monkeypatch.setattr("ldm.evaluation.metrics.calibration.trained_judge", lambda *_, **__: shapes_evaluators.judge)
     config = replace(CONFIG, metrics=("calibration",))
     found = evaluate_model(fake_pipeline(data), train, None, config, train_data=train, other_data=data)
     assert [figure.metric for figure in found.figures] == [f"calibration/{name}" for name in data.attribute_names]

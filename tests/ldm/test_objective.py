@@ -10,7 +10,7 @@ from scipy import stats
 from ldm.runtime.errors import UserError
 from ldm.training.config import TrainingConfig, config_facts
 from ldm.training.optimization import learning_rate
-from ldm.training.randomness import Share, StepRandom
+from ldm.training.randomness import BatchShard, StepRandom
 from ldm.training.tasks.latents import DiffusionConfig
 from ldm.training.tasks.objective import ObjectiveConfig
 from samplers import p2_weight, training_target
@@ -23,7 +23,7 @@ VP = DiffusionConfig().process()
 
 
 def draws(batch=BATCH, step=0):
-    return StepRandom(0, step, 0, Share(batch), CPU)
+    return StepRandom(0, step, 0, BatchShard(batch), CPU)
 
 
 def log_ratio(process, times):
@@ -69,7 +69,7 @@ def test_uniform_times_are_whole_and_uniform_and_stratified_ones_cover_every_str
 def test_stratified_numbers_meet_their_example_however_the_batch_is_shared():
     whole = draws(8).stratified("time")
     for accumulation, processes in ((4, 1), (1, 4), (2, 2)):
-        shares = [Share(8, accumulation, rank, processes) for rank in range(processes)]
+        shares = [BatchShard(8, accumulation, rank, processes) for rank in range(processes)]
         parts = [StepRandom(0, 0, micro, s, CPU).stratified("time") for micro in range(accumulation) for s in shares]
         assert torch.equal(torch.cat(parts), whole)
 

@@ -163,7 +163,7 @@ def test_the_classifier_gradient_is_that_of_finite_differences():
     denoiser = Denoiser({"classifier": ClassifierBranch(network, labels)}, Process(DiscreteSchedule(), "epsilon"))
     x = torch.randn(2, 2, 4, 4, dtype=torch.float64)
     with torch.no_grad():
-        gradient = denoiser(x, level, ("classifier",))["classifier"].shift
+        gradient = denoiser(x, level, ("classifier",))["classifier"].score_shift
 
     def log_p(x):
         with torch.no_grad():

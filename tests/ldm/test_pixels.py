@@ -10,7 +10,7 @@ from PIL import Image
 from autoencoders import Autoencoder
 from ldm.data.shapes import ShapesData
 from ldm.sampling.pipeline import Pipeline
-from ldm.training.randomness import BatchPlan, Share
+from ldm.training.randomness import BatchPlan, BatchShard
 from ldm.training.tasks.latents import LatentSource, load_autoencoder
 
 PIXELS = ["--autoencoder", "identity", "--latents", "", "--text-encoder", "None"]
@@ -45,7 +45,7 @@ def test_batches_are_the_images_themselves_in_the_plans_order():
     data = ShapesData("train", 16, size=(32, 4))
     identity, _ = load_autoencoder("identity", torch.device("cpu"))
     source = LatentSource(identity, data, "", "nowhere", torch.device("cpu"), 0)
-    plan = BatchPlan(len(data), 0, Share(8), 0, 2)
+    plan = BatchPlan(len(data), 0, BatchShard(8), 0, 2)
     for batch, keys in zip(source.batches(plan), plan, strict=True):
         assert batch.keys == keys and batch.std is None
         for row, (index, seed) in enumerate(keys):

@@ -19,9 +19,9 @@ from transformers import (
 from ldm.conditioning.tokenizer import train_tokenizer
 from ldm.data.shapes import ShapesData
 from ldm.evaluation import EvaluationConfig, evaluate_model
+from ldm.evaluation.evaluators import prepare_evaluators, prepare_extractor
 from ldm.evaluation.features.extractors import figure_name
 from ldm.evaluation.features.pretrained import ClipScorer, PretrainedExtractor, pretrained_extractor
-from ldm.evaluation.instruments import prepare_extractor, prepare_instruments
 from ldm.runtime.errors import UserError
 from ldm.runtime.images import to_pil
 
@@ -118,10 +118,10 @@ def test_a_text_model_is_scored_by_clip(clip, data, fake_pipeline):
     )
     train = ShapesData("train", 32, size=(60, 40))
     found = evaluate_model(fake_pipeline(data), data, None, config, train_data=train)
-    instruments = prepare_instruments(data, config)
-    assert instruments.clip.extractor is instruments.extractor, "one model, loaded once"
+    evaluators = prepare_evaluators(data, config)
+    assert evaluators.clip.extractor is evaluators.extractor, "one model, loaded once"
     figure, floor = found["clip_score"], {figure.metric: figure for figure in found.floor}["clip_score"]
-    assert figure.name == f"CLIP score[{instruments.clip.name}]" and figure.higher_is_better
+    assert figure.name == f"CLIP score[{evaluators.clip.name}]" and figure.higher_is_better
     assert figure.interval[0] < figure.value < figure.interval[1] and figure.standard_error > 0
     assert 0 <= floor.value <= 100 and "100 max(cos, 0)" in found.manifest["clip_score"]
     with pytest.raises(UserError, match="--metrics clip_score: needs captions"):
@@ -129,12 +129,12 @@ def test_a_text_model_is_scored_by_clip(clip, data, fake_pipeline):
 
 
 def test_an_absent_clip_is_told_of_before_anything_is_trained(data, monkeypatch, tmp_path):
-    monkeypatch.setattr("ldm.evaluation.instruments.trained_extractor", lambda *_, **__: pytest.fail("trained"))
-    monkeypatch.setattr("ldm.evaluation.instruments.trained_judge", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("ldm.evaluation.evaluators.trained_extractor", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("ldm.evaluation.evaluators.trained_judge", lambda *_, **__: pytest.fail("trained"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     config = EvaluationConfig(metrics=("fid", "clip_score"), extractor="trained", clip_model="nobody/nothing")
     with pytest.raises(UserError, match=r"--clip-model nobody/nothing: .* give a local folder, or --download"):
-        prepare_instruments(data, config)
+        prepare_evaluators(data, config)
 
 
 def test_what_is_not_such_a_model_is_refused(dinov2, clip, tmp_path, data, monkeypatch):

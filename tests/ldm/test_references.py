@@ -12,13 +12,13 @@ from cleanfid import fid
 
 from ldm.comparison import Comparison, ComparisonConfig, compare
 from ldm.data.shapes import ShapesData
-from ldm.evaluation import EvaluationConfig, Instruments, ReferenceFile, evaluate_folders, evaluate_model, features
-from ldm.evaluation import instruments as making
-from ldm.evaluation.conditions import draw_conditions
+from ldm.evaluation import EvaluationConfig, Evaluators, ReferenceFile, evaluate_folders, evaluate_model, features
+from ldm.evaluation import evaluators as making
+from ldm.evaluation.conditions import eval_conditions
+from ldm.evaluation.evaluators import prepare_extractor
 from ldm.evaluation.features.extractors import InceptionExtractor, TrainedExtractor
 from ldm.evaluation.features.feature_cache import features_of
 from ldm.evaluation.features.small_network import NetworkFacts, SmallNetwork
-from ldm.evaluation.instruments import prepare_extractor
 from ldm.evaluation.references import save_reference
 from ldm.runtime.errors import UserError
 from ldm.runtime.images import save_png, to_pil
@@ -60,8 +60,8 @@ def no_inception(monkeypatch, tmp_path):
 
 
 def test_a_reference_gives_the_figures_of_the_images(data, train, extractor, file, fake_pipeline, monkeypatch):
-    instruments = Instruments(extractor, None)
-    direct = evaluate_model(fake_pipeline(data), data, None, CONFIG, instruments=instruments, train_data=train)
+    evaluators = Evaluators(extractor, None)
+    direct = evaluate_model(fake_pipeline(data), data, None, CONFIG, evaluators=evaluators, train_data=train)
     monkeypatch.setattr(making, "trained_extractor", lambda *_, **__: pytest.fail("trained"))
     config = replace(CONFIG, reference=str(file))
     found = evaluate_model(fake_pipeline(data), data, None, config, train_data=train)  # by the network in the file
@@ -119,8 +119,8 @@ def test_the_moments_of_other_tools_are_good_for_fid_alone(data, tmp_path, fake_
     drawn = np.random.default_rng(0).normal(size=(50, 12)) * 0.3
     np.savez_compressed(tmp_path / "theirs.npz", mu=drawn.mean(0), sigma=np.cov(drawn, rowvar=False))
     config = replace(CONFIG, metrics=("fid",), reference=str(tmp_path / "theirs.npz"))
-    found = evaluate_model(fake_pipeline(data), data, None, config, instruments=Instruments(Pretender(), None))
-    requests = [each.request for each in draw_conditions(fake_pipeline(data), data, CONFIG.num_images, CONFIG.seed)]
+    found = evaluate_model(fake_pipeline(data), data, None, config, evaluators=Evaluators(Pretender(), None))
+    requests = [each.request for each in eval_conditions(fake_pipeline(data), data, CONFIG.num_images, CONFIG.seed)]
     drawn_images = torch.cat(list(fake_pipeline(data).generate(requests, SamplingConfig(), seed=0)))
     mine = Pretender()(drawn_images).double().numpy()
     expected = fid.frechet_distance(
@@ -197,13 +197,13 @@ def test_features_are_computed_once(data, extractor, tmp_path, monkeypatch):
 
 
 def test_a_comparison_tells_its_floor(data, train, extractor, fake_pipeline, tmp_path):
-    config, instruments = (
+    config, evaluators = (
         ComparisonConfig(methods=("none", "cfg"), guidance_scales=(3.0,)),
-        Instruments(extractor, None),
+        Evaluators(extractor, None),
     )
-    settings = {"evaluation": CONFIG, "instruments": instruments, "output_dir": tmp_path, "train_data": train}
+    settings = {"evaluation": CONFIG, "instruments": evaluators, "output_dir": tmp_path, "train_data": train}
     found = compare(fake_pipeline(data), data, config, **settings)
-    direct = evaluate_model(fake_pipeline(data), data, None, CONFIG, instruments=instruments, train_data=train)
+    direct = evaluate_model(fake_pipeline(data), data, None, CONFIG, evaluators=evaluators, train_data=train)
     assert found.floor.figures == direct.floor and found.floor.facts == direct.manifest["floor"]
     last, told = (tmp_path / "comparison.txt").read_text().splitlines()[-2:]
     assert last.split()[0] == "floor" and f"{found.floor.figures[0].value:.4g}" in last

@@ -14,7 +14,7 @@ from ldm.comparison.picture import save_strip
 from ldm.comparison.report import render, write_csv
 from ldm.data.shapes import ShapesData
 from ldm.evaluation.metrics.intervals import interval
-from ldm.evaluation.records import EvaluationResult, Figure
+from ldm.evaluation.records import EvaluationResult, MetricValue
 from ldm.reports.history import read_history
 from ldm.runtime.errors import UserError
 from ldm.runtime.images import save_grid
@@ -27,9 +27,9 @@ EVIL = "<script>alert(1)</script>"
 def cell(label, value, cost, halves=(), recall=0.5, method=None, scale=None):
     halves = tuple(value + half for half in halves)
     figures = (
-        Figure("fid", "FD[toy]", value, interval=interval(value, halves), halves=halves),
-        Figure("recall", "recall[toy]", recall, higher_is_better=True),
-        Figure("accuracy/shape", "accuracy[shape]", 0.75, 0.01, higher_is_better=True),
+        MetricValue("fid", "FD[toy]", value, interval=interval(value, halves), halves=halves),
+        MetricValue("recall", "recall[toy]", recall, higher_is_better=True),
+        MetricValue("accuracy/shape", "accuracy[shape]", 0.75, 0.01, higher_is_better=True),
     )
     result = EvaluationResult(figures, {}, evaluations_per_image=cost, seconds_per_image=cost / 100)
     return Cell(label, method or label, scale, None, "ddim", 25, 10**7, result)

@@ -10,7 +10,7 @@ import torch
 from ldm.comparison import Cell, Comparison, judge_cells
 from ldm.comparison.picture import save_strip
 from ldm.comparison.report import render
-from ldm.evaluation.records import EvaluationResult, Figure
+from ldm.evaluation.records import EvaluationResult, MetricValue
 from ldm.reports.run import render_run
 from ldm.runtime.images import save_grid
 
@@ -34,9 +34,9 @@ def browser():
 def cell(method, scale, fid, accuracy):
     label = method if scale is None else f"{method} {scale:g}"
     figures = (
-        Figure("fid", "FD[trained-cnn:shapes:0123abcd]", fid, interval=(fid - 0.3, fid + 0.3), halves=(fid,) * 8),
-        Figure("recall", "recall[trained-cnn:shapes:0123abcd]", 0.5, higher_is_better=True),
-        Figure("accuracy/shape", "accuracy[shape]", accuracy, 0.01, higher_is_better=True),
+        MetricValue("fid", "FD[trained-cnn:shapes:0123abcd]", fid, interval=(fid - 0.3, fid + 0.3), halves=(fid,) * 8),
+        MetricValue("recall", "recall[trained-cnn:shapes:0123abcd]", 0.5, higher_is_better=True),
+        MetricValue("accuracy/shape", "accuracy[shape]", accuracy, 0.01, higher_is_better=True),
     )
     result = EvaluationResult(figures, {}, evaluations_per_image=50.0, seconds_per_image=0.5)
     return Cell(label, method, scale, None, "ddim", 25, 10**7, result)

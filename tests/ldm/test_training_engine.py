@@ -20,7 +20,7 @@ from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.loop import Loss, train
 from ldm.training.muon import orthogonalized
 from ldm.training.optimization import clip_gradients, learning_rate, make_optimizer
-from ldm.training.randomness import BatchPlan, Share, StepRandom
+from ldm.training.randomness import BatchPlan, BatchShard, StepRandom
 from ldm.training.run_folder import RunFolder
 
 CPU = torch.device("cpu")
@@ -32,23 +32,23 @@ def indices(plan):
 
 def test_an_epoch_visits_every_example_once_across_batch_borders():
     length, batch = 10, 4  # two and a half batches an epoch
-    order = indices(BatchPlan(length, 3, Share(batch), 0, 10))
+    order = indices(BatchPlan(length, 3, BatchShard(batch), 0, 10))
     epochs = [order[start : start + length] for start in range(0, 40, length)]
     assert all(sorted(epoch) == list(range(length)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4, "each epoch has its own order"
-    assert order != indices(BatchPlan(length, 4, Share(batch), 0, 10))
+    assert order != indices(BatchPlan(length, 4, BatchShard(batch), 0, 10))
 
 
 def test_a_batch_larger_than_the_data_is_full():
-    order = indices(BatchPlan(3, 0, Share(8), 0, 3))
+    order = indices(BatchPlan(3, 0, BatchShard(8), 0, 3))
     assert len(order) == 24 and [order.count(index) for index in range(3)] == [8, 8, 8]
 
 
 def test_the_plan_depends_neither_on_where_it_starts_nor_on_how_it_is_shared():
-    whole = list(BatchPlan(10, 3, Share(8), 0, 6))
-    assert list(BatchPlan(10, 3, Share(8), 4, 6)) == whole[4:]
+    whole = list(BatchPlan(10, 3, BatchShard(8), 0, 6))
+    assert list(BatchPlan(10, 3, BatchShard(8), 4, 6)) == whole[4:]
     for accumulation, processes in ((2, 1), (1, 2), (2, 2), (4, 2)):
-        shares = [Share(8, accumulation, rank, processes) for rank in range(processes)]
+        shares = [BatchShard(8, accumulation, rank, processes) for rank in range(processes)]
         plans = [list(BatchPlan(10, 3, share, 0, 6)) for share in shares]
         assert all(len(plan) == len(BatchPlan(10, 3, shares[0], 0, 6)) for plan in plans)
         for step in range(6):
@@ -58,13 +58,13 @@ def test_the_plan_depends_neither_on_where_it_starts_nor_on_how_it_is_shared():
 
 def test_random_numbers_meet_their_example_however_the_batch_is_shared():
     def numbers(step=7, micro=0, share=None, purpose="noise"):
-        share = share or Share(8)
+        share = share or BatchShard(8)
         drawn = StepRandom(0, step, micro, share, CPU)
         return drawn.normal(purpose, (2, 3)), drawn.uniform(purpose), drawn.integers(purpose, 10**6)
 
     whole = numbers()
     for accumulation, processes in ((4, 1), (1, 4), (2, 2)):
-        shares = [Share(8, accumulation, rank, processes) for rank in range(processes)]
+        shares = [BatchShard(8, accumulation, rank, processes) for rank in range(processes)]
         parts = [numbers(micro=micro, share=share) for micro in range(accumulation) for share in shares]
         assert all(
             torch.equal(torch.cat(cut), uncut) for cut, uncut in zip(zip(*parts, strict=True), whole, strict=True)

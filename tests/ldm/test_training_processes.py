@@ -51,7 +51,7 @@ def in_float64():
     begin = loop._Training.__init__
 
     def begin_in_float64(self, task, *rest):
-        for part in (task.model, getattr(task, "autoencoder", None), getattr(task, "opponent", None)):
+        for part in (task.model, getattr(task, "autoencoder", None), getattr(task, "adversary", None)):
             getattr(part, "model", part).double() if part is not None else None
         begin(self, task, *rest)
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from ldm.models.caches import Deep
+from ldm.models.caches import FeatureCache
 from ldm.models.unet import UNet, UNetConfig
 from ldm.runtime.errors import UserError
 from tools.bench.counts import counts
@@ -79,7 +79,7 @@ def test_kept_deep_features_are_exact_while_nothing_below_changes():
     x, t, labels, context = inputs()
     given = {"class_labels": labels, "context": context}
     with torch.no_grad():
-        expected, deep = network(x, t, **given), Deep()
+        expected, deep = network(x, t, **given), FeatureCache()
         assert torch.equal(network(x, t, **given, deep=deep), expected)
         assert torch.equal(network(x, t, **given, deep=deep), expected)
         later = network(x, t / 2, **given)

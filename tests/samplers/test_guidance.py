@@ -61,7 +61,7 @@ def test_linear_guidances_commute_and_add_up(mixture):
     cond, uncond, weak = mixture.class_x0(X, LEVEL, 0), mixture.x0(X, LEVEL), 0.9 * mixture.x0(X, LEVEL) + 0.05
     expected = cond + 2.0 * (cond - uncond) + 0.7 * (cond - weak)
     assert (forward.x0 - expected).abs().max() < 1e-12
-    assert (forward.shift - 0.8 * mixture.grad_log_posterior(X, LEVEL, 0)).abs().max() < 1e-12
+    assert (forward.score_shift - 0.8 * mixture.grad_log_posterior(X, LEVEL, 0)).abs().max() < 1e-12
 
 
 def test_outside_its_interval_a_branch_is_never_evaluated(mixture, uniform_levels, run):

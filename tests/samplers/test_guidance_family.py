@@ -211,12 +211,12 @@ def test_energy_gradients(x, how):
         "jacobian": 2 * (x0 - target) * evaluate.slope(LEVEL),
         "direct": 2 * (x0 - target) * LEVEL.alpha / LEVEL.sigma**2,
     }[how]
-    assert (p.shift + 0.7 * expected).abs().max() < 1e-12
-    assert torch.equal(p.x0, x0) and not p.x0.requires_grad and not p.shift.requires_grad and evaluate.calls == 1
+    assert (p.score_shift + 0.7 * expected).abs().max() < 1e-12
+    assert torch.equal(p.x0, x0) and not p.x0.requires_grad and not p.score_shift.requires_grad and evaluate.calls == 1
     if how == "direct":
         assert (p.denoised - (x0 - 0.7 * 2 * (x0 - target))).abs().max() < 1e-12
     with torch.no_grad():
-        assert torch.allclose(guide(guided, [energy(0.7)])(x, LEVEL).shift, p.shift)
+        assert torch.allclose(guide(guided, [energy(0.7)])(x, LEVEL).score_shift, p.score_shift)
     guided(x, LEVEL, ("cond",))
     assert evaluate.calls == 3 and "energy" in guided.branches
 

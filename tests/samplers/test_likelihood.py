@@ -88,8 +88,8 @@ def test_flow_likelihood_is_the_density(data, schedule):
 
 def test_flow_likelihood_averages_over_probes(data):
     """A Jacobian that is not diagonal: one probe is wrong, all 2^D sign vectors together are exact."""
-    mix = torch.eye(D, dtype=torch.float64) + 0.3 * torch.ones(D, D, dtype=torch.float64)
-    cov = STD**2 * mix @ mix.T
+    lincomb = torch.eye(D, dtype=torch.float64) + 0.3 * torch.ones(D, D, dtype=torch.float64)
+    cov = STD**2 * lincomb @ lincomb.T
 
     def correlated(x, level):
         gain = (

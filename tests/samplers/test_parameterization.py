@@ -18,7 +18,7 @@ def test_a_perfect_network_gives_x0_back(start, kind):
     assert torch.allclose(x0_from_output(kind, training_target(kind, start, eps, alpha, sigma), x, alpha, sigma), start)
     level = DiscreteSchedule().level(600)
     p = Prediction(level.alpha * start + level.sigma * eps, level, start)
-    assert torch.allclose(p.eps, eps) and p.anchor is p.x and p.denoised is start
+    assert torch.allclose(p.eps, eps) and p.x_base is p.x and p.denoised is start
     assert torch.allclose(p.velocity, training_target("v_prediction", start, eps, level.alpha, level.sigma))
 
 

@@ -21,7 +21,7 @@ from ldm.runtime.settings import find_config, read_settings
 from ldm.training.ema import ExponentialMovingAverage
 from ldm.training.loop import Task, _Training, make_accelerator
 from ldm.training.optimization import make_optimizer
-from ldm.training.randomness import Share, StepRandom
+from ldm.training.randomness import BatchShard, StepRandom
 from ldm.training.tasks.autoencoder import AutoencoderRun
 from ldm.training.tasks.diffusion import DiffusionModel, DiffusionRun, DiffusionTask
 from ldm.training.tasks.latents import LatentBatch
@@ -68,7 +68,7 @@ class _Both:
         task = DiffusionTask(run, data, data, bench.device)
         fill(task.model)
         task.model.unet.save_pretrained(folder / "unet")
-        share = Share(size)
+        share = BatchShard(size)
         self.random = StepRandom(training.seed, 0, 0, share, bench.device)
         self.training = _Training(cast(Task, task), training, make_accelerator(training, bench.device), share, None)
         shape = task.model.unet.config

@@ -19,9 +19,9 @@ from ldm.comparison.picture import below_each_other, save_strip
 from ldm.data.protocol import ImageData
 from ldm.data.selection import plain_batches, spread
 from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig, why_not
-from ldm.evaluation.autoencoder.evaluate import cautions, evaluate_autoencoder, prepare_autoencoder_instruments
+from ldm.evaluation.autoencoder.evaluate import cautions, evaluate_autoencoder, prepare_autoencoder_evaluators
 from ldm.evaluation.autoencoder.importance import likelihood_of
-from ldm.evaluation.autoencoder.measures import AutoencoderInstruments
+from ldm.evaluation.autoencoder.measures import AutoencoderEvaluators
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write, atomic_write_json, fingerprint, read_json
 
@@ -55,7 +55,7 @@ def compare_autoencoders(
     config: AutoencoderEvaluationConfig | None = None,
     *,
     output_dir: str | Path,
-    instruments: AutoencoderInstruments | None = None,
+    evaluators: AutoencoderEvaluators | None = None,
     train_data: ImageData | None = None,
     shown: int = 10,
     device: torch.device | str = "cpu",
@@ -63,15 +63,15 @@ def compare_autoencoders(
     """Measure every candidate; write autoencoders.json, .txt and .csv, a plot (PNG, SVG) and reconstructions.png.
 
     Each row is stored when it is done, so the same call after an interruption goes on with the next. A metric that is
-    asked for is measured where a model has it. `instruments` default to those trained on `train_data`, which defaults
+    asked for is measured where a model has it. `evaluators` default to those trained on `train_data`, which defaults
     to `data`. `UserError`, before any work, for images that a model does not take, a metric that none has, and a folder
     that holds something else.
     """
     config, folder = config or AutoencoderEvaluationConfig(), Path(output_dir)
     _check(candidates, data, config)
     check_folder(folder)
-    instruments = instruments or prepare_autoencoder_instruments(config, train_data or data, device=device)
-    extractor = instruments.extractor
+    evaluators = evaluators or prepare_autoencoder_evaluators(config, train_data or data, device=device)
+    extractor = evaluators.extractor
     plain = {name: value for name, value in asdict(config).items() if not name.endswith("_weights")}
     shared: dict[str, Any] = {
         "kind": "autoencoders",
@@ -80,7 +80,7 @@ def compare_autoencoders(
         "data_fingerprint": data.image_fingerprint,
         "image_size": data.image_size,
         "extractor": extractor.name if extractor else None,
-        "lpips": instruments.lpips is not None,
+        "lpips": evaluators.lpips is not None,
         **{f"evaluation.{name}": value for name, value in plain.items()},
         "shown": shown,
     }
@@ -91,7 +91,7 @@ def compare_autoencoders(
     for candidate in candidates:
         place, strip = (folder / "rows" / f"{candidate.slug}{ending}" for ending in (".json", ".png"))
         if not place.is_file():
-            row = _row(candidate, data, config, instruments, device)
+            row = _row(candidate, data, config, evaluators, device)
             with torch.no_grad():
                 model = candidate.model.to(device)
                 save_strip(model.decode(model.encode(images.to(device)).mean).float().cpu(), strip)
@@ -133,14 +133,14 @@ def _row(
     candidate: Candidate,
     data: ImageData,
     config: AutoencoderEvaluationConfig,
-    instruments: AutoencoderInstruments,
+    evaluators: AutoencoderEvaluators,
     device: torch.device | str,
 ) -> AutoencoderRow:
     model, size = candidate.model, data.image_size
     own = replace(config, metrics=tuple(name for name in config.metrics if why_not(name, model, size, config) is None))
     if config.metrics and not own.metrics:
         own = replace(config, metrics=("psnr",))
-    result = evaluate_autoencoder(model, data, own, instruments=instruments, loss=candidate.loss, device=device)
+    result = evaluate_autoencoder(model, data, own, evaluators=evaluators, loss=candidate.loss, device=device)
     parts = {name: _parameters(part) for name, part in model.named_children()}
     encoder = sum(parts.get(name, 0) for name in ("encoder", "quant_conv"))
     return AutoencoderRow(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ldm.comparison.text import aligned, csv_of
-from ldm.evaluation.records import EvaluationResult, Figure, finite
+from ldm.evaluation.records import EvaluationResult, MetricValue, finite
 
 _COLUMNS = {  # figures in the table: metric -> (title, digits)
     "psnr": ("PSNR", ".2f"),
@@ -41,13 +41,13 @@ class AutoencoderRow:
         c, h, w = self.latents
         return c * h * w
 
-    def figure(self, metric: str) -> Figure | None:
+    def figure(self, metric: str) -> MetricValue | None:
         """The figure of a metric; several codebooks have the mean of their perplexities; None if not measured."""
         found = {figure.metric: figure for figure in self.result.figures}
         parts = [figure for name, figure in found.items() if name.startswith(f"{metric}/") and metric.count("/")]
         if metric in found or not parts:
             return found.get(metric)
-        return Figure(metric, metric, sum(part.value for part in parts) / len(parts), higher_is_better=True)
+        return MetricValue(metric, metric, sum(part.value for part in parts) / len(parts), higher_is_better=True)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json`."""
@@ -107,7 +107,7 @@ class AutoencoderComparison:
         return title or next(figure.name for row in self.rows if (figure := row.figure(metric)))
 
 
-def _shown(figure: Figure | None, digits: str) -> str:
+def _shown(figure: MetricValue | None, digits: str) -> str:
     if figure is None:
         return "-"
     text = f"{figure.value:{digits}}".replace("%", " %")

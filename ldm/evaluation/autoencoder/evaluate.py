@@ -14,17 +14,17 @@ from ldm.evaluation.autoencoder.importance import likelihood_of, measure_importa
 from ldm.evaluation.autoencoder.measures import (
     ActiveUnits,
     AggregatePosterior,
-    AutoencoderInstruments,
+    AutoencoderEvaluators,
     CodebookUse,
     Distance,
     Measure,
     Quality,
     Rate,
     ReconstructionFrechet,
-    Seen,
+    ReconstructionStats,
 )
+from ldm.evaluation.evaluators import prepare_evaluators
 from ldm.evaluation.features.extractors import Extractor
-from ldm.evaluation.instruments import prepare_instruments
 from ldm.evaluation.metrics.image_quality import psnr, ssim
 from ldm.evaluation.metrics.perceptual import backbone_file, lpips_distance
 from ldm.evaluation.records import EvaluationResult
@@ -47,9 +47,9 @@ def plan_metrics(model: Autoencoder, config: AutoencoderEvaluationConfig, image_
     return tuple(dict.fromkeys(found))
 
 
-def prepare_autoencoder_instruments(
+def prepare_autoencoder_evaluators(
     config: AutoencoderEvaluationConfig, train_data: ImageData, *, device: torch.device | str = "cpu"
-) -> AutoencoderInstruments:
+) -> AutoencoderEvaluators:
     """LPIPS; and Inception, or the network trained on `train_data` (now, unless it is in the user's cache).
 
     Where no metrics are asked for by name, LPIPS is left out if its weights are not here; `UserError` where it is.
@@ -58,10 +58,8 @@ def prepare_autoencoder_instruments(
     lpips = None
     if "lpips" in wanted:
         lpips = _lpips(config, device)
-    extractor = (
-        prepare_instruments(train_data, config.features(), device=device).extractor if "rfid" in wanted else None
-    )
-    return AutoencoderInstruments(extractor, lpips)
+    extractor = prepare_evaluators(train_data, config.features(), device=device).extractor if "rfid" in wanted else None
+    return AutoencoderEvaluators(extractor, lpips)
 
 
 @torch.no_grad()
@@ -70,14 +68,14 @@ def evaluate_autoencoder(
     data: ImageData,
     config: AutoencoderEvaluationConfig | None = None,
     *,
-    instruments: AutoencoderInstruments | None = None,
+    evaluators: AutoencoderEvaluators | None = None,
     train_data: ImageData | None = None,
     loss: LossConfig | None = None,
     device: torch.device | str = "cpu",
 ) -> EvaluationResult:
     """Measure on `num_images` of `data`, drawn by the seed, reconstructing from posterior means.
 
-    `loss`, that of the training, implies the likelihood of iwae. `instruments` default to those trained on
+    `loss`, that of the training, implies the likelihood of iwae. `evaluators` default to those trained on
     `train_data`, which defaults to `data`. Errors are standard errors over images.
     """
     config = config or AutoencoderEvaluationConfig()
@@ -90,15 +88,15 @@ def evaluate_autoencoder(
     likelihood = (
         likelihood_of(model, loss, config.likelihood_scale) if "iwae" in metrics else None
     )  # refused before work
-    instruments = instruments or prepare_autoencoder_instruments(config, train_data or data, device=device)
+    evaluators = evaluators or prepare_autoencoder_evaluators(config, train_data or data, device=device)
     model = model.to(device).eval()
-    measures = _measures(metrics, model, data, config, instruments)
+    measures = _measures(metrics, model, data, config, evaluators)
     manifest = _describe(model, data, config) | {"num_images": count}
     if measures:
         total = -(-count // config.batch_size)
         chosen = drawn(len(data), count, config.seed)
         for images in progress(plain_batches(data, chosen, config.batch_size), "autoencoder (batches)", total=total):
-            seen = Seen(model, images.to(device))
+            seen = ReconstructionStats(model, images.to(device))
             for measure in measures:
                 measure.add(seen)
     figures = [figure for measure in measures for figure in measure.figures()]
@@ -108,7 +106,7 @@ def evaluate_autoencoder(
         found, facts = measure_importance(model, data, config, likelihood, device=device)
         figures += found
         manifest["iwae"] = facts
-    warnings = cautions(count, instruments.extractor) if "rfid" in metrics else ()
+    warnings = cautions(count, evaluators.extractor) if "rfid" in metrics else ()
     return EvaluationResult(tuple(figures), manifest, warnings=warnings)
 
 
@@ -144,16 +142,16 @@ def _measures(
     model: Autoencoder,
     data: ImageData,
     config: AutoencoderEvaluationConfig,
-    instruments: AutoencoderInstruments,
+    evaluators: AutoencoderEvaluators,
 ) -> list[Measure]:
     sizes, found = model.config.codebook_sizes, list[Measure]()
     for name in metrics:
         if name in ("psnr", "ssim"):
             found.append(Quality(name, name.upper(), psnr if name == "psnr" else ssim, higher_is_better=True))
-        elif name == "lpips" and instruments.lpips is not None:
-            found.append(Quality(name, f"LPIPS[{config.lpips_network}]", instruments.lpips, higher_is_better=False))
-        elif name == "rfid" and instruments.extractor is not None:
-            found.append(ReconstructionFrechet(instruments.extractor, config.seed))
+        elif name == "lpips" and evaluators.lpips is not None:
+            found.append(Quality(name, f"LPIPS[{config.lpips_network}]", evaluators.lpips, higher_is_better=False))
+        elif name == "rfid" and evaluators.extractor is not None:
+            found.append(ReconstructionFrechet(evaluators.extractor, config.seed))
         elif name == "rate":
             found.append(Rate(sizes, data.image_size**2, config.seed))
         elif name == "codebook":

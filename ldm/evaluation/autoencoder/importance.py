@@ -20,7 +20,7 @@ from ldm.data.protocol import ImageData
 from ldm.data.selection import drawn
 from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
 from ldm.evaluation.metrics.latent_measures import standard_error
-from ldm.evaluation.records import Figure
+from ldm.evaluation.records import MetricValue
 from ldm.runtime.errors import UserError
 from ldm.runtime.progress import progress
 
@@ -49,7 +49,7 @@ def measure_importance(
     likelihood: Likelihood,
     *,
     device: torch.device | str = "cpu",
-) -> tuple[list[Figure], dict[str, Any]]:
+) -> tuple[list[MetricValue], dict[str, Any]]:
     """log p(x) of images of `data`, in nats an image and bits a dimension, for each number of draws.
 
     It is a density of images in [-1, 1], taken at 8-bit values without dequantisation. The draws of an image depend on
@@ -69,8 +69,8 @@ def measure_importance(
         value, error = float(nats.mean()), standard_error(nats)
         to_bits = 1 / (numbers * math.log(2))
         figures += [
-            Figure(f"iwae/{samples}", f"log p(x) >= [K = {samples}] nats", value, error, higher_is_better=True),
-            Figure(f"iwae/{samples}/bits", f"bits/dim[density, K = {samples}]", -value * to_bits, error * to_bits),
+            MetricValue(f"iwae/{samples}", f"log p(x) >= [K = {samples}] nats", value, error, higher_is_better=True),
+            MetricValue(f"iwae/{samples}/bits", f"bits/dim[density, K = {samples}]", -value * to_bits, error * to_bits),
         ]
     facts = {
         "images": count,

@@ -24,13 +24,13 @@ from ldm.evaluation.metrics.latent_measures import (
     prior_discrepancy,
     standard_error,
 )
-from ldm.evaluation.records import Figure
+from ldm.evaluation.records import MetricValue
 
 _PAIRS = 2000  # images whose latents are compared with the prior pair by pair
 _HALVES = 50  # random halves of the images, whose distances scatter as that of all would
 
 
-class Seen:
+class ReconstructionStats:
     """A batch of images (B, 3, H, W) and what the model makes of them, each computed when first asked for."""
 
     def __init__(self, model: Autoencoder, images: Tensor) -> None:
@@ -58,10 +58,10 @@ class Seen:
 class Measure(Protocol):
     """One metric."""
 
-    def add(self, seen: Seen) -> None:
+    def add(self, seen: ReconstructionStats) -> None:
         """Take in a batch."""
 
-    def figures(self) -> tuple[Figure, ...]:
+    def figures(self) -> tuple[MetricValue, ...]:
         """What was found, after the last batch."""
 
     def facts(self) -> dict[str, Any]:
@@ -75,12 +75,12 @@ class Quality:
         self.metric, self.name, self.distance, self.higher = metric, name, distance, higher_is_better
         self.found: list[Tensor] = []
 
-    def add(self, seen: Seen) -> None:
+    def add(self, seen: ReconstructionStats) -> None:
         self.found.append(self.distance(seen.restored, seen.images).cpu().double())
 
-    def figures(self) -> tuple[Figure, ...]:
+    def figures(self) -> tuple[MetricValue, ...]:
         values = torch.cat(self.found)
-        return (Figure(self.metric, self.name, float(values.mean()), standard_error(values), self.higher),)
+        return (MetricValue(self.metric, self.name, float(values.mean()), standard_error(values), self.higher),)
 
     def facts(self) -> dict[str, Any]:
         return {}
@@ -94,17 +94,17 @@ class ReconstructionFrechet:
         self.real: list[Tensor] = []
         self.fake: list[Tensor] = []
 
-    def add(self, seen: Seen) -> None:
+    def add(self, seen: ReconstructionStats) -> None:
         self.real.append(self.extractor(seen.images).cpu())
         self.fake.append(self.extractor(seen.restored).cpu())
 
-    def figures(self) -> tuple[Figure, ...]:
+    def figures(self) -> tuple[MetricValue, ...]:
         real, fake = torch.cat(self.real), torch.cat(self.fake)
         halves = half_samples(len(real), _HALVES if real.shape[1] <= 512 else 0, seed=self.seed)  # of Inception's slow
         scatter = torch.tensor([_distance(real[rows], fake[rows]) for rows in halves], dtype=torch.float64)
         error = float(scatter.std()) if halves else None
         name = f"r{figure_name('fid', self.extractor)}"
-        return (Figure("rfid", name, _distance(real, fake), error),)
+        return (MetricValue("rfid", name, _distance(real, fake), error),)
 
     def facts(self) -> dict[str, Any]:
         extractor = self.extractor
@@ -122,7 +122,7 @@ class _Codes:
         self.sizes = sizes
         self.found: list[tuple[Tensor, ...]] = []
 
-    def add(self, seen: Seen) -> None:
+    def add(self, seen: ReconstructionStats) -> None:
         self.found.append(seen.codes)
 
     def statistics(self) -> list[CodeStatistics]:
@@ -135,15 +135,15 @@ class _Codes:
 class CodebookUse(_Codes):
     """The share of the codes that are in use, and their perplexity."""
 
-    def figures(self) -> tuple[Figure, ...]:
+    def figures(self) -> tuple[MetricValue, ...]:
         books = self.statistics()
         share = sum(book.used for book in books) / sum(book.size for book in books)
-        found = [Figure("codebook/used", f"codes used[of {_sizes(books)}]", share, higher_is_better=True)]
+        found = [MetricValue("codebook/used", f"codes used[of {_sizes(books)}]", share, higher_is_better=True)]
         for number, book in enumerate(books):
             tail, name = (f"/{number}", f"perplexity[{number}]") if len(books) > 1 else ("", "perplexity")
-            found.append(Figure(f"codebook/perplexity{tail}", name, book.perplexity, book.perplexity_error, True))
+            found.append(MetricValue(f"codebook/perplexity{tail}", name, book.perplexity, book.perplexity_error, True))
             if tail:
-                found.append(Figure(f"codebook/used{tail}", f"codes used[{number}]", book.used / book.size))
+                found.append(MetricValue(f"codebook/used{tail}", f"codes used[{number}]", book.used / book.size))
         return tuple(found)
 
     def facts(self) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class Rate:
         self.divergence: list[Tensor] = []
         self.of_batches = False
 
-    def add(self, seen: Seen) -> None:
+    def add(self, seen: ReconstructionStats) -> None:
         if self.codes is not None:
             self.codes.add(seen)
         if seen.posterior is not None:
@@ -178,7 +178,7 @@ class Rate:
             self.divergence.append(kl.cpu().double().expand(len(seen.images)))
             self.of_batches = True  # the scatter over images is not known
 
-    def figures(self) -> tuple[Figure, ...]:
+    def figures(self) -> tuple[MetricValue, ...]:
         found = []
         if self.codes is not None:
             bits = torch.stack([book.surprise for book in self.codes.statistics()]).sum(0)
@@ -189,9 +189,9 @@ class Rate:
             found.append(self._figure(metric, "bits/pixel[KL]", bits, not self.of_batches))
         return tuple(found)
 
-    def _figure(self, metric: str, name: str, bits: Tensor, scatter: bool) -> Figure:
+    def _figure(self, metric: str, name: str, bits: Tensor, scatter: bool) -> MetricValue:
         error = standard_error(bits) / self.pixels if scatter else None
-        return Figure(metric, name, float(bits.mean()) / self.pixels, error)
+        return MetricValue(metric, name, float(bits.mean()) / self.pixels, error)
 
     def facts(self) -> dict[str, Any]:
         return {"rate_over": f"{self.pixels} pixels an image"}
@@ -203,13 +203,13 @@ class ActiveUnits:
     def __init__(self) -> None:
         self.moments = PosteriorMoments()
 
-    def add(self, seen: Seen) -> None:
+    def add(self, seen: ReconstructionStats) -> None:
         assert seen.posterior is not None
         self.moments.add(*seen.posterior)
 
-    def figures(self) -> tuple[Figure, ...]:
+    def figures(self) -> tuple[MetricValue, ...]:
         total = len(self.moments.variance_of_means())
-        return (Figure("active_units", f"active units[of {total}]", float(self.moments.active_units())),)
+        return (MetricValue("active_units", f"active units[of {total}]", float(self.moments.active_units())),)
 
     def facts(self) -> dict[str, Any]:
         return {"active_units_are": "numbers of the latents whose posterior mean has a variance above 0.01 over images"}
@@ -224,7 +224,7 @@ class AggregatePosterior(ActiveUnits):
         self.latents: list[Tensor] = []
         self.kept = 0
 
-    def add(self, seen: Seen) -> None:
+    def add(self, seen: ReconstructionStats) -> None:
         super().add(seen)
         if self.kept < _PAIRS:
             assert seen.posterior is not None
@@ -232,13 +232,13 @@ class AggregatePosterior(ActiveUnits):
             self.latents.append((mean + std * torch.randn(mean.shape, generator=self.draws)).flatten(1))
             self.kept += len(mean)
 
-    def figures(self) -> tuple[Figure, ...]:
+    def figures(self) -> tuple[MetricValue, ...]:
         latents = torch.cat(self.latents)[:_PAIRS]
         mmd, error = prior_discrepancy(latents, torch.randn(latents.shape, generator=self.draws))
         divergence = float(self.moments.divergence().mean())
         return (
-            Figure("aggregate_posterior/kl", "KL[moments of q(z), N(0, I)] nats/number", divergence),
-            Figure("aggregate_posterior/mmd", "MMD^2[q(z), N(0, I)]", mmd, error),
+            MetricValue("aggregate_posterior/kl", "KL[moments of q(z), N(0, I)] nats/number", divergence),
+            MetricValue("aggregate_posterior/mmd", "MMD^2[q(z), N(0, I)]", mmd, error),
         )
 
     def facts(self) -> dict[str, Any]:
@@ -247,7 +247,7 @@ class AggregatePosterior(ActiveUnits):
 
 
 @dataclass(frozen=True)
-class AutoencoderInstruments:
+class AutoencoderEvaluators:
     """What measures: features for rfid, and a perceptual distance; None where none is asked for."""
 
     extractor: Extractor | None = None

@@ -54,20 +54,20 @@ def features_of(
         "indices": hashlib.sha256(np.asarray(indices, dtype=np.int64).tobytes()).hexdigest(),
     }
     path = cache_folder() / "features" / f"{fingerprint(facts)[:32]}.npz"
-    if processes.from_first(lambda: _read(path, (len(indices), extractor.dim)) is not None):
-        kept = _read(path, (len(indices), extractor.dim)) if processes.leads else None
+    if processes.run_on_main_and_broadcast(lambda: _read(path, (len(indices), extractor.dim)) is not None):
+        kept = _read(path, (len(indices), extractor.dim)) if processes.is_main else None
         return torch.empty(0, extractor.dim, device=device) if kept is None else kept.to(device)
     places = processes.places(len(indices), batch_size)
     found = [
         (place, extractor(torch.stack([data[int(i)].image for i in indices[place : place + batch_size]])))
-        for place in (progress(places, label) if processes.leads else places)
+        for place in (progress(places, label) if processes.is_main else places)
     ]
     if processes.count > 1:
         everyone = processes.gather([(place, features.cpu()) for place, features in found])
         parts = [(place, features.to(device)) for those in everyone for place, features in those]
-        found = sorted(parts, key=lambda part: part[0]) if processes.leads else found
+        found = sorted(parts, key=lambda part: part[0]) if processes.is_main else found
     features = torch.cat([part for _, part in found]) if found else torch.empty(0, extractor.dim, device=device)
-    if processes.leads and features.numel() * features.element_size() <= _MOST:
+    if processes.is_main and features.numel() * features.element_size() <= _MOST:
         try:
             save_archive(path, {"features": features.cpu().numpy()})
         except OSError as error:

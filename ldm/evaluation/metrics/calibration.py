@@ -14,7 +14,7 @@ from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.features.feature_cache import chosen_indices
 from ldm.evaluation.features.judge import Judge, trained_judge
 from ldm.evaluation.metrics.class_scores import calibration_error
-from ldm.evaluation.records import EvaluationResult, Figure
+from ldm.evaluation.records import EvaluationResult, MetricValue
 from ldm.runtime.errors import UserError
 from ldm.runtime.progress import progress
 from ldm.sampling.pipeline import Pipeline
@@ -51,7 +51,7 @@ def with_calibration(
 @torch.no_grad()
 def calibration_figures(
     pipeline: Pipeline, judge: Judge | None, data: ImageData, config: EvaluationConfig
-) -> tuple[tuple[Figure, ...], dict[str, Any]]:
+) -> tuple[tuple[MetricValue, ...], dict[str, Any]]:
     """Expected calibration errors on real images of `data`, at most 4096, and what they were measured on.
 
     Of the judge, one a task; of each classifier of the pipeline under the noise of four times of its schedule.
@@ -88,7 +88,7 @@ def calibration_figures(
         if known.any():
             error = calibration_error(torch.cat(parts)[known], right[known])
             short = name.removeprefix(f"{judge.name} ") if judge is not None else name
-            figures.append(Figure(f"calibration/{short}", f"ECE[{name}]", error))
+            figures.append(MetricValue(f"calibration/{short}", f"ECE[{name}]", error))
     if not figures:
         raise UserError(f"--metrics calibration: {data.name}: no image with a label")
     return tuple(figures), {"images": len(indices), "split": data.split, "bins": 15}

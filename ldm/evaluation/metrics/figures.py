@@ -18,7 +18,7 @@ from ldm.evaluation.metrics.intervals import half_samples, interval
 from ldm.evaluation.metrics.kid import kernel_distance
 from ldm.evaluation.metrics.manifold import DENSITY_K, MOST, ManifoldScores, Neighbourhoods
 from ldm.evaluation.metrics.neighbours import diversity
-from ldm.evaluation.records import Figure
+from ldm.evaluation.records import MetricValue
 from ldm.runtime.errors import UserError
 
 _OF_MANIFOLD = tuple(each.name for each in fields(ManifoldScores))
@@ -72,17 +72,17 @@ def check_captions(config: EvaluationConfig, has_text: bool) -> None:
         raise UserError("--metrics clip_score: needs captions, and this model takes no text; take other --metrics")
 
 
-def figures_of(samples: Samples, config: EvaluationConfig) -> tuple[Figure, ...]:
+def figures_of(samples: Samples, config: EvaluationConfig) -> tuple[MetricValue, ...]:
     """The figures that the settings ask for, in their order; `UserError` for one that these samples cannot have."""
     halves = half_samples(len(samples.fake), config.bootstrap, seed=config.seed)
-    found: dict[str, Figure] = {}
+    found: dict[str, MetricValue] = {}
     for metric in config.distances:
         if metric not in found:
             found |= {figure.metric: figure for figure in _MAKERS[metric](metric, samples, config, halves)}
     return tuple(found[metric] for metric in config.distances)
 
 
-def _frechet(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+def _frechet(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[MetricValue]:
     def distance(fake: Tensor) -> float:
         return frechet_distance(samples.reference, Gaussian.fit(fake))
 
@@ -90,24 +90,26 @@ def _frechet(metric: str, samples: Samples, config: EvaluationConfig, halves: Se
     return [_figure(metric, samples, distance(samples.fake), parts)]
 
 
-def _sliced(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+def _sliced(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[MetricValue]:
     real, fake = slices_of(samples.each, seed=config.seed), slices_of(samples.fake, seed=config.seed)
     dim = samples.each.shape[1]
     parts = tuple(distance_of_slices(real, fake[half.to(fake.device)], dim) for half in halves)
     return [_figure(metric, samples, distance_of_slices(real, fake, dim), parts)]
 
 
-def _kernel(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+def _kernel(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[MetricValue]:
     found = kernel_distance(samples.each, samples.fake, seed=config.seed)
-    return [Figure(metric, figure_name(metric, samples.extractor), found.value, found.standard_error)]
+    return [MetricValue(metric, figure_name(metric, samples.extractor), found.value, found.standard_error)]
 
 
-def _extrapolated(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+def _extrapolated(
+    metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]
+) -> list[MetricValue]:
     found = extrapolated_frechet_distance(samples.each, samples.fake, seed=config.seed)
-    return [Figure(metric, figure_name(metric, samples.extractor), found.value, found.standard_error)]
+    return [MetricValue(metric, figure_name(metric, samples.extractor), found.value, found.standard_error)]
 
 
-def _manifold(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+def _manifold(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[MetricValue]:
     """All four at once, for they need the same distances."""
     real, fake = (_at_most(features, MOST, config.seed) for features in (samples.each, samples.fake))
     around = Neighbourhoods(real, fake)
@@ -122,7 +124,7 @@ def _manifold(metric: str, samples: Samples, config: EvaluationConfig, halves: S
     return [figure if figure.metric == "density" else _within_shares(figure) for figure in found]
 
 
-def _within_shares(figure: Figure) -> Figure:
+def _within_shares(figure: MetricValue) -> MetricValue:
     """A share's interval ends at 0 and 1."""
     if figure.interval is None:
         return figure
@@ -130,25 +132,29 @@ def _within_shares(figure: Figure) -> Figure:
     return replace(figure, interval=(max(low, 0.0), min(high, 1.0)))
 
 
-def _inception_score(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+def _inception_score(
+    metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]
+) -> list[MetricValue]:
     if samples.probabilities is None:
         raise UserError("--metrics inception_score: needs a judge of classes, which this data does not give")
     splits = min(10, len(samples.probabilities) // 2)
     found = inception_score(samples.probabilities, splits=splits, seed=config.seed)
-    return [Figure(metric, f"IS[{samples.judge}]", found.value, found.standard_error, higher_is_better=True)]
+    return [MetricValue(metric, f"IS[{samples.judge}]", found.value, found.standard_error, higher_is_better=True)]
 
 
-def _clip_score(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+def _clip_score(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[MetricValue]:
     scores = samples.text_scores
     if scores is None:
         raise UserError("--metrics clip_score: needs captions, which this model is not told")
     error = float(scores.double().std() / len(scores) ** 0.5)
     value, parts = float(scores.double().mean()), tuple(float(scores[half.to(scores.device)].mean()) for half in halves)
     name = f"CLIP score[{samples.clip}]"
-    return [Figure(metric, name, value, error, higher_is_better=True, interval=interval(value, parts), halves=parts)]
+    return [
+        MetricValue(metric, name, value, error, higher_is_better=True, interval=interval(value, parts), halves=parts)
+    ]
 
 
-def _diversity(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[Figure]:
+def _diversity(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[MetricValue]:
     groups = list(samples.groups) or [0] * len(samples.fake)
     if len(set(groups)) == len(groups):
         raise UserError("--metrics diversity: no condition has two images; draw more of them, or of fewer conditions")
@@ -161,9 +167,11 @@ def _diversity(metric: str, samples: Samples, config: EvaluationConfig, halves: 
     return [_figure(metric, samples, value, tuple(parts), higher=True)]
 
 
-def _figure(metric: str, samples: Samples, value: float, halves: tuple[float, ...], higher: bool = False) -> Figure:
+def _figure(
+    metric: str, samples: Samples, value: float, halves: tuple[float, ...], higher: bool = False
+) -> MetricValue:
     name = figure_name(metric, samples.extractor)
-    return Figure(metric, name, value, None, higher, interval(value, halves), halves)
+    return MetricValue(metric, name, value, None, higher, interval(value, halves), halves)
 
 
 def _at_most(features: Tensor, most: int, seed: int) -> Tensor:
@@ -173,7 +181,7 @@ def _at_most(features: Tensor, most: int, seed: int) -> Tensor:
     return features[chosen.to(features.device)]
 
 
-_Maker = Callable[[str, Samples, EvaluationConfig, Sequence[Tensor]], list[Figure]]
+_Maker = Callable[[str, Samples, EvaluationConfig, Sequence[Tensor]], list[MetricValue]]
 _MAKERS: dict[str, _Maker] = {
     "fid": _frechet,
     "kid": _kernel,

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from ldm.data.protocol import ImageData
-from ldm.evaluation.conditions import Drawn
+from ldm.evaluation.conditions import EvalCondition
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.features.extractors import Extractor, figure_name
 from ldm.evaluation.features.feature_cache import chosen_indices, features_of
 from ldm.evaluation.metrics.intervals import half_samples, interval
 from ldm.evaluation.metrics.manifold import squared_distances
 from ldm.evaluation.metrics.neighbours import nearest_training
-from ldm.evaluation.records import Figure
+from ldm.evaluation.records import MetricValue
 from ldm.runtime.errors import UserError
 from ldm.runtime.images import enlarged, grid, save_png
 from ldm.sampling.pipeline import Pipeline, SamplingConfig
@@ -31,7 +31,7 @@ _NEAR = 0.01  # of the held-out images lie nearer than what counts as near
 class Memorisation:
     """Figures, what they were measured on, and the samples nearest to training images with these: (sample, images)."""
 
-    figures: tuple[Figure, ...]
+    figures: tuple[MetricValue, ...]
     facts: dict[str, Any]
     suspects: tuple[tuple[int, tuple[int, ...]], ...]
 
@@ -70,8 +70,8 @@ def memorisation(
     value, share, name = float(found.ratio.median()), float(near.mean()), figure_name("memorisation", extractor)
     error = (share * (1 - share) / len(near)) ** 0.5
     figures = (
-        Figure("memorisation", f"{name} distance ratio", value, None, True, interval(value, parts), parts),
-        Figure("memorisation/near", f"{name} share of near copies", share, error),
+        MetricValue("memorisation", f"{name} distance ratio", value, None, True, interval(value, parts), parts),
+        MetricValue("memorisation/near", f"{name} share of near copies", share, error),
     )
     worst = found.ratio.argsort()[:_SHOWN]
     nearest = squared_distances(samples[worst], known).topk(min(_NEIGHBOURS, len(known)), largest=False).indices
@@ -92,7 +92,7 @@ def save_suspects(
     path: str | Path,
     found: Memorisation,
     pipeline: Pipeline,
-    drawn: Sequence[Drawn],
+    drawn: Sequence[EvalCondition],
     sampling: SamplingConfig,
     config: EvaluationConfig,
     train: ImageData,

@@ -86,7 +86,7 @@ class AutoencoderTask:
         if data.image_size % self.model.factor:
             raise UserError(f"--image-size {data.image_size}: not divisible by the autoencoder's {self.model.factor}")
         self.model.gradient_checkpointing = config.training.gradient_checkpointing
-        self.opponent = self._opponent()
+        self.adversary = self._opponent()
         self.distance, perceptual_facts = perceptual_distance(config.perceptual, data, device)
         if config.validation_rfid and min(config.validation_images, len(validation)) < 4:
             raise UserError("--validation-rfid: needs 4 or more held-out images; take more --validation-images")
@@ -113,7 +113,7 @@ class AutoencoderTask:
         return Discriminator(self.config.discriminator, self.data.image_size, seed, learns_from=start - warmup)
 
     def _adversarial_facts(self) -> dict[str, Any]:
-        if self.opponent is None:
+        if self.adversary is None:
             return {}
         config = self.config
         return {
@@ -141,7 +141,7 @@ class AutoencoderTask:
 
     def loss(self, model: nn.Module, batch: Tensor, random: StepRandom) -> Loss:
         damaged = corrupt(batch, self.config.corruption, random.generator("corruption"))
-        self.model.at_step(random.step)
+        self.model.set_step(random.step)
         output = model(damaged, generator=random.generator("posterior"))
         result = autoencoder_loss(self.config.loss, batch, output, random.step)
         total, compared, terms = result.total, result.reconstruction, {**result.terms, **output.metrics}
@@ -150,11 +150,11 @@ class AutoencoderTask:
             weighted = self.config.perceptual.perceptual_weight * perceptual
             total, compared = total + weighted, compared + weighted
             terms["perceptual"] = perceptual
-        if self.opponent is None:
+        if self.adversary is None:
             return Loss(total, terms)
         shown = output.reconstruction.to(batch.dtype)
         if weight := self.config.adversarial.weight_at(random.step):
-            adversarial = self.opponent.judge(shown)
+            adversarial = self.adversary.judge(shown)
             terms["adversarial"] = adversarial
             if self.config.adversarial.adaptive:
                 largest = self.config.adversarial.adaptive_max

@@ -16,7 +16,7 @@ from ldm.conditioning import Conditioner, ConditioningConfig
 from ldm.data import DataConfig, ImageData
 from ldm.data.cache_place import Place
 from ldm.data.selection import shuffled
-from ldm.evaluation.during import DiffusionEvalConfig, Watch
+from ldm.evaluation.during import DiffusionEvalConfig, PeriodicEvaluator
 from ldm.models.unet import UNet, UNetConfig
 from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.files import atomic_folder, atomic_write_json
@@ -199,12 +199,12 @@ class DiffusionTask:
             "validation_loss_by_noise": table,
         }
 
-    def _watch(self, config: DiffusionEvalConfig) -> Watch | None:
+    def _watch(self, config: DiffusionEvalConfig) -> PeriodicEvaluator | None:
         if not config.eval_every:
             return None
         reference = self.validation if config.eval_split == "validation" else self.data
         with requires_grad_kept(self.model):
-            return Watch(config, reference, self.data, self.pipeline(self.model))
+            return PeriodicEvaluator(config, reference, self.data, self.pipeline(self.model))
 
     def pipeline(self, model: nn.Module) -> Pipeline:
         """The model as it stands, ready to sample; it is frozen (see `requires_grad_kept`)."""

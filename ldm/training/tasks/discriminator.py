@@ -17,7 +17,7 @@ Make = Callable[[StepRandom], Tensor]
 
 
 class Discriminator:
-    """Learns to tell a batch of images (B, 3, H, W) from what it is shown; see `ldm.training.adversary.Opponent`.
+    """Learns to tell a batch of images (B, 3, H, W) from what it is shown; see `ldm.training.adversary.Adversary`.
 
     `learns_from` is its first step. `make` makes pictures where it is shown none: where the first player plays only
     every `rounds`-th step, the others are its alone.

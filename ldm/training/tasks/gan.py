@@ -70,7 +70,7 @@ class GanTask:
         self.config, self.data, self.validation, self.device = config, data, validation, device
         seed, rounds = config.training.seed, config.discriminator_rounds
         self.model = Generator(config.generator, seed=seed)
-        self.opponent = Discriminator(config.discriminator, size, seed, rounds=rounds, make=self._pictures)
+        self.adversary = Discriminator(config.discriminator, size, seed, rounds=rounds, make=self._pictures)
         self.frechet = FrechetMeasure(data, device) if config.validation_fid else None
         self.best_by = "F" if config.validation_fid else None
         self.length = len(data)
@@ -91,7 +91,7 @@ class GanTask:
 
     def loss(self, model: nn.Module, batch: Tensor, random: StepRandom) -> Loss:
         pictures = model(random.normal("noise", self.model.noise_shape)).to(batch.dtype)
-        loss = self.opponent.judge(pictures)
+        loss = self.adversary.judge(pictures)
         return Loss(loss, {"adversarial": loss}, pictures.detach())
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class GanTask:
             images = plain_batches(self.validation, spread(len(self.validation), count), _BATCH, self.device)
             for pair in zip(images, self._drawn(model, count), strict=True):
                 for values, batch in zip(opinions.values(), pair, strict=True):
-                    values.append(self.opponent.opinion(batch))
+                    values.append(self.adversary.opinion(batch))
                 yield pair
 
         model = self._settled(model)
@@ -120,7 +120,7 @@ class GanTask:
         """A copy whose statistics are its own; what is trained stays as it is."""
         assert isinstance(model, Generator)
         settled = copy.deepcopy(model).eval()
-        settled.settle([noise.to(self.device) for noise in self._noise("statistics", _STATISTICS)])
+        settled.recalibrate_batch_norm([noise.to(self.device) for noise in self._noise("statistics", _STATISTICS)])
         return settled
 
     def _noise(self, purpose: str, count: int) -> Iterator[Tensor]:

@@ -19,7 +19,7 @@ from ldm.data import DataConfig, ImageData
 from ldm.data.code_cache import CodeCache, check_code_folder, encode_codes
 from ldm.data.latent_cache import CacheKey
 from ldm.data.selection import plain_batches, spread, to_device
-from ldm.evaluation.during import EvalConfig, Watch
+from ldm.evaluation.during import EvalConfig, PeriodicEvaluator
 from ldm.runtime.distributed import processes_of_training
 from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.files import atomic_folder
@@ -110,10 +110,10 @@ class PriorTask:
         first = config.first_caption_probability
         self.captions = CaptionTokens(conditioner, captions, first) if conditioner.has_text else None
         self._held_out: tuple[Tensor, ...] | None = None
-        self.watch: Watch | None = None
+        self.watch: PeriodicEvaluator | None = None
         if config.evaluation.eval_every:
             reference = validation if config.evaluation.eval_split == "validation" else data
-            self.watch = Watch(config.evaluation, reference, data, cast(Any, self.pipeline(self.model)))
+            self.watch = PeriodicEvaluator(config.evaluation, reference, data, cast(Any, self.pipeline(self.model)))
         self.facts: dict[str, Any] = {
             "data": data.fingerprint,
             "autoencoder": self.autoencoder.fingerprint(),

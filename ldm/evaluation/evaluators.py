@@ -19,7 +19,7 @@ _NOT_PRETRAINED = ("auto", "inception", "trained")
 
 
 @dataclass(frozen=True)
-class Instruments:
+class Evaluators:
     """What measures: features for the distances, and a judge where the data set tells what is in its images."""
 
     extractor: Extractor | None  # None: no distance is asked for
@@ -27,9 +27,7 @@ class Instruments:
     clip: ClipScorer | None = None  # None: clip_score is not asked for
 
 
-def prepare_instruments(
-    data: ImageData, config: EvaluationConfig, *, device: torch.device | str = "cpu"
-) -> Instruments:
+def prepare_evaluators(data: ImageData, config: EvaluationConfig, *, device: torch.device | str = "cpu") -> Evaluators:
     """The extractor that is asked for and the judge of `data`; trained now unless they are in the user's cache.
 
     With a --reference the extractor is that of the file; `UserError` where it cannot be, before any training.
@@ -43,7 +41,7 @@ def prepare_instruments(
     judge = trained_judge(data, device=device) if config.judge and known else None
     if extractor is None and judge is None:
         raise UserError("nothing to measure: no metric is asked for, and there is no judge for this data")
-    return Instruments(extractor, judge, clip)
+    return Evaluators(extractor, judge, clip)
 
 
 def _clip(config: EvaluationConfig, extractor: Extractor | None, device: torch.device | str) -> ClipScorer:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from ldm.data.listing import shown
 from ldm.training.processes import on_any_process
-from ldm.training.randomness import BatchPlan, Share
+from ldm.training.randomness import BatchPlan, BatchShard
 
 logger = logging.getLogger("ldm")
 _NAMED = 8  # examples in a message; the log has all
 
 
-class FiniteWatch:
+class FiniteGuard:
     """Looks at every step before its update; all processes come to the same verdict.
 
     `limit` steps in a row may be left out; 0: the first one stops the run. What a forward call changes without a
@@ -73,7 +73,7 @@ class FiniteWatch:
         """What the log is to say of the step just taken: {} if no step has been left out so far."""
         if self._found is None:
             return {"steps_left_out": self.left_out} if self.left_out else {}
-        (keys,) = BatchPlan(task.length, seed, Share(batch_size), step, step + 1)
+        (keys,) = BatchPlan(task.length, seed, BatchShard(batch_size), step, step + 1)
         examples = [index for index, _ in keys]
         name_of = getattr(getattr(task, "data", None), "file_name", None)
         files = [name for index in examples if name_of is not None and (name := shown(name_of(index)))]

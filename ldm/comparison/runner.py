@@ -20,13 +20,13 @@ from ldm.comparison.methods import Variant
 from ldm.comparison.picture import save_strip
 from ldm.comparison.records import Cell, Round
 from ldm.data.protocol import ImageData
-from ldm.evaluation.conditions import Drawn, uses_classifier
+from ldm.evaluation.conditions import EvalCondition, uses_classifier
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluate import reference_features
+from ldm.evaluation.evaluators import Evaluators
 from ldm.evaluation.features.judge import Score
 from ldm.evaluation.floor import Floor, floor_of_data
-from ldm.evaluation.instruments import Instruments
-from ldm.evaluation.measure import Seen, look, measured
+from ldm.evaluation.measure import SampleStats, look, measured
 from ldm.evaluation.metrics.frechet import Gaussian
 from ldm.evaluation.records import EvaluationResult
 from ldm.runtime.distributed import Processes
@@ -41,7 +41,7 @@ _SEEN = ("features", "opinions", "text_scores")
 
 
 @dataclass
-class Bench:
+class ComparisonRunner:
     """Measures cells under the same conditions; `shared` is the manifest of all, `folder` is where they are stored.
 
     A cell has a record `SLUG.json` (of a round before the last: `SLUG@N.json`, N samples), the picture `SLUG.png` of
@@ -50,9 +50,9 @@ class Bench:
 
     pipeline: Pipeline
     data: ImageData
-    drawn: Sequence[Drawn]
+    drawn: Sequence[EvalCondition]
     evaluation: EvaluationConfig
-    instruments: Instruments
+    evaluators: Evaluators
     shared: dict[str, Any]
     folder: Path
     rows: int
@@ -66,9 +66,9 @@ class Bench:
         """The rounds before the last one, and the cells of that; `sizes` are their numbers of samples."""
         rounds: list[Round] = []
         going, before = list(cells), 0
-        with Whole(self.processes.leads) as whole:
+        with Whole(self.processes.is_main) as whole:
             for place, size in enumerate(sizes):
-                known = [self.processes.from_first(partial(self._known, cell, size)) for cell in going]
+                known = [self.processes.run_on_main_and_broadcast(partial(self._known, cell, size)) for cell in going]
                 costs = [_cost(cell.sampling) * (size - before) for cell in going]
                 whole.total = whole.done + sum(cost for cost, cell in zip(costs, known, strict=True) if cell is None)
                 whole.total += _later(sum(costs), before, sizes[place:])
@@ -95,9 +95,9 @@ class Bench:
         if not place.is_file():
             real = self._reference
             if not self._has_reference:
-                real = reference_features(self.data, self.instruments, self.evaluation)
+                real = reference_features(self.data, self.evaluators, self.evaluation)
             captions = self.pipeline.has_text
-            found = floor_of_data(other, self.data, real, self.evaluation, self.instruments, captions=captions)
+            found = floor_of_data(other, self.data, real, self.evaluation, self.evaluators, captions=captions)
             atomic_write_json(place, found.to_json())
         return Floor.from_json(read_json(place))
 
@@ -111,14 +111,14 @@ class Bench:
 
     def _cell(self, cell: Variant, size: int, whole: Whole, *, last: bool) -> Cell:
         if not self._has_reference:
-            self._reference = reference_features(self.data, self.instruments, self.evaluation, self.processes)
+            self._reference = reference_features(self.data, self.evaluators, self.evaluation, self.processes)
             self._has_reference = True
         drawn = told(self.drawn[:size], self.pipeline, cell.sampling)
         kept = self.folder / f"{cell.slug}.safetensors"
-        before, peak_before = read_seen(kept) if self.processes.leads else (Seen(), None)
-        count = self.processes.from_first(lambda: before.count)
+        before, peak_before = read_seen(kept) if self.processes.is_main else (SampleStats(), None)
+        count = self.processes.run_on_main_and_broadcast(lambda: before.count)
         if count > size:
-            before, count = Seen(), 0
+            before, count = SampleStats(), 0
         seen, weight = before, _cost(cell.sampling)
         with PeakMemory(self.pipeline.device) as peak:
             if count < size:
@@ -127,13 +127,13 @@ class Bench:
                     drawn,
                     cell.sampling,
                     self.evaluation,
-                    self.instruments,
+                    self.evaluators,
                     first=count,
                     keep=self.rows,
                     on_batch=lambda number: whole.advance(number * weight),
                     processes=self.processes,
                 )
-                seen = Seen.joined([before, new])
+                seen = SampleStats.joined([before, new])
         peaks = [bytes_ for bytes_ in (*self.processes.gather(peak.bytes), peak_before) if bytes_ is not None]
 
         def store() -> Cell:
@@ -142,7 +142,7 @@ class Bench:
             most = max(peaks, default=None)
             if not last and count < size:
                 write_seen(kept, seen, most)
-            found = measured(seen, drawn, self.evaluation, self.instruments, self._reference)
+            found = measured(seen, drawn, self.evaluation, self.evaluators, self._reference)
             result = EvaluationResult(
                 found.figures,
                 self.shared | {"num_images": size, "sampling": asdict(cell.sampling)},
@@ -156,17 +156,17 @@ class Bench:
                 kept.unlink(missing_ok=True)
             return Cell.from_json(read_json(self._place(cell, size)))
 
-        return self.processes.from_first(store)
+        return self.processes.run_on_main_and_broadcast(store)
 
 
-def told(drawn: Sequence[Drawn], pipeline: Pipeline, sampling: SamplingConfig) -> list[Drawn]:
+def told(drawn: Sequence[EvalCondition], pipeline: Pipeline, sampling: SamplingConfig) -> list[EvalCondition]:
     """The conditions as a cell may be told them: a label only to what takes one."""
     if pipeline.has_classes or uses_classifier(sampling):
         return list(drawn)
     return [replace(each, request=replace(each.request, class_label=None)) for each in drawn]
 
 
-def write_seen(path: Path, seen: Seen, peak: int | None) -> None:
+def write_seen(path: Path, seen: SampleStats, peak: int | None) -> None:
     """What was seen of a cell so far, without its pictures."""
     scores = {name: [score.right, score.asked] for name, score in seen.scores.items()}
     cost = {"evaluations": seen.evaluations, "seconds": seen.seconds, "peak": peak}
@@ -175,7 +175,7 @@ def write_seen(path: Path, seen: Seen, peak: int | None) -> None:
     atomic_write(path, safetensors.torch.save(tensors, {"seen": json.dumps(facts)}))
 
 
-def read_seen(path: Path) -> tuple[Seen, int | None]:
+def read_seen(path: Path) -> tuple[SampleStats, int | None]:
     """What `write_seen` wrote, with the peak of memory; nothing where there is no such file, or none that is whole."""
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -183,9 +183,9 @@ def read_seen(path: Path) -> tuple[Seen, int | None]:
             features, opinions, texts = (file.get_tensor(name) for name in _SEEN)
         scores = {name: Score(right, asked) for name, (right, asked) in facts["scores"].items()}
         cost = facts["evaluations"], facts["seconds"]
-        return Seen(facts["count"], features, opinions, texts, scores, *cost), facts["peak"]
+        return SampleStats(facts["count"], features, opinions, texts, scores, *cost), facts["peak"]
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError):
-        return Seen(), None
+        return SampleStats(), None
 
 
 def _cost(sampling: SamplingConfig) -> float:
