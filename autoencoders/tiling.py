@@ -33,7 +33,7 @@ class Tiling:
     """How to save memory in encoding and decoding; by default not at all. `ValueError` for sizes below the limits."""
 
     slicing: bool = False
-    """Encode and decode the images of a batch one by one; with --tile that is always so."""
+    """Encode and decode the images of a batch one by one; with `tile` that is always so."""
     tile: int | None = None
     """Encode and decode in tiles of so many pixels a side, a multiple of the autoencoder's factor; unset: whole."""
     tile_overlap: int = 16
@@ -41,19 +41,19 @@ class Tiling:
 
     def __post_init__(self) -> None:
         if self.tile is not None and self.tile < 1:
-            raise ValueError(f"--tile must be above 0, got {self.tile}")
+            raise ValueError(f"`tile` must be above 0, got {self.tile}")
         if self.tile_overlap < 0:
-            raise ValueError(f"--tile-overlap must be 0 or more, got {self.tile_overlap}")
+            raise ValueError(f"`tile_overlap` must be 0 or more, got {self.tile_overlap}")
         if self.tile is not None and self.tile_overlap > self.tile:
-            raise ValueError(f"--tile-overlap {self.tile_overlap}: expected at most --tile, which is {self.tile}")
+            raise ValueError(f"`tile_overlap` {self.tile_overlap}: expected at most `tile`, which is {self.tile}")
 
     def check(self, factor: int, coder: str = "conv") -> None:
         """`ValueError` unless tiles of this size fit an autoencoder of this factor, and its coder can be cut at all."""
         if self.tile is None:
             return
         if coder == "vit":
-            raise ValueError("--tile: every patch of a vit coder sees all others; leave it out, or use --slicing")
-        for flag, value in (("--tile", self.tile), ("--tile-overlap", self.tile_overlap)):
+            raise ValueError("`tile`: every patch of a vit coder sees all others; leave it out, or use `slicing`")
+        for flag, value in (("`tile`", self.tile), ("`tile_overlap`", self.tile_overlap)):
             if value % factor:
                 raise ValueError(f"{flag} {value}: expected a multiple of the autoencoder's factor, {factor}")
 

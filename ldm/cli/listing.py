@@ -20,7 +20,7 @@ def run(arguments: list[str]) -> int:
         print("usage: ldm list samplers|guidances|configs")
         return 0 if arguments else 2
     if arguments[0] not in KINDS:
-        raise UserError(f"cannot list {arguments[0]!r}{suggest(arguments[0], KINDS)}")
+        raise UserError(f"cannot list {arguments[0]!r}", remedy=suggest(arguments[0], KINDS))
     if arguments[0] == "configs":
         print("\n".join(config_names()))
     elif arguments[0] == "samplers":

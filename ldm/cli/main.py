@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from ldm.runtime.errors import LostProcessError, StoppedByOtherProcess, UserError, suggest
+from ldm.runtime.errors import LostProcessError, StoppedByOtherProcess, UserError, suggest, with_names
 
 COMMANDS = {
     "train": "train an autoencoder, a diffusion model, a noisy classifier, a prior over codes or a GAN",
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         name = arguments[0]
         if name not in COMMANDS:
-            raise UserError(f"unknown command {name!r}{suggest(name, COMMANDS)}")
+            raise UserError(f"unknown command {name!r}", remedy=suggest(name, COMMANDS))
         module = importlib.import_module(f"ldm.cli.{'listing' if name == 'list' else name}")
         return module.run(arguments[1:]) or 0
     except UserError as error:
@@ -67,9 +67,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(code: int, message: str) -> int:
-    line = " ".join(message.split())
+    line = " ".join(with_names(message, _flag).split())
     print("ldm: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr)
     return code
+
+
+def _flag(setting: str) -> str:
+    return "--" + setting.replace("_", "-")
+
+
+class _Formatter(logging.Formatter):
+    """Log lines of the libraries, with flags in the place of settings."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return with_names(super().format(record), _flag)
 
 
 def _usage() -> str:
@@ -79,7 +90,9 @@ def _usage() -> str:
 
 def _quiet_libraries() -> None:
     """Our log lines on stderr; the libraries' chatter off."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("ldm").setLevel(logging.INFO)
     for name in ("transformers", "diffusers", "accelerate", "torch"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -23,7 +23,7 @@ def run(arguments: list[str]) -> int:
         return 0 if arguments else 2
     kind, rest = arguments[0], arguments[1:]
     if kind not in KINDS:
-        raise UserError(f"cannot train {kind!r}{suggest(kind, KINDS)}")
+        raise UserError(f"cannot train {kind!r}", remedy=suggest(kind, KINDS))
     settings = parse(_schema(kind), rest, f"train {kind}")
     from ldm.training.loop import Interrupted
 

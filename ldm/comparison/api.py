@@ -56,10 +56,10 @@ def compare_guidances(
     comparison, sampling, evaluation = (_taken(kind, settings) for kind in kinds)
     if unknown := sorted(settings.keys() - {field.name for kind in kinds for field in dataclasses.fields(kind)}):
         known = [field.name for kind in kinds for field in dataclasses.fields(kind)]
-        raise UserError(f"compare: unknown setting {unknown[0]!r}{suggest(unknown[0], known)}")
+        raise UserError(f"compare: unknown setting {unknown[0]!r}", remedy=suggest(unknown[0], known))
     if isinstance(model, Pipeline):
         if classifier is not None or weak is not None:
-            raise UserError("compare: a loaded pipeline has its classifier and weak network; leave them out")
+            raise UserError("compare: a loaded pipeline has its classifier and weak network", remedy="leave them out")
         pipeline, identity, name = model, "", "this model"
     else:
         pipeline = Pipeline.load(model, device=resolve_device(device), classifier=classifier, weak=weak)
@@ -67,7 +67,9 @@ def compare_guidances(
         identity, name = model_identity(model, *apart), Path(model).resolve().name
     reference, train = _data(model, data, split, pipeline.image_size)
     if reference.image_size != pipeline.image_size:
-        raise UserError(f"compare: images of {reference.image_size} pixels; this model makes {pipeline.image_size}")
+        raise UserError(
+            f"compare: images of {reference.image_size} pixels", remedy=f"this model makes {pipeline.image_size}"
+        )
     given = {"sampling": sampling, "evaluation": evaluation, "train_data": train, "model": identity, "name": name}
     if output_dir is not None:
         return compare(pipeline, reference, comparison, output_dir=output_dir, **given)
@@ -83,7 +85,9 @@ def method_text(method: Method) -> str:
         return " + ".join(method_text(each) for each in method)
     name = next((info.name for info in guidances().values() if info.function is type(method)), "")
     if not name or not dataclasses.is_dataclass(method):
-        raise UserError(f"compare: {type(method).__name__} is not a registered guidance; give its text, say 'cfg(3)'")
+        raise UserError(
+            f"compare: {type(method).__name__} is not a registered guidance", remedy="give its text, say 'cfg(3)'"
+        )
     fields = [field for field in dataclasses.fields(method) if field.init]
     options = [_option(method, field) for field in fields if getattr(method, field.name) != field.default]
     text = f"{name}({', '.join(options)})"

@@ -115,7 +115,7 @@ def _plan(
     if evaluation.distances != evaluation.metrics:
         name = next(name for name in evaluation.metrics if name not in evaluation.distances)
         what = "of one model" if name == "memorisation" else "the model's, whatever the guidance"
-        raise UserError(f"--metrics {name}: is {what}; measure it with `ldm evaluate`")
+        raise UserError(f"is {what}", remedy="measure it with `ldm evaluate`", setting="metrics", value=name)
     cells, left_out = plan(
         config.methods,
         pipeline,

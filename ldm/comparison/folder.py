@@ -16,9 +16,11 @@ PLAN = "plan.json"
 def check_folder(folder: Path) -> None:
     """`UserError` for what exists and is not the folder of a comparison."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output-dir {folder}: is a file")
+        raise UserError("is a file", setting="output_dir", value=folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / PLAN).is_file():
-        raise UserError(f"--output-dir {folder}: holds something else than a comparison; choose another")
+        raise UserError(
+            "holds something else than a comparison", remedy="choose another", setting="output_dir", value=folder
+        )
 
 
 def claim(folder: Path, shared: dict[str, Any]) -> None:
@@ -31,5 +33,8 @@ def claim(folder: Path, shared: dict[str, Any]) -> None:
     differing = sorted(name for name in plain.keys() | there.keys() if plain.get(name) != there.get(name))
     if differing:
         raise UserError(
-            f"--output-dir {folder}: its comparison was made with another {', '.join(differing)}; choose another folder"
+            f"its comparison was made with another {', '.join(differing)}",
+            remedy="choose another folder",
+            setting="output_dir",
+            value=folder,
         )

@@ -27,8 +27,10 @@ def round_sizes(num_images: int, rounds: int, batch_size: int) -> tuple[int, ...
         sizes.append(-(-batches // 2) * batch_size)
     if len(set(sizes)) < rounds:
         raise UserError(
-            f"--rounds {rounds}: {num_images} samples in batches of {batch_size} cannot be halved so often; "
-            "give a smaller --batch-size or fewer rounds"
+            f"{num_images} samples in batches of {batch_size} cannot be halved so often",
+            remedy="give a smaller `batch_size` or fewer rounds",
+            setting="rounds",
+            value=rounds,
         )
     return tuple(sizes[::-1])
 

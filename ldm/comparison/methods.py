@@ -25,12 +25,16 @@ def check_method(name: str) -> None:
     if name in METHODS:
         return
     if "(" not in name:
-        raise UserError(f'--methods: unknown method {name!r}{suggest(name, METHODS)}; or a guidance such as "pag(3)"')
+        raise UserError(
+            f"unknown method {name!r}",
+            remedy=f'{suggest(name, METHODS)}, or a guidance such as "pag(3)"',
+            setting="methods",
+        )
     try:
         for text in together(name):
             parse_guidance(text)
     except ValueError as error:
-        raise UserError(f"--methods: {error}") from None
+        raise UserError(f"{error}", setting="methods") from None
 
 
 def check_sampler(text: str) -> None:
@@ -38,7 +42,7 @@ def check_sampler(text: str) -> None:
     try:
         get_sampler(parse_sampler(text)[0])
     except ValueError as error:
-        raise UserError(f"--samplers: {error}") from None
+        raise UserError(f"{error}", setting="samplers") from None
 
 
 def together(method: str) -> tuple[str, ...]:
@@ -130,13 +134,15 @@ def plan(
     A method that was asked for by name is never left out: `UserError` says why it cannot be done.
     """
     if base.guidance_scale != 1 or base.classifier_scale != 0:
-        raise UserError("a comparison sets the scales itself; give them as --guidance-scales and --classifier-scales")
+        raise UserError(
+            "a comparison sets the scales itself", remedy="give them as `guidance_scales` and `classifier_scales`"
+        )
     cells: list[Variant] = []
     left_out: dict[str, str] = {}
     for method in methods or METHODS:
         reason = why_not(method, pipeline, data)
         if reason is not None and methods:
-            raise UserError(f"--methods {method}: {reason}")
+            raise UserError(f"{reason}", setting="methods", value=method)
         if reason is not None:
             left_out[method] = reason
             continue

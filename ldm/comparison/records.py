@@ -120,7 +120,7 @@ class Comparison:
         try:
             import pandas
         except ImportError:
-            raise UserError("to_pandas: pandas is not installed; install it, or take .rows()") from None
+            raise UserError("to_pandas: pandas is not installed", remedy="install it, or take .rows()") from None
         return pandas.DataFrame(self.rows())
 
     def table(self) -> str:

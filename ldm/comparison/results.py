@@ -87,8 +87,8 @@ def gather_results(files: Sequence[str | Path], *, allow_different: bool = False
         place = next(place for place, keys in enumerate(differing) if keys)
         facts = "; ".join(dict.fromkeys(found._differences()))
         raise UserError(
-            f"{entries[place].name}: not measured as {entries[0].name}: {facts}; "
-            "such figures do not compare, --allow-different shows them all the same"
+            f"{entries[place].name}: not measured as {entries[0].name}: {facts}",
+            remedy="such figures do not compare, `allow_different` shows them all the same",
         )
     return found
 

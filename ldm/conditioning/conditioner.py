@@ -251,9 +251,9 @@ def class_id(name: int | str, class_names: Sequence[str]) -> int:
     try:
         number = int(name)
     except ValueError:
-        raise UserError(f"unknown class {_inert(str(name))!r}{suggest(_inert(str(name)), known)}") from None
+        raise UserError(f"unknown class {_inert(str(name))!r}", remedy=suggest(_inert(str(name)), known)) from None
     if not 0 <= number < len(known):
-        raise UserError(f"unknown class {number}: expected 0 to {len(known) - 1}{suggest(str(number), known)}")
+        raise UserError(f"unknown class {number}: expected 0 to {len(known) - 1}", remedy=suggest(str(number), known))
     return number
 
 

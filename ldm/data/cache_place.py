@@ -23,7 +23,12 @@ def cache_place(place: Place, device: torch.device, size: int, limit: int) -> to
         return None
     if place == "cuda":
         if device.type != "cuda":
-            raise UserError(f"--cache-device cuda: this training is on {device.type}; take auto, cpu or disk")
+            raise UserError(
+                f"this training is on {device.type}",
+                remedy="take auto, cpu or disk",
+                setting="cache_device",
+                value="cuda",
+            )
         _check(size, _free(device), "the GPU", "cpu or disk")
         return device
     if place == "cpu":
@@ -38,7 +43,9 @@ def cache_place(place: Place, device: torch.device, size: int, limit: int) -> to
 
 def _check(size: int, free: int, where: str, remedy: str) -> None:
     if size > free:
-        raise UserError(f"--cache-device: the latents take {size} bytes, {where} has {free} free; take {remedy}")
+        raise UserError(
+            f"the latents take {size} bytes, {where} has {free} free", remedy=f"take {remedy}", setting="cache_device"
+        )
 
 
 def _free(device: torch.device) -> int:

@@ -51,10 +51,10 @@ class CodeCache:
 def check_code_folder(folder: Path, key: CacheKey) -> None:
     """`UserError` unless the folder is absent, empty, or holds nothing but codes, if whole then those of `key`."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: a file; expected a folder for codes")
+        raise UserError(f"{folder}: a file", remedy="expected a folder for codes")
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if not path.name.lstrip(".").startswith((_WEIGHTS, _MANIFEST)):
-            raise UserError(f"{folder}: holds something else ({path.name}); name a folder for the codes alone")
+            raise UserError(f"{folder}: holds something else ({path.name})", remedy="name a folder for the codes alone")
     if (folder / _MANIFEST).is_file():
         _check_manifest(folder, key)
 
@@ -88,10 +88,11 @@ def _check_manifest(folder: Path, key: CacheKey) -> str:
     """The SHA-256 that the codes must have; `UserError` for codes of something else."""
     facts = read_json(folder / _MANIFEST)
     if not isinstance(facts, dict) or facts.get("format") != _FORMAT or not isinstance(facts.get("key"), dict):
-        raise UserError(f"{folder / _MANIFEST}: not that of a code cache; remove the folder and encode again")
+        raise UserError(f"{folder / _MANIFEST}: not that of a code cache", remedy="remove the folder and encode again")
     if differences := key.differences(facts["key"]):
         raise UserError(
-            f"{folder}: the code cache is stale: {', '.join(differences)} differ; remove the folder or name another one"
+            f"{folder}: the code cache is stale: {', '.join(differences)} differ",
+            remedy="remove the folder or name another one",
         )
     return str(facts.get("sha256"))
 
@@ -99,16 +100,16 @@ def _check_manifest(folder: Path, key: CacheKey) -> str:
 def _read(folder: Path, key: CacheKey, sizes: tuple[int, ...], count: int, mirrored: bool) -> CodeCache:
     path, wanted = folder / _WEIGHTS, _check_manifest(folder, key)
     if not path.is_file() or sha256_of_file(path) != wanted:
-        raise UserError(f"{path}: damaged or missing; remove the folder and encode again")
+        raise UserError(f"{path}: damaged or missing", remedy="remove the folder and encode again")
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path}: damaged ({error}); remove the folder and encode again") from None
+        raise UserError(f"{path}: damaged ({error})", remedy="remove the folder and encode again") from None
     levels = [tensors.get(f"level_{place}") for place in range(len(sizes))]
     for level, size in zip(levels, sizes, strict=True):
         fits = level is not None and level.ndim == 4 and level.shape[:2] == (count, 1 + mirrored)
         if not fits or level.is_floating_point() or not 0 <= int(level.min()) <= int(level.max()) < size:  # type: ignore[union-attr]
-            raise UserError(f"{path}: not the codes of this data set; remove the folder and encode again")
+            raise UserError(f"{path}: not the codes of this data set", remedy="remove the folder and encode again")
     return CodeCache([level for level in levels if level is not None])
 
 

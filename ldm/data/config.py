@@ -43,10 +43,12 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.image_size <= 4096:
-            raise UserError(f"--image-size: expected 1 to 4096 pixels, got {self.image_size}")
+            raise UserError(f"expected 1 to 4096 pixels, got {self.image_size}", setting="image_size")
         if self.crop not in ("center", "random"):
-            raise UserError(f'--crop: expected "center" or "random", got "{self.crop}"')
+            raise UserError(f'expected "center" or "random", got "{self.crop}"', setting="crop")
         if not 0 <= self.validation_fraction < 1:
-            raise UserError(f"--validation-fraction: expected 0 <= fraction < 1, got {self.validation_fraction}")
+            raise UserError(
+                f"expected 0 <= fraction < 1, got {self.validation_fraction}", setting="validation_fraction"
+            )
         if self.max_bad_images < 0:
-            raise UserError(f"--max-bad-images: expected 0 or more, got {self.max_bad_images}")
+            raise UserError(f"expected 0 or more, got {self.max_bad_images}", setting="max_bad_images")

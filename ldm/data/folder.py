@@ -20,9 +20,9 @@ def open_listing(listing: Listing, config: DataConfig, split: str) -> PixelData:
     held_out = hold_out(names, config.validation_fraction)
     rows = [row for row, name in enumerate(names) if (name in held_out) == (split == "validation")]
     if not rows:
-        remedy = "give --validation-fraction above 0" if not held_out else "give a smaller --validation-fraction"
+        remedy = "give `validation_fraction` above 0" if not held_out else "give a smaller `validation_fraction`"
         remedy = "at least two are needed" if len(names) == 1 else remedy
-        raise UserError(f"{shown(config.data)}: no image of {len(names)} is left for {split}; {remedy}")
+        raise UserError(f"{shown(config.data)}: no image of {len(names)} is left for {split}", remedy=remedy)
     places = [found.kept[row] for row in rows]
     return PixelData(
         config,

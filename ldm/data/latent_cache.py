@@ -62,7 +62,7 @@ class LatentCache:
             try:
                 self._maps.append(map_shard(path, layout, shard))
             except MALFORMED as error:
-                raise UserError(f"{path}: damaged ({error}); remove the folder and encode again") from None
+                raise UserError(f"{path}: damaged ({error})", remedy="remove the folder and encode again") from None
         if chosen is not None:
             for name in layout.names:
                 self._memory[name] = self._gathered(name)
@@ -86,19 +86,19 @@ class LatentCache:
         folder = Path(folder)
         if not (folder / "manifest.json").is_file():
             state = "is not complete" if folder.is_dir() else "does not exist"
-            raise UserError(f"{folder}: the latent cache {state}; encode the data set (again)")
+            raise UserError(f"{folder}: the latent cache {state}", remedy="encode the data set (again)")
         layout, key, sums = read_manifest(folder / "manifest.json")
         if differences := expected.differences(key):
             raise UserError(
-                f"{folder}: the latent cache is stale: {', '.join(differences)} differ; "
-                "remove the folder or name another one, and encode again"
+                f"{folder}: the latent cache is stale: {', '.join(differences)} differ",
+                remedy="remove the folder or name another one, and encode again",
             )
         for shard, wanted in enumerate(sums):
             path = layout.path(folder, shard)
             if not path.is_file():
-                raise UserError(f"{path}: missing; remove the folder and encode again")
+                raise UserError(f"{path}: missing", remedy="remove the folder and encode again")
             if layout.count * layout.example_bytes <= RAM_LIMIT and sha256_of_file(path) != wanted:
-                raise UserError(f"{path}: damaged, its SHA-256 differs; remove the folder and encode again")
+                raise UserError(f"{path}: damaged, its SHA-256 differs", remedy="remove the folder and encode again")
         return cls(folder, layout, torch.device(device), place)
 
     def __len__(self) -> int:
@@ -158,10 +158,10 @@ class LatentCache:
 def check_cache_folder(folder: Path) -> None:
     """UserError unless the folder is absent or holds nothing but a latent cache."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: a file; expected a folder for latents")
+        raise UserError(f"{folder}: a file", remedy="expected a folder for latents")
     foreign = sorted(path.name for path in folder.iterdir() if not is_ours(path.name)) if folder.is_dir() else []
     if foreign:
-        raise UserError(f"{folder}: holds something else ({foreign[0]}); name a folder for the latents alone")
+        raise UserError(f"{folder}: holds something else ({foreign[0]})", remedy="name a folder for the latents alone")
 
 
 @torch.no_grad()
@@ -188,7 +188,9 @@ def encode_latents(
     if batch_size < 1:
         raise UserError(f"batch size: expected 1 or more, got {batch_size}")
     if data.image_size % autoencoder.factor:
-        raise UserError(f"--image-size {data.image_size}: not divisible by the autoencoder's {autoencoder.factor}")
+        raise UserError(
+            f"not divisible by the autoencoder's {autoencoder.factor}", setting="image_size", value=data.image_size
+        )
     check_cache_folder(folder)
     if processes.run_on_main_and_broadcast(lambda: (folder / "manifest.json").is_file()):
         return LatentCache.open(folder, key, device=device, place=place)
@@ -268,8 +270,8 @@ def _moments(
             bad = int(batch.indices[int((~half.isfinite()).flatten(1).any(1).nonzero()[0])])
             largest = float(moments[name].abs().max())
             raise UserError(
-                f"the latents of image {bad} do not fit into float16 (largest {name} {largest:g}); "
-                "calibrate the autoencoder, or train it anew if it has diverged"
+                f"the latents of image {bad} do not fit into float16 (largest {name} {largest:g})",
+                remedy="calibrate the autoencoder, or train it anew if it has diverged",
             )
     return {name: half.cpu() for name, half in halves.items()}
 

@@ -77,7 +77,9 @@ def read_manifest(path: Path) -> tuple[Layout, dict[str, Any], list[str]]:
     manifest = read_json(path)
     try:
         if manifest["format"] != FORMAT:
-            raise UserError(f"{path}: a latent cache of format {manifest['format']}, expected {FORMAT}; encode again")
+            raise UserError(
+                f"{path}: a latent cache of format {manifest['format']}, expected {FORMAT}", remedy="encode again"
+            )
         facts = manifest["layout"]
         layout = Layout(facts["count"], tuple(facts["shape"]), facts["has_flips"] is True, facts["has_std"] is True)
         key, sums = dict(manifest["key"]), [str(value) for value in manifest["sha256"]]
@@ -86,7 +88,7 @@ def read_manifest(path: Path) -> tuple[Layout, dict[str, Any], list[str]]:
     except UserError:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not the manifest of a latent cache ({error!r}); encode again") from None
+        raise UserError(f"{path}: not the manifest of a latent cache ({error!r})", remedy="encode again") from None
     return layout, key, sums
 
 

@@ -43,7 +43,7 @@ def list_folder(folder: str | Path) -> Listing:
         raise UserError(f"{shown(folder)}: {'not a folder' if folder.exists() else 'no such folder'}")
     metadata = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(metadata) > 1:
-        raise UserError(f"{shown(folder)}: holds both {METADATA[0]} and {METADATA[1]}; keep one")
+        raise UserError(f"{shown(folder)}: holds both {METADATA[0]} and {METADATA[1]}", remedy="keep one")
     if metadata:
         return _from_metadata(folder, metadata[0])
     return _from_tree(folder)
@@ -60,14 +60,17 @@ def _from_tree(folder: Path) -> Listing:
     names = tuple(name for name in found if PurePosixPath(name).suffix.lower() in ENDINGS)
     if not names:
         files = f"{len(found)} file{'s' if len(found) > 1 else ''}, none an image" if found else "no file"
-        raise UserError(f"{shown(folder)}: holds {files}; looked for {', '.join(ENDINGS)}, in sub-folders as well")
+        raise UserError(
+            f"{shown(folder)}: holds {files}", remedy=f"looked for {', '.join(ENDINGS)}, in sub-folders as well"
+        )
     contents = FolderContents(folder, names)
     classes = sorted({name.split("/")[0] for name in names if "/" in name})
     if len(classes) < 2 or any("/" not in name for name in names):
         return Listing(folder, names, None, None, (), contents)
     if {name.lower() for name in classes} <= _SPLIT_NAMES:
         raise UserError(
-            f"{shown(folder)}: its sub-folders ({', '.join(classes)}) are splits, not classes; name one by --data"
+            f"{shown(folder)}: its sub-folders ({', '.join(classes)}) are splits, not classes",
+            remedy="name one by `data`",
         )
     number = {name: label for label, name in enumerate(classes)}
     labels = tuple(number[name.split("/")[0]] for name in names)
@@ -113,7 +116,7 @@ def _from_metadata(folder: Path, path: Path) -> Listing:
         for column, values in (("text", captions), ("label", labels)):
             if values and len(values) != len(names):
                 raise UserError(
-                    f"{where}: some lines up to here have a {column} and some have none; give all or none one"
+                    f"{where}: some lines up to here have a {column} and some have none", remedy="give all or none one"
                 )
     if not names:
         raise UserError(f"{shown(path)}: lists no image")
@@ -179,7 +182,9 @@ def _inside(root: Path, name: Any, where: str, parents: dict[str, str]) -> str:
         )
     path, windows = PurePosixPath(name), PureWindowsPath(name)
     if path.is_absolute() or windows.drive or windows.root or ".." in (*path.parts, *windows.parts):
-        raise UserError(f'{where}: "{shown(name)}" leaves the folder; give a path relative to it, without ".."')
+        raise UserError(
+            f'{where}: "{shown(name)}" leaves the folder', remedy='give a path relative to it, without ".."'
+        )
     parent = str(path.parent)
     try:
         if parent not in parents:
@@ -222,7 +227,7 @@ def number_classes(labels: Sequence[int | str], path: Path) -> tuple[tuple[int, 
     if all(isinstance(label, int) for label in labels):
         return tuple(labels), tuple(map(str, range(max(labels) + 1)))  # type: ignore[arg-type,type-var,operator]
     if any(isinstance(label, int) for label in labels):
-        raise UserError(f"{shown(path)}: some labels are names and some are numbers; give one kind")
+        raise UserError(f"{shown(path)}: some labels are names and some are numbers", remedy="give one kind")
     names = sorted(set(labels))  # type: ignore[type-var]
     if len(names) > MAX_CLASSES:
         raise UserError(f"{shown(path)}: {len(names)} different labels, more than {MAX_CLASSES}")

@@ -20,25 +20,35 @@ NAMES = ("shapes", *SETS)
 def open_data(config: DataConfig, split: str = "train") -> ImageData:
     """The data set that `config` names, every image of it checked; UserError where it cannot be used as a whole."""
     if split not in SPLITS:
-        raise UserError(f'unknown split "{split}"{suggest(split, SPLITS)}')
+        raise UserError(f'unknown split "{split}"', remedy=suggest(split, SPLITS))
     if config.data == "shapes":
         return _shapes(config, split)
     if config.data in SETS:
         return open_torchvision(config, split)
     if "://" in config.data:
-        raise UserError(f"--data {shown(config.data)}: an address; nothing is read over the network, fetch it first")
+        raise UserError(
+            "an address",
+            remedy="nothing is read over the network, fetch it first",
+            setting="data",
+            value=shown(config.data),
+        )
     if shards := find_shards(config.data):
         return open_listing(list_shards(config, shards), config, split)
     if not Path(config.data).expanduser().exists():
         raise UserError(
-            f'--data "{shown(config.data)}": neither a folder nor a known name{suggest(config.data, NAMES)}'
+            f'`data` "{shown(config.data)}": neither a folder nor a known name', remedy=suggest(config.data, NAMES)
         )
     return open_listing(list_folder(Path(config.data).expanduser()), config, split)
 
 
 def _shapes(config: DataConfig, split: str) -> ImageData:
     if config.flip or config.crop != "center":
-        raise UserError("--data shapes: takes neither --flip nor --crop random; for more variety raise --shapes-train")
+        raise UserError(
+            "takes neither `flip` nor `crop` random",
+            remedy="for more variety raise `shapes_train`",
+            setting="data",
+            value="shapes",
+        )
     return ShapesData(split, config.image_size, (config.shapes_train, config.shapes_validation), config.shapes_seed)
 
 

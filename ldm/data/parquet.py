@@ -55,15 +55,17 @@ def _unpack(path: Path, images: Path, columns: tuple[str, str, str]) -> tuple[li
     need, free = path.stat().st_size, shutil.disk_usage(cache_folder()).free
     if need > free:
         raise UserError(
-            f"{shown(path)}: its {need} bytes of images do not fit into {cache_folder()}, where {free} are free; "
-            "name another folder by LDM_CACHE"
+            (f"{shown(path)}: its {need} bytes of images do not fit into {cache_folder()}, where {free} are free"),
+            remedy="name another folder by LDM_CACHE",
         )
     descriptor, temporary = tempfile.mkstemp(prefix=f".{images.name}.tmp-", dir=images.parent)
     try:
         with parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file, os.fdopen(descriptor, "wb") as out:
             for group in range(file.metadata.num_row_groups):
                 if (size := file.metadata.row_group(group).total_byte_size) > _ROW_GROUP_BYTES:
-                    raise UserError(f"{shown(path)}: row group {group} has {size} bytes; write smaller row groups")
+                    raise UserError(
+                        f"{shown(path)}: row group {group} has {size} bytes", remedy="write smaller row groups"
+                    )
             names, class_names = _columns(file.schema_arrow, columns, path)
             samples, offset = [], 0
             batches = file.iter_batches(batch_size=_ROWS, columns=[name for name in names if name])
@@ -90,13 +92,13 @@ def _columns(schema: Any, wanted: tuple[str, str, str], path: Path) -> tuple[tup
     for flag, given, usual in zip(("image", "label", "text"), wanted, (_IMAGES, _LABELS, _TEXTS), strict=True):
         if given and given not in schema.names:
             raise UserError(
-                f'{shown(path)}: no column "{shown(given)}" (--{flag}-column){suggest(given, schema.names)}'
+                f'{shown(path)}: no column "{shown(given)}" (`{flag}_column`)', remedy=suggest(given, schema.names)
             )
         found.append(given or next((name for name in usual if name in schema.names), ""))
     image, label, text = found
     if not image:
         raise UserError(
-            f"{shown(path)}: no column of images; name it by --image-column{suggest('image', schema.names)}"
+            f"{shown(path)}: no column of images; name it by `image_column`", remedy=suggest("image", schema.names)
         )
     kind = str(schema.field(image).type)
     if not (kind in ("binary", "large_binary") or (kind.startswith("struct<") and "bytes: " in kind)):

@@ -86,7 +86,7 @@ class FilePixels:
             return crop_square(fit(decode_rgb(self.contents.read(own)), self.size), place)
         except BadImageError as error:
             where = self.contents.where(own)
-            raise UserError(f"{where}: {error}; start again, so that the folder is checked anew") from None
+            raise UserError(f"{where}: {error}", remedy="start again, so that the folder is checked anew") from None
 
 
 def file_facts(path: Path) -> tuple[int, int]:

@@ -66,7 +66,7 @@ class ShapesData:
         self, split: str = "train", image_size: int = 32, size: tuple[int, int] = (8192, 1024), seed: int = 0
     ) -> None:
         if split not in _SPLITS:
-            raise UserError(f'shapes: unknown split "{split}"{suggest(split, _SPLITS)}')
+            raise UserError(f'shapes: unknown split "{split}"', remedy=suggest(split, _SPLITS))
         if image_size < MIN_IMAGE_SIZE:
             raise UserError(f"shapes: image size must be at least {MIN_IMAGE_SIZE} pixels, got {image_size}")
         if min(size) < 1:

@@ -42,9 +42,9 @@ def find_shards(data: str) -> list[Path] | None:
     patterns = list(itertools.islice(_braces(str(path)), _MAX_SHARDS + 1))
     found = sorted({Path(name) for pattern in patterns for name in glob.glob(pattern)})
     if not found:
-        raise UserError(f"--data {shown(data)}: no file fits this pattern")
+        raise UserError("no file fits this pattern", setting="data", value=shown(data))
     if len(found) > _MAX_SHARDS or len(patterns) > _MAX_SHARDS:
-        raise UserError(f"--data {shown(data)}: more than {_MAX_SHARDS} shards")
+        raise UserError(f"more than {_MAX_SHARDS} shards", setting="data", value=shown(data))
     return _one_kind(found, data)
 
 
@@ -65,7 +65,7 @@ def list_shards(config: DataConfig, paths: list[Path]) -> Listing:
         )
     if len(set(names)) < len(names):
         twice = next(name for name, group in itertools.groupby(sorted(names)) if len(list(group)) > 1)
-        raise UserError(f'{shown(folder)}: "{shown(twice)}" is there twice; names must differ')
+        raise UserError(f'{shown(folder)}: "{shown(twice)}" is there twice', remedy="names must differ")
     _all_or_none(shards, names, folder)
     found = [sample.label for sample in samples if sample.label is not None]
     labels, class_names = number_classes(found, folder)
@@ -83,8 +83,11 @@ def _all_or_none(shards: list[Shard], names: tuple[str, ...], folder: Path) -> N
         without = [place for place, sample in enumerate(samples) if getattr(sample, what) is None]
         if 0 < len(without) < len(samples):
             raise UserError(
-                f"{shown(folder)}: {len(without)} of {len(samples)} images have no {what.removesuffix('s')}, such as "
-                f"{shown(names[without[0]], 80)}; give all or none one"
+                (
+                    f"{shown(folder)}: {len(without)} of {len(samples)} images have no "
+                    f"{what.removesuffix('s')}, such as {shown(names[without[0]], 80)}"
+                ),
+                remedy="give all or none one",
             )
 
 
@@ -99,22 +102,35 @@ def _in_folder(folder: Path) -> list[Path] | None:
             return _one_kind(found, str(folder))
         for entry in entries:
             if remedy := next((text for ending, text in _NEARLY.items() if entry.name.endswith(ending)), ""):
-                raise UserError(f"--data {shown(folder)}: {shown(entry.name)} cannot be read by its places; {remedy}")
+                raise UserError(
+                    f"{shown(entry.name)} cannot be read by its places",
+                    remedy=remedy,
+                    setting="data",
+                    value=shown(folder),
+                )
     return None
 
 
 def _one_kind(paths: list[Path], data: str) -> list[Path]:
     other = next((path for path in paths if path.suffix not in SHARD_ENDINGS or not path.is_file()), None)
     if other is not None:
-        raise UserError(f"--data {shown(data)}: {shown(other)} is neither a .tar nor a .parquet file")
+        raise UserError(f"{shown(other)} is neither a .tar nor a .parquet file", setting="data", value=shown(data))
     kinds = {path.suffix for path in paths}
     if len(kinds) > 1:
-        raise UserError(f"--data {shown(data)}: holds {' and '.join(sorted(kinds))} files; name one kind by a pattern")
+        raise UserError(
+            f"holds {' and '.join(sorted(kinds))} files",
+            remedy="name one kind by a pattern",
+            setting="data",
+            value=shown(data),
+        )
     splits = {match[1].lower() for path in paths if (match := _SPLIT.match(path.name))}
     if len(splits) > 1:
+        split = "train" if "train" in splits else min(splits)
         raise UserError(
-            f"--data {shown(data)}: its files are splits ({', '.join(sorted(splits))}); name one, such as "
-            f"--data '{shown(paths[0].parent)}/{'train' if 'train' in splits else min(splits)}*{paths[0].suffix}'"
+            f"its files are splits ({', '.join(sorted(splits))})",
+            remedy=f"name one, such as `data` '{shown(paths[0].parent)}/{split}*{paths[0].suffix}'",
+            setting="data",
+            value=shown(data),
         )
     return paths
 

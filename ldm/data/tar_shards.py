@@ -57,7 +57,7 @@ def _samples(path: Path) -> list[Sample]:
         kind = "image" if f".{ending}" in ENDINGS else ending
         sample = found.setdefault(str(pure.with_name(stem)), {})
         if kind in sample:
-            raise UserError(f'{shown(path)}: "{shown(name)}" is the second {kind} of its sample; expected one')
+            raise UserError(f'{shown(path)}: "{shown(name)}" is the second {kind} of its sample', remedy="expected one")
         sample[kind] = str(pure), offset, size
     bare = [key for key, sample in found.items() if "image" not in sample]
     for names, what in ((bare, "samples without an image"), (passed, "images with a dot in their name")):
@@ -74,7 +74,9 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
     with open(path, "rb") as stream:
         packer = _PACKERS.get(stream.read(2))
     if packer:
-        raise UserError(f"{shown(path)}: compressed by {packer}, so that no image can be read by its place; unpack it")
+        raise UserError(
+            f"{shown(path)}: compressed by {packer}, so that no image can be read by its place", remedy="unpack it"
+        )
     length, members = path.stat().st_size, []
     try:
         with tarfile.open(path, "r:", tarinfo=_Member, errorlevel=2) as archive:
@@ -91,7 +93,9 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
         stream.seek(end)
         if any(rest := stream.read(_BLOCK)) or (length < end and members):
             where = f"byte {end}" if rest else "its end"
-            raise UserError(f"{shown(path)}: damaged at {where}: no member's header is there; make the shard again")
+            raise UserError(
+                f"{shown(path)}: damaged at {where}: no member's header is there", remedy="make the shard again"
+            )
     return members
 
 

@@ -27,9 +27,9 @@ def open_torchvision(config: DataConfig, split: str) -> PixelData:
         stored = getattr(datasets, SETS[config.data])(str(root), train=split == "train", download=config.download)
     except Exception as error:  # absent or damaged files make torchvision raise anything, AssertionError included
         reason = "download failed" if config.download else "not found, or incomplete"
-        remedy = "" if config.download else "; name its folder by --data-root, or give --download"
+        remedy = "" if config.download else "; name its folder by `data_root`, or give `download`"
         detail = f" ({shown(error, 100)})" if config.download else ""
-        raise UserError(f"--data {config.data}: {reason} in {root}{detail}{remedy}") from None
+        raise UserError(f"{reason} in {root}{detail}{remedy}", setting="data", value=config.data) from None
     images = np.asarray(stored.data)  # (N, H, W) or (N, H, W, 3), uint8
     labels = [int(label) for label in stored.targets]
     digest = hashlib.sha256(f"{config.data}/{split}/{images.shape}/".encode() + images.tobytes()).hexdigest()

@@ -116,8 +116,8 @@ def _judge(listing: Listing, bad: list[str], max_bad: int) -> None:
     if len(bad) == len(listing.names):
         raise UserError(message)
     if len(bad) > max_bad:
-        raise UserError(f"{message}; mend or remove them, or leave them out with --max-bad-images {len(bad)}")
-    logger.warning("%s; left out (--max-bad-images %d)", message, max_bad)
+        raise UserError(f"{message}", remedy=f"mend or remove them, or leave them out with `max_bad_images` {len(bad)}")
+    logger.warning("%s; left out (`max_bad_images` %d)", message, max_bad)
 
 
 def _facts(listing: Listing, place: int) -> tuple[int, int]:

@@ -29,16 +29,26 @@ def evaluate_prior(
     picture: Path | None = None,
 ) -> EvaluationResult:
     """As `evaluate_model`, and before its figures the bits a code and a pixel of `num_images` images of `data`; with
-    --metrics bits_per_code these alone.
+    `metrics` bits_per_code these alone.
 
     They are told the images' conditions, and once more nothing, where there are any; with standard errors. The bits are
     those of the codes alone: the decoder makes no promise of pixels.
     """
     config = config or EvaluationConfig()
     if "bits_per_dim" in config.metrics:
-        raise UserError("--metrics bits_per_dim: a prior over codes has no likelihood of pixels; use bits_per_code")
+        raise UserError(
+            "a prior over codes has no likelihood of pixels",
+            remedy="use bits_per_code",
+            setting="metrics",
+            value="bits_per_dim",
+        )
     if "calibration" in config.metrics:
-        raise UserError("--metrics calibration: a prior over codes has no classifier; measure its judge with a model")
+        raise UserError(
+            "a prior over codes has no classifier",
+            remedy="measure its judge with a model",
+            setting="metrics",
+            value="calibration",
+        )
     if config.without_samples:
         facts = {"data": data.name, "split": data.split, "data_fingerprint": data.fingerprint, "seed": config.seed}
         facts |= {"num_reference": min(config.num_images, len(data))}

@@ -32,7 +32,9 @@ def eval_conditions(
     """
     told = classifier or pipeline.has_classes
     if pipeline.has_text and not data.has_captions:
-        raise UserError(f"{data.name}: no captions, which this text model needs; give the data that it was trained on")
+        raise UserError(
+            f"{data.name}: no captions, which this text model needs", remedy="give the data that it was trained on"
+        )
     if told:
         _check_classes(pipeline, data)
     names = set(judge.heads) if judge is not None else set()
@@ -52,7 +54,9 @@ def eval_conditions(
 def conditions_of(pipeline: Pipeline, data: ImageData, indices: Sequence[int]) -> list[Request]:
     """The conditions of these very images: first caption for a text model, label for a class model (-1: the null)."""
     if pipeline.has_text and not data.has_captions:
-        raise UserError(f"{data.name}: no captions, which this text model needs; give the data that it was trained on")
+        raise UserError(
+            f"{data.name}: no captions, which this text model needs", remedy="give the data that it was trained on"
+        )
     if pipeline.has_classes:
         _check_classes(pipeline, data)
     labels = [data.label(index) if pipeline.has_classes else -1 for index in indices]
@@ -82,7 +86,9 @@ def balanced_indices(data: ImageData, count: int, seed: int) -> list[int]:
 
 def _check_classes(pipeline: Pipeline, data: ImageData) -> None:
     if not data.class_names:
-        raise UserError(f"{data.name}: no class labels, which this model needs; give the data that it was trained on")
+        raise UserError(
+            f"{data.name}: no class labels, which this model needs", remedy="give the data that it was trained on"
+        )
     if tuple(pipeline.class_names) != tuple(data.class_names):
         theirs, ours = (", ".join(names[:5]) for names in (data.class_names, pipeline.class_names))
         raise UserError(f"{data.name}: its classes ({theirs}, ...) are not those of the model ({ours}, ...)")

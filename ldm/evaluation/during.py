@@ -39,7 +39,7 @@ class EvalConfig:
     """What is measured: fid, kid, precision, recall, ...; see `ldm evaluate --help`. Where the data has attributes or
     labels, a judge also tells how often the pictures show what was asked for."""
     eval_best_by: str = ""
-    """Which of --eval-metrics chooses the model in best/; unset: the first."""
+    """Which of `eval_metrics` chooses the model in best/; unset: the first."""
     eval_num_images: int = 1000
     """Samples of an evaluation. Compare only figures of equal numbers."""
     eval_num_reference: int = 10000
@@ -61,13 +61,13 @@ class EvalConfig:
         at_least(self, eval_every=0, eval_num_images=4, eval_num_reference=4, eval_batch_size=1, eval_seed=0)
         at_least(self, eval_guidance_scale=0)
         if not self.eval_metrics:
-            raise UserError(f"--eval-metrics: expected one or more of {', '.join(_METRICS)}")
+            raise UserError(f"expected one or more of {', '.join(_METRICS)}", setting="eval_metrics")
         for name in self.eval_metrics:
             if name not in _METRICS:
-                raise UserError(f"--eval-metrics: unknown metric {name!r}{suggest(name, _METRICS)}")
+                raise UserError(f"unknown metric {name!r}", remedy=suggest(name, _METRICS), setting="eval_metrics")
         if self.eval_best_by and self.eval_best_by not in self.eval_metrics:
             known = suggest(self.eval_best_by, self.eval_metrics)
-            raise UserError(f"--eval-best-by {self.eval_best_by}: not one of --eval-metrics{known}")
+            raise UserError("not one of `eval_metrics`", setting="eval_best_by", value=self.eval_best_by, remedy=known)
 
     @property
     def best_by(self) -> str:
@@ -125,9 +125,14 @@ class PeriodicEvaluator:
             pipeline.check(requests, config.sampling())
             check_numbers(evaluation, evaluation.num_images, min(evaluation.num_reference, len(reference)))
             if "inception_score" in config.eval_metrics and not reference.class_names:
-                raise UserError(f"--eval-metrics inception_score: {reference.name} has no classes")
+                raise UserError(f"{reference.name} has no classes", setting="eval_metrics", value="inception_score")
             if config.eval_extractor == "inception" and not inception_extractor(config.eval_inception_weights):
-                raise UserError("--extractor inception: its weights are not here; give --eval-inception-weights FILE")
+                raise UserError(
+                    "its weights are not here",
+                    remedy="give `eval_inception_weights` FILE",
+                    setting="extractor",
+                    value="inception",
+                )
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -183,9 +188,9 @@ class _Stoppable:
 
 @contextmanager
 def _own_flags() -> Iterator[None]:
-    """Name a setting in a refusal by the flag that sets it here: --eval-num-images for --num-images."""
-    own = "|".join(each.name.removeprefix("eval_").replace("_", "-") for each in fields(DiffusionEvalConfig))
+    """Name a setting in a refusal by the flag that sets it here: `eval_num_images` for `num_images`."""
+    own = "|".join(each.name.removeprefix("eval_") for each in fields(DiffusionEvalConfig))
     try:
         yield
     except UserError as error:
-        raise UserError(re.sub(rf"--(?=(?:{own})\b)", "--eval-", str(error))) from None
+        raise UserError(re.sub(rf"`(?=(?:{own})`)", "`eval_", str(error))) from None

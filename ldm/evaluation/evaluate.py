@@ -51,7 +51,12 @@ def evaluate_model(
     """
     sampling, config = sampling or SamplingConfig(), config or EvaluationConfig()
     if "bits_per_code" in config.metrics:
-        raise UserError("--metrics bits_per_code: for the output of `ldm train prior`; this model draws no codes")
+        raise UserError(
+            "for the output of `ldm train prior`",
+            remedy="this model draws no codes",
+            setting="metrics",
+            value="bits_per_code",
+        )
     other = train_data if other_data is None else other_data
     if "bits_per_dim" in config.metrics and config.without_samples:
         refuse_guidance(sampling)
@@ -118,7 +123,7 @@ def evaluate_model(
 def reference_features(
     data: ImageData, evaluators: Evaluators, config: EvaluationConfig, processes: Processes = ALONE
 ) -> Tensor | Gaussian | None:
-    """Features (N, D) of the real images, from the --reference, the cache or computed; None where none are needed.
+    """Features (N, D) of the real images, from the `reference`, the cache or computed; None where none are needed.
 
     Of several processes the first has them all, the others their own.
     """

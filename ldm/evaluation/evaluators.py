@@ -30,7 +30,7 @@ class Evaluators:
 def prepare_evaluators(data: ImageData, config: EvaluationConfig, *, device: torch.device | str = "cpu") -> Evaluators:
     """The extractor that is asked for and the judge of `data`; trained now unless they are in the user's cache.
 
-    With a --reference the extractor is that of the file; `UserError` where it cannot be, before any training.
+    With a `reference` the extractor is that of the file; `UserError` where it cannot be, before any training.
     """
     apart = "clip_score" in config.metrics and (bool(config.clip_model) or config.extractor in _NOT_PRETRAINED)
     clip = _clip(config, None, device) if apart else None  # before any training: it may not be there
@@ -48,7 +48,7 @@ def _clip(config: EvaluationConfig, extractor: Extractor | None, device: torch.d
     """The CLIP of clip_score; that of the features where no other is named."""
     if not config.clip_model and isinstance(extractor, PretrainedExtractor) and extractor.kind == "clip":
         return ClipScorer(extractor)
-    flag = "--clip-model" if config.clip_model else "--metrics clip_score: --clip-model"
+    flag = "`clip_model`" if config.clip_model else "`metrics` clip_score: `clip_model`"
     name, download = config.clip_model or "clip", config.download_extractor
     return ClipScorer(pretrained_extractor(name, flag, device=device, download=download))
 
@@ -56,7 +56,7 @@ def _clip(config: EvaluationConfig, extractor: Extractor | None, device: torch.d
 def prepare_extractor(
     data: ImageData | None, config: EvaluationConfig, *, device: torch.device | str = "cpu"
 ) -> Extractor:
-    """The extractor of the settings: that of their --reference, Inception, or the network trained on `data`."""
+    """The extractor of the settings: that of their `reference`, Inception, or the network trained on `data`."""
     file = opened_reference(config)
     needed = "" if file is None else file.facts.extractor
     found: Extractor | None = None
@@ -65,19 +65,25 @@ def prepare_extractor(
     if found is None and config.extractor in ("auto", "inception"):
         found = inception_extractor(config.inception_weights, device=device, download=config.download_inception)
         if found is None and "inception" in (config.extractor, needed):
-            what = "--extractor inception" if config.extractor == "inception" else f"--reference {config.reference}"
+            what = "`extractor` inception" if config.extractor == "inception" else f"`reference` {config.reference}"
             raise UserError(
-                f"{what}: Inception's weights are not here; give --inception-weights FILE, or --download-inception"
+                f"{what}: Inception's weights are not here",
+                remedy="give `inception_weights` FILE, or `download_inception`",
             )
     if config.extractor not in _NOT_PRETRAINED:
-        found = pretrained_extractor(config.extractor, "--extractor", device=device, download=config.download_extractor)
+        found = pretrained_extractor(config.extractor, "`extractor`", device=device, download=config.download_extractor)
     if found is None:
         if file is not None:
             raise UserError(
-                f"--reference {config.reference}: made by the extractor {shown(needed)}; give it by --extractor"
+                f"made by the extractor {shown(needed)}",
+                remedy="give it by `extractor`",
+                setting="reference",
+                value=config.reference,
             )
         if data is None:
-            raise UserError("--extractor trained: needs images to train on, or a --reference that it made")
+            raise UserError(
+                "needs images to train on, or a `reference` that it made", setting="extractor", value="trained"
+            )
         found = trained_extractor(data, device=device)
     if file is not None:
         file.check_extractor(found)

@@ -40,7 +40,9 @@ class FolderImages:
         names = list_folder(self.folder).names
         self.names = tuple(name for name in names if not (sampled and name in ("grid.png", "reconstruction.png")))
         if len(self.names) < 2:
-            raise UserError(f"{shown(self.folder)}: holds {len(self.names)} image; a distance needs two or more")
+            raise UserError(
+                f"{shown(self.folder)}: holds {len(self.names)} image", remedy="a distance needs two or more"
+            )
         self.name = self.folder.resolve().name
 
     def __len__(self) -> int:
@@ -109,4 +111,4 @@ class FolderImages:
             raise self._refused(self.names[index], error) from None
 
     def _refused(self, name: str, error: BadImageError) -> UserError:
-        return UserError(f"{shown(self.folder / name)}: {error}; remove it or mend it")
+        return UserError(f"{shown(self.folder / name)}: {error}", remedy="remove it or mend it")

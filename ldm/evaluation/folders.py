@@ -33,7 +33,7 @@ def evaluate_folders(
     evaluators: Evaluators | None = None,
     resize: int | None = None,
 ) -> EvaluationResult:
-    """Distances of all images of the folder `fake` from those of `real`, or with None from the --reference.
+    """Distances of all images of the folder `fake` from those of `real`, or with None from the `reference`.
 
     Without Inception's weights the features are trained on the folder `real`. `UserError` for images of more than one
     size, unless all are to be resized to `resize` x `resize` pixels (bicubic, antialiased): a distance sees the size.
@@ -42,9 +42,9 @@ def evaluate_folders(
     foreign = [metric for metric in config.metrics if metric not in OF_FOLDERS]
     if foreign or not config.metrics:
         asked = f"{foreign[0]} needs a model" if foreign else "none is asked for"
-        raise UserError(f"--metrics: two folders can only be compared by {', '.join(OF_FOLDERS)}, and {asked}")
+        raise UserError(f"two folders can only be compared by {', '.join(OF_FOLDERS)}, and {asked}", setting="metrics")
     if (real is None) == (not config.reference):
-        raise UserError("give the real images either as --real FOLDER or as --reference FILE")
+        raise UserError("give the real images either as `real` FOLDER or as `reference` FILE")
     file = opened_reference(config)
     theirs, ours = None if real is None else FolderImages(real, resize), FolderImages(fake, resize)
     check_numbers(config, len(ours), len(theirs) if theirs is not None else file.count if file is not None else 0)
@@ -96,19 +96,21 @@ def _checked_sizes(real: FolderImages | None, fake: FolderImages, file: Referenc
     for folder, sizes in zip(folders, found, strict=True):
         if len(sizes) > 1 and not folder.resize:
             raise UserError(
-                f"{shown(folder.folder)}: holds images of {_told(sizes)}; give --resize PIXELS, or one size"
+                f"{shown(folder.folder)}: holds images of {_told(sizes)}", remedy="give `resize` PIXELS, or one size"
             )
     if real is not None and found[0].keys() != found[1].keys() and not fake.resize:
         raise UserError(
-            f"--real has images of {_told(found[0])}, --fake of {_told(found[1])}: a distance sees the difference; "
-            "give --resize PIXELS, or images of one size"
+            (f"has images of {_told(found[0])}, `fake` of {_told(found[1])}: a distance sees the difference"),
+            remedy="give `resize` PIXELS, or images of one size",
+            setting="real",
         )
     wanted = file.facts.image_size if file is not None else 0
     given = [(fake.resize, fake.resize)] if fake.resize else list(found[-1])
     if wanted and given != [(wanted, wanted)]:
         raise UserError(
-            f"--fake has images of {_told(Counter(dict.fromkeys(given, 1)))}, the reference is of "
-            f"{wanted} x {wanted}; give --resize {wanted}, or a reference of that size"
+            (f"has images of {_told(Counter(dict.fromkeys(given, 1)))}, the reference is of {wanted} x {wanted}"),
+            remedy=f"give `resize` {wanted}, or a reference of that size",
+            setting="fake",
         )
     return found
 

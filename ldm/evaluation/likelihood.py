@@ -33,7 +33,7 @@ _BINS = 256  # values of a pixel's channel
 
 @dataclass(frozen=True)
 class LikelihoodConfig:
-    """How --metrics bits_per_dim is measured."""
+    """How `metrics` bits_per_dim is measured."""
 
     likelihood_images: int = 128
     """Held-out images, drawn at random."""
@@ -47,7 +47,7 @@ class LikelihoodConfig:
     def __post_init__(self) -> None:
         at_least(self, likelihood_images=2, bound_steps=0, flow_steps=0, flow_probes=1)
         if not self.bound_steps and not self.flow_steps:
-            raise UserError("--bound-steps 0 --flow-steps 0: nothing to measure; give one of them")
+            raise UserError("`bound_steps` 0 `flow_steps` 0: nothing to measure", remedy="give one of them")
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _levels(pipeline: Pipeline, steps: int) -> tuple[Level, ...]:
     try:
         return make_levels(pipeline.schedule, steps, "log_snr", final="first")
     except ValueError as error:
-        raise UserError(f"--metrics bits_per_dim: {error}") from None
+        raise UserError(f"{error}", setting="metrics", value="bits_per_dim") from None
 
 
 def _data(pipeline: Pipeline, images: Tensor, noise: SampleNoise) -> Tensor:
@@ -164,7 +164,10 @@ def refuse_guidance(sampling: SamplingConfig) -> None:
     """`UserError` for settings of sampling under which a likelihood would be asked for that there is not."""
     if sampling.guidance_scale != 1 or sampling.classifier_scale or sampling.guidance:
         raise UserError(
-            "--metrics bits_per_dim: is the model's own; a guided sampler has no density, leave guidance off"
+            "is the model's own",
+            remedy="a guided sampler has no density, leave guidance off",
+            setting="metrics",
+            value="bits_per_dim",
         )
 
 

@@ -61,19 +61,23 @@ class ReferenceFile:
             dim = shapes.get("mu", (0,))[0] if len(shapes.get("mu", ())) == 1 else 0
             if not dim or shapes.get("sigma") != (dim, dim):
                 raise UserError(
-                    f"--reference {path}: holds neither features nor the moments mu (D,) and sigma (D, D); "
-                    "make one with `ldm evaluate reference DATA --output FILE.npz`"
+                    "holds neither features nor the moments mu (D,) and sigma (D, D)",
+                    remedy="make one with `ldm evaluate reference DATA --output FILE.npz`",
+                    setting="reference",
+                    value=path,
                 )
             self.facts, self.dim, self.count = ReferenceFacts("inception", InceptionExtractor.preprocessing), dim, 0
             return
         of, others = shapes["features"], shapes.get("others", ())
         if len(of) != 2 or len(others) != 2 or others[1] != of[1] or of[0] < 2 or len(shapes["facts"]) != 1:
-            raise UserError(f"--reference {path}: features of shape {of} and others of {others} are no reference")
+            raise UserError(
+                f"features of shape {of} and others of {others} are no reference", setting="reference", value=path
+            )
         self.count, self.dim = of
         try:
             self.facts = from_mapping(ReferenceFacts, json.loads(self.archive.read("facts").tobytes()))
         except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"--reference {path}: its facts cannot be read ({error})") from None
+            raise UserError(f"its facts cannot be read ({error})", setting="reference", value=path) from None
 
     @property
     def foreign(self) -> bool:
@@ -109,11 +113,15 @@ class ReferenceFile:
             raise
         except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, RecursionError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"--reference {self.archive.path}: the network in it cannot be used ({reason})") from None
+            raise UserError(
+                f"the network in it cannot be used ({reason})", setting="reference", value=self.archive.path
+            ) from None
         found = TrainedExtractor(network.requires_grad_(False), replace(facts, heads=heads), device)
         if found.name != self.facts.extractor:
             raise UserError(
-                f"--reference {self.archive.path}: the network in it is {found.name}, not {self.facts.extractor}"
+                f"the network in it is {found.name}, not {self.facts.extractor}",
+                setting="reference",
+                value=self.archive.path,
             )
         return found
 
@@ -122,9 +130,13 @@ class ReferenceFile:
         mine = self.facts.extractor, self.facts.preprocessing, self.dim
         if (extractor.name, extractor.preprocessing, extractor.dim) != mine:
             raise UserError(
-                f"--reference {self.archive.path}: its features are of {mine[0]} ({mine[1]}; {mine[2]} dimensions), "
-                f"those asked for of {extractor.name} ({extractor.preprocessing}; {extractor.dim}); "
-                "make one with the same --extractor"
+                (
+                    f"its features are of {mine[0]} ({mine[1]}; {mine[2]} dimensions), those asked for of "
+                    f"{extractor.name} ({extractor.preprocessing}; {extractor.dim})"
+                ),
+                remedy="make one with the same `extractor`",
+                setting="reference",
+                value=self.archive.path,
             )
 
     def real_for(self, extractor: Extractor) -> Tensor | Gaussian:
@@ -137,7 +149,9 @@ class ReferenceFile:
         wrong = [name for name in config.distances if name not in ("fid", "inception_score", "diversity", "clip_score")]
         if self.foreign and wrong:
             raise UserError(
-                f"--metrics {wrong[0]}: needs features, and {self.archive.path} holds moments alone, good for fid"
+                f"needs features, and {self.archive.path} holds moments alone, good for fid",
+                setting="metrics",
+                value=wrong[0],
             )
 
     def check_data(self, data: ImageData, config: EvaluationConfig) -> None:
@@ -147,9 +161,14 @@ class ReferenceFile:
         if self.foreign or config.allow_other_reference or ours == mine:
             return
         raise UserError(
-            f"--reference {self.archive.path}: made of {facts.data} ({facts.split}, {facts.image_size} pixels, "
-            f"{facts.data_fingerprint[:8]}), not of {data.name} ({data.split}, {data.image_size} pixels, "
-            f"{data.fingerprint[:8]}); give that data and --split, or --allow-other-reference"
+            (
+                f"made of {facts.data} ({facts.split}, {facts.image_size} pixels, "
+                f"{facts.data_fingerprint[:8]}), not of {data.name} ({data.split}, {data.image_size} "
+                f"pixels, {data.fingerprint[:8]})"
+            ),
+            remedy="give that data and `split`, or `allow_other_reference`",
+            setting="reference",
+            value=self.archive.path,
         )
 
     def manifest(self) -> dict[str, Any]:
@@ -161,7 +180,9 @@ class ReferenceFile:
     def _tensor(self, name: str) -> Tensor:
         found = torch.from_numpy(self.archive.read(name))
         if not found.isfinite().all():
-            raise UserError(f"--reference {self.archive.path}: its array {name} holds values that are not finite")
+            raise UserError(
+                f"its array {name} holds values that are not finite", setting="reference", value=self.archive.path
+            )
         return found
 
 

@@ -47,8 +47,8 @@ class ClassifierConfig:
         width = self.block_out_channels[-1]
         if width % self.attention_head_dim:
             raise UserError(
-                f"classifier configuration: attention_head_dim: expected a divisor of the last width {width}, "
-                f"got {self.attention_head_dim}"
+                "classifier configuration: attention_head_dim: expected a divisor of the last width "
+                f"{width}, got {self.attention_head_dim}"
             )
 
     def encoder(self) -> UNetConfig:
@@ -110,7 +110,7 @@ class NoisyClassifier(Encoder):
         known = [field.name for field in fields(ClassifierConfig)]
         for key in keys:
             if key not in known:
-                raise UserError(f"{folder}: config.json: unknown key {key!r}{suggest(key, known)}")
+                raise UserError(f"{folder}: config.json: unknown key {key!r}", remedy=suggest(key, known))
         config = ClassifierConfig(**keys)
         with torch.device("meta"):
             network = cls(config)

@@ -23,7 +23,7 @@ def chosen_layers(network: nn.Module, kind: Kind, wanted: Sequence[str]) -> tupl
     known = [*whole, *same] if kind == "skip" else attention
     if not known:
         what = "layer that can be left out" if kind == "skip" else "self-attention, which this guidance perturbs"
-        raise UserError(f"--guidance: this model's U-Net has no {what}")
+        raise UserError(f"this model's U-Net has no {what}", setting="guidance")
     if not wanted:
         best = whole or same if kind == "skip" else attention
         middle = [name for name in best if name.startswith("mid_block.")]
@@ -34,8 +34,8 @@ def chosen_layers(network: nn.Module, kind: Kind, wanted: Sequence[str]) -> tupl
     for name in wanted:
         held = [each for each in known if each == name or each.startswith(f"{name}.")]
         if not held:
-            flag = "--skipped-layers" if kind == "skip" else "--perturbed-layers"
-            raise UserError(f"{flag} {name}: no such layer in this model's U-Net{suggest(name, known)}")
+            flag = "`skipped_layers`" if kind == "skip" else "`perturbed_layers`"
+            raise UserError(f"{flag} {name}: no such layer in this model's U-Net", remedy=suggest(name, known))
         found |= dict.fromkeys(held)
     return tuple(found)
 

@@ -200,8 +200,8 @@ class Encoder(nn.Module):
         factor = shape.factor
         if x.ndim != 4 or x.shape[1] != shape.in_channels or x.shape[2] % factor or x.shape[3] % factor:
             raise UserError(
-                f"U-Net: expected x of shape (B, {shape.in_channels}, H, W) with H and W divisible by {factor}, "
-                f"got {tuple(x.shape)}"
+                f"U-Net: expected x of shape (B, {shape.in_channels}, H, W) with H and W divisible by "
+                f"{factor}, got {tuple(x.shape)}"
             )
         if t.shape not in ((), (1,), (len(x),)):
             raise UserError(f"U-Net: expected t of shape () or ({len(x)},), got {tuple(t.shape)}")
@@ -217,8 +217,8 @@ class Encoder(nn.Module):
             context.ndim != 3 or len(context) != len(x) or context.shape[2] != shape.cross_attention_dim
         ):
             raise UserError(
-                f"U-Net: expected context of shape ({len(x)}, L, {shape.cross_attention_dim}), "
-                f"got {tuple(context.shape)}"
+                f"U-Net: expected context of shape ({len(x)}, L, {shape.cross_attention_dim}), got "
+                f"{tuple(context.shape)}"
             )
 
 

@@ -213,8 +213,8 @@ class UNetConfig:
         kinds = set(down) - {"DownBlock2D"}
         if len(kinds) > 1 or not kinds <= {"AttnDownBlock2D", "CrossAttnDownBlock2D"}:
             raise UserError(
-                f"U-Net configuration: down_block_types {list(down)} are not supported "
-                "(DownBlock2D with either AttnDownBlock2D or CrossAttnDownBlock2D)"
+                f"U-Net configuration: down_block_types {list(down)} are not supported (DownBlock2D with "
+                "either AttnDownBlock2D or CrossAttnDownBlock2D)"
             )
         mid = next((ours for ours, theirs in _MID.items() if theirs == got["mid_block_type"]), None)
         if mid is None:

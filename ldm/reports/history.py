@@ -46,10 +46,10 @@ def read_history(run: str | Path) -> History:
     """
     root = Path(run)
     if not (root / "run.json").is_file():
-        raise UserError(f"{run}: not a run folder (no run.json); give the output folder of `ldm train`")
+        raise UserError(f"{run}: not a run folder (no run.json)", remedy="give the output folder of `ldm train`")
     file = root / "metrics.jsonl"
     if not file.is_file():
-        raise UserError(f"{file}: no such file; the training has logged nothing yet")
+        raise UserError(f"{file}: no such file", remedy="the training has logged nothing yet")
     if file.stat().st_size > _LIMIT:
         raise UserError(f"{file}: larger than {_LIMIT} bytes")
     found: dict[str, list[Mapping[str, Any]]] = {"steps": [], "validation": [], "evaluation": []}

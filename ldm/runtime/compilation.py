@@ -22,7 +22,10 @@ def check_compiler(mode: Mode, device: torch.device) -> None:
         return
     if mode == "reduce-overhead" and device.type != "cuda":
         raise UserError(
-            f"--compile {mode}: CUDA graphs need a CUDA device, this is {device.type}; use --compile default"
+            f"CUDA graphs need a CUDA device, this is {device.type}",
+            remedy="use `compile` default",
+            setting="compile",
+            value=mode,
         )
     if device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
@@ -31,12 +34,16 @@ def check_compiler(mode: Mode, device: torch.device) -> None:
         try:
             get_cpp_compiler()
         except (InvalidCxxCompiler, OSError):
-            raise UserError(f"--compile {mode}: no C++ compiler here; install g++, or use --compile none") from None
+            raise UserError(
+                "no C++ compiler here", remedy="install g++, or use `compile` none", setting="compile", value=mode
+            ) from None
     elif device.type == "cuda":
         from torch.utils._triton import has_triton
 
         if not has_triton():
-            raise UserError(f"--compile {mode}: no working Triton for this GPU; use --compile none")
+            raise UserError(
+                "no working Triton for this GPU", remedy="use `compile` none", setting="compile", value=mode
+            )
 
 
 def compile_network(network: nn.Module, mode: Mode) -> None:
@@ -64,7 +71,9 @@ def compile_network(network: nn.Module, mode: Mode) -> None:
             result = compiled(*inputs, **named)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
             why = str(error).strip().splitlines()[0]
-            raise UserError(f"--compile {mode}: this network cannot be compiled ({why}); use --compile none") from None
+            raise UserError(
+                f"this network cannot be compiled ({why})", remedy="use `compile` none", setting="compile", value=mode
+            ) from None
         kept = mode == "reduce-overhead" and isinstance(result, Tensor) and not result.requires_grad
         return result.clone() if kept else result  # a sampler keeps it beyond the next call
 

@@ -14,10 +14,12 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name}: unknown; known: auto, cuda, mps, cpu") from None
+        raise UserError("unknown", remedy="known: auto, cuda, mps, cpu", setting="device", value=name) from None
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device.type not in available:
-        raise UserError(f"--device {name}: unknown; known: auto, cuda, mps, cpu")
+        raise UserError("unknown", remedy="known: auto, cuda, mps, cpu", setting="device", value=name)
     if not available[device.type]:
-        raise UserError(f"--device {name}: not available on this machine; use --device cpu or auto")
+        raise UserError(
+            "not available on this machine", remedy="use `device` cpu or auto", setting="device", value=name
+        )
     return device

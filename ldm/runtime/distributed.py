@@ -49,7 +49,7 @@ class Processes:
     def advise(self, total: int, batch_size: int) -> None:
         """Say once if some of the processes would have nothing to draw."""
         if self.is_main and -(-total // batch_size) < self.count:
-            logger.warning("%d samples in batches of %d leave processes idle; lower --batch-size", total, batch_size)
+            logger.warning("%d samples in batches of %d leave processes idle; lower `batch_size`", total, batch_size)
 
     def device(self, device: torch.device) -> torch.device:
         """Of several GPUs this process's own."""
@@ -130,7 +130,9 @@ def processes_of_environment() -> Iterator[Processes]:
     not where they are.
     """
     if not os.environ.get("WORLD_SIZE", "1").strip().isdigit():
-        raise UserError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: not a number of processes; start with torchrun")
+        raise UserError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: not a number of processes", remedy="start with torchrun"
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield ALONE
         return
@@ -139,7 +141,7 @@ def processes_of_environment() -> Iterator[Processes]:
         with _heard():
             dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
     except (ValueError, OverflowError) as error:
-        raise UserError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but: {error}; start with torchrun") from None
+        raise UserError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but: {error}", remedy="start with torchrun") from None
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:

@@ -41,7 +41,9 @@ def find_config(name: str) -> Path:
         return config_folder() / f"{name}.yaml"
     path = Path(name)
     if not path.is_file():
-        raise UserError(f"--config {name}: neither a file nor a shipped name{suggest(name, config_names())}")
+        raise UserError(
+            "neither a file nor a shipped name", remedy=suggest(name, config_names()), setting="config", value=name
+        )
     return path
 
 
@@ -56,9 +58,9 @@ def read_settings(schema: type[Settings], path: Path, base: Settings | None = No
     try:
         text = path.read_text(encoding="utf-8")
         if "${" in text:
-            raise UserError("interpolation (${...}) is not taken in settings; write the value")
+            raise UserError("interpolation (${...}) is not taken in settings", remedy="write the value")
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
-            raise UserError("aliases (*name) are not taken in settings; write the value")
+            raise UserError("aliases (*name) are not taken in settings", remedy="write the value")
         loaded = OmegaConf.create(text)
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(base or schema), loaded))  # type: ignore[return-value]
     except UnicodeDecodeError:
@@ -70,7 +72,7 @@ def read_settings(schema: type[Settings], path: Path, base: Settings | None = No
     except ConfigKeyError as error:
         known = _keys_beside(schema, str(error.full_key))
         raise UserError(
-            f"{path}: unknown key {error.full_key!r}{suggest(str(error.full_key).split('.')[-1], known)}"
+            f"{path}: unknown key {error.full_key!r}", remedy=suggest(str(error.full_key).split(".")[-1], known)
         ) from None
     except OmegaConfBaseException as error:
         message = str(error).splitlines()[0].replace("'$VALUE' of type '$VALUE_TYPE' ", "")
@@ -106,7 +108,7 @@ def from_mapping(schema: type[Settings], values: Any) -> Settings:
     taken = {}
     for name, value in values.items():
         if name not in known:
-            raise UserError(f"unknown key {name!r}{suggest(name, known)}")
+            raise UserError(f"unknown key {name!r}", remedy=suggest(name, known))
         taken[name] = tuple(value) if isinstance(value, list) else value
         if not _fits(taken[name], hints[name]):
             raise UserError(f"{name}: expected {hints[name]}, got {type(value).__name__}")

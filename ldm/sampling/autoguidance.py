@@ -58,7 +58,9 @@ class GuidingModel:
         known = self.conditioner.class_names
         name = class_names[label] if label < len(class_names) else str(label)
         if name not in known:
-            raise UserError(f"--weak: the weak network does not know the class {name!r}, only {', '.join(known[:8])}")
+            raise UserError(
+                f"the weak network does not know the class {name!r}, only {', '.join(known[:8])}", setting="weak"
+            )
         return known.index(name)
 
     def save(self, folder: Path) -> None:
@@ -81,8 +83,12 @@ def load_weak(folder: str | Path, autoencoder: Autoencoder, unet: UNet) -> Guidi
         run = place.parent
         found = sorted(path.name for path in run.glob("checkpoint-*") if path.is_dir()) if run.is_dir() else []
         raise UserError(
-            f"--weak {folder}: no such checkpoint; there is {', '.join(found) or 'none'} "
-            "(--checkpoints-total-limit says how many a training keeps)"
+            "no such checkpoint",
+            remedy=(
+                f"there is {', '.join(found) or 'none'} (`checkpoints_total_limit` says how many a training keeps)"
+            ),
+            setting="weak",
+            value=folder,
         )
     try:
         root = check_parts(place.parent if snapshot else place)
@@ -94,8 +100,8 @@ def load_weak(folder: str | Path, autoencoder: Autoencoder, unet: UNet) -> Guidi
         if snapshot:
             _fill(weak, place)
     except (ValueError, OSError) as error:
-        raise UserError(f"--weak {folder}: {error}") from None
-    _check_latents(weak.unet, unet, f"--weak {folder}")
+        raise UserError(f"{error}", setting="weak", value=folder) from None
+    _check_latents(weak.unet, unet, f"`weak` {folder}")
     return weak
 
 

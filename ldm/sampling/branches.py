@@ -91,65 +91,85 @@ class Networks:
         for request in requests:
             self._check_request(request, sampling, label_heard)
         if needed & self.guides.keys() and any(request.class_label is None for request in requests):
-            raise UserError("classifier guidance needs to know towards what: give --class-label")
+            raise UserError("classifier guidance needs to know towards what: give `class_label`")
         if "weak" in needed and self.weak is not None:
             self.weak.check({request.class_label for request in requests}, self.class_names)
 
     def _check_feature_cache(self, sampling: SamplingConfig) -> None:
         if sampling.feature_cache < 1:
-            raise UserError(f"--feature-cache must be 1 or more, got {sampling.feature_cache}; 1 is exact")
+            raise UserError(
+                f"must be 1 or more, got {sampling.feature_cache}", remedy="1 is exact", setting="feature_cache"
+            )
         if sampling.feature_cache > 1 and len(self.unet.config.block_out_channels) == 1:
-            raise UserError("--feature-cache: this U-Net has one resolution, so nothing below it to keep; leave it out")
+            raise UserError(
+                "this U-Net has one resolution, so nothing below it to keep",
+                remedy="leave it out",
+                setting="feature_cache",
+            )
         if sampling.feature_cache > 1 and sampling.compile != "none":
-            raise UserError("--feature-cache: not together with --compile; leave one of them out")
+            raise UserError("not together with `compile`", remedy="leave one of them out", setting="feature_cache")
 
     def _check_request(self, request: Request, sampling: SamplingConfig, label_heard: bool) -> None:
         has_text, has_classes = self.conditioner.has_text, self.conditioner.num_classes > 0
         known = f"its classes are {', '.join(self.class_names)}" if has_classes else "it is unconditional"
         if request.prompt and not has_text:
-            raise UserError(f"--prompt: this model was not trained on text ({known})")
+            raise UserError(f"this model was not trained on text ({known})", setting="prompt")
         if request.negative_prompt is not None and not has_text:
-            raise UserError(f"--negative-prompt: this model was not trained on text ({known}); use --negative-class")
+            raise UserError(
+                f"this model was not trained on text ({known})",
+                remedy="use `negative_class`",
+                setting="negative_prompt",
+            )
         if request.negative_class is not None and not has_classes:
-            raise UserError("--negative-class: this model's U-Net knows no classes; use --negative-prompt")
+            raise UserError(
+                "this model's U-Net knows no classes", remedy="use `negative_prompt`", setting="negative_class"
+            )
         if request.class_label is not None:
             self.class_id(request.class_label)
             if not label_heard:
                 raise UserError(
-                    "--class-label: this model's U-Net knows no classes; add --classifier-scale or use --prompt"
+                    "this model's U-Net knows no classes",
+                    remedy="add `classifier_scale` or use `prompt`",
+                    setting="class_label",
                 )
         if request.toward is not None and not 0 <= request.toward <= 1:
             raise UserError(f"a point of a path lies at 0 to 1 of it, got {request.toward}")
         if request.toward_prompt is not None and not has_text:
-            raise UserError(f"--interpolate-prompt: this model was not trained on text ({known})")
+            raise UserError(f"this model was not trained on text ({known})", setting="interpolate_prompt")
         negative = request.negative_prompt is not None or request.negative_class is not None
         if negative and sampling.guidance_scale in (0, 1) and not sampling.guidance:
-            raise UserError("a negative prompt or class acts through --guidance-scale, which is off; try 7.5")
+            raise UserError("a negative prompt or class acts through `guidance_scale`, which is off", remedy="try 7.5")
 
     def _check_guidances(self, sampling: SamplingConfig, needed: set[str], energies: Mapping[str, Energy]) -> None:
         gradients = {*self.guides, *energies}
         if both := self.guides.keys() & energies.keys() or energies.keys() & {"cond", "uncond", "weak", *PERTURBED}:
-            raise UserError(f"--energy: there is a branch {min(both)!r} already; give name='...'")
+            raise UserError(f"there is a branch {min(both)!r} already", remedy="give name='...'", setting="energy")
         for guidance in guidances(sampling):
             if isinstance(guidance, Classifier) and guidance.scale and guidance.name not in gradients:
                 raise UserError(_no_gradient(guidance.name, sorted(self.guides), sorted(energies)))
             if isinstance(guidance, ScaledDifferenceGuidance) and guidance.against in gradients:
-                raise UserError(f"--guidance: {guidance.against!r} gives a gradient, not a prediction to compare with")
+                raise UserError(
+                    f"{guidance.against!r} gives a gradient, not a prediction to compare with", setting="guidance"
+                )
         if (sampling.guidance_scale != 1 or "uncond" in needed) and self.condition_dropout == 0:
             why = "this model was trained without condition dropout, so it has no unconditional branch"
-            remedy = "use 1, or train with --condition-dropout 0.1"
+            remedy = "use 1, or train with `condition_dropout` 0.1"
             if not (self.conditioner.has_text or self.conditioner.num_classes):
                 why, remedy = "this model is unconditional, so there is nothing to guide towards", "use 1"
-            flag = f"--guidance-scale {sampling.guidance_scale}" if sampling.guidance_scale != 1 else "--guidance"
-            raise UserError(f"{flag}: {why}; {remedy}")
+            flag = f"`guidance_scale` {sampling.guidance_scale}" if sampling.guidance_scale != 1 else "`guidance`"
+            raise UserError(f"{flag}: {why}", remedy=remedy)
         if "weak" in needed and self.weak is None:
             raise UserError(
-                "--guidance: no network for the branch 'weak'; give --weak a model folder or RUN/checkpoint-STEP"
+                "no network for the branch 'weak'",
+                remedy="give `weak` a model folder or RUN/checkpoint-STEP",
+                setting="guidance",
             )
         there = {"uncond", "weak", *PERTURBED, *gradients}
         if unknown := sorted(needed - there):
             raise UserError(
-                f"--guidance: no network for the branch {unknown[0]!r}; there are {', '.join(sorted(there))}"
+                f"no network for the branch {unknown[0]!r}",
+                remedy=f"there are {', '.join(sorted(there))}",
+                setting="guidance",
             )
         self._perturbations(sampling, needed)
 
@@ -165,7 +185,9 @@ class Networks:
                 try:
                     found[name] = Perturbation(kind, layers, **sigma)
                 except ValueError:
-                    raise UserError(f"--blur-sigma: expected a number above 0, got {sampling.blur_sigma}") from None
+                    raise UserError(
+                        f"expected a number above 0, got {sampling.blur_sigma}", setting="blur_sigma"
+                    ) from None
         return found
 
     def denoiser(
@@ -252,13 +274,13 @@ def check_used(*samplings: SamplingConfig) -> None:
     for sampling in samplings:
         for name in ("temperature", "top_k", "top_p"):
             if getattr(sampling, name) is not None:
-                raise UserError(f"--{name.replace('_', '-')}: a diffusion model draws no codes; leave it out")
+                raise UserError("a diffusion model draws no codes", setting=name, remedy="leave it out")
         if unused := [name for name in energy_names(sampling.energy) if name not in used]:
             guidance = "energy(50)" if unused[0] == "energy" else f"energy(50, name='{unused[0]}')"
-            raise UserError(f'--energy: nothing guides by {unused[0]!r}; add --guidance "{guidance}"')
+            raise UserError(f"nothing guides by {unused[0]!r}", remedy=f'add `guidance` "{guidance}"', setting="energy")
         for name, (branches, guidance) in _SETTINGS_OF.items():
             if getattr(sampling, name) not in (None, ()) and not branches & used:
-                raise UserError(f'--{name.replace("_", "-")}: does nothing without a guidance such as "{guidance}"')
+                raise UserError(f'does nothing without a guidance such as "{guidance}"', setting=name)
 
 
 def _unguided(sampling: SamplingConfig) -> bool:
@@ -268,10 +290,10 @@ def _unguided(sampling: SamplingConfig) -> bool:
 
 def _no_gradient(name: str, classifiers: Sequence[str], energies: Sequence[str]) -> str:
     if name == "classifier" and not classifiers:
-        return "classifier guidance: this model has no classifier; train one and give it with --classifier"
+        return "classifier guidance: this model has no classifier; train one and give it with `classifier`"
     there = ", ".join([*classifiers, *energies]) or "none"
     example = "colour([0.8, -0.6, -0.6])" if name == "energy" else f"colour([0.8, -0.6, -0.6], name='{name}')"
     return (
-        f"--guidance: no classifier or energy {name!r}; there are: {there}; "
-        f'give --classifier {name}=FOLDER, or --energy "{example}"'
+        f"`guidance`: no classifier or energy {name!r}; there are: {there}; "
+        f'give `classifier` {name}=FOLDER, or `energy` "{example}"'
     )

@@ -59,7 +59,9 @@ class CodePriorModel:
         root = Path(folder)
         for part in ("vae/config.json", f"{PRIOR}/config.json", "conditioning.json"):
             if not (root / part).is_file():
-                raise UserError(f"{folder}: the model lacks {part}; give the output folder of `ldm train prior`")
+                raise UserError(
+                    f"{folder}: the model lacks {part}", remedy="give the output folder of `ldm train prior`"
+                )
         try:
             autoencoder = Autoencoder.from_pretrained(root / "vae").requires_grad_(False)
             priors = CodePriors.from_pretrained(root / PRIOR).requires_grad_(False)
@@ -86,26 +88,32 @@ class CodePriorModel:
         scale, conditioner = self.sampling.guidance_scale, self.conditioner
         conditional = self.has_text or bool(self.class_names)
         if scale != 1 and not (conditional and conditioner.dropout):
-            why = "it was trained without --condition-dropout" if conditional else "it is unconditional"
-            raise UserError(f"--guidance-scale {scale:g}: this model has no null condition ({why}); leave it out")
+            why = "it was trained without `condition_dropout`" if conditional else "it is unconditional"
+            raise UserError(
+                f"`guidance_scale` {scale:g}: this model has no null condition ({why})", remedy="leave it out"
+            )
         for request in requests:
             check_takes(request, text=self.has_text, classes=bool(self.class_names))
             negative = request.negative_prompt is not None or request.negative_class is not None
             if negative and scale == 1:
-                raise UserError("--negative-prompt, --negative-class: they act through --guidance-scale; raise it")
+                raise UserError(
+                    "they act through `guidance_scale`",
+                    remedy="raise it",
+                    setting=("negative_prompt", "negative_class"),
+                )
             if request.toward is not None:
-                raise UserError("--interpolate-seed, --interpolate-prompt: codes have no path between them")
+                raise UserError("codes have no path between them", setting=("interpolate_seed", "interpolate_prompt"))
 
     def code_sampling(self) -> CodeSampling:
         """The settings in the form of the priors."""
         own = self.sampling
         given = {name: getattr(own, name) for name in ("temperature", "top_k", "top_p")}
         if own.top_k is not None and own.top_k < 1:
-            raise UserError(f"--top-k: expected 1 or more, got {own.top_k}")
+            raise UserError(f"expected 1 or more, got {own.top_k}", setting="top_k")
         try:
             return CodeSampling(**{name: value for name, value in given.items() if value is not None})
         except ValueError as error:
-            raise UserError(f"--{str(error).replace('_', '-', 1)}") from None
+            raise UserError(str(error)) from None
 
     def generate(
         self,

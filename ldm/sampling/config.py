@@ -27,9 +27,11 @@ class Request:
 def check_takes(request: Request, *, text: bool, classes: bool) -> None:
     """`UserError` for a request that asks by words, or by a class, a model that hears none."""
     if (request.prompt or request.negative_prompt is not None) and not text:
-        raise UserError("--prompt, --negative-prompt: this model takes no text; leave them out")
+        raise UserError("this model takes no text", remedy="leave them out", setting=("prompt", "negative_prompt"))
     if (request.class_label is not None or request.negative_class is not None) and not classes:
-        raise UserError("--class-label, --negative-class: this model knows no classes; leave them out")
+        raise UserError(
+            "this model knows no classes", remedy="leave them out", setting=("class_label", "negative_class")
+        )
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ class SamplingConfig:
     classifier_scale: float = 0.0
     """Classifier guidance: times grad log p(y | x_t) of the noisy classifier. 0 is off."""
     classifier_interval: tuple[float, float] | None = (0.0, 20.0)
-    """Noise ratios sigma / alpha between which gradients (--classifier-scale, and the classifiers and energies of
-    --guidance that name no interval) act. Far above, x_t tells nothing of the class: the true gradient vanishes with
+    """Noise ratios sigma / alpha between which gradients (`classifier_scale`, and the classifiers and energies of
+    `guidance` that name no interval) act. Far above, x_t tells nothing of the class: the true gradient vanishes with
     alpha, a network's does not, and the step divides it by alpha. None: everywhere."""
     guidance: tuple[str, ...] = ()
     """Further guidances, such as "cfg(7.5, interval=[0.3, 5])"; see `ldm list guidances`."""
@@ -82,4 +84,4 @@ def caveats(sampling: SamplingConfig) -> tuple[str, ...]:
     """What in these settings makes samples other than the model's exact ones, told for manifests and notes."""
     if sampling.feature_cache == 1:
         return ()
-    return (f"lossy: --feature-cache {sampling.feature_cache} runs the whole U-Net at every such step only",)
+    return (f"lossy: `feature_cache` {sampling.feature_cache} runs the whole U-Net at every such step only",)

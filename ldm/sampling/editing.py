@@ -51,7 +51,7 @@ class Inversion:
     evaluations: int
 
 
-def read_picture(path: str | Path, size: int, flag: str = "--init-image") -> Picture:
+def read_picture(path: str | Path, size: int, flag: str = "`init_image`") -> Picture:
     """Decode as data sets are (upright, alpha over white), resize the shorter side to `size`, crop the centre.
 
     `UserError` naming `flag` and the file if it is no whole image.
@@ -69,15 +69,20 @@ def read_mask(path: str | Path, picture: Picture) -> tuple[Tensor, str]:
     It is cut like the picture, so it must have the picture's width and height. A pixel is repainted if half of it is
     white or more; `UserError` if none is.
     """
-    image, digest = _decoded(path, "--mask")
+    image, digest = _decoded(path, "`mask`")
     if image.size != picture.size:
         mine, theirs = ("x".join(map(str, size)) for size in (image.size, picture.size))
-        raise UserError(f"--mask {path}: it has {mine} pixels and --init-image {theirs}; they must be of one size")
+        raise UserError(
+            f"it has {mine} pixels and `init_image` {theirs}",
+            remedy="they must be of one size",
+            setting="mask",
+            value=path,
+        )
     white = image.convert("L").point([0] * 128 + [255] * 128).convert("RGB")
     cut = crop_square(fit(white, picture.pixels.shape[-1]))[:, :, 0]  # (H, W)
     mask = torch.from_numpy(cut >= 128).float()[None]
     if not mask.any():
-        raise UserError(f"--mask {path}: nothing is white, so nothing would be repainted")
+        raise UserError("nothing is white, so nothing would be repainted", setting="mask", value=path)
     return mask, digest
 
 
@@ -95,7 +100,9 @@ def _decoded(path: str | Path, flag: str) -> tuple[Image.Image, str]:
 def check_strength(strength: float) -> None:
     """`UserError` unless 0 < strength <= 1."""
     if not 0 < strength <= 1:
-        raise UserError(f"--strength: expected a number above 0 and up to 1 (1: from pure noise), got {strength}")
+        raise UserError(
+            f"expected a number above 0 and up to 1 (1: from pure noise), got {strength}", setting="strength"
+        )
 
 
 def image_to_image(
@@ -134,15 +141,17 @@ def invert(
     `UserError` as `Pipeline.check`, and for a schedule that ends in pure noise, which remembers nothing.
     """
     if not 1 <= iterations <= MAX_ITERATIONS:
-        raise UserError(f"--inversion-iterations: expected 1 to {MAX_ITERATIONS}, got {iterations}")
+        raise UserError(f"expected 1 to {MAX_ITERATIONS}, got {iterations}", setting="inversion_iterations")
     if source.class_label is None and pipeline.has_classes and pipeline.condition_dropout == 0:
-        raise UserError("--invert: this model has no null class; say what the picture shows with --source-class")
+        raise UserError(
+            "this model has no null class", remedy="say what the picture shows with `source_class`", setting="invert"
+        )
     plain_sampling = SamplingConfig(num_inference_steps=sampling.num_inference_steps, spacing=sampling.spacing)
     pipeline.check([source], plain_sampling)
     levels = pipeline.levels(plain_sampling)
     if levels[0].alpha == 0:
         raise UserError(
-            "--invert: this model's noise schedule ends in pure noise, which remembers nothing of a picture"
+            "this model's noise schedule ends in pure noise, which remembers nothing of a picture", setting="invert"
         )
     latents = pipeline.encode(pixels[None])  # (1, C, h, w)
     with torch.no_grad():

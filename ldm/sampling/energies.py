@@ -68,7 +68,7 @@ def parse_energies(texts: Sequence[str], model: EnergyContext) -> dict[str, Ener
             options.pop("name", None)
             found[name] = _energy(kind, args, options, model)
         except ValueError as error:
-            raise UserError(f"--energy {text}: {error}") from None
+            raise UserError(f"{error}", setting="energy", value=text) from None
     return found
 
 
@@ -79,11 +79,13 @@ def energy_names(texts: Sequence[str]) -> tuple[str, ...]:
         try:
             name = parse_call(text)[2].get("name", "energy" if number == 1 else f"energy{number}")
         except ValueError as error:
-            raise UserError(f"--energy {text}: {error}") from None
+            raise UserError(f"{error}", setting="energy", value=text) from None
         if not isinstance(name, str) or not name.isidentifier():
-            raise UserError(f"--energy {text}: a name is a word of letters and digits; got {name!r}")
+            raise UserError(
+                "a name is a word of letters and digits", remedy=f"got {name!r}", setting="energy", value=text
+            )
         if name in found:
-            raise UserError(f"--energy {text}: there are two of the name {name!r}")
+            raise UserError(f"there are two of the name {name!r}", setting="energy", value=text)
         found.append(name)
     return tuple(found)
 
@@ -95,10 +97,10 @@ def files_of(texts: Sequence[str]) -> list[str]:
 
 def _energy(kind: str, args: tuple[Any, ...], options: dict[str, Any], model: EnergyContext) -> Energy:
     if kind not in KNOWN:
-        raise UserError(f"there is no energy {kind!r}{suggest(kind, KNOWN)}")
+        raise UserError(f"there is no energy {kind!r}", remedy=suggest(kind, KNOWN))
     of, jacobian = options.pop("of", "x0"), options.pop("jacobian", True)
     if of not in ("x0", "x") or not isinstance(jacobian, bool):
-        raise UserError(f'of must be "x0" or "x", jacobian True or False; got {of!r} and {jacobian!r}')
+        raise UserError('of must be "x0" or "x", jacobian True or False', remedy=f"got {of!r} and {jacobian!r}")
     names = {"colour": ("target",), "inpainting": ("image", "mask"), "similarity": ("reference",)}[kind]
     given = dict(zip(names, args, strict=False)) | options
     if len(args) > len(names) or set(given) != set(names):
@@ -119,7 +121,7 @@ def _colour(target: object) -> list[float]:
     numbers = list(target) if isinstance(target, list | tuple) else []
     plain = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
     if len(numbers) != 3 or not plain or any(not -1 <= n <= 1 for n in numbers):
-        raise UserError(f"a colour is [red, green, blue], each from -1 to 1; got {target!r}")
+        raise UserError("a colour is [red, green, blue], each from -1 to 1", remedy=f"got {target!r}")
     return numbers
 
 
@@ -135,7 +137,7 @@ def _features(classifier: NoisyClassifier | None, latents: Tensor) -> Tensor:
 def read_picture(path: object, size: int) -> Tensor:
     """An image file as (1, 3, size, size) in [-1, 1], its centre square; `UserError` names what cannot be read."""
     if not isinstance(path, str):
-        raise UserError(f"expected the name of an image file; got {path!r}")
+        raise UserError("expected the name of an image file", remedy=f"got {path!r}")
     place = Path(path).expanduser()
     if not place.is_file():
         raise UserError(f"{path}: no such file")
@@ -152,5 +154,5 @@ def all_energies(
     found = {name: each if isinstance(each, Energy) else Energy(each) for name, each in given.items()}
     parsed = parse_energies(texts, model)
     if twice := found.keys() & parsed.keys():
-        raise UserError(f"--energy: there are two of the name {min(twice)!r}")
+        raise UserError(f"there are two of the name {min(twice)!r}", setting="energy")
     return found | parsed

@@ -166,6 +166,6 @@ def rehearse(process: Process, levels: Sequence[Level], sampler: str) -> None:
         for step in get_sampler(name).function(nothing, x, levels, noise=SampleNoise(0, [0]), **options):
             x = step.x
     except ValueError as error:
-        raise UserError(f"--sampler {sampler}: {error}") from None
+        raise UserError(f"{error}", setting="sampler", value=sampler) from None
     if not torch.isfinite(x).all():
-        raise UserError(f"--sampler {sampler}: gives no finite number on this model's noise schedule")
+        raise UserError("gives no finite number on this model's noise schedule", setting="sampler", value=sampler)

@@ -63,13 +63,15 @@ def check_parts(folder: str | Path) -> Path:
     """The folder as a path, or a `UserError` that names what a model folder would have and this one lacks."""
     root = Path(folder)
     if not root.is_dir():
-        raise UserError(f"{folder}: no such folder; give a model folder or the output folder of `ldm train diffusion`")
+        raise UserError(
+            f"{folder}: no such folder", remedy="give a model folder or the output folder of `ldm train diffusion`"
+        )
     if not (root / INDEX).is_file():
         hint = "it holds an autoencoder only" if (root / "vae").is_dir() else "it is not a model folder"
-        raise UserError(f"{folder}: no {INDEX} ({hint}); give the output folder of `ldm train diffusion`")
+        raise UserError(f"{folder}: no {INDEX} ({hint})", remedy="give the output folder of `ldm train diffusion`")
     index = read_json(root / INDEX)
     if not isinstance(index, dict):
-        raise UserError(f"{root / INDEX}: expected a JSON object; it is not that of a model folder")
+        raise UserError(f"{root / INDEX}: expected a JSON object", remedy="it is not that of a model folder")
     if _FACTS in index and not (root / CONDITIONING_FILE).is_file():
         raise UserError(f"{folder}: the model lacks {CONDITIONING_FILE}, which its {INDEX} lists")
     for part, library in index.items():
@@ -123,7 +125,7 @@ def read_classifier(
     schedule may be another than the model's.
     """
     if not (folder / "config.json").is_file():
-        raise UserError(f"{what}: no classifier/config.json in it; give the output of `ldm train classifier`")
+        raise UserError(f"{what}: no classifier/config.json in it", remedy="give the output of `ldm train classifier`")
     facts = read_json(folder / "facts.json")
     try:
         fingerprint, names = facts["autoencoder"], tuple(map(str, facts["class_names"]))
@@ -132,8 +134,8 @@ def read_classifier(
         raise UserError(f"{folder / 'facts.json'}: expected autoencoder, schedule and class_names") from None
     if fingerprint != autoencoder:
         raise UserError(
-            f"{what}: it was trained on the latents of another autoencoder than this model's; "
-            "train one with --autoencoder set to this model's folder"
+            f"{what}: it was trained on the latents of another autoencoder than this model's",
+            remedy="train one with `autoencoder` set to this model's folder",
         )
     if class_names and names != class_names:
         theirs, ours = _some(names), _some(class_names)
@@ -153,7 +155,7 @@ def read_classifier(
 def held_classifiers(root: Path) -> dict[str, tuple[Path, str]]:
     """The classifiers that a model folder holds: by name, where and what to call them in a refusal."""
     places = [root / "classifier", *sorted((root / "classifiers").glob("[!.]*"))]
-    found = {place.name: (place, f"--classifier {place.parent}") for place in places if place.is_dir()}
+    found = {place.name: (place, f"`classifier` {place.parent}") for place in places if place.is_dir()}
     _check_names(found, str(root))
     return found
 
@@ -171,16 +173,18 @@ def given_classifiers(classifier: Classifiers | None) -> dict[str, tuple[Path, s
             if not sign or not name.isidentifier() or Path(text).is_dir():
                 name, folder = "classifier" if not named else f"classifier{len(named) + 1}", str(text)
             if name in named:
-                raise UserError(f"--classifier {text}: there are two of the name {name!r}")
+                raise UserError(f"there are two of the name {name!r}", setting="classifier", value=text)
             named[name] = folder
-    _check_names(named, "--classifier")
-    return {name: (Path(folder) / "classifier", f"--classifier {folder}") for name, folder in named.items()}
+    _check_names(named, "`classifier`")
+    return {name: (Path(folder) / "classifier", f"`classifier` {folder}") for name, folder in named.items()}
 
 
 def _check_names(names: Iterable[str], what: str) -> None:
     for name in names:
         if not name.isidentifier() or name in _TAKEN:
-            raise UserError(f"{what}: {name!r} is not a free name for a classifier; take one such as classifier2")
+            raise UserError(
+                f"{what}: {name!r} is not a free name for a classifier", remedy="take one such as classifier2"
+            )
 
 
 def _some(names: tuple[str, ...]) -> str:

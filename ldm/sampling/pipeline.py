@@ -111,7 +111,9 @@ class Pipeline:
         }
         told = {guide.class_names for guide in guides.values()}
         if len(told) > 1:
-            raise UserError("--classifier: the classifiers are of different classes; give those of one data set")
+            raise UserError(
+                "the classifiers are of different classes", remedy="give those of one data set", setting="classifier"
+            )
         pipeline = cls(
             autoencoder,
             unet,
@@ -168,7 +170,9 @@ class Pipeline:
         """Height and width of the latents; `UserError` for a foreign U-Net that does not say."""
         size = self.unet.config.sample_size
         if size is None:
-            raise UserError("this model's unet/config.json has no sample_size; write the side of its latents there")
+            raise UserError(
+                "this model's unet/config.json has no sample_size", remedy="write the side of its latents there"
+            )
         return size
 
     @property
@@ -226,7 +230,7 @@ class Pipeline:
         try:
             return make_levels(self.schedule, sampling.num_inference_steps, sampling.spacing)
         except ValueError as error:
-            raise UserError(f"--num-inference-steps, --spacing: {error}") from None
+            raise UserError(f"{error}", setting=("num_inference_steps", "spacing")) from None
 
     def generate(
         self,

@@ -135,8 +135,10 @@ def load_direct(folder: str | Path, device: torch.device | str = "cpu") -> Direc
     if not autoencoder.has_prior:
         more = "`ldm train prior` or `ldm train diffusion`" if config.codebook_sizes else "`ldm train diffusion`"
         raise UserError(
-            f"{folder}: an autoencoder without a prior of its own ({config.bottleneck}); {more} gives it one"
+            f"{folder}: an autoencoder without a prior of its own ({config.bottleneck})", remedy=f"{more} gives it one"
         )
     if config.sample_size is None:
-        raise UserError(f"{folder}: its config.json has no sample_size; write the side of its images in pixels there")
+        raise UserError(
+            f"{folder}: its config.json has no sample_size", remedy="write the side of its images in pixels there"
+        )
     return AutoencoderPrior(autoencoder, config.sample_size, torch.device(device))

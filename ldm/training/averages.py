@@ -40,7 +40,7 @@ class AveragesConfig:
     """Lengths of the averages to follow, as standard deviations of their profile relative to the training so far (0.05
     0.1 in EDM2); each costs a copy of the weights. Unset: none."""
     ema_snapshot_steps: int | None = None
-    """A snapshot of these averages every so many steps, and at the end; unset: 50 in --max-train-steps."""
+    """A snapshot of these averages every so many steps, and at the end; unset: 50 in `max_train_steps`."""
     ema_snapshot_precision: Literal["float16", "float32"] = "float16"
     """Of the numbers in a snapshot."""
 
@@ -48,9 +48,9 @@ class AveragesConfig:
         if self.ema_snapshot_steps is not None:
             at_least(self, ema_snapshot_steps=1)
         for length in self.ema_lengths:
-            check_length(length, "--ema-lengths")
+            check_length(length, "`ema_lengths`")
         if len(set(self.ema_lengths)) < len(self.ema_lengths):
-            raise UserError("--ema-lengths: one is given twice")
+            raise UserError("one is given twice", setting="ema_lengths")
 
     def within(self, steps: int) -> AveragesConfig:
         """These settings for a training of so many steps."""
@@ -169,7 +169,7 @@ def snapshots(run: Path) -> list[Snapshot]:
                 lengths = json.loads((file.metadata() or {})["lengths"])
             found.append(Snapshot(path, int(match[1]), tuple(float(length) for length in lengths)))
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a whole snapshot of averages ({error}); remove it") from None
+            raise UserError(f"{path}: not a whole snapshot of averages ({error})", remedy="remove it") from None
     return sorted(found, key=lambda snapshot: snapshot.step)
 
 
@@ -188,15 +188,15 @@ def reconstruct(run: Path, length: float, step: int | None = None) -> Reconstruc
 
     The sum of the stored averages whose profile is nearest to the wanted one (section 3.2, appendix C.3), in float64.
     """
-    check_length(length, "--length")
+    check_length(length, "`length`")
     found = snapshots(run)
     if not found:
-        raise UserError(f"{run}: no {FOLDER}/ of snapshots in it; train with --ema-lengths 0.05 0.1")
+        raise UserError(f"{run}: no {FOLDER}/ of snapshots in it", remedy="train with `ema_lengths` 0.05 0.1")
     step = found[-1].step if step is None else step
     known = [snapshot for snapshot in found if snapshot.step <= step]
     if not known or not any(snapshot.step == step for snapshot in known):
         there = ", ".join(str(snapshot.step) for snapshot in found[-20:])
-        raise UserError(f"--step {step}: no snapshot of it in {run / FOLDER}; there is {there}")
+        raise UserError(f"no snapshot of it in {run / FOLDER}", remedy=f"there is {there}", setting="step", value=step)
     basis = [(float(each.step), exponent(own)) for each in known for own in each.lengths]
     factors, error = coefficients(basis, (float(step), exponent(length)))
     opened = [(safe_open(each.path, framework="pt"), each.lengths) for each in known]

@@ -118,9 +118,14 @@ def chosen_checkpoint(run: Path, wanted: str) -> Path | None:
     folder = run / wanted
     if not _NAME.fullmatch(wanted) or not folder.is_dir():
         found = ", ".join(path.name for path in checkpoints(run)) if run.is_dir() else ""
-        raise UserError(f"--resume-from-checkpoint {wanted}: no such checkpoint in {run}; there is {found or 'none'}")
+        raise UserError(
+            f"no such checkpoint in {run}",
+            remedy=f"there is {found or 'none'}",
+            setting="resume_from_checkpoint",
+            value=wanted,
+        )
     if problem := damage(folder):
-        raise UserError(f"--resume-from-checkpoint {wanted}: damaged ({problem}); use latest")
+        raise UserError(f"damaged ({problem})", remedy="use latest", setting="resume_from_checkpoint", value=wanted)
     return folder
 
 

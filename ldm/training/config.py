@@ -23,7 +23,7 @@ class TrainingConfig:
     """Optimiser steps in all."""
     train_seconds: float = 0
     """Stop, save and publish after so many seconds in training steps, counted over all parts of a resumed run, if
-    --max-train-steps is not reached before; 0: no limit. Not for linear and cosine rates, whose end is a step."""
+    `max_train_steps` is not reached before; 0: no limit. Not for linear and cosine rates, whose end is a step."""
     train_batch_size: int = 64
     """Images an optimiser step, over all processes and accumulation steps."""
     gradient_accumulation_steps: int = 1
@@ -95,24 +95,25 @@ class TrainingConfig:
         positive += ("muon_learning_rate",)
         for name in positive:
             if not getattr(self, name) > 0 or not math.isfinite(getattr(self, name)):
-                raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+                raise UserError(f"must be above 0, got {getattr(self, name)}", setting=name)
         not_negative = ("lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "validation_steps", "skip_non_finite")
         for name in (*not_negative, "dataloader_num_workers", "train_seconds"):
             if not getattr(self, name) >= 0:
-                raise UserError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(self, name)}")
+                raise UserError(f"must be 0 or more, got {getattr(self, name)}", setting=name)
         if self.compile == "reduce-overhead" and self.gradient_accumulation_steps > 1:
             raise UserError(
-                "--compile reduce-overhead: its graphs overwrite what --gradient-accumulation-steps adds up; "
-                "use --compile default"
+                ("`compile` reduce-overhead: its graphs overwrite what `gradient_accumulation_steps` adds up"),
+                remedy="use `compile` default",
             )
         if self.train_seconds and self.lr_scheduler in ("linear", "cosine"):
             raise UserError(
-                f"--train-seconds: a {self.lr_scheduler} rate ends at --max-train-steps, of which a budget of time "
-                "knows nothing; take --lr-scheduler constant or inverse_sqrt"
+                (f"a {self.lr_scheduler} rate ends at `max_train_steps`, of which a budget of time knows nothing"),
+                remedy="take `lr_scheduler` constant or inverse_sqrt",
+                setting="train_seconds",
             )
         for name in ("ema_decay", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}")
+                raise UserError(f"must be in [0, 1), got {getattr(self, name)}", setting=name)
 
 
 def config_facts(config: TrainingConfig) -> dict[str, Any]:

@@ -93,6 +93,6 @@ class FiniteGuard:
         if self.in_a_row <= self.limit:
             logger.warning("%s; left out (%d in a row, %d in all)", self._message, self.in_a_row, self.left_out)
             return
-        mend = "look at them, or lower --learning-rate; --skip-non-finite N leaves out such steps"
-        row = f"{self.in_a_row} steps in a row, the limit is --skip-non-finite {self.limit}"
+        mend = "look at them, or lower `learning_rate`; `skip_non_finite` N leaves out such steps"
+        row = f"{self.in_a_row} steps in a row, the limit is `skip_non_finite` {self.limit}"
         raise FloatingPointError(f"{self._message}; no weight was changed; {row if self.limit else mend}")

@@ -58,13 +58,20 @@ def train(task: Task, config: TrainingConfig, settings: str, device: torch.devic
     accelerator = make_accelerator(config, device)
     share = shard_of(config, accelerator)
     if accelerator.mixed_precision == "fp16" and getattr(task, "adversary", None) is not None:
-        raise UserError("--mixed-precision fp16: its loss scale is for one player; with a discriminator use bf16 or no")
+        raise UserError(
+            "its loss scale is for one player",
+            remedy="with a discriminator use bf16 or no",
+            setting="mixed_precision",
+            value="fp16",
+        )
     check_compiler(config.compile, device)
     check_shards(task, config)
     if config.dataloader_num_workers > task.length:
         raise UserError(
-            f"--dataloader-num-workers {config.dataloader_num_workers}: there are {task.length} training images; take "
-            "no more processes than that"
+            f"there are {task.length} training images",
+            remedy="take no more processes than that",
+            setting="dataloader_num_workers",
+            value=config.dataloader_num_workers,
         )
     if config.resume_from_checkpoint != "latest":  # refused, if so, before the folder is touched
         chosen_checkpoint(Path(config.output_dir), config.resume_from_checkpoint)

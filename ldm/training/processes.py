@@ -23,7 +23,7 @@ def make_accelerator(config: TrainingConfig, device: torch.device) -> Accelerato
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
     if precision == "fp16" and device.type == "cpu":
-        raise UserError("--mixed-precision fp16 does nothing on a CPU; use no or bf16")
+        raise UserError("`mixed_precision` fp16 does nothing on a CPU", remedy="use no or bf16")
     if not torch.distributed.is_initialized():  # another training of this process may have had another precision
         AcceleratorState._reset_state(reset_partial_state=True)
     asked = os.environ.pop(ASKED, None)  # of shards, which are ours
@@ -39,7 +39,7 @@ def shard_of(config: TrainingConfig, accelerator: Accelerator) -> BatchShard:
     try:
         return BatchShard(config.train_batch_size, config.gradient_accumulation_steps, *ranks)
     except ValueError as error:
-        raise UserError(f"--train-batch-size: {error}") from None
+        raise UserError(f"{error}", setting="train_batch_size") from None
 
 
 def on_any_process(flag: bool, accelerator: Accelerator) -> bool:
@@ -72,7 +72,9 @@ def same_everywhere(checkpoint: str, accelerator: Accelerator) -> None:
     torch.distributed.all_gather_object(found, checkpoint)
     if len(set(found)) > 1:
         listed = ", ".join(f"{name} on process {rank}" for rank, name in enumerate(found))
-        raise UserError(f"--output-dir: the checkpoint is {listed}; it must be a folder that all machines share")
+        raise UserError(
+            f"the checkpoint is {listed}", remedy="it must be a folder that all machines share", setting="output_dir"
+        )
 
 
 def means(terms: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:

@@ -44,18 +44,25 @@ class RunFolder:
         if not path.exists():
             return
         if not path.is_dir():
-            raise UserError(f"--output-dir {path}: is a file; give a new or empty folder")
+            raise UserError("is a file", remedy="give a new or empty folder", setting="output_dir", value=path)
         if not (path / RUN_FILE).is_file():
             begun = (".lock", f".{RUN_FILE}.tmp-")  # all that is there of a run killed before its first file was whole
             if any(not entry.name.startswith(begun) for entry in path.iterdir()):
-                raise UserError(f"--output-dir {path}: holds something else; give a new or empty folder")
+                raise UserError(
+                    "holds something else", remedy="give a new or empty folder", setting="output_dir", value=path
+                )
             return
         content = read_json(path / RUN_FILE)
         if not isinstance(content, dict) or not isinstance(content.get("facts"), dict):
-            raise UserError(f"--output-dir {path}: its {RUN_FILE} is not that of a run; give a new or empty folder")
+            raise UserError(
+                f"its {RUN_FILE} is not that of a run",
+                remedy="give a new or empty folder",
+                setting="output_dir",
+                value=path,
+            )
         found = content.get("kind")
         if found != kind:
-            raise UserError(f"--output-dir {path}: holds a run of `train {found}`, not of `train {kind}`")
+            raise UserError(f"holds a run of `train {found}`, not of `train {kind}`", setting="output_dir", value=path)
 
     @classmethod
     def claim(cls, path: str | Path, kind: str, settings: str, facts: dict[str, Any], command: str = "") -> RunFolder:
@@ -72,7 +79,10 @@ class RunFolder:
         except OSError:
             lock.close()
             raise UserError(
-                f"--output-dir {path}: another process is training there; wait for it or choose another"
+                "another process is training there",
+                remedy="wait for it or choose another",
+                setting="output_dir",
+                value=path,
             ) from None
         _locks.add(lock)
         run = cls(path, lock)
@@ -100,7 +110,12 @@ class RunFolder:
         if differing:
             shown = "; ".join(f"{name} was {stored.get(name)!r}, is {current.get(name)!r}" for name in differing[:8])
             shown += f"; and {len(differing) - 8} more" if len(differing) > 8 else ""
-            raise UserError(f"--output-dir {self.path}: its run has other settings ({shown}); give another folder")
+            raise UserError(
+                f"its run has other settings ({shown})",
+                remedy="give another folder",
+                setting="output_dir",
+                value=self.path,
+            )
 
     def start_metrics(self, step: int) -> None:
         """Open metrics.jsonl for appending, having dropped every line after `step` and any half-written one."""

@@ -29,7 +29,7 @@ _KINDS = ("diffusion", "classifier", "prior")
 
 
 def shards_asked(config: TrainingConfig) -> bool:
-    """Whether --fsdp is set, here or where accelerate was configured."""
+    """Whether `fsdp` is set, here or where accelerate was configured."""
     return config.fsdp or os.environ.get(ASKED, "").lower() in ("1", "true", "yes")
 
 
@@ -38,16 +38,18 @@ def check_shards(task: Any, config: TrainingConfig) -> None:
     if not shards_asked(config):
         return
     if task.kind not in _KINDS:
-        raise UserError(f"--fsdp: for `train {'|'.join(_KINDS)}`, not for `train {task.kind}`; leave it out")
+        raise UserError(
+            f"for `train {'|'.join(_KINDS)}`, not for `train {task.kind}`", remedy="leave it out", setting="fsdp"
+        )
     averages = getattr(task, "averages", None)
     problems = {
-        "--optimizer muon works on whole matrices": config.optimizer == "muon",
-        "--compile": config.compile != "none",
-        "--mixed-precision fp16": config.mixed_precision == "fp16",
-        "--ema-lengths": bool(averages is not None and averages.ema_lengths),
+        "`optimizer` muon works on whole matrices": config.optimizer == "muon",
+        "`compile`": config.compile != "none",
+        "`mixed_precision` fp16": config.mixed_precision == "fp16",
+        "`ema_lengths`": bool(averages is not None and averages.ema_lengths),
     }
     if found := [name for name, asked in problems.items() if asked]:
-        raise UserError(f"--fsdp: not together with {found[0]}; leave one of them out")
+        raise UserError(f"not together with {found[0]}", remedy="leave one of them out", setting="fsdp")
 
 
 class Shards:

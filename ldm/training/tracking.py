@@ -22,12 +22,17 @@ def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
     """The trackers that are asked for; `UserError` for one that is unknown or not installed."""
     for name in names:
         if name not in (*TRACKERS, "none"):
-            raise UserError(f"--report-to: unknown tracker {name!r}{suggest(name, (*TRACKERS, 'none'))}")
+            raise UserError(f"unknown tracker {name!r}", remedy=suggest(name, (*TRACKERS, "none")), setting="report_to")
     if "none" in names and len(names) > 1:
-        raise UserError("--report-to none: stands alone; leave it out, or the others")
+        raise UserError("stands alone", remedy="leave it out, or the others", setting="report_to", value="none")
     for name in names:
         if name != "none" and importlib.util.find_spec(name) is None:
-            raise UserError(f"--report-to {name}: not installed; pip install 'guided-latents[{name}]', or leave it out")
+            raise UserError(
+                "not installed",
+                remedy=f"pip install 'guided-latents[{name}]', or leave it out",
+                setting="report_to",
+                value=name,
+            )
     return tuple(name for name in TRACKERS if name in names)
 
 
@@ -87,7 +92,9 @@ def _weights_and_biases(project: str, run: Path) -> GeneralTracker:
         tracker.start()
     except wandb.errors.Error as error:
         first = (str(error).splitlines() or ["no reason given"])[0].rstrip(".")
-        raise UserError(f"--report-to wandb: {first}; run `wandb login`, or set WANDB_MODE=offline") from None
+        raise UserError(
+            f"{first}", remedy="run `wandb login`, or set WANDB_MODE=offline", setting="report_to", value="wandb"
+        ) from None
     return tracker
 
 

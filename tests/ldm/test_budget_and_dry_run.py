@@ -56,11 +56,11 @@ def test_the_budget_counts_over_resumed_parts_and_publishes(ldm, models, tmp_pat
 
 def test_rates_that_end_at_a_step_take_no_budget():
     for schedule in ("linear", "cosine"):
-        with pytest.raises(UserError, match=f"a {schedule} rate ends at --max-train-steps"):
+        with pytest.raises(UserError, match=f"a {schedule} rate ends at `max_train_steps`"):
             TrainingConfig(train_seconds=5, lr_scheduler=schedule)
     facts = config_facts(TrainingConfig(train_seconds=5, lr_scheduler="inverse_sqrt", dry_run=True))
     assert not {"train_seconds", "dry_run"} & facts.keys()
-    with pytest.raises(UserError, match="--train-seconds must be 0 or more"):
+    with pytest.raises(UserError, match="`train_seconds`: must be 0 or more"):
         TrainingConfig(train_seconds=-1)
 
 

@@ -65,7 +65,7 @@ def test_rounds_are_whole_batches_and_about_halves():
     assert round_sizes(384, 1, 64) == (384,)
     assert round_sizes(384, 3, 64) == (128, 192, 384)
     assert round_sizes(1000, 4, 50) == (150, 250, 500, 1000)
-    with pytest.raises(UserError, match="--rounds 4: 100 samples in batches of 64 cannot be halved"):
+    with pytest.raises(UserError, match="`rounds` 4: 100 samples in batches of 64 cannot be halved"):
         round_sizes(100, 4, 64)
 
 

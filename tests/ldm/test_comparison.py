@@ -110,7 +110,7 @@ def test_methods_that_the_model_cannot_do(data, fake_pipeline):
     labels, left_out = planned(fake_pipeline(data, text=False, dropout=0.0))
     assert labels == ["none", "classifier 4"] and left_out["cfg"] == "the model is unconditional"
 
-    with pytest.raises(UserError, match="--methods cfg: the model was trained without condition dropout"):
+    with pytest.raises(UserError, match="`methods` cfg: the model was trained without condition dropout"):
         planned(fake_pipeline(data, dropout=0.0), ["cfg"])
     other = ShapesData("train", 32, size=(20, 1))
     other.class_names = ("cat", "dog")
@@ -120,7 +120,7 @@ def test_methods_that_the_model_cannot_do(data, fake_pipeline):
         ComparisonConfig(methods=("cgf",))
     with pytest.raises(UserError, match="scales of 0 or more"):
         ComparisonConfig(guidance_scales=(float("nan"),))
-    with pytest.raises(UserError, match="give them as --guidance-scales"):
+    with pytest.raises(UserError, match="give them as `guidance_scales`"):
         plan([], fake_pipeline(data), data, SamplingConfig(guidance_scale=2), (3.0,), (4.0,))
 
 

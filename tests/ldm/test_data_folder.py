@@ -250,7 +250,7 @@ def test_bad_files_beyond_the_limit_are_an_error(tmp_path: Path) -> None:
     many(tmp_path, 9)
     for number in range(7):
         spoil(tmp_path / f"{number}.png")
-    with pytest.raises(UserError, match=r"7 of 9 .*0\.png .*4\.png .* and 2 more; .*--max-bad-images 7"):
+    with pytest.raises(UserError, match=r"7 of 9 .*0\.png .*4\.png .* and 2 more; .*`max_bad_images` 7"):
         open_data(config(tmp_path, max_bad_images=6))
     for number in (7, 8):
         spoil(tmp_path / f"{number}.png")
@@ -527,7 +527,7 @@ def test_refusals(tmp_path: Path, make: Callable[[Path], object], message: str) 
     [{"image_size": 0}, {"image_size": 10**6}, {"crop": "left"}, {"validation_fraction": 1.0}, {"max_bad_images": -1}],
 )
 def test_settings_are_checked(settings: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="--" + next(iter(settings)).replace("_", "-")):
+    with pytest.raises(UserError, match=f"`{next(iter(settings))}`"):
         DataConfig(**settings)  # type: ignore[arg-type]
 
 
@@ -540,5 +540,5 @@ def test_shapes_by_name() -> None:
     assert isinstance(train, ImageData) and (len(train), len(validation)) == (20, 10)
     batch = collate([train[0], train[1, 7]])
     assert batch.images.shape == (2, 3, 16, 16) and batch.indices.tolist() == [0, 1] and len(batch) == 2
-    with pytest.raises(UserError, match="--flip"):
+    with pytest.raises(UserError, match="`flip`"):
         open_data(dataclasses.replace(settings, flip=True))

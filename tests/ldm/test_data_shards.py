@@ -311,7 +311,7 @@ def test_parquet_that_cannot_be_used_is_refused_with_its_columns(tmp_path, sampl
         open_data(config(tmp_path / "a.parquet"))
     as_parquet(tmp_path / "two", samples[:4], files=1)
     (tmp_path / "two" / "test-00000.parquet").write_bytes(b"")
-    with pytest.raises(UserError, match=r"its files are splits \(test, train\); name one, such as --data '.*/train\*"):
+    with pytest.raises(UserError, match=r"its files are splits \(test, train\); name one, such as `data` '.*/train\*"):
         open_data(config(tmp_path / "two"))
     (tmp_path / "two" / "test-00000.parquet").unlink()
     monkeypatch.setitem(sys.modules, "pyarrow", None)

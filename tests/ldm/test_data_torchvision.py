@@ -81,14 +81,14 @@ def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["cifar10", "mnist", "fashion_mnist"])
 def test_absent_sets_are_not_fetched(tmp_path: Path, name: str) -> None:
     with pytest.raises(
-        UserError, match=f"--data {name}: not found.* in .*; name its folder by --data-root, or give --download"
+        UserError, match=f"`data` {name}: not found.* in .*; name its folder by `data_root`, or give `download`"
     ):
         open_data(DataConfig(data=name, data_root=str(tmp_path / "none")))
     assert not (tmp_path / "none").exists()
 
 
 def test_a_failed_download_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--data mnist: download failed in ") as caught:
+    with pytest.raises(UserError, match="`data` mnist: download failed in ") as caught:
         open_data(DataConfig(data="mnist", data_root=str(tmp_path), download=True))
     assert "\n" not in str(caught.value)
 
@@ -97,8 +97,8 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     write_mnist(tmp_path, "MNIST", 12, 5)
     path = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="--data mnist"):
+    with pytest.raises(UserError, match="`data` mnist"):
         open_data(DataConfig(data="mnist", data_root=str(tmp_path)))
     path.write_bytes(gzip.compress(b"other"))
-    with pytest.raises(UserError, match="--data mnist"):
+    with pytest.raises(UserError, match="`data` mnist"):
         open_data(DataConfig(data="mnist", data_root=str(tmp_path)))

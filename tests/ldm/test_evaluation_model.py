@@ -119,11 +119,11 @@ def test_wrong_questions_are_refused_before_any_sampling(data, fake_pipeline, mo
     other.class_names = ("cat", "dog")
     with pytest.raises(UserError, match="are not those of the model"):
         evaluate_model(fake_pipeline(data, classes=True), other, None, FEW)
-    with pytest.raises(UserError, match="--inception-weights FILE"):
+    with pytest.raises(UserError, match="`inception_weights` FILE"):
         evaluate_model(fake_pipeline(data), data, None, replace(FEW, extractor="inception"))
     with pytest.raises(UserError, match='did you mean "fid"'):
         EvaluationConfig(metrics=("fidd",))
-    with pytest.raises(UserError, match="--num-images: expected 4 or more"):
+    with pytest.raises(UserError, match="`num_images`: expected 4 or more"):
         EvaluationConfig(num_images=1)
 
 
@@ -155,11 +155,11 @@ def test_images_of_different_sizes_are_resized_only_when_asked(tmp_path, data, s
     images = torch.stack([data[i].image for i in range(12)])
     real, small = write(tmp_path / "real", images), torch.nn.functional.interpolate(images, (20, 24))
     other, config = write(tmp_path / "small", small), EvaluationConfig(batch_size=16)
-    with pytest.raises(UserError, match=r"--real has images of 32 x 32, --fake of 24 x 20: .* --resize PIXELS"):
+    with pytest.raises(UserError, match=r"`real` has images of 32 x 32, `fake` of 24 x 20: .* `resize` PIXELS"):
         evaluate_folders(real, other, config, evaluators=shapes_evaluators)
     mixed = write(tmp_path / "mixed", images[:6])
     save_png(to_pil(small[0]), mixed / "odd.png")
-    with pytest.raises(UserError, match="mixed: holds images of 32 x 32, 24 x 20; give --resize"):
+    with pytest.raises(UserError, match="mixed: holds images of 32 x 32, 24 x 20; give `resize`"):
         evaluate_folders(real, mixed, config, evaluators=shapes_evaluators)
     found = evaluate_folders(real, other, config, evaluators=shapes_evaluators, resize=32)
     assert found.manifest["sizes"] == [{"32x32": 12}, {"24x20": 12}]

@@ -178,5 +178,5 @@ def test_every_metric_of_samples_by_name():
     assert again == figures
     for metric, bare in (("inception_score", Samples(real, fake, Extractor(), groups)), ("diversity", None)):
         bare = bare or Samples(real, fake, Extractor(), range(60))
-        with pytest.raises(UserError, match=f"--metrics {metric}"):
+        with pytest.raises(UserError, match=f"`metrics` {metric}"):
             figures_of(bare, EvaluationConfig(metrics=(metric,)))

@@ -186,7 +186,7 @@ def test_layers_to_perturb_default_to_the_middle_and_are_known_by_name():
     assert len(network().layers("identity", ["up_blocks.0", "mid_block"])) == 3
     with pytest.raises(UserError, match="no self-attention"):
         network(mid="none", attention=(False, False)).layers("identity")
-    with pytest.raises(UserError, match=r"--perturbed-layers mid_blok: no such layer.*mid_block"):
+    with pytest.raises(UserError, match=r"`perturbed_layers` mid_blok: no such layer.*mid_block"):
         network().layers("identity", ["mid_blok"])
 
 
@@ -220,7 +220,7 @@ def test_a_snapshot_is_the_model_of_that_step(models, snapshots, ldm_main, tmp_p
     damaged = tmp_path / "run" / "checkpoint-3"
     shutil.copytree(snapshots, tmp_path / "run")
     (damaged / "ema.safetensors").write_bytes((damaged / "model.safetensors").read_bytes())
-    with pytest.raises(UserError, match=r"--weak .*checkpoint-3: damaged: ema.safetensors"):
+    with pytest.raises(UserError, match=r"`weak` .*checkpoint-3: damaged: ema.safetensors"):
         Pipeline.load(models.text, weak=damaged)
 
 
@@ -501,7 +501,7 @@ def test_a_comparison_takes_any_guidance_as_a_method(models, tmp_path):
     assert len(set(strips.values())) == 6, [len({strips[a], strips[b]}) == 1 and (a, b) for a in strips for b in strips]
     with pytest.raises(UserError, match="nothing guides by 'energy'"):
         compare(pipeline, data, ComparisonConfig(("none", "pag(3)")), **shared | {"output_dir": tmp_path / "other"})
-    with pytest.raises(UserError, match=r"--methods: .*pag"):
+    with pytest.raises(UserError, match=r"`methods`: .*pag"):
         ComparisonConfig(("pag",))
 
 

@@ -66,7 +66,7 @@ def test_copies_of_training_images_are_found_and_shown(train, data, fake_pipelin
 def test_memorisation_needs_what_was_trained_on_and_what_was_not(train, data, fake_pipeline, shapes_evaluators):
     pipeline = fake_pipeline(data)
     for other in (None, data):
-        with pytest.raises(UserError, match="--metrics memorisation: shapes: needs the images that were trained on"):
+        with pytest.raises(UserError, match="`metrics` memorisation: shapes: needs the images that were trained on"):
             evaluate_model(pipeline, data, None, CONFIG, evaluators=shapes_evaluators, other_data=other)
 
 

@@ -125,10 +125,10 @@ def test_defaults_leave_no_fact_and_contradictions_are_refused():
     assert ObjectiveConfig().facts() == {} and ObjectiveConfig(p2_gamma=1.0).facts() == {"p2_gamma": 1.0}
     with pytest.raises(UserError, match="give one"):
         ObjectiveConfig(p2_gamma=1.0).check(VP, 5.0)
-    with pytest.raises(UserError, match="add --time-sampling log_normal"):
+    with pytest.raises(UserError, match="add `time_sampling` log_normal"):
         ObjectiveConfig(time_mean=0.0).check(VP, None)
     ObjectiveConfig(time_mean=0.0).check(EDM, None)
-    with pytest.raises(UserError, match="--offset-noise must be 0 or more"):
+    with pytest.raises(UserError, match="`offset_noise`: must be 0 or more"):
         ObjectiveConfig(offset_noise=-1)
 
 

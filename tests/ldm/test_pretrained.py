@@ -124,7 +124,7 @@ def test_a_text_model_is_scored_by_clip(clip, data, fake_pipeline):
     assert figure.name == f"CLIP score[{evaluators.clip.name}]" and figure.higher_is_better
     assert figure.interval[0] < figure.value < figure.interval[1] and figure.standard_error > 0
     assert 0 <= floor.value <= 100 and "100 max(cos, 0)" in found.manifest["clip_score"]
-    with pytest.raises(UserError, match="--metrics clip_score: needs captions"):
+    with pytest.raises(UserError, match="`metrics` clip_score: needs captions"):
         evaluate_model(fake_pipeline(data, text=False, classes=True), data, None, config)
 
 
@@ -133,18 +133,18 @@ def test_an_absent_clip_is_told_of_before_anything_is_trained(data, monkeypatch,
     monkeypatch.setattr("ldm.evaluation.evaluators.trained_judge", lambda *_, **__: pytest.fail("trained"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     config = EvaluationConfig(metrics=("fid", "clip_score"), extractor="trained", clip_model="nobody/nothing")
-    with pytest.raises(UserError, match=r"--clip-model nobody/nothing: .* give a local folder, or --download"):
+    with pytest.raises(UserError, match=r"`clip_model` nobody/nothing: .* give a local folder, or `download`"):
         prepare_evaluators(data, config)
 
 
 def test_what_is_not_such_a_model_is_refused(dinov2, clip, tmp_path, data, monkeypatch):
-    with pytest.raises(UserError, match="--clip-model: expected a CLIP, got dinov2:"):
+    with pytest.raises(UserError, match="`clip_model`: expected a CLIP, got dinov2:"):
         ClipScorer(PretrainedExtractor(dinov2, "tiny"))
-    with pytest.raises(UserError, match=r"--extractor: unknown 'clop'.*did you mean .clip"):
+    with pytest.raises(UserError, match=r"`extractor`: unknown 'clop'.*did you mean .clip"):
         EvaluationConfig(extractor="clop")
-    with pytest.raises(UserError, match=r"--extractor a/b: a/b is not in the hub's cache; .*--download-extractor"):
+    with pytest.raises(UserError, match=r"`extractor` a/b: a/b is not in the hub's cache; .*`download_extractor`"):
         pretrained_extractor("a/b", "--extractor")
-    with pytest.raises(UserError, match=r"--extractor ./no: neither a folder nor ORG/NAME"):
+    with pytest.raises(UserError, match=r"`extractor` ./no: neither a folder nor ORG/NAME"):
         prepare_extractor(data, EvaluationConfig(extractor="./no"))
 
     def copy(name, **changes):

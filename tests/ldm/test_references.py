@@ -81,9 +81,9 @@ def test_a_folder_is_compared_with_a_reference_alone(data, extractor, file, tmp_
     small = tmp_path / "small"
     for k in range(8):
         save_png(to_pil(data[k].image[:, :16, :16]), small / f"{k}.png")
-    with pytest.raises(UserError, match="--fake has images of 16 x 16, the reference is of 32 x 32; give --resize 32"):
+    with pytest.raises(UserError, match="`fake` has images of 16 x 16, the reference is of 32 x 32; give `resize` 32"):
         evaluate_folders(None, small, replace(CONFIG, reference=str(file), metrics=("fid",)))
-    with pytest.raises(UserError, match="either as --real FOLDER or as --reference FILE"):
+    with pytest.raises(UserError, match="either as `real` FOLDER or as `reference` FILE"):
         evaluate_folders(tmp_path / "fake", small, replace(CONFIG, reference=str(file)))
 
 
@@ -92,7 +92,7 @@ def test_references_of_something_else_are_refused(data, train, extractor, file, 
     monkeypatch.setattr(fake_pipeline, "generate", lambda *_, **__: pytest.fail("sampled"))
     monkeypatch.setattr(making, "trained_extractor", lambda *_, **__: pytest.fail("trained"))
     other = ShapesData("validation", 32, size=(200, 90), seed=1)
-    with pytest.raises(UserError, match=r"made of shapes \(validation, 32 .*\), not of .*--allow-other-reference"):
+    with pytest.raises(UserError, match=r"made of shapes \(validation, 32 .*\), not of .*`allow_other_reference`"):
         evaluate_model(fake_pipeline(other), other, None, config)
     allowed = replace(config, allow_other_reference=True)
     monkeypatch.undo()
@@ -128,7 +128,7 @@ def test_the_moments_of_other_tools_are_good_for_fid_alone(data, tmp_path, fake_
     )
     assert found["fid"].name == "FID" and found["fid"].value == pytest.approx(expected, rel=1e-6)
     assert found.manifest["reference"]["count"] == "not known"
-    with pytest.raises(UserError, match=r"--metrics kid: needs features, and .*theirs.npz holds moments alone"):
+    with pytest.raises(UserError, match=r"`metrics` kid: needs features, and .*theirs.npz holds moments alone"):
         evaluate_model(fake_pipeline(data), data, None, replace(config, metrics=("fid", "kid")))
 
 
@@ -169,7 +169,7 @@ def test_nothing_in_a_file_is_trusted(file, tmp_path):
     for wrong in ({"features": np.zeros((4, 9))}, {"facts": np.frombuffer(b'{"run": 1}', np.uint8)}):
         file.write_bytes(sound)
         changed(file, **wrong)
-        with pytest.raises(UserError, match="--reference"):
+        with pytest.raises(UserError, match="`reference`"):
             ReferenceFile(file)
     file.write_bytes(sound)
     changed(file, features=np.full((5, 176), np.nan, np.float32))

@@ -106,7 +106,7 @@ def test_what_cannot_be_is_refused(changes, message):
 def test_samples_by_kept_features_say_that_they_are_lossy():
     (caveat,) = caveats(dataclasses.replace(STEPS, feature_cache=3))
     assert caveat.startswith("lossy: --feature-cache 3") and caveats(STEPS) == ()
-    with pytest.raises(UserError, match="--compile reduce-overhead: its graphs overwrite"):
+    with pytest.raises(UserError, match="`compile` reduce-overhead: its graphs overwrite"):
         TrainingConfig(compile="reduce-overhead", gradient_accumulation_steps=2)
 
 
@@ -120,7 +120,7 @@ def test_without_a_compiler_compiling_is_refused_in_one_line(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    with pytest.raises(UserError, match=r"--compile default: no C\+\+ compiler here; install g"):
+    with pytest.raises(UserError, match=r"`compile` default: no C\+\+ compiler here; install g"):
         check_compiler("default", torch.device("cpu"))
 
 
@@ -131,7 +131,7 @@ def test_what_torch_cannot_compile_is_an_error_and_not_run_plainly():
 
     network = Breaks()
     compile_network(network, "default")
-    with pytest.raises(UserError, match=r"--compile default: this network cannot be compiled .*use --compile none"):
+    with pytest.raises(UserError, match=r"`compile` default: this network cannot be compiled .*use `compile` none"):
         network(torch.ones(2))
     compile_network(network, "none")
     assert network(torch.ones(2)).tolist() == [2, 2]

@@ -119,7 +119,7 @@ def _check(candidates: Sequence[Candidate], data: ImageData, config: Autoencoder
     for metric in config.metrics:
         reasons = [why_not(metric, each.model, size, config) for each in candidates]
         if all(reasons):
-            raise UserError(f"--metrics {metric}: {reasons[0]}; nor has another run")
+            raise UserError(f"{reasons[0]}", remedy="nor has another run", setting="metrics", value=metric)
     if "iwae" in config.metrics:
         for each in candidates:
             if why_not("iwae", each.model, size, config) is None:

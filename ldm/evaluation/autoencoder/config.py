@@ -64,16 +64,20 @@ class AutoencoderEvaluationConfig:
     def __post_init__(self) -> None:
         for name in self.metrics:
             if name not in AUTOENCODER_METRICS:
-                raise UserError(f"--metrics: unknown metric {name!r}{suggest(name, AUTOENCODER_METRICS)}")
+                raise UserError(
+                    f"unknown metric {name!r}", remedy=suggest(name, AUTOENCODER_METRICS), setting="metrics"
+                )
         at_least(self, num_images=4, seed=0, batch_size=1, iwae_images=2)
         self.features()  # refuses an extractor that is none
         largest = max(self.iwae_samples, default=0)
         if not self.iwae_samples or min(self.iwae_samples) < 1 or any(largest % each for each in self.iwae_samples):
             given = " ".join(map(str, self.iwae_samples)) or "none"
-            raise UserError(f"--iwae-samples: expected numbers from 1 that divide the largest of them, got {given}")
+            raise UserError(
+                f"expected numbers from 1 that divide the largest of them, got {given}", setting="iwae_samples"
+            )
         scale = self.likelihood_scale
         if scale is not None and not (math.isfinite(scale) and scale > 0):
-            raise UserError(f"--likelihood-scale: expected a number above 0, got {scale}")
+            raise UserError(f"expected a number above 0, got {scale}", setting="likelihood_scale")
 
     def features(self) -> EvaluationConfig:
         """What the making of the extractor is told."""

@@ -42,7 +42,7 @@ def plan_metrics(model: Autoencoder, config: AutoencoderEvaluationConfig, image_
     reasons = {name: why_not(name, model, image_size, config) for name in AUTOENCODER_METRICS}
     for name in config.metrics:
         if reasons[name] is not None:
-            raise UserError(f"--metrics {name}: {reasons[name]}")
+            raise UserError(f"{reasons[name]}", setting="metrics", value=name)
     found = config.metrics or tuple(name for name, reason in reasons.items() if reason is None and name != "iwae")
     return tuple(dict.fromkeys(found))
 
@@ -82,9 +82,11 @@ def evaluate_autoencoder(
     metrics = plan_metrics(model, config, data.image_size)
     count = min(config.num_images, len(data))
     if count < 4:
-        raise UserError(f"{data.name}: {count} images in its split {data.split}; 4 or more are needed")
+        raise UserError(f"{data.name}: {count} images in its split {data.split}", remedy="4 or more are needed")
     if data.image_size % model.factor:
-        raise UserError(f"--image-size {data.image_size}: not divisible by the autoencoder's {model.factor}")
+        raise UserError(
+            f"not divisible by the autoencoder's {model.factor}", setting="image_size", value=data.image_size
+        )
     likelihood = (
         likelihood_of(model, loss, config.likelihood_scale) if "iwae" in metrics else None
     )  # refused before work
@@ -126,7 +128,7 @@ def check_lpips(config: AutoencoderEvaluationConfig) -> bool:
         backbone_file(config.lpips_network, config.lpips_weights)
     except UserError as error:
         if "lpips" in config.metrics or config.lpips_weights is not None:
-            raise UserError(f"--metrics lpips: {error}") from None
+            raise UserError(f"{error}", setting="metrics", value="lpips") from None
         return False
     return True
 

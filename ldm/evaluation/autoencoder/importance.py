@@ -35,10 +35,12 @@ def likelihood_of(model: Autoencoder, loss: LossConfig | None, scale: float | No
         if scale is not None:
             return PixelLikelihood("gaussian", scale)
     except ValueError as error:
-        raise UserError(f"--metrics iwae: {error} (--likelihood-scale)") from None
+        raise UserError(f"{error} (`likelihood_scale`)", setting="metrics", value="iwae") from None
     raise UserError(
-        "--metrics iwae: without the config.yaml of a run its likelihood is not known; "
-        "give --likelihood-scale, the standard deviation of a Gaussian"
+        "without the config.yaml of a run its likelihood is not known",
+        remedy="give `likelihood_scale`, the standard deviation of a Gaussian",
+        setting="metrics",
+        value="iwae",
     )
 
 

@@ -32,7 +32,7 @@ def write_pictures(
     What was done is also in the text of each PNG.
     """
     if len(data) < 2:
-        raise UserError(f"{data.name}: {len(data)} images in its split {data.split}; pictures need 2 or more")
+        raise UserError(f"{data.name}: {len(data)} images in its split {data.split}", remedy="pictures need 2 or more")
     model = model.to(device).eval()
     (images,) = (each.to(device) for each in plain_batches(data, spread(len(data), 2 * _SHOWN), 2 * _SHOWN))
     found = {

@@ -105,13 +105,15 @@ def inception_extractor(
     if not path.is_file():
         if weights is not None:
             raise UserError(
-                f"{path}: no such file; Inception weights are the file {INCEPTION_FILE} from {INCEPTION_URL}"
+                f"{path}: no such file", remedy=f"Inception weights are the file {INCEPTION_FILE} from {INCEPTION_URL}"
             )
         if not download:
             return None
         _download(path)
     if path.stat().st_size != INCEPTION_BYTES:
-        raise UserError(f"{path}: {path.stat().st_size} bytes, {INCEPTION_FILE} has {INCEPTION_BYTES}; not opened")
+        raise UserError(
+            f"{path}: {path.stat().st_size} bytes, {INCEPTION_FILE} has {INCEPTION_BYTES}", remedy="not opened"
+        )
     content = path.read_bytes()
     _check(content, path)
     network = torch.jit.load(io.BytesIO(content), map_location=torch.device(device))
@@ -133,8 +135,8 @@ def _check(content: bytes, source: object) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != INCEPTION_SHA256:
         raise UserError(
-            f"{source}: SHA-256 {found[:12]}..., {INCEPTION_FILE} has {INCEPTION_SHA256[:12]}...; "
-            "not opened, for such a file can run code"
+            f"{source}: SHA-256 {found[:12]}..., {INCEPTION_FILE} has {INCEPTION_SHA256[:12]}...",
+            remedy="not opened, for such a file can run code",
         )
 
 
@@ -143,6 +145,8 @@ def _download(path: Path) -> None:
         with urllib.request.urlopen(INCEPTION_URL, timeout=60) as answer:
             content = answer.read(INCEPTION_BYTES + 1)
     except OSError as error:
-        raise UserError(f"{INCEPTION_URL}: download failed ({error}); give the file as --inception-weights") from None
+        raise UserError(
+            f"{INCEPTION_URL}: download failed ({error})", remedy="give the file as `inception_weights`"
+        ) from None
     _check(content, INCEPTION_URL)
     atomic_write(path, content)

@@ -132,7 +132,7 @@ class ClipScorer:
 
     def __init__(self, extractor: PretrainedExtractor) -> None:
         if extractor.kind != "clip":
-            raise UserError(f"--clip-model: expected a CLIP, got {extractor.name}")
+            raise UserError(f"expected a CLIP, got {extractor.name}", setting="clip_model")
         self.extractor, self.name = extractor, extractor.name
 
     def __call__(self, images: Tensor, captions: Sequence[str]) -> Tensor:
@@ -184,7 +184,7 @@ def pretrained_extractor(
         with quietly():
             place = snapshot_download(hub, local_files_only=not download, allow_patterns=_FILES)
     except Exception as error:  # of the network, the cache, or the hub
-        remedy = "" if download else "; give a local folder, or --download-extractor"
+        remedy = "" if download else "; give a local folder, or `download_extractor`"
         what = f"{hub} cannot be downloaded ({_first_line(error)})" if download else f"{hub} is not in the hub's cache"
         raise UserError(f"{flag} {shown(name)}: {what}{remedy}") from None
     return PretrainedExtractor(Path(place), hub, device)

@@ -62,7 +62,9 @@ def train_network(data: ImageData, *, device: torch.device | str, recipe: Recipe
     order = torch.randperm(len(data), generator=generator).tolist()
     held_out = min(recipe.held_out, len(order) // 10)
     if held_out < 1:
-        raise UserError(f"{data.name}: {len(data)} images are too few to train features on; expected 10 or more")
+        raise UserError(
+            f"{data.name}: {len(data)} images are too few to train features on", remedy="expected 10 or more"
+        )
     chosen = order[: held_out + recipe.images]
     size = working_size(data.image_size)
     pixels = torch.stack(

@@ -59,7 +59,12 @@ def calibration_figures(
     """
     guides = pipeline.networks.guides if hasattr(pipeline, "networks") else {}
     if judge is None and not guides:
-        raise UserError("--metrics calibration: there is neither a judge for this data nor a classifier; leave it out")
+        raise UserError(
+            "there is neither a judge for this data nor a classifier",
+            remedy="leave it out",
+            setting="metrics",
+            value="calibration",
+        )
     indices = chosen_indices(len(data), min(config.num_reference, _MOST), config.seed)
     labels = torch.tensor([data.label(i) for i in indices]) if data.class_names else torch.full((len(indices),), -1)
     opinions: dict[str, list[Tensor]] = {}
@@ -90,7 +95,7 @@ def calibration_figures(
             short = name.removeprefix(f"{judge.name} ") if judge is not None else name
             figures.append(MetricValue(f"calibration/{short}", f"ECE[{name}]", error))
     if not figures:
-        raise UserError(f"--metrics calibration: {data.name}: no image with a label")
+        raise UserError(f"{data.name}: no image with a label", setting="metrics", value="calibration")
     return tuple(figures), {"images": len(indices), "split": data.split, "bins": 15}
 
 

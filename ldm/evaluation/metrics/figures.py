@@ -51,7 +51,7 @@ class Samples:
     def each(self) -> Tensor:
         """The features of the real images, one by one."""
         if isinstance(self.real, Gaussian):
-            raise UserError("--metrics: the reference holds moments alone, good for fid")
+            raise UserError("the reference holds moments alone, good for fid", setting="metrics")
         return self.real
 
 
@@ -61,15 +61,22 @@ def check_numbers(config: EvaluationConfig, num_images: int, num_reference: int)
         least = {"fid_infinity": 20, **dict.fromkeys(_OF_MANIFOLD, 2 * DENSITY_K + 1)}.get(metric, 2)
         if num_images < least or (metric in _OF_MANIFOLD and num_reference < least):
             raise UserError(
-                f"--metrics {metric}: needs {least} images or more, got {num_images} against {num_reference}; "
-                "take more, or other --metrics such as fid"
+                f"needs {least} images or more, got {num_images} against {num_reference}",
+                remedy="take more, or other `metrics` such as fid",
+                setting="metrics",
+                value=metric,
             )
 
 
 def check_captions(config: EvaluationConfig, has_text: bool) -> None:
     """`UserError`, before any work, for a metric of captions of a model that takes none."""
     if "clip_score" in config.metrics and not has_text:
-        raise UserError("--metrics clip_score: needs captions, and this model takes no text; take other --metrics")
+        raise UserError(
+            "needs captions, and this model takes no text",
+            remedy="take other `metrics`",
+            setting="metrics",
+            value="clip_score",
+        )
 
 
 def figures_of(samples: Samples, config: EvaluationConfig) -> tuple[MetricValue, ...]:
@@ -136,7 +143,9 @@ def _inception_score(
     metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]
 ) -> list[MetricValue]:
     if samples.probabilities is None:
-        raise UserError("--metrics inception_score: needs a judge of classes, which this data does not give")
+        raise UserError(
+            "needs a judge of classes, which this data does not give", setting="metrics", value="inception_score"
+        )
     splits = min(10, len(samples.probabilities) // 2)
     found = inception_score(samples.probabilities, splits=splits, seed=config.seed)
     return [MetricValue(metric, f"IS[{samples.judge}]", found.value, found.standard_error, higher_is_better=True)]
@@ -145,7 +154,7 @@ def _inception_score(
 def _clip_score(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[MetricValue]:
     scores = samples.text_scores
     if scores is None:
-        raise UserError("--metrics clip_score: needs captions, which this model is not told")
+        raise UserError("needs captions, which this model is not told", setting="metrics", value="clip_score")
     error = float(scores.double().std() / len(scores) ** 0.5)
     value, parts = float(scores.double().mean()), tuple(float(scores[half.to(scores.device)].mean()) for half in halves)
     name = f"CLIP score[{samples.clip}]"
@@ -157,7 +166,12 @@ def _clip_score(metric: str, samples: Samples, config: EvaluationConfig, halves:
 def _diversity(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[MetricValue]:
     groups = list(samples.groups) or [0] * len(samples.fake)
     if len(set(groups)) == len(groups):
-        raise UserError("--metrics diversity: no condition has two images; draw more of them, or of fewer conditions")
+        raise UserError(
+            "no condition has two images",
+            remedy="draw more of them, or of fewer conditions",
+            setting="metrics",
+            value="diversity",
+        )
     value = diversity(samples.fake, groups)
     parts = []
     for half in halves:

@@ -43,8 +43,10 @@ def training_and_held_out(data: ImageData, other: ImageData | None) -> tuple[Ima
     held = [each for each in pair if each.split != "train"]
     if not train or not held:
         raise UserError(
-            f"--metrics memorisation: {data.name}: needs the images that were trained on, and held-out ones; "
-            "--validation-fraction holds some out"
+            f"{data.name}: needs the images that were trained on, and held-out ones",
+            remedy="`validation_fraction` holds some out",
+            setting="metrics",
+            value="memorisation",
         )
     return train[0], held[0]
 

@@ -64,8 +64,11 @@ def backbone_file(kind: str, weights: str | None = None) -> Path:
     path = Path(weights) if weights is not None else cache
     if not path.is_file():
         raise UserError(
-            f"{path}: no such file; LPIPS needs torchvision's {BACKBONES[kind]}: put it into torch hub's cache "
-            f"({cache}), or give --lpips-weights FILE; --perceptual features needs none"
+            (
+                f"{path}: no such file; LPIPS needs torchvision's {BACKBONES[kind]}: put it into torch "
+                f"hub's cache ({cache}), or give `lpips_weights` FILE"
+            ),
+            remedy="`perceptual` features needs none",
         )
     return path
 
@@ -83,12 +86,14 @@ def _backbone(path: Path, kind: str) -> dict[str, Tensor]:
         wanted = BACKBONES[kind].removesuffix(".pth").rsplit("-", 1)[1]
         found = sha256_of_file(path)
         if not found.startswith(wanted):
-            raise UserError(f"{path}: SHA-256 {found[:12]}..., {BACKBONES[kind]} has {wanted}...; not opened")
+            raise UserError(f"{path}: SHA-256 {found[:12]}..., {BACKBONES[kind]} has {wanted}...", remedy="not opened")
         state = torch.serialization.load(path, map_location="cpu", weights_only=True)
     shapes = {name: tuple(value.shape) for name, value in state.items() if name.startswith("features.")}
     for name, shape in _shapes(kind).items():
         if shapes.get(name) != shape:
-            raise UserError(f"{path}: {name}: expected shape {shape}, found {shapes.get(name)}; give {BACKBONES[kind]}")
+            raise UserError(
+                f"{path}: {name}: expected shape {shape}, found {shapes.get(name)}", remedy=f"give {BACKBONES[kind]}"
+            )
     return state
 
 

@@ -69,27 +69,37 @@ class AutoencoderTask:
     def __init__(self, config: AutoencoderRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
         if config.autoencoder.bottleneck == "identity":
             raise UserError(
-                "--bottleneck identity: there is nothing to train; use another, such as kl or vq, "
-                "or go straight to `ldm train diffusion --autoencoder identity`"
+                "there is nothing to train",
+                remedy=(
+                    "use another, such as kl or vq, or go straight to `ldm train diffusion --autoencoder identity`"
+                ),
+                setting="bottleneck",
+                value="identity",
             )
         if config.autoencoder.bottleneck == "linear" and config.corruption.active:
             raise UserError(
-                "--mask-probability, --noise-std: a linear autoencoder is found in closed form, undamaged; leave out"
+                "a linear autoencoder is found in closed form, undamaged",
+                remedy="leave out",
+                setting=("mask_probability", "noise_std"),
             )
         if config.autoencoder.in_channels != 3:
-            raise UserError(f"--in-channels {config.autoencoder.in_channels}: images have 3 channels")
+            raise UserError("images have 3 channels", setting="in_channels", value=config.autoencoder.in_channels)
         config = with_likelihood(config)
         check_adversarial(config)
         self.config, self.data, self.validation, self.device = config, data, validation, device
         size = config.autoencoder.sample_size or data.image_size  # `ldm sample` draws images of this size
         self.model = Autoencoder(replace(config.autoencoder, sample_size=size), seed=config.training.seed)
         if data.image_size % self.model.factor:
-            raise UserError(f"--image-size {data.image_size}: not divisible by the autoencoder's {self.model.factor}")
+            raise UserError(
+                f"not divisible by the autoencoder's {self.model.factor}", setting="image_size", value=data.image_size
+            )
         self.model.gradient_checkpointing = config.training.gradient_checkpointing
         self.adversary = self._opponent()
         self.distance, perceptual_facts = perceptual_distance(config.perceptual, data, device)
         if config.validation_rfid and min(config.validation_images, len(validation)) < 4:
-            raise UserError("--validation-rfid: needs 4 or more held-out images; take more --validation-images")
+            raise UserError(
+                "needs 4 or more held-out images", remedy="take more `validation_images`", setting="validation_rfid"
+            )
         self.frechet = FrechetMeasure(data, device) if config.validation_rfid else None
         self.best_by = "rF" if config.validation_rfid else None
         if config.autoencoder.has_codebook and config.autoencoder.codebook_init == "data":
@@ -127,8 +137,13 @@ class AutoencoderTask:
         count = min(self.config.calibration_images, len(self.data))
         if codes > count * each:
             raise UserError(
-                f"--num-codes {codes}: larger than the sample that would initialise the codebook, {count * each} "
-                f"latents of {count} images; take fewer codes, or more --calibration-images if there are"
+                (
+                    f"larger than the sample that would initialise the codebook, {count * each} latents of "
+                    f"{count} images"
+                ),
+                remedy="take fewer codes, or more `calibration_images` if there are",
+                setting="num_codes",
+                value=codes,
             )
         images = plain_batches(self.data, spread(len(self.data), min(count, -(-4 * codes // each))), 64, self.device)
         draws = torch.Generator().manual_seed(self.config.training.seed)
@@ -203,28 +218,33 @@ def with_likelihood(config: AutoencoderRun) -> AutoencoderRun:
     """The settings with the decoder's output that the loss asks for; `UserError` where they contradict each other."""
     asked = "logit_laplace" if config.loss.reconstruction == "logit_laplace" else "image"
     if config.autoencoder.decoder_output not in ("image", asked):
-        raise UserError("--decoder-output logit_laplace: only --reconstruction logit_laplace trains it")
+        raise UserError(
+            "only `reconstruction` logit_laplace trains it", setting="decoder_output", value="logit_laplace"
+        )
     try:
         return dataclasses.replace(
             config,
             autoencoder=dataclasses.replace(config.autoencoder, decoder_output=asked),  # type: ignore[arg-type]
         )
     except ValueError as error:
-        raise UserError(f"--reconstruction {asked}: {error}") from None
+        raise UserError(f"{error}", setting="reconstruction", value=asked) from None
 
 
 def check_adversarial(config: AutoencoderRun) -> None:
     """`UserError` for a discriminator that would never be heard, and for losses that nothing is trained by."""
     if config.autoencoder.bottleneck == "linear" and (config.adversarial.active or config.perceptual.active):
         raise UserError(
-            "--adversarial-weight, --perceptual: a linear autoencoder is found in closed form, by the squared error "
-            "alone; leave out"
+            "a linear autoencoder is found in closed form, by the squared error alone",
+            remedy="leave out",
+            setting=("adversarial_weight", "perceptual"),
         )
     start, steps = config.adversarial.discriminator_start, config.training.max_train_steps
     if config.adversarial.active and start >= steps:
         raise UserError(
-            f"--discriminator-start {start}: beyond the run's {steps} steps, so it would never be heard; "
-            "take an earlier step, more --max-train-steps, or --adversarial-weight 0"
+            f"beyond the run's {steps} steps, so it would never be heard",
+            remedy="take an earlier step, more `max_train_steps`, or `adversarial_weight` 0",
+            setting="discriminator_start",
+            value=start,
         )
 
 

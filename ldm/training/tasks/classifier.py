@@ -67,7 +67,12 @@ class ClassifierTask:
     def __init__(self, config: ClassifierRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
         self.config, self.data, self.validation, self.device = config, data, validation, device
         if len(data.class_names) < 2:
-            raise UserError(f"--data {data.name}: a classifier needs two classes or more; these images have no labels")
+            raise UserError(
+                "a classifier needs two classes or more",
+                remedy="these images have no labels",
+                setting="data",
+                value=data.name,
+            )
         self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device)
         root = Path(config.autoencoder)
         process = read_scheduler(root) if (root / "scheduler").is_dir() else config.diffusion.process()

@@ -124,7 +124,7 @@ class DiffusionTask:
         self.averages = config.averages.within(training.max_train_steps)
         first = config.first_caption_probability
         if not 0 <= first <= 1:
-            raise UserError(f"--first-caption-probability must be in [0, 1], got {first}")
+            raise UserError(f"must be in [0, 1], got {first}", setting="first_caption_probability")
         self.captions = CaptionTokens(conditioner, captions, first) if conditioner.has_text else None
         self.watch = self._watch(config.evaluation)
         self.facts: dict[str, Any] = {

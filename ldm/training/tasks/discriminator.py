@@ -38,7 +38,7 @@ class Discriminator:
         try:
             self.model = make_discriminator(config, image_size, seed=seed)
         except ValueError as error:
-            raise UserError(f"--{str(error).replace('_', '-', 1)}") from None
+            raise UserError(str(error)) from None
         self.config, self.learns_from, self.rounds, self.make = config, learns_from, rounds, make
         self.learning_rate = config.discriminator_learning_rate
         self.betas = config.discriminator_beta1, config.discriminator_beta2

@@ -36,7 +36,7 @@ class GanRun:
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     discriminator_rounds: int = 1
-    """Steps of the discriminator for one of the generator (5 is usual for wgan and wgan_gp); --max-train-steps counts
+    """Steps of the discriminator for one of the generator (5 is usual for wgan and wgan_gp); `max_train_steps` counts
     those of the discriminator."""
     validation_images: int = 256
     """Held-out images, and as many pictures, between which the Frechet distance is measured."""
@@ -58,15 +58,23 @@ class GanTask:
         at_once = config.training.train_batch_size // config.training.gradient_accumulation_steps
         if size != data.image_size:
             raise UserError(
-                f"--image-size {data.image_size}: this generator makes {size} pixels (--noise-size times 2 for each of "
-                "--block-out-channels but the first)"
+                (
+                    f"this generator makes {size} pixels (`noise_size` times 2 for each of "
+                    "`block_out_channels` but the first)"
+                ),
+                setting="image_size",
+                value=data.image_size,
             )
         if config.generator.out_channels != 3:
-            raise UserError(f"--out-channels {config.generator.out_channels}: images have 3 channels")
+            raise UserError("images have 3 channels", setting="out_channels", value=config.generator.out_channels)
         if config.discriminator_rounds > config.training.max_train_steps:
-            raise UserError(f"--discriminator-rounds {config.discriminator_rounds}: more than --max-train-steps")
+            raise UserError(
+                "more than `max_train_steps`", setting="discriminator_rounds", value=config.discriminator_rounds
+            )
         if config.generator.normalization == "batch" and at_once < 2:
-            raise UserError("--train-batch-size: batch normalisation needs 2 pictures or more in each forward call")
+            raise UserError(
+                "batch normalisation needs 2 pictures or more in each forward call", setting="train_batch_size"
+            )
         self.config, self.data, self.validation, self.device = config, data, validation, device
         seed, rounds = config.training.seed, config.discriminator_rounds
         self.model = Generator(config.generator, seed=seed)

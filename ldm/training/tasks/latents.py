@@ -22,8 +22,8 @@ from ldm.training.randomness import BatchPlan, StepRandom
 from ldm.training.tasks.autoencoder import image_batches
 from samplers import DiscreteSchedule, EDMSchedule, FlowSchedule
 
-IDENTITY = "identity"  # what --autoencoder is called where the latents are the pixels
-ONLINE = "none"  # what --latents is called where there is no cache
+IDENTITY = "identity"  # what `autoencoder` is called where the latents are the pixels
+ONLINE = "none"  # what `latents` is called where there is no cache
 _ENCODE_BATCH = 64
 
 
@@ -49,13 +49,14 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         at_least(self, num_train_timesteps=2)
         if not 0 < self.beta_start <= self.beta_end < 1:
-            raise UserError(f"need 0 < --beta-start <= --beta-end < 1, got {self.beta_start} and {self.beta_end}")
+            raise UserError(f"need 0 < `beta_start` <= `beta_end` < 1, got {self.beta_start} and {self.beta_end}")
         if self.snr_gamma is not None and not self.snr_gamma > 0:
-            raise UserError(f"--snr-gamma must be above 0, got {self.snr_gamma}")
+            raise UserError(f"must be above 0, got {self.snr_gamma}", setting="snr_gamma")
         if self.prediction_type not in ("auto", *self._targets):
             raise UserError(
-                f"--prediction-type {self.prediction_type}: with --beta-schedule {self.beta_schedule} it must be "
-                f"{' or '.join(self._targets)}"
+                f"with `beta_schedule` {self.beta_schedule} it must be {' or '.join(self._targets)}",
+                setting="prediction_type",
+                value=self.prediction_type,
             )
 
     def process(self) -> Process:
@@ -101,16 +102,24 @@ def load_autoencoder(folder: str, device: torch.device) -> tuple[Autoencoder, Pa
     root = Path(folder)
     if not root.exists():
         raise UserError(
-            f"--autoencoder {folder}: no such folder; give the output folder of `ldm train autoencoder`, or identity"
+            "no such folder",
+            remedy="give the output folder of `ldm train autoencoder`, or identity",
+            setting="autoencoder",
+            value=folder,
         )
     path = root / "vae" if (root / "vae").is_dir() else root
     config = path / "config.json"
     if not config.is_file():
-        raise UserError(f"--autoencoder {folder}: no vae/config.json in it; give the folder of a trained autoencoder")
+        raise UserError(
+            "no vae/config.json in it",
+            remedy="give the folder of a trained autoencoder",
+            setting="autoencoder",
+            value=folder,
+        )
     try:
         autoencoder = Autoencoder.from_pretrained(path)
     except (ValueError, OSError) as error:
-        raise UserError(f"--autoencoder {folder}: {error}") from None
+        raise UserError(f"{error}", setting="autoencoder", value=folder) from None
     return autoencoder.to(device).eval().requires_grad_(False), path
 
 
@@ -142,13 +151,17 @@ class LatentSource:
         self.folder = folder = Path(latents) if latents else Path(output_dir) / "latents"
         self.labels = torch.tensor([data.label(index) for index in range(len(data))])
         if data.image_size % autoencoder.factor:
-            raise UserError(f"--image-size {data.image_size}: not divisible by the autoencoder's {autoencoder.factor}")
+            raise UserError(
+                f"not divisible by the autoencoder's {autoencoder.factor}", setting="image_size", value=data.image_size
+            )
         self.online = latents == ONLINE and not is_identity(autoencoder)
         if self.online:
             return
         if is_identity(autoencoder):
             if latents:
-                raise UserError(f"--latents {latents}: a model of pixels takes no latent cache; leave it out")
+                raise UserError(
+                    "a model of pixels takes no latent cache", remedy="leave it out", setting="latents", value=latents
+                )
             return
         check_cache_folder(folder)
         if (folder / "manifest.json").is_file():

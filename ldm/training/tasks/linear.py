@@ -27,7 +27,12 @@ def fit(task: AutoencoderTask, output_dir: str, settings: str) -> dict[str, Any]
     assert isinstance(model, Autoencoder)
     patches, wanted = len(data) * (data.image_size // model.factor) ** 2, model.latent_channels
     if patches <= wanted:
-        raise UserError(f"--latent-channels {wanted}: the {len(data)} images have only {patches} patches; take fewer")
+        raise UserError(
+            f"the {len(data)} images have only {patches} patches",
+            remedy="take fewer",
+            setting="latent_channels",
+            value=wanted,
+        )
     facts = {name: task.facts[name] for name in ("data", "autoencoder")}
     run = RunFolder.claim(output_dir, task.kind, settings, facts)
     try:

@@ -29,7 +29,7 @@ class ObjectiveConfig:
     stratified_times: bool = False
     """Spread the times of each batch evenly over their distribution, for a loss of less variance."""
     p2_gamma: float | None = None
-    """P2 weighting of the loss with this exponent (1 in the paper); unset: none. Instead of --snr-gamma."""
+    """P2 weighting of the loss with this exponent (1 in the paper); unset: none. Instead of `snr_gamma`."""
     p2_k: float = 1.0
     """The k of P2's weight (k + SNR)^-gamma."""
     offset_noise: float = 0.0
@@ -42,11 +42,11 @@ class ObjectiveConfig:
         for name in ("p2_gamma", "offset_noise", "input_perturbation"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
-                raise UserError(f"--{name.replace('_', '-')} must be 0 or more, got {value}")
+                raise UserError(f"must be 0 or more, got {value}", setting=name)
         for name in ("p2_k", "time_std"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
-                raise UserError(f"--{name.replace('_', '-')} must be above 0, got {value}")
+                raise UserError(f"must be above 0, got {value}", setting=name)
 
     def facts(self) -> dict[str, Any]:
         """What differs from the defaults: a run from before these settings were there goes on."""
@@ -56,10 +56,10 @@ class ObjectiveConfig:
     def check(self, process: Process, snr_gamma: float | None) -> None:
         """`UserError` for settings that contradict each other, or would not be heeded."""
         if self.p2_gamma is not None and snr_gamma is not None:
-            raise UserError("--p2-gamma and --snr-gamma are two weightings of the same loss; give one")
+            raise UserError("`p2_gamma` and `snr_gamma` are two weightings of the same loss", remedy="give one")
         given = [name for name in ("time_mean", "time_std") if getattr(self, name) is not None]
         if given and not self._log_normal(process):
-            raise UserError(f"--{given[0].replace('_', '-')}: the times are uniform; add --time-sampling log_normal")
+            raise UserError("the times are uniform", setting=given[0], remedy="add `time_sampling` log_normal")
 
     def times(self, process: Process, random: StepRandom) -> Tensor:
         """Times (B,) in [0, T-1] to train on, float32: whole numbers where they are uniform."""

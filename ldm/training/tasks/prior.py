@@ -59,7 +59,9 @@ class PriorRun:
     def __post_init__(self) -> None:
         at_least(self, validation_images=1, preview_images=0)
         if not 0 <= self.first_caption_probability <= 1:
-            raise UserError(f"--first-caption-probability must be in [0, 1], got {self.first_caption_probability}")
+            raise UserError(
+                f"must be in [0, 1], got {self.first_caption_probability}", setting="first_caption_probability"
+            )
 
 
 class PriorModel(nn.Module):
@@ -92,7 +94,7 @@ class PriorTask:
 
     def __init__(self, config: PriorRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
         if config.training.gradient_checkpointing:
-            raise UserError("--gradient-checkpointing: a prior over codes has none; leave it out")
+            raise UserError("a prior over codes has none", remedy="leave it out", setting="gradient_checkpointing")
         self.config, self.data, self.validation, self.device = config, data, validation, device
         self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device)
         self.levels = code_grids(self.autoencoder, data.image_size, config.autoencoder)
@@ -248,9 +250,16 @@ def code_grids(autoencoder: Autoencoder, image_size: int, name: str) -> tuple[Co
     sizes = autoencoder.config.codebook_sizes
     if name == IDENTITY or not sizes:
         kind = autoencoder.config.bottleneck
-        raise UserError(f"--autoencoder {name}: bottleneck {kind} has no codes; train one with, say, --bottleneck vq")
+        raise UserError(
+            f"bottleneck {kind} has no codes",
+            remedy="train one with, say, `bottleneck` vq",
+            setting="autoencoder",
+            value=name,
+        )
     if image_size % autoencoder.factor:
-        raise UserError(f"--image-size {image_size}: not divisible by the autoencoder's {autoencoder.factor}")
+        raise UserError(
+            f"not divisible by the autoencoder's {autoencoder.factor}", setting="image_size", value=image_size
+        )
     device = next(autoencoder.parameters()).device
     maps = autoencoder.codes(torch.zeros(1, autoencoder.config.in_channels, image_size, image_size, device=device))
     try:
@@ -259,4 +268,4 @@ def code_grids(autoencoder: Autoencoder, image_size: int, name: str) -> tuple[Co
             for size, each in zip(sizes, maps, strict=True)
         )
     except ValueError as error:
-        raise UserError(f"--autoencoder {name}: too many codes for a prior ({error})") from None
+        raise UserError(f"too many codes for a prior ({error})", setting="autoencoder", value=name) from None
