@@ -191,7 +191,7 @@ def test_two_processes_of_torchrun_train_the_codebooks_of_one(tmp_path):
     (tmp_path / "two").mkdir()
     train_steps(tmp_path / "one")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    subprocess.run([*command, str(tmp_path / "two")], check=True, timeout=200, capture_output=True)
+    subprocess.run([*command, str(tmp_path / "two")], check=True, timeout=900, capture_output=True)
     for kind in KINDS:
         alone = load_file(tmp_path / "one" / f"{kind}-0")
         first, second = (load_file(tmp_path / "two" / f"{kind}-{rank}") for rank in range(2))

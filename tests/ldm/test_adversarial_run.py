@@ -105,7 +105,7 @@ def test_two_processes_train_as_one(models, ldm, tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     assert ldm(*models.command("autoencoder", tmp_path / "one", *flags, steps=4)).code == 0
     run = [sys.executable, *torchrun, "-m", "ldm", *models.command("autoencoder", tmp_path / "two", *flags, steps=4)]
-    subprocess.run(run, check=True, timeout=200, capture_output=True, env=environment, cwd=tmp_path)
+    subprocess.run(run, check=True, timeout=900, capture_output=True, env=environment, cwd=tmp_path)
     for file in ("model", "ema", "opponent", "opponent_optimizer"):
         one, two = (load_file(tmp_path / name / "checkpoint-4" / f"{file}.safetensors") for name in ("one", "two"))
         for name, value in one.items():

@@ -177,7 +177,7 @@ LDM = Path(sys.executable).parent / "ldm"
 def installed(*arguments, command=(str(LDM),), **options):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     words = [*command, *(str(argument) for argument in arguments)]
-    return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=240, **options)
+    return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=900, **options)
 
 
 def test_the_whole_path_through_the_installed_command(models, tmp_path):
@@ -228,7 +228,7 @@ def test_the_installed_command_stopped_and_started_again(models, ldm, tmp_path, 
     command = models.command("classifier", tmp_path / "run", "--checkpointing-steps", 2, steps=40)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([str(LDM), *command], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while not list((tmp_path / "run").glob("checkpoint-*")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.005)

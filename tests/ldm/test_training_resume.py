@@ -120,7 +120,7 @@ def started(arguments):
 def interrupted(arguments, folder, number, after):
     """Start the command and send it a signal once step `after` is logged; its wait status."""
     child = started(arguments)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 900
     while not (folder / "metrics.jsonl").exists() or after not in losses(folder)[0]:
         assert time.monotonic() < deadline and os.waitpid(child, os.WNOHANG) == (0, 0), "ended too early"
         time.sleep(0.002)

@@ -1,0 +1,11 @@
+"""The lower bounds of pyproject.toml as pip constraints: `python tools/lowest_bounds.py > lowest.txt`."""
+
+import re
+import tomllib
+from pathlib import Path
+
+project = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+requirements = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+for requirement in requirements:
+    if bound := re.match(r"([\w-]+)(?:\[.*\])?>=([\w.]+)", requirement):
+        print(f"{bound[1]}=={bound[2]}")
