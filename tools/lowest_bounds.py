@@ -2,10 +2,10 @@
 
 import re
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 project = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-requirements = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
-for requirement in requirements:
+for requirement in chain(project["dependencies"], *project["optional-dependencies"].values()):
     if bound := re.match(r"([\w-]+)(?:\[.*\])?>=([\w.]+)", requirement):
         print(f"{bound[1]}=={bound[2]}")
