@@ -21,7 +21,8 @@ from ldm.evaluation import EvaluationConfig
 from ldm.runtime.distributed import processes_of_environment
 from ldm.runtime.errors import UserError
 from ldm.runtime.settings import Repeated
-from ldm.sampling.pipeline import Pipeline, SamplingConfig
+from ldm.sampling.config import SamplingConfig
+from ldm.sampling.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ def run(arguments: list[str]) -> None:
         settings, device = processes.agreed(lambda: _settings(arguments))
         loaded = processes.agreed(lambda: _load(settings, processes.device(device)))
         pipeline, reference, train = loaded
-        guides = pipeline.networks.guides.values()
-        apart = [guide.folder.parent for guide in guides] + ([settings.weak] if settings.weak else [])
+        classifiers = pipeline.networks.classifiers.values()
+        apart = [guide.folder.parent for guide in classifiers] + ([settings.weak] if settings.weak else [])
         found = compare(
             pipeline,
             reference,

@@ -13,14 +13,14 @@ from ldm.conditioning import class_id
 from ldm.runtime.errors import UserError
 from ldm.runtime.progress import progress
 from ldm.sampling.config import Request
-from ldm.sampling.single_pass import DirectModel
+from ldm.sampling.single_pass import ImageModel
 
 _WITHOUT = "this model draws without diffusion; leave it out, or give the output folder of `ldm train diffusion`"
 
 
-def draw(settings: SampleRun, model: DirectModel, folder: Path) -> None:
+def draw(settings: SampleRun, model: ImageModel, folder: Path) -> None:
     """Write the pictures and say where they are; `UserError` for a setting that only diffusion obeys."""
-    check_settings(settings, model.obeyed)
+    check_settings(settings, model.supported_settings)
     sampling = settings.sampling
     if settings.recreate:
         request, sampling, facts, record = read_settings_of(settings.recreate)
@@ -43,25 +43,25 @@ def draw(settings: SampleRun, model: DirectModel, folder: Path) -> None:
     print(f"{len(requests)} pictures, {time.monotonic() - start:.1f} s: {shown}")
 
 
-def check_settings(settings: SampleRun, obeyed: Sequence[str] = ()) -> None:
-    """Refuse what only diffusion obeys, by the name of the flag; `obeyed` are fields that mean something here too."""
+def check_settings(settings: SampleRun, supported: Sequence[str] = ()) -> None:
+    """Refuse what only diffusion obeys, by the name of the flag; `supported` are fields that act here too."""
     plain = SampleRun()
     if settings.classifier or settings.weak:
         raise UserError(f"--{'classifier' if settings.classifier else 'weak'}: {_WITHOUT}")
     for group in ("sampling", "editing", "tiling"):
-        check_obeyed(getattr(settings, group), obeyed, getattr(plain, group))
+        check_supported(getattr(settings, group), supported, getattr(plain, group))
 
 
-def check_obeyed(given: object, obeyed: Sequence[str], plain: object | None = None) -> None:
-    """Refuse settings that differ from the `plain` ones and are not `obeyed`."""
+def check_supported(given: object, supported: Sequence[str], plain: object | None = None) -> None:
+    """Refuse settings that differ from the `plain` ones and are not `supported`."""
     plain = type(given)() if plain is None else plain
     names = [each.name for each in fields(given)]  # type: ignore[arg-type]
-    changed = [name for name in names if getattr(given, name) != getattr(plain, name) and name not in obeyed]
+    changed = [name for name in names if getattr(given, name) != getattr(plain, name) and name not in supported]
     if changed:
         raise UserError(f"--{changed[0].replace('_', '-')}: {_WITHOUT}")
 
 
-def requests_of(settings: SampleRun, model: DirectModel) -> list[Request]:
+def requests_of(settings: SampleRun, model: ImageModel) -> list[Request]:
     """The conditions of each picture; of a model of classes that is told nothing, all of them in turn."""
     names = model.class_names
     if not names and (settings.class_label or settings.negative_class is not None):

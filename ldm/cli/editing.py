@@ -11,18 +11,19 @@ from torch import Tensor
 
 from ldm.evaluation.metrics.image_quality import psnr
 from ldm.runtime.errors import UserError
+from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.editing import (
     MAX_ITERATIONS,
     Edit,
-    Picture,
+    SourceImage,
     Unmasked,
     check_strength,
     image_to_image,
     invert,
+    read_image,
     read_mask,
-    read_picture,
 )
-from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
+from ldm.sampling.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class EditRecord:
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class PreparedEdit:
     """An edit ready to be sampled, what PNGs say of it, pictures to write beside the samples, and lines to print."""
 
     edit: Edit
@@ -117,12 +118,12 @@ def prepare(
     requests: list[Request],
     sampling: SamplingConfig,
     expected: EditRecord | None = None,
-) -> Prepared | None:
+) -> PreparedEdit | None:
     """Read the pictures, refuse what cannot be, then encode or invert; None where the flags ask for no picture."""
     if not (flags.init_image or flags.invert):
         return None
     flag, path = ("--invert", flags.invert) if flags.invert else ("--init-image", flags.init_image)
-    picture = read_picture(path, pipeline.image_size, flag)
+    picture = read_image(path, pipeline.image_size, flag)
     mask, mask_sha256 = read_mask(flags.mask, picture) if flags.mask else (None, "")
     if expected is not None and (picture.sha256, mask_sha256) != (expected.image_sha256, expected.mask_sha256):
         which = f"{flag} {path}" if picture.sha256 != expected.image_sha256 else f"--mask {flags.mask}"
@@ -145,12 +146,12 @@ def prepare(
     note = (
         "note: --mask touches every latent, so what is repainted cannot see what is kept; a smaller mask would let it"
     )
-    return Prepared(edit, record, {}, (note,) if nothing_kept else ())
+    return PreparedEdit(edit, record, {}, (note,) if nothing_kept else ())
 
 
 def _inverted(
-    flags: EditFlags, pipeline: Pipeline, requests: list[Request], sampling: SamplingConfig, picture: Picture
-) -> Prepared:
+    flags: EditFlags, pipeline: Pipeline, requests: list[Request], sampling: SamplingConfig, picture: SourceImage
+) -> PreparedEdit:
     prompt = requests[0].prompt if flags.source_prompt is None else flags.source_prompt
     label = requests[0].class_label if flags.source_class is None else pipeline.class_id(flags.source_class)
     source = Request(prompt=prompt, class_label=label if pipeline.has_classes else None)
@@ -169,7 +170,9 @@ def _inverted(
         f"of the plain reconstruction, {float(psnr(again, original)):.1f} dB of the picture "
         f"(plain reconstruction: {float(psnr(plain, original)):.1f} dB)"
     )
-    return Prepared(Edit(found.start, lambda images: images), record, {"reconstruction": found.reconstruction}, (line,))
+    return PreparedEdit(
+        Edit(found.start, lambda images: images), record, {"reconstruction": found.reconstruction}, (line,)
+    )
 
 
 def path_of(flags: EditFlags, request: Request, count: int) -> list[Request]:

@@ -20,8 +20,9 @@ from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json
 from ldm.runtime.settings import Repeated, parse
 from ldm.sampling.branches import check_used
-from ldm.sampling.code_prior import OBEYED, CodePriorModel, holds_prior
-from ldm.sampling.pipeline import Pipeline, SamplingConfig
+from ldm.sampling.code_prior import SUPPORTED_SETTINGS, CodePriorModel, holds_prior
+from ldm.sampling.config import SamplingConfig
+from ldm.sampling.pipeline import Pipeline
 from ldm.training.tasks.dataset import dataset_of
 
 Settings = TypeVar("Settings")
@@ -146,13 +147,13 @@ def _picture(settings: EvaluateRun) -> Path | None:
 
 
 def _prior(settings: EvaluateRun, device: torch.device) -> EvaluationResult:
-    from ldm.cli.direct import check_obeyed
+    from ldm.cli.direct import check_supported
     from ldm.data import open_data
     from ldm.evaluation.code_prior import evaluate_prior
 
     if settings.classifier or settings.weak:
         raise UserError("--classifier, --weak: this model draws without diffusion; leave them out")
-    check_obeyed(settings.sampling, OBEYED)
+    check_supported(settings.sampling, SUPPORTED_SETTINGS)
     model = CodePriorModel.load(settings.model, device)
     reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
     check_size(model, reference.image_size)

@@ -18,8 +18,7 @@ from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
 from ldm.runtime.images import PngWriter, enlarged, grid, save_png, to_pil
 from ldm.runtime.settings import from_mapping
-from ldm.sampling.config import caveats
-from ldm.sampling.pipeline import Request, SamplingConfig
+from ldm.sampling.config import Request, SamplingConfig, caveats
 
 SETTINGS = "settings.json"
 _GRID_LIMIT = 100  # pictures on a grid

@@ -107,7 +107,8 @@ def _sample_all(root: Path, settings: QuickstartRun, times: dict[str, float]) ->
     from ldm.data import open_data
     from ldm.evaluation.features.judge import trained_judge
     from ldm.runtime.device import resolve_device
-    from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
+    from ldm.sampling.config import Request, SamplingConfig
+    from ldm.sampling.pipeline import Pipeline
 
     device = resolve_device(settings.device)
     data = read_settings(_schema("diffusion"), find_config("quickstart/diffusion")).dataset

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import torch
 
-from ldm.cli.editing import Prepared, path_of, prepare
+from ldm.cli.editing import PreparedEdit, path_of, prepare
 from ldm.cli.sample_settings import SampleRun, in_turn
 from ldm.runtime.distributed import Processes, processes_of_environment
 from ldm.runtime.errors import UserError
 from ldm.runtime.progress import progress
 from ldm.runtime.settings import parse
 from ldm.sampling.branches import check_used
+from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.energies import files_of
-from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
+from ldm.sampling.pipeline import Pipeline
 from ldm.sampling.single_pass import load_direct
 
 
@@ -30,7 +31,7 @@ class Ready:
     sampling: SamplingConfig
     seed: int
     first: int
-    edit: Prepared | None
+    edit: PreparedEdit | None
 
 
 def run(arguments: list[str]) -> None:
@@ -108,7 +109,7 @@ def _draw(settings: SampleRun, ready: Ready, processes: Processes) -> None:
         first_index=ready.first,
         batch_size=settings.batch_size,
         start=edit.edit.start if edit is not None else None,
-        share=processes.share,
+        shard=processes.shard,
     )
     if edit is not None:
         batches = map(edit.edit.finish, batches)

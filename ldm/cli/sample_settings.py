@@ -11,7 +11,7 @@ import tyro
 from autoencoders import Tiling
 from ldm.cli.editing import EditFlags
 from ldm.runtime.settings import Repeated
-from ldm.sampling.pipeline import Request, SamplingConfig
+from ldm.sampling.config import Request, SamplingConfig
 
 
 @dataclass(frozen=True)

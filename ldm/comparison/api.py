@@ -16,8 +16,9 @@ from ldm.data.protocol import ImageData
 from ldm.evaluation import EvaluationConfig
 from ldm.runtime.device import resolve_device
 from ldm.runtime.errors import UserError, suggest
+from ldm.sampling.config import SamplingConfig
 from ldm.sampling.model_folder import Classifiers
-from ldm.sampling.pipeline import Pipeline, SamplingConfig
+from ldm.sampling.pipeline import Pipeline
 from ldm.training.tasks.dataset import dataset_of
 from samplers import Guidance, guidances, parse_guidance
 
@@ -63,7 +64,7 @@ def compare_guidances(
         pipeline, identity, name = model, "", "this model"
     else:
         pipeline = Pipeline.load(model, device=resolve_device(device), classifier=classifier, weak=weak)
-        apart = [guide.folder.parent for guide in pipeline.networks.guides.values()] + ([weak] if weak else [])
+        apart = [guide.folder.parent for guide in pipeline.networks.classifiers.values()] + ([weak] if weak else [])
         identity, name = model_identity(model, *apart), Path(model).resolve().name
     reference, train = _data(model, data, split, pipeline.image_size)
     if reference.image_size != pipeline.image_size:

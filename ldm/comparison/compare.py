@@ -25,8 +25,8 @@ from ldm.runtime.distributed import ALONE, Processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import fingerprint, sha256_of_file
 from ldm.sampling.branches import check_used
-from ldm.sampling.config import caveats
-from ldm.sampling.pipeline import Pipeline, SamplingConfig
+from ldm.sampling.config import SamplingConfig, caveats
+from ldm.sampling.pipeline import Pipeline
 
 _PARTS = (
     "vae", "unet", "scheduler", "text_encoder", "tokenizer", "classifier", "classifiers/*", "weak_unet",

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from ldm.data.protocol import ImageData
 from ldm.runtime.errors import UserError, suggest
 from ldm.runtime.files import fingerprint
-from ldm.sampling.pipeline import Pipeline, SamplingConfig
+from ldm.sampling.config import SamplingConfig
+from ldm.sampling.pipeline import Pipeline
 from samplers import get_sampler, parse_guidance, parse_sampler
 
 METHODS = {

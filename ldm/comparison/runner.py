@@ -34,7 +34,8 @@ from ldm.runtime.files import atomic_write, atomic_write_json, read_json
 from ldm.runtime.memory import PeakMemory
 from ldm.runtime.progress import Whole
 from ldm.sampling.branches import needs
-from ldm.sampling.pipeline import Pipeline, SamplingConfig
+from ldm.sampling.config import SamplingConfig
+from ldm.sampling.pipeline import Pipeline
 from samplers import get_sampler, parse_sampler
 
 _SEEN = ("features", "opinions", "text_scores")

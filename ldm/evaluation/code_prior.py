@@ -15,7 +15,7 @@ from ldm.evaluation.evaluate import evaluate_model
 from ldm.evaluation.records import EvaluationResult, MetricValue
 from ldm.runtime.errors import UserError
 from ldm.sampling.code_prior import CodePriorModel, bits_of_codes
-from ldm.sampling.pipeline import SamplingConfig
+from ldm.sampling.config import SamplingConfig
 
 
 def evaluate_prior(

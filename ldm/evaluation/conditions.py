@@ -10,7 +10,8 @@ import numpy as np
 from ldm.data.protocol import ImageData
 from ldm.evaluation.features.judge import Judge
 from ldm.runtime.errors import UserError
-from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
+from ldm.sampling.config import Request, SamplingConfig
+from ldm.sampling.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True)

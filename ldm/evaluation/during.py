@@ -23,7 +23,8 @@ from ldm.evaluation.metrics.frechet import Gaussian
 from ldm.evaluation.records import EvaluationResult
 from ldm.runtime.distributed import ALONE, Processes
 from ldm.runtime.errors import UserError, at_least, suggest
-from ldm.sampling.pipeline import Pipeline, SamplingConfig
+from ldm.sampling.config import SamplingConfig
+from ldm.sampling.pipeline import Pipeline
 
 _METRICS = tuple(name for name in DISTANCES if name != "clip_score")  # a CLIP is too much for a training
 

@@ -25,8 +25,8 @@ from ldm.evaluation.records import EvaluationResult
 from ldm.evaluation.references import opened_reference
 from ldm.runtime.distributed import ALONE, Processes
 from ldm.runtime.errors import UserError
-from ldm.sampling.config import caveats
-from ldm.sampling.pipeline import Pipeline, SamplingConfig
+from ldm.sampling.config import SamplingConfig, caveats
+from ldm.sampling.pipeline import Pipeline
 
 
 def evaluate_model(

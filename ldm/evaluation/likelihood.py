@@ -17,7 +17,8 @@ from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.records import EvaluationResult, MetricValue
 from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.progress import progress
-from ldm.sampling.pipeline import Pipeline, SamplingConfig
+from ldm.sampling.config import SamplingConfig
+from ldm.sampling.pipeline import Pipeline
 from samplers import (
     Level,
     SampleNoise,

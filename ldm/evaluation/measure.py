@@ -19,7 +19,8 @@ from ldm.evaluation.metrics.frechet import Gaussian
 from ldm.evaluation.records import MetricValue
 from ldm.runtime.distributed import ALONE, Processes
 from ldm.runtime.progress import progress
-from ldm.sampling.pipeline import Pipeline, SamplingConfig
+from ldm.sampling.config import SamplingConfig
+from ldm.sampling.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def look(
     """
     asked = list(drawn[first:])
     options: dict[str, Any] = (
-        {"share": processes.share} if processes.count > 1 else {}
+        {"shard": processes.shard} if processes.count > 1 else {}
     )  # what draws without diffusion takes none
     batches = pipeline.generate(
         [each.request for each in asked],

@@ -38,7 +38,7 @@ class Processes:
         return self.rank == 0
 
     @property
-    def share(self) -> tuple[int, int]:
+    def shard(self) -> tuple[int, int]:
         """As `Pipeline.generate` takes it: this process draws the batches rank, rank + count, ..."""
         return self.rank, self.count
 

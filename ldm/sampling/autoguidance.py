@@ -72,7 +72,7 @@ class GuidingModel:
             atomic_write_json(target / "scheduler" / "scheduler_config.json", self.process.config())
 
 
-def load_weak(folder: str | Path, autoencoder: Autoencoder, unet: UNet) -> GuidingModel:
+def load_guiding_model(folder: str | Path, autoencoder: Autoencoder, unet: UNet) -> GuidingModel:
     """`--weak`: a model or run folder, or RUN/checkpoint-STEP, whose averaged (EMA) weights are then taken.
 
     `UserError` unless it is for the latents of `autoencoder` and of the size of `unet`'s.
@@ -105,7 +105,7 @@ def load_weak(folder: str | Path, autoencoder: Autoencoder, unet: UNet) -> Guidi
     return weak
 
 
-def read_weak(root: Path, unet: UNet) -> GuidingModel | None:
+def read_guiding_model(root: Path, unet: UNet) -> GuidingModel | None:
     """The weak network that a model folder holds, if any."""
     if not (root / UNET).is_dir():
         return None

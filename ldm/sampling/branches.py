@@ -40,31 +40,35 @@ _SETTINGS_OF = {
 
 @dataclass(frozen=True)
 class Networks:
-    """All that a pipeline samples with. `guides` are the classifiers by the names of their branches."""
+    """All that a pipeline samples with. `classifiers` are the classifiers by the names of their branches."""
 
     autoencoder: Autoencoder
     unet: UNet
     conditioner: Conditioner
     process: Process
-    guides: Mapping[str, LoadedClassifier] = field(default_factory=dict)
-    weak: GuidingModel | None = None
+    classifiers: Mapping[str, LoadedClassifier] = field(default_factory=dict)
+    guiding_model: GuidingModel | None = None
 
     def modules(self) -> list[nn.Module]:
         """Each network once."""
-        weak = [] if self.weak is None else [self.weak.unet, self.weak.conditioner]
+        weak = [] if self.guiding_model is None else [self.guiding_model.unet, self.guiding_model.conditioner]
         return [
             self.autoencoder,
             self.unet,
             self.conditioner,
             *weak,
-            *(guide.network for guide in self.guides.values()),
+            *(guide.network for guide in self.classifiers.values()),
         ]
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Classes of the U-Net, else of the classifiers, else of the weak network, else of nothing: ()."""
-        guided = next((guide.class_names for guide in self.guides.values()), ())
-        return self.conditioner.class_names or guided or (self.weak.conditioner.class_names if self.weak else ())
+        guided = next((guide.class_names for guide in self.classifiers.values()), ())
+        return (
+            self.conditioner.class_names
+            or guided
+            or (self.guiding_model.conditioner.class_names if self.guiding_model else ())
+        )
 
     @property
     def condition_dropout(self) -> float:
@@ -84,16 +88,18 @@ class Networks:
             raise UserError("nothing to sample: no conditions given")
         check_compiler(sampling.compile, self.conditioner.device)
         self._check_feature_cache(sampling)
-        needed, spoken_of = needs(sampling), named(sampling)
+        needed, named_branches = needs(sampling), named(sampling)
         self._check_guidances(sampling, needed, energies)
-        weak_hears = "weak" in spoken_of and self.weak is not None and self.weak.conditioner.num_classes > 0
-        label_heard = self.conditioner.num_classes > 0 or weak_hears or bool(spoken_of & self.guides.keys())
+        by_label = set(self.classifiers)
+        if self.guiding_model is not None and self.guiding_model.conditioner.num_classes > 0:
+            by_label.add("weak")
+        uses_labels = self.conditioner.num_classes > 0 or bool(named_branches & by_label)
         for request in requests:
-            self._check_request(request, sampling, label_heard)
-        if needed & self.guides.keys() and any(request.class_label is None for request in requests):
+            self._check_request(request, sampling, uses_labels)
+        if needed & self.classifiers.keys() and any(request.class_label is None for request in requests):
             raise UserError("classifier guidance needs to know towards what: give `class_label`")
-        if "weak" in needed and self.weak is not None:
-            self.weak.check({request.class_label for request in requests}, self.class_names)
+        if "weak" in needed and self.guiding_model is not None:
+            self.guiding_model.check({request.class_label for request in requests}, self.class_names)
 
     def _check_feature_cache(self, sampling: SamplingConfig) -> None:
         if sampling.feature_cache < 1:
@@ -109,7 +115,7 @@ class Networks:
         if sampling.feature_cache > 1 and sampling.compile != "none":
             raise UserError("not together with `compile`", remedy="leave one of them out", setting="feature_cache")
 
-    def _check_request(self, request: Request, sampling: SamplingConfig, label_heard: bool) -> None:
+    def _check_request(self, request: Request, sampling: SamplingConfig, uses_labels: bool) -> None:
         has_text, has_classes = self.conditioner.has_text, self.conditioner.num_classes > 0
         known = f"its classes are {', '.join(self.class_names)}" if has_classes else "it is unconditional"
         if request.prompt and not has_text:
@@ -126,7 +132,7 @@ class Networks:
             )
         if request.class_label is not None:
             self.class_id(request.class_label)
-            if not label_heard:
+            if not uses_labels:
                 raise UserError(
                     "this model's U-Net knows no classes",
                     remedy="add `classifier_scale` or use `prompt`",
@@ -141,12 +147,17 @@ class Networks:
             raise UserError("a negative prompt or class acts through `guidance_scale`, which is off", remedy="try 7.5")
 
     def _check_guidances(self, sampling: SamplingConfig, needed: set[str], energies: Mapping[str, Energy]) -> None:
-        gradients = {*self.guides, *energies}
-        if both := self.guides.keys() & energies.keys() or energies.keys() & {"cond", "uncond", "weak", *PERTURBED}:
+        gradients = {*self.classifiers, *energies}
+        if both := self.classifiers.keys() & energies.keys() or energies.keys() & {
+            "cond",
+            "uncond",
+            "weak",
+            *PERTURBED,
+        }:
             raise UserError(f"there is a branch {min(both)!r} already", remedy="give name='...'", setting="energy")
         for guidance in guidances(sampling):
             if isinstance(guidance, Classifier) and guidance.scale and guidance.name not in gradients:
-                raise UserError(_no_gradient(guidance.name, sorted(self.guides), sorted(energies)))
+                raise UserError(_no_gradient(guidance.name, sorted(self.classifiers), sorted(energies)))
             if isinstance(guidance, ScaledDifferenceGuidance) and guidance.against in gradients:
                 raise UserError(
                     f"{guidance.against!r} gives a gradient, not a prediction to compare with", setting="guidance"
@@ -158,7 +169,7 @@ class Networks:
                 why, remedy = "this model is unconditional, so there is nothing to guide towards", "use 1"
             flag = f"`guidance_scale` {sampling.guidance_scale}" if sampling.guidance_scale != 1 else "`guidance`"
             raise UserError(f"{flag}: {why}", remedy=remedy)
-        if "weak" in needed and self.weak is None:
+        if "weak" in needed and self.guiding_model is None:
             raise UserError(
                 "no network for the branch 'weak'",
                 remedy="give `weak` a model folder or RUN/checkpoint-STEP",
@@ -204,14 +215,14 @@ class Networks:
             branches["uncond"] = Branch(self.unet, self._condition(requests, negative=True) if negative else null)
         for name, perturbation in self._perturbations(sampling, needed).items():
             branches[name] = Branch(self.unet, conditional, perturbation)
-        if "weak" in needed and self.weak is not None:
-            condition = self.weak.condition(requests, self.class_names, null=base_is_null)
-            branches["weak"] = Branch(self.weak.unet, condition, process=self.weak.process)
-        for name, guide in self.guides.items():
+        if "weak" in needed and self.guiding_model is not None:
+            condition = self.guiding_model.condition(requests, self.class_names, null=base_is_null)
+            branches["weak"] = Branch(self.guiding_model.unet, condition, process=self.guiding_model.process)
+        for name, guide in self.classifiers.items():
             if name in needed:
                 labels = torch.tensor([request.class_label for request in requests], device=device)
                 branches[name] = ClassifierBranch(guide.network, labels, guide.schedule)
-        for network in {self.unet, *([self.weak.unet] if self.weak else [])}:
+        for network in {self.unet, *([self.guiding_model.unet] if self.guiding_model else [])}:
             compile_network(network, sampling.compile)
         return Denoiser(branches, self.process, autocast, sampling.feature_cache)
 

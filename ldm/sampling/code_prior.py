@@ -13,24 +13,24 @@ from autoencoders import Autoencoder
 from autoencoders.priors import CodePriors, CodeSampling, PriorCondition
 from ldm.conditioning import Condition, Conditioner
 from ldm.runtime.errors import UserError
-from ldm.sampling.config import Request, SamplingConfig, check_takes
+from ldm.sampling.config import Request, SamplingConfig, check_conditions
 from samplers.noise import stream
 
 PRIOR = "prior"  # the part's folder
-OBEYED = ("guidance_scale", "temperature", "top_k", "top_p")  # of SamplingConfig
+SUPPORTED_SETTINGS = ("guidance_scale", "temperature", "top_k", "top_p")  # of SamplingConfig
 
 
 class CodePriorModel:
     """VQ-VAE + PixelCNN, dVAE or VQGAN + transformer, VQ-VAE-2 + a prior a level: one model that draws pictures.
 
-    A `DirectModel` (`ldm.sampling.single_pass`); of its `sampling` settings those in `OBEYED`
+    A `ImageModel` (`ldm.sampling.single_pass`); of its `sampling` settings those in `SUPPORTED_SETTINGS`
     count. Guidance is on the logits, uncond + scale * (cond - uncond); a negative prompt or class takes the place of
     the null condition. `evaluations` counts codes x branches of the latest `generate`.
     """
 
     has_classifier = False
 
-    obeyed: tuple[str, ...] = OBEYED
+    supported_settings: tuple[str, ...] = SUPPORTED_SETTINGS
 
     def __init__(
         self,
@@ -73,8 +73,8 @@ class CodePriorModel:
         levels, sizes = priors.shape.levels, autoencoder.config.codebook_sizes
         if tuple(level.num_codes for level in levels) != sizes:
             raise UserError(f"{folder}: {PRIOR} is not for the codes of its vae, of which there are {sizes}")
-        told = (priors.shape.num_classes, priors.shape.context_dim)
-        if told != (conditioner.num_classes, conditioner.context_dim):
+        prior_condition = (priors.shape.num_classes, priors.shape.context_dim)
+        if prior_condition != (conditioner.num_classes, conditioner.context_dim):
             raise UserError(f"{folder}: {PRIOR} is not for the conditions of its conditioning.json")
         return cls(autoencoder, priors, conditioner, device)
 
@@ -93,7 +93,7 @@ class CodePriorModel:
                 f"`guidance_scale` {scale:g}: this model has no null condition ({why})", remedy="leave it out"
             )
         for request in requests:
-            check_takes(request, text=self.has_text, classes=bool(self.class_names))
+            check_conditions(request, text=self.has_text, classes=bool(self.class_names))
             negative = request.negative_prompt is not None or request.negative_class is not None
             if negative and scale == 1:
                 raise UserError(
@@ -113,7 +113,8 @@ class CodePriorModel:
         try:
             return CodeSampling(**{name: value for name, value in given.items() if value is not None})
         except ValueError as error:
-            raise UserError(str(error)) from None
+            setting, _, problem = str(error).partition(": ")
+            raise UserError(problem, setting=setting) from None
 
     def generate(
         self,
@@ -150,7 +151,9 @@ class CodePriorModel:
             yield self.autoencoder.decode_codes(self.codes(chunk, generators)).float().clamp(-1, 1)
 
     def _condition(self, labels: Sequence[int | None], texts: Sequence[str]) -> PriorCondition:
-        return told(self.conditioner.encode(labels if self.class_names else None, texts if self.has_text else None))
+        return prior_condition(
+            self.conditioner.encode(labels if self.class_names else None, texts if self.has_text else None)
+        )
 
 
 def holds_prior(folder: str | Path) -> bool:
@@ -158,7 +161,7 @@ def holds_prior(folder: str | Path) -> bool:
     return bool(str(folder)) and (Path(folder) / PRIOR).is_dir()
 
 
-def told(condition: Condition) -> PriorCondition:
+def prior_condition(condition: Condition) -> PriorCondition:
     """The conditioner's output as the priors take it. Padding counts, as it does for the U-Net."""
     return PriorCondition(condition.class_labels, condition.context)
 
@@ -185,6 +188,6 @@ def bits_of_codes(
         condition = conditioner.encode(
             labels if conditioner.num_classes else None, texts if conditioner.has_text else None
         )
-        found = priors([level[start : start + len(part)].to(device) for level in codes], told(condition))
+        found = priors([level[start : start + len(part)].to(device) for level in codes], prior_condition(condition))
         rows.append(torch.stack([nll.double().sum(1).cpu() for nll in found], 1))
     return torch.cat(rows) / math.log(2)

@@ -24,7 +24,7 @@ class Request:
     toward_seed: int | None = None
 
 
-def check_takes(request: Request, *, text: bool, classes: bool) -> None:
+def check_conditions(request: Request, *, text: bool, classes: bool) -> None:
     """`UserError` for a request that asks by words, or by a class, a model that hears none."""
     if (request.prompt or request.negative_prompt is not None) and not text:
         raise UserError("this model takes no text", remedy="leave them out", setting=("prompt", "negative_prompt"))

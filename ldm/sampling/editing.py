@@ -25,7 +25,7 @@ Unmasked = Literal["reconstruction", "original"]
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class SourceImage:
     """A user's image as a model takes it."""
 
     pixels: Tensor  # (3, H, W) in [-1, 1]
@@ -51,19 +51,19 @@ class Inversion:
     evaluations: int
 
 
-def read_picture(path: str | Path, size: int, flag: str = "`init_image`") -> Picture:
+def read_image(path: str | Path, size: int, flag: str = "`init_image`") -> SourceImage:
     """Decode as data sets are (upright, alpha over white), resize the shorter side to `size`, crop the centre.
 
     `UserError` naming `flag` and the file if it is no whole image.
     """
     image, digest = _decoded(path, flag)
     try:
-        return Picture(square_picture(image, size), image.size, digest)
+        return SourceImage(square_picture(image, size), image.size, digest)
     except BadImageError as error:
         raise UserError(f"{flag} {path}: {error}") from None
 
 
-def read_mask(path: str | Path, picture: Picture) -> tuple[Tensor, str]:
+def read_mask(path: str | Path, picture: SourceImage) -> tuple[Tensor, str]:
     """A mask for a picture, (1, H, W) of 0 and 1 (white: repaint), and the SHA-256 of its file.
 
     It is cut like the picture, so it must have the picture's width and height. A pixel is repainted if half of it is

@@ -154,7 +154,7 @@ def _facts(schedule: Schedule) -> dict[str, Any]:
     return found | (schedule.config() if isinstance(schedule, DiscreteSchedule) else {})
 
 
-def rehearse(process: Process, levels: Sequence[Level], sampler: str) -> None:
+def validate_sampler(process: Process, levels: Sequence[Level], sampler: str) -> None:
     """Run a sampler's own arithmetic on zeros without a network, so that what it refuses is refused now, one line."""
 
     def nothing(x: Tensor, level: Level) -> Prediction:

@@ -152,7 +152,7 @@ def read_classifier(
     return LoadedClassifier(classifier, names, schedule, folder)
 
 
-def held_classifiers(root: Path) -> dict[str, tuple[Path, str]]:
+def stored_classifiers(root: Path) -> dict[str, tuple[Path, str]]:
     """The classifiers that a model folder holds: by name, where and what to call them in a refusal."""
     places = [root / "classifier", *sorted((root / "classifiers").glob("[!.]*"))]
     found = {place.name: (place, f"`classifier` {place.parent}") for place in places if place.is_dir()}

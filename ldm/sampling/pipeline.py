@@ -16,21 +16,21 @@ from ldm.models.classifier import NoisyClassifier
 from ldm.models.unet import UNet
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
-from ldm.sampling.autoguidance import GuidingModel, load_weak, read_weak
+from ldm.sampling.autoguidance import GuidingModel, load_guiding_model, read_guiding_model
 from ldm.sampling.branches import Networks, guidances
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.denoiser import Denoiser
 from ldm.sampling.energies import Energy, EnergyContext, Function, all_energies
-from ldm.sampling.forward_process import Process, rehearse
+from ldm.sampling.forward_process import Process, validate_sampler
 from ldm.sampling.model_folder import (
     Classifiers,
     LoadedClassifier,
     check_parts,
     copy_part,
     given_classifiers,
-    held_classifiers,
     read_classifier,
     read_scheduler,
+    stored_classifiers,
 )
 from ldm.sampling.start import PathNoise, Start, noise_of
 from samplers import (
@@ -64,12 +64,12 @@ class Pipeline:
         conditioner: Conditioner,
         process: Process,
         *,
-        guides: Mapping[str, LoadedClassifier] | None = None,
-        weak: GuidingModel | None = None,
+        classifiers: Mapping[str, LoadedClassifier] | None = None,
+        guiding_model: GuidingModel | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)
-        self.networks = Networks(autoencoder, unet, conditioner, process, dict(guides or {}), weak)
+        self.networks = Networks(autoencoder, unet, conditioner, process, dict(classifiers or {}), guiding_model)
         for network in self.networks.modules():
             network.to(self.device).eval().requires_grad_(False)
             if self.device.type == "cuda":
@@ -105,22 +105,23 @@ class Pipeline:
         except (ValueError, OSError) as error:
             raise UserError(f"{folder}: {error}") from None
         facts = autoencoder.fingerprint(), unet.config.sample_size, conditioner.class_names
-        guides = {
+        classifiers = {
             name: read_classifier(place, what, *facts)
-            for name, (place, what) in {**held_classifiers(root), **given_classifiers(classifier)}.items()
+            for name, (place, what) in {**stored_classifiers(root), **given_classifiers(classifier)}.items()
         }
-        told = {guide.class_names for guide in guides.values()}
+        told = {guide.class_names for guide in classifiers.values()}
         if len(told) > 1:
             raise UserError(
                 "the classifiers are of different classes", remedy="give those of one data set", setting="classifier"
             )
+        given = None if weak is None else load_guiding_model(weak, autoencoder, unet)
         pipeline = cls(
             autoencoder,
             unet,
             conditioner,
             read_scheduler(root),
-            guides=guides,
-            weak=load_weak(weak, autoencoder, unet) if weak is not None else read_weak(root, unet),
+            classifiers=classifiers,
+            guiding_model=given or read_guiding_model(root, unet),
             device=device,
         )
         pipeline.folder = root
@@ -135,10 +136,10 @@ class Pipeline:
             for part in ("vae", "unet", "scheduler", "text_encoder", "tokenizer"):
                 if (source / part).is_dir():
                     copy_part(source / part, target / part)
-            for name, guide in self.networks.guides.items():
+            for name, guide in self.networks.classifiers.items():
                 copy_part(guide.folder, target / ("classifier" if name == "classifier" else f"classifiers/{name}"))
-            if self.networks.weak is not None:
-                self.networks.weak.save(target)
+            if self.networks.guiding_model is not None:
+                self.networks.guiding_model.save(target)
             atomic_write_json(target / "conditioning.json", self.conditioner.facts())
             atomic_write_json(target / "model_index.json", read_json(source / "model_index.json"))
 
@@ -158,7 +159,7 @@ class Pipeline:
     @property
     def classifier(self) -> NoisyClassifier | None:
         """The first of the classifiers."""
-        return next((guide.network for guide in self.networks.guides.values()), None)
+        return next((guide.network for guide in self.networks.classifiers.values()), None)
 
     @property
     def image_size(self) -> int:
@@ -191,7 +192,7 @@ class Pipeline:
 
     @property
     def has_classifier(self) -> bool:
-        return bool(self.networks.guides)
+        return bool(self.networks.classifiers)
 
     @property
     def condition_dropout(self) -> float:
@@ -222,7 +223,7 @@ class Pipeline:
         around = EnergyContext(self.autoencoder, self.classifier, self.image_size, self.device)
         found = all_energies(energies or {}, sampling.energy, around)
         self.networks.check(requests, sampling, found)
-        rehearse(self.process, self.levels(sampling), sampling.sampler)
+        validate_sampler(self.process, self.levels(sampling), sampling.sampler)
         return found
 
     def levels(self, sampling: SamplingConfig) -> tuple[Level, ...]:
@@ -243,13 +244,13 @@ class Pipeline:
         on_step: Callable[[Step], None] | None = None,
         energies: Energies | None = None,
         start: Start | None = None,
-        share: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] = (0, 1),
     ) -> Iterator[Tensor]:
         """Draw one image a request: batches (b, 3, H, W) in [-1, 1] on the device, in order.
 
         Sample i depends on (seed, first_index + i), its request and `start` alone, not on the batch size; samples on a
         path (`Request.toward`) all depend on (seed, first_index). `start` begins elsewhere than in pure noise: see
-        `ldm.sampling.editing`. With `share` (r, n) only each n-th batch is drawn, from number r on.
+        `ldm.sampling.editing`. With `shard` (r, n) only each n-th batch is drawn, from number r on.
         `evaluations` counts network evaluations (samples x branches) of the latest call. `energies` are
         the user's own differentiable functions by name, (b, 3, H, W) -> (b,), of the decoded, not yet clipped estimate
         of the pictures, for guidances such as "energy(50, name='mine')"; wrapped in an `Energy`
@@ -260,7 +261,7 @@ class Pipeline:
         levels = self.levels(sampling) if start is None else start.levels(self.levels(sampling))
         solve = self._solve(sampling, levels, start)
         self.evaluations = 0
-        places = range(share[0] * batch_size, len(requests), share[1] * batch_size)
+        places = range(shard[0] * batch_size, len(requests), shard[1] * batch_size)
         chunks = [(place, list(requests[place : place + batch_size])) for place in places]
         return self._batches(chunks, sampling, levels, solve, found, seed, first_index, on_step, start)
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from autoencoders import Autoencoder, Generator
 from ldm.runtime.errors import UserError
 from ldm.sampling.code_prior import CodePriorModel, holds_prior
-from ldm.sampling.config import Request, SamplingConfig, check_takes
+from ldm.sampling.config import Request, SamplingConfig, check_conditions
 from samplers.noise import stream
 
 
-class DirectModel(Protocol):
+class ImageModel(Protocol):
     """What `ldm sample` asks of such a model. Images are (B, 3, H, W) in [-1, 1]."""
 
     class_names: tuple[str, ...]
@@ -28,7 +28,7 @@ class DirectModel(Protocol):
     """Whether it can be asked for by a prompt."""
     image_size: int
     """Height and width of its pictures."""
-    obeyed: tuple[str, ...]
+    supported_settings: tuple[str, ...]
     """Which of the `SamplingConfig` mean something to it."""
 
     def check(self, requests: Sequence[Request], sampling: SamplingConfig | None = None) -> None:
@@ -51,16 +51,16 @@ class _Unconditional:
 
     class_names: tuple[str, ...] = ()
     has_text = False
-    obeyed: tuple[str, ...] = ()
+    supported_settings: tuple[str, ...] = ()
     purpose: str  # of the random streams
 
-    def pictures(self, generators: Sequence[torch.Generator]) -> Tensor:
+    def images(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Images (B, 3, H, W), row i of CPU generator i alone."""
         raise NotImplementedError
 
     def check(self, requests: Sequence[Request], sampling: SamplingConfig | None = None) -> None:
         for request in requests:
-            check_takes(request, text=False, classes=False)
+            check_conditions(request, text=False, classes=False)
 
     @torch.no_grad()
     def generate(
@@ -75,7 +75,7 @@ class _Unconditional:
         self.check(requests)
         for start in range(0, len(requests), batch_size):
             numbers = range(first_index + start, first_index + min(len(requests), start + batch_size))
-            yield self.pictures([stream(seed, number, self.purpose) for number in numbers])
+            yield self.images([stream(seed, number, self.purpose) for number in numbers])
 
 
 class AutoencoderPrior(_Unconditional):
@@ -91,7 +91,7 @@ class AutoencoderPrior(_Unconditional):
         self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
         self.image_size = image_size
 
-    def pictures(self, generators: Sequence[torch.Generator]) -> Tensor:
+    def images(self, generators: Sequence[torch.Generator]) -> Tensor:
         return self.autoencoder.draw(self.image_size, self.image_size, generators).float().clamp(-1, 1)
 
 
@@ -104,12 +104,12 @@ class NoiseGenerator(_Unconditional):
         self.generator, self.device = generator.to(device).eval().requires_grad_(False), device
         self.image_size = generator.config.image_size
 
-    def pictures(self, generators: Sequence[torch.Generator]) -> Tensor:
+    def images(self, generators: Sequence[torch.Generator]) -> Tensor:
         noise = torch.stack([torch.randn(self.generator.noise_shape, generator=each) for each in generators])
         return self.generator(noise.to(self.device)).float()
 
 
-def load_direct(folder: str | Path, device: torch.device | str = "cpu") -> DirectModel | None:
+def load_direct(folder: str | Path, device: torch.device | str = "cpu") -> ImageModel | None:
     """The model of a folder that draws without diffusion; None for a folder that is not of that kind.
 
     `UserError` for an autoencoder that cannot draw: one without a prior of its own, or a damaged one.

@@ -66,7 +66,7 @@ class FakePipeline:
             if request.class_label is None and sampling.classifier_scale:
                 raise UserError("classifier without a target")
 
-    def generate(self, requests, sampling=None, *, seed=0, first_index=0, batch_size=64, on_step=None, share=(0, 1)):
+    def generate(self, requests, sampling=None, *, seed=0, first_index=0, batch_size=64, on_step=None, shard=(0, 1)):
         self.check(requests, sampling)
         self.calls.append((list(requests), sampling, seed))
         self.evaluations = 0
@@ -74,7 +74,7 @@ class FakePipeline:
         branches = 1 + (sampling.guidance_scale not in (0, 1)) + (sampling.classifier_scale > 0)
 
         def batches():
-            for start in range(share[0] * batch_size, len(requests), share[1] * batch_size):
+            for start in range(shard[0] * batch_size, len(requests), shard[1] * batch_size):
                 chunk = requests[start : start + batch_size]
                 self.evaluations += len(chunk) * branches * sampling.num_inference_steps
                 yield torch.stack(

@@ -9,7 +9,7 @@ from ldm.comparison.methods import plan
 from ldm.data.shapes import ShapesData
 from ldm.evaluation import EvaluationConfig
 from ldm.runtime.errors import UserError
-from ldm.sampling.pipeline import SamplingConfig
+from ldm.sampling.config import SamplingConfig
 
 FEW = EvaluationConfig(num_images=40, num_reference=60, batch_size=25)
 SCALES = ComparisonConfig(guidance_scales=(1.0, 3.0, 7.5), classifier_scales=(4.0,), rows=3)

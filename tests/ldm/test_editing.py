@@ -12,8 +12,9 @@ from ldm.data.shapes import ShapesData
 from ldm.evaluation.metrics.image_quality import psnr
 from ldm.runtime.errors import UserError
 from ldm.runtime.images import save_png, to_pil
-from ldm.sampling.editing import image_to_image, invert, read_mask, read_picture
-from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
+from ldm.sampling.config import Request, SamplingConfig
+from ldm.sampling.editing import image_to_image, invert, read_image, read_mask
+from ldm.sampling.pipeline import Pipeline
 from ldm.sampling.start import PathNoise
 from samplers import SampleNoise, interpolate
 
@@ -180,13 +181,13 @@ def test_a_picture_of_each_edit_is_made_again_from_itself(models, ldm, files, mo
 def test_pictures_of_any_size_and_direction_are_cut_to_the_models(tmp_path, image):
     wide = torch.cat([image, image.flip(-1), image], 2)  # 16 x 48, its centre the mirrored picture
     save_png(to_pil(wide), tmp_path / "wide.png")
-    found = read_picture(tmp_path / "wide.png", 16)
+    found = read_image(tmp_path / "wide.png", 16)
     assert found.size == (48, 16) and (found.pixels - image.flip(-1)).abs().max() <= 1 / 127
     turned = Image.open(tmp_path / "wide.png").transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6  # "turn it by 90 degrees clockwise", which undoes this
     turned.save(tmp_path / "turned.png", exif=exif)
-    assert torch.equal(read_picture(tmp_path / "turned.png", 16).pixels, found.pixels)
+    assert torch.equal(read_image(tmp_path / "turned.png", 16).pixels, found.pixels)
     white = Image.new("RGB", (48, 16))
     white.paste((255, 255, 255), (16, 0, 24, 16))  # the left half of the middle square
     white.save(tmp_path / "mask.png")

@@ -20,7 +20,7 @@ from ldm.evaluation.features.train_network import Recipe
 from ldm.evaluation.folder_images import FolderImages
 from ldm.runtime.errors import UserError
 from ldm.runtime.images import save_png, to_pil
-from ldm.sampling.pipeline import SamplingConfig
+from ldm.sampling.config import SamplingConfig
 
 FEW = EvaluationConfig(num_images=120, num_reference=300, batch_size=50)
 

@@ -39,7 +39,8 @@ def test_bf16_is_the_default_of_a_training(models, ldm, tmp_path):
 
 
 def test_samples_are_those_of_the_cpu(models):
-    from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
+    from ldm.sampling.config import Request, SamplingConfig
+    from ldm.sampling.pipeline import Pipeline
 
     requests = [Request("a large red circle", "blue", class_label=number % 6) for number in range(4)]
     pictures = []
@@ -61,7 +62,8 @@ def test_samples_are_those_of_the_cpu(models):
 
 
 def test_bf16_samples_look_the_same(models):
-    from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
+    from ldm.sampling.config import Request, SamplingConfig
+    from ldm.sampling.pipeline import Pipeline
 
     sampling = SamplingConfig(num_inference_steps=8)
     cpu, gpu = (

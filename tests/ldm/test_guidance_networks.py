@@ -20,10 +20,11 @@ from ldm.models.perturbation import Perturbation, blurred
 from ldm.models.unet import UNet, UNetConfig
 from ldm.runtime.errors import UserError
 from ldm.sampling import branches
+from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.denoiser import Branch, ClassifierBranch, Denoiser
 from ldm.sampling.energies import Energy
 from ldm.sampling.forward_process import Process
-from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
+from ldm.sampling.pipeline import Pipeline
 from samplers import DiscreteSchedule, EDMSchedule, FlowSchedule, Prediction, guidances, with_energy
 
 PROMPT = "a large red circle on a blue background"
@@ -212,7 +213,7 @@ def test_a_snapshot_is_the_model_of_that_step(models, snapshots, ldm_main, tmp_p
     assert ldm_main(models.command("diffusion", tmp_path / "early", "--ema-decay", 0.5, steps=3)) == 0
     weak = Pipeline.load(models.text, weak=snapshots / "checkpoint-3")
     averaged = load_file(snapshots / "checkpoint-3" / "ema.safetensors")
-    for name, value in weak.networks.weak.unet.state_dict().items():
+    for name, value in weak.networks.guiding_model.unet.state_dict().items():
         assert torch.equal(value, averaged[f"unet.{name}"])
     # autoguidance of scale 0 is the weak network alone
     found = drawn(weak, Request(PROMPT), replace(FAST, guidance=("autoguidance(0)",)))
@@ -229,7 +230,7 @@ def test_a_weak_network_has_its_own_conditions_and_is_saved_with_the_model(text,
     weak_alone = drawn(text, request, sampling)
     assert difference(weak_alone, drawn(Pipeline.load(models.classes), Request(class_label=2))) < 1e-6
     assert difference(weak_alone, drawn(text, replace(request, class_label=3), sampling)) > 1e-4
-    weak = text.networks.weak
+    weak = text.networks.guiding_model
     assert weak.condition([request], ["star", "ring", "circle"], null=False).class_labels.tolist() == [0], "by name"
     with pytest.raises(UserError, match="does not know the class 'dog', only circle"):
         weak.check([None, 0], ["dog"])

@@ -11,7 +11,7 @@ from ldm.data.shapes import ShapesData
 from ldm.evaluation import EvaluationConfig, Evaluators, evaluate_model
 from ldm.evaluation.metrics.calibration import calibration_figures
 from ldm.runtime.errors import UserError
-from ldm.sampling.pipeline import SamplingConfig
+from ldm.sampling.config import SamplingConfig
 
 CONFIG = EvaluationConfig(metrics=("memorisation",), num_images=60, batch_size=32, bootstrap=40)
 
@@ -94,7 +94,9 @@ def test_a_classifier_that_boasts_has_the_error_of_its_boast(data):
     level = SimpleNamespace(alpha=0.6, sigma=0.8, noise_ratio=4 / 3)
     schedule = SimpleNamespace(num_train_timesteps=1000, level=lambda t: level)
     guide = SimpleNamespace(network=Boaster(), schedule=schedule)
-    pipeline = SimpleNamespace(networks=SimpleNamespace(guides={"classifier": guide}), encode=lambda images: images)
+    pipeline = SimpleNamespace(
+        networks=SimpleNamespace(classifiers={"classifier": guide}), encode=lambda images: images
+    )
     figures, facts = calibration_figures(pipeline, None, data, replace(CONFIG, metrics=("calibration",)))
     share = sum(data.label(i) == 0 for i in range(len(data))) / len(data)
     assert [figure.name for figure in figures] == ["ECE[classifier at noise ratio 1.33]"]

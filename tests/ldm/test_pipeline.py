@@ -14,9 +14,10 @@ from ldm.data.shapes import ShapesData
 from ldm.evaluation.manifest import weights_of
 from ldm.models.classifier import ClassifierConfig, NoisyClassifier
 from ldm.runtime.errors import UserError
+from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.denoiser import Branch, ClassifierBranch, Denoiser
 from ldm.sampling.forward_process import Process
-from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
+from ldm.sampling.pipeline import Pipeline
 from samplers import DiscreteSchedule, SampleNoise
 
 PROMPT = "a large red circle on a blue background"
@@ -369,13 +370,13 @@ def test_what_a_model_cannot_do_is_refused_before_work(models, text, classes):
         (text, Request(PROMPT), {"guidance_scale": -1.0}, "not negative"),
         (text, Request(PROMPT), {"guidance_scale": float("nan")}, "finite"),
         (text, Request(PROMPT), {"guidance_scale": 2.0, "guidance_interval": (5.0, 1.0)}, "low < high"),
-        (text, Request(PROMPT), {"num_inference_steps": 0}, "num-inference-steps"),
+        (text, Request(PROMPT), {"num_inference_steps": 0}, "num_inference_steps"),
         (text, Request(PROMPT), {"num_inference_steps": 1001}, "1000"),
         (text, Request(PROMPT), {"spacing": "even"}, "spacing"),
-        (text, Request(PROMPT), {"classifier_scale": 1.0}, "give --class-label"),
+        (text, Request(PROMPT), {"classifier_scale": 1.0}, "give `class_label`"),
         (text, Request(PROMPT, class_label=9), {"classifier_scale": 1.0}, "unknown class 9"),
-        (text, Request(PROMPT, negative_prompt="red"), {}, "guidance-scale"),
-        (text, Request(PROMPT, class_label=1), {}, "classifier-scale"),
+        (text, Request(PROMPT, negative_prompt="red"), {}, "guidance_scale"),
+        (text, Request(PROMPT, class_label=1), {}, "classifier_scale"),
         (classes, Request(PROMPT), {}, "not trained on text"),
         (classes, Request(class_label=1, negative_prompt="red"), {"guidance_scale": 2.0}, "not trained on text"),
         (free, Request(class_label=1), {"guidance_scale": 0.0}, "without condition dropout"),

@@ -22,7 +22,7 @@ from ldm.evaluation.features.small_network import NetworkFacts, SmallNetwork
 from ldm.evaluation.references import save_reference
 from ldm.runtime.errors import UserError
 from ldm.runtime.images import save_png, to_pil
-from ldm.sampling.pipeline import SamplingConfig
+from ldm.sampling.config import SamplingConfig
 
 METRICS = ("fid", "kid", "sliced_fid", "precision", "recall")
 CONFIG = EvaluationConfig(metrics=METRICS, num_images=40, bootstrap=5, batch_size=32, judge=False)

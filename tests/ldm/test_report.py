@@ -19,7 +19,7 @@ from ldm.reports.history import read_history
 from ldm.runtime.errors import UserError
 from ldm.runtime.images import save_grid
 from ldm.runtime.memory import PeakMemory
-from ldm.sampling.pipeline import SamplingConfig
+from ldm.sampling.config import SamplingConfig
 
 EVIL = "<script>alert(1)</script>"
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
+from ldm.sampling.config import Request, SamplingConfig
+from ldm.sampling.pipeline import Pipeline
 from samplers import guidances
 
 # name -> (a call of no strength, one that is felt); a new guidance is given its own here

@@ -11,9 +11,9 @@ from ldm.conditioning import Conditioner, ConditioningConfig
 from ldm.models.unet import UNet, UNetConfig
 from ldm.runtime.compilation import check_compiler, compile_network
 from ldm.runtime.errors import UserError
-from ldm.sampling.config import caveats
+from ldm.sampling.config import Request, SamplingConfig, caveats
 from ldm.sampling.forward_process import Process
-from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
+from ldm.sampling.pipeline import Pipeline
 from ldm.training.config import TrainingConfig
 from samplers import DiscreteSchedule
 
@@ -105,7 +105,7 @@ def test_what_cannot_be_is_refused(changes, message):
 
 def test_samples_by_kept_features_say_that_they_are_lossy():
     (caveat,) = caveats(dataclasses.replace(STEPS, feature_cache=3))
-    assert caveat.startswith("lossy: --feature-cache 3") and caveats(STEPS) == ()
+    assert caveat.startswith("lossy: `feature_cache` 3") and caveats(STEPS) == ()
     with pytest.raises(UserError, match="`compile` reduce-overhead: its graphs overwrite"):
         TrainingConfig(compile="reduce-overhead", gradient_accumulation_steps=2)
 

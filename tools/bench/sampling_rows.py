@@ -14,7 +14,8 @@ from autoencoders import Autoencoder
 from ldm.conditioning import Conditioner
 from ldm.models.unet import UNet
 from ldm.runtime.settings import find_config, read_settings
-from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
+from ldm.sampling.config import Request, SamplingConfig
+from ldm.sampling.pipeline import Pipeline
 from ldm.training.tasks.autoencoder import AutoencoderRun
 from samplers import DiscreteSchedule, Prediction, SampleNoise, get_sampler, make_levels
 from tools.bench.models import fill, settings, shape_of

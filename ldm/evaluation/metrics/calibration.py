@@ -57,8 +57,8 @@ def calibration_figures(
     Of the judge, one a task; of each classifier of the pipeline under the noise of four times of its schedule.
     `UserError` where there is neither, or no image with a label.
     """
-    guides = pipeline.networks.guides if hasattr(pipeline, "networks") else {}
-    if judge is None and not guides:
+    classifiers = pipeline.networks.classifiers if hasattr(pipeline, "networks") else {}
+    if judge is None and not classifiers:
         raise UserError(
             "there is neither a judge for this data nor a classifier",
             remedy="leave it out",
@@ -72,7 +72,7 @@ def calibration_figures(
         rows = indices[start : start + config.batch_size]
         images = torch.stack([data[i].image for i in rows])
         found = {} if judge is None else {judge.name + " " + k: v for k, v in judge.probabilities(images).items()}
-        for name, guide in guides.items():
+        for name, guide in classifiers.items():
             latents = pipeline.encode(images)
             noise = SampleNoise(config.seed, rows, "calibration").initial(
                 latents.shape[1:], latents.dtype, latents.device

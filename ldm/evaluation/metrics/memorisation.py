@@ -21,7 +21,8 @@ from ldm.evaluation.metrics.neighbours import nearest_training
 from ldm.evaluation.records import MetricValue
 from ldm.runtime.errors import UserError
 from ldm.runtime.images import enlarged, grid, save_png
-from ldm.sampling.pipeline import Pipeline, SamplingConfig
+from ldm.sampling.config import SamplingConfig
+from ldm.sampling.pipeline import Pipeline
 
 _SHOWN, _NEIGHBOURS = 8, 3
 _NEAR = 0.01  # of the held-out images lie nearer than what counts as near

@@ -20,9 +20,10 @@ from ldm.evaluation.during import DiffusionEvalConfig, PeriodicEvaluator
 from ldm.models.unet import UNet, UNetConfig
 from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.files import atomic_folder, atomic_write_json
+from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.forward_process import Process
 from ldm.sampling.model_folder import INDEX, copy_part, write_index
-from ldm.sampling.pipeline import Pipeline, Request, SamplingConfig
+from ldm.sampling.pipeline import Pipeline
 from ldm.training.adversary import Loss
 from ldm.training.averages import AveragesConfig
 from ldm.training.config import TrainingConfig, config_facts

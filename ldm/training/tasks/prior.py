@@ -23,7 +23,7 @@ from ldm.evaluation.during import EvalConfig, PeriodicEvaluator
 from ldm.runtime.distributed import processes_of_training
 from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.files import atomic_folder
-from ldm.sampling.code_prior import PRIOR, CodePriorModel, bits_of_codes, told
+from ldm.sampling.code_prior import PRIOR, CodePriorModel, bits_of_codes, prior_condition
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.model_folder import INDEX, copy_part, write_prior_index
 from ldm.training.adversary import Loss
@@ -75,7 +75,7 @@ class PriorModel(nn.Module):
         self, codes: Sequence[Tensor], read: Sequence[Tensor] | None, labels: Tensor | None, tokens: Tensor | None
     ) -> tuple[Tensor, ...]:
         """-log p in nats of the codes of each level, (B, N_l) each; see `CodePriors`."""
-        return self.priors(codes, told(self.conditioner(labels, tokens)), read)
+        return self.priors(codes, prior_condition(self.conditioner(labels, tokens)), read)
 
 
 @dataclass(frozen=True)
