@@ -17,7 +17,7 @@ from autoencoders import storage as folder
 from autoencoders.bottlenecks import Encoding, Gumbel, HasCodes, HasPrior, make_bottleneck
 from autoencoders.coders.build import has_stages, make_coder
 from autoencoders.config import AutoencoderConfig
-from autoencoders.measures import rate
+from autoencoders.measures import bits_per_pixel
 from autoencoders.tiling import WHOLE, Tiling, in_pieces
 
 
@@ -25,7 +25,7 @@ from autoencoders.tiling import WHOLE, Tiling, in_pieces
 class AutoencoderOutput:
     """What a training pass gives: the reconstruction (B, C, H, W), and the bottleneck's scalar losses and metrics.
 
-    Where there is a rate (see `rate`), the metrics have "bits_per_pixel" too.
+    Where there is a rate (see `bits_per_pixel`), the metrics have "bits_per_pixel" too.
     Losses are in their own units: "kl" in nats an image; "codebook", "commitment" and "entropy" with the
     bottleneck's own weights already on them. `likelihood` (B, 2 C, H, W) is what a decoder of the output
     "logit_laplace" says: locations and log-scales.
@@ -117,7 +117,7 @@ class Autoencoder(nn.Module):
         The codes of several codebooks at a place stand side by side: (B, h, w * parts). `ValueError` where there are
         none.
         """
-        return self._quantizer().to_codes(self.quantize.encode(self._features(images)).mean)
+        return self._quantizer().to_indices(self.quantize.encode(self._features(images)).mean)
 
     def decode_codes(self, codes: Sequence[Tensor]) -> Tensor:
         """The images (B, C, H, W) of code maps as `codes` gives them."""
@@ -128,7 +128,7 @@ class Autoencoder(nn.Module):
         for level, (each, size) in enumerate(zip(codes, sizes, strict=True)):
             if each.numel() and not (int(each.min()) >= 0 and int(each.max()) < size):
                 raise ValueError(f"codes of level {level}: expected numbers from 0 to {size - 1}")
-        return self._images(self._quantizer().from_codes(codes))
+        return self._images(self._quantizer().from_indices(codes))
 
     def _quantizer(self) -> HasCodes:
         if not isinstance(self.quantize, HasCodes):
@@ -137,11 +137,11 @@ class Autoencoder(nn.Module):
 
     @property
     def has_prior(self) -> bool:
-        """Whether the bottleneck has a law of its latents of its own, so that `draw` works."""
+        """Whether the bottleneck has a law of its latents of its own, so that `sample_prior` works."""
         return isinstance(self.quantize, HasPrior)
 
     @torch.no_grad()
-    def draw(self, height: int, width: int, generators: Sequence[torch.Generator]) -> Tensor:
+    def sample_prior(self, height: int, width: int, generators: Sequence[torch.Generator]) -> Tensor:
         """Images (B, C, height, width) of latents from the bottleneck's own prior, row i by CPU generator i alone.
 
         A Gaussian's is N(0, 1), a von Mises-Fisher's uniform on the sphere, a dVAE's uniform over the codes; that of a
@@ -153,7 +153,7 @@ class Autoencoder(nn.Module):
         if height % self.factor or width % self.factor:
             raise ValueError(f"expected height and width divisible by {self.factor}, got {height} and {width}")
         shape = (self.latent_channels, height // self.factor, width // self.factor)
-        latents = self.quantize.draw(shape, generators).to(self.prior_mean)
+        latents = self.quantize.sample_prior(shape, generators).to(self.prior_mean)
         if self.config.bottleneck == "kl":
             latents = latents * self.prior_std[:, None, None] + self.prior_mean[:, None, None]
         return self._images(latents)
@@ -166,7 +166,7 @@ class Autoencoder(nn.Module):
         if self.training and generator is None:
             raise ValueError("a forward pass in training mode needs a generator; in evaluation mode it may be None")
         output = self.quantize(self._features(images), generator)
-        metrics = {**output.metrics, **rate(output, images.shape[2] * images.shape[3])}
+        metrics = {**output.metrics, **bits_per_pixel(output, images.shape[2] * images.shape[3])}
         decoded = self._decoded(output.latents)
         likelihood = decoded if self.config.decoder_output == "logit_laplace" else None
         return AutoencoderOutput(self._shown(decoded), output.losses, metrics, likelihood)
@@ -184,7 +184,7 @@ class Autoencoder(nn.Module):
             self.quantize.step = step
 
     @torch.no_grad()
-    def initialise_codes(self, batches: Iterable[Tensor], generator: torch.Generator) -> None:
+    def initialise_codebook(self, batches: Iterable[Tensor], generator: torch.Generator) -> None:
         """Put the codes of a quantiser on latents of batches of images, drawn by `generator`.
 
         `ValueError` for another bottleneck, and for a codebook larger than the sample.

@@ -175,7 +175,7 @@ class AutoencoderConfig:
 
     @property
     def has_codebook(self) -> bool:
-        """Whether there are codes that `Autoencoder.initialise_codes` may put on latents."""
+        """Whether there are codes that `Autoencoder.initialise_codebook` may put on latents."""
         return self.is_vq or self.bottleneck == "vqvae2"
 
     @property

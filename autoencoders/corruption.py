@@ -10,7 +10,7 @@ from torch import Tensor
 
 from autoencoders.bottlenecks.base import standard_normal
 from autoencoders.checks import check_int, check_number
-from autoencoders.posterior_noise import draw
+from autoencoders.posterior_noise import random_rows
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def patch_mask(images: Tensor, config: CorruptionConfig, generator: torch.Genera
     batch, _, height, width = images.shape
     side = config.mask_patch
     cells = (batch, 1, math.ceil(height / side), math.ceil(width / side))
-    drawn = draw(torch.rand, cells, generator) < config.mask_probability
+    drawn = random_rows(torch.rand, cells, generator) < config.mask_probability
     mask = drawn.to(images.device).repeat_interleave(side, 2).repeat_interleave(side, 3)
     return mask[:, :, :height, :width]
 

@@ -56,7 +56,7 @@ class PixelLikelihood:
 
     def log_prob(self, images: Tensor, outputs: Tensor) -> Tensor:
         """log p(x | z) in nats, (B,) in float64, of images (B, C, H, W) around outputs of that shape."""
-        error = wide(images) - wide(outputs)
+        error = to_float64(images) - to_float64(outputs)
         if self.kind == "laplace":
             terms = -error.abs() / self.scale - math.log(2 * self.scale)
         else:
@@ -73,8 +73,8 @@ class LogitLaplaceLikelihood:
 
     def log_prob(self, images: Tensor, outputs: Tensor) -> Tensor:
         """As `PixelLikelihood`, for images (B, C, H, W) in [-1, 1] and outputs (B, 2 C, H, W)."""
-        location, log_scale = logit_laplace.bounded(wide(outputs))
-        terms = logit_laplace.log_density(logit_laplace.to_unit(wide(images)), location, log_scale)
+        location, log_scale = logit_laplace.bounded(to_float64(outputs))
+        terms = logit_laplace.log_density(logit_laplace.to_unit(to_float64(images)), location, log_scale)
         slope = (1 - 2 * logit_laplace.EPS) / 2  # of to_unit: the density is to be one of x, not of the unit's number
         return (terms + math.log(slope)).flatten(1).sum(1)
 
@@ -165,12 +165,12 @@ def _draw(model: Autoencoder, features: Tensor, generator: torch.Generator) -> t
     mean, logvar = bottleneck.posterior(features)
     noise = standard_normal(mean, generator)
     z = mean + torch.exp(0.5 * logvar) * noise
-    center, spread = (wide(each)[:, None, None] for each in (model.prior_mean, model.prior_std))
-    standard = (wide(z) - center) / spread
-    ratio = 0.5 * (wide(noise).square() - standard.square() + wide(logvar)) - spread.log()
+    center, spread = (to_float64(each)[:, None, None] for each in (model.prior_mean, model.prior_std))
+    standard = (to_float64(z) - center) / spread
+    ratio = 0.5 * (to_float64(noise).square() - standard.square() + to_float64(logvar)) - spread.log()
     return z, ratio.flatten(1).sum(1)
 
 
-def wide(x: Tensor) -> Tensor:
+def to_float64(x: Tensor) -> Tensor:
     """x in float64, on the CPU where its device has none."""
     return (x.cpu() if x.device.type == "mps" else x).double()

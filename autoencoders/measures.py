@@ -9,7 +9,7 @@ from torch import Tensor
 from autoencoders.bottlenecks import BottleneckOutput
 
 
-def rate(output: BottleneckOutput, pixels: int) -> dict[str, Tensor]:
+def bits_per_pixel(output: BottleneckOutput, pixels: int) -> dict[str, Tensor]:
     """{"bits_per_pixel": what the latents of an image of so many pixels cost}; {} of a bottleneck without a rate.
 
     From the KL if there is one; else from the entropy of the codes of this batch, as if all places were independent.

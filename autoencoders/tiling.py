@@ -152,19 +152,19 @@ def _whole(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
-def _reach(layers: Sequence[nn.Module]) -> int:
+def _receptive_field(layers: Sequence[nn.Module]) -> int:
     """How many pixels of input beyond a tile's edge have a part in its output."""
-    reach = 0
+    receptive_field = 0
     for layer in reversed(layers):
         if isinstance(layer, ResnetBlock):
-            reach += 2
+            receptive_field += 2
         elif isinstance(layer, nn.Conv2d):
-            reach += layer.kernel_size[0] // 2
+            receptive_field += layer.kernel_size[0] // 2
         elif isinstance(layer, Downsample):
-            reach = 2 * reach + 1
+            receptive_field = 2 * receptive_field + 1
         elif isinstance(layer, Upsample):
-            reach = -(-(reach + 1) // 2)
-    return reach
+            receptive_field = -(-(receptive_field + 1) // 2)
+    return receptive_field
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def _tiled(layers: Sequence[nn.Module], x: Tensor, tile: int, overlap: int) -> T
     """Layers without attention on (1, C, H, W), tile by tile; `tile` and `overlap` in pixels of x."""
     down = 2 ** sum(isinstance(layer, Downsample) for layer in layers)
     up = 2 ** sum(isinstance(layer, Upsample) for layer in layers)
-    margin = -(-_reach(layers) // down) * down  # tiles begin where the layers' strides begin
+    margin = -(-_receptive_field(layers) // down) * down  # tiles begin where the layers' strides begin
     rows, columns = (_spans(size, tile, overlap, margin) for size in x.shape[2:])
     statistics = _Statistics()
     norms = sum(2 if isinstance(layer, ResnetBlock) else isinstance(layer, nn.GroupNorm) for layer in layers)

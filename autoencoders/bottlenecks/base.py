@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from autoencoders.posterior_noise import draw
+from autoencoders.posterior_noise import random_rows
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class Bottleneck(Protocol):
 class HasCodes(Protocol):
     """A bottleneck whose latents are codes in the end: one map (B, h, w) of them a level, coarse to fine."""
 
-    def to_codes(self, latents: Tensor) -> tuple[Tensor, ...]:
+    def to_indices(self, latents: Tensor) -> tuple[Tensor, ...]:
         """The code maps (B, h, w), int64, of latents; several codebooks stand side by side: (B, h, w * parts)."""
 
-    def from_codes(self, codes: Sequence[Tensor]) -> Tensor:
+    def from_indices(self, codes: Sequence[Tensor]) -> Tensor:
         """The decoder's input for such maps."""
 
 
@@ -73,7 +73,7 @@ class HasCodes(Protocol):
 class HasPrior(Protocol):
     """A bottleneck with a law of its latents of its own, from which a trained model draws."""
 
-    def draw(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+    def sample_prior(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
         """The decoder's input (B, *shape), shape (C, h, w), row i by generator i alone, a CPU generator."""
 
 
@@ -97,10 +97,10 @@ class Quantizer(nn.Module):
         """Indices as `indices` gives them -> codes (B, C, h, w)."""
         raise NotImplementedError
 
-    def to_codes(self, latents: Tensor) -> tuple[Tensor, ...]:
+    def to_indices(self, latents: Tensor) -> tuple[Tensor, ...]:
         return (self.indices(latents),)
 
-    def from_codes(self, codes: Sequence[Tensor]) -> Tensor:
+    def from_indices(self, codes: Sequence[Tensor]) -> Tensor:
         return self.lookup(codes[0])
 
 
@@ -111,7 +111,7 @@ def normal_rows(shape: Sequence[int], generators: Sequence[torch.Generator]) -> 
 
 def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
     """Noise shaped like `like`, drawn on the generator's own device."""
-    return draw(torch.randn, like.shape, generator, dtype=like.dtype).to(like.device)
+    return random_rows(torch.randn, like.shape, generator, dtype=like.dtype).to(like.device)
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Gaussian(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         return latents
 
-    def draw(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+    def sample_prior(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
         """From the prior, a standard normal: the decoder's input (B, *shape), row i by generator i."""
         return normal_rows(shape, generators)
 

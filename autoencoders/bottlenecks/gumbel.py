@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from autoencoders.bottlenecks.base import BottleneckOutput, Quantizer, full_precision
 from autoencoders.bottlenecks.vector_quantizer import code_use, straight_through
 from autoencoders.checks import check_bool, check_int, check_number
-from autoencoders.posterior_noise import draw
+from autoencoders.posterior_noise import random_rows
 
 _CODE_SPREAD = 2.0  # of new codes: wide enough that the first choices are not all chance
 
@@ -51,7 +51,7 @@ def gumbel_softmax(logits: Tensor, temperature: float, generator: torch.Generato
 
     The largest weight is at code k with the probability softmax(logits)_k at every temperature; for tau -> 0 it is 1.
     """
-    u = draw(torch.rand, logits.shape, generator, dtype=logits.dtype).to(logits.device)
+    u = random_rows(torch.rand, logits.shape, generator, dtype=logits.dtype).to(logits.device)
     u = u.clamp(torch.finfo(u.dtype).tiny, 1 - torch.finfo(u.dtype).eps / 2)  # rand may give 0, and log 1 is 0
     return torch.softmax((logits - torch.log(-u.log())) / temperature, dim=1)
 
@@ -95,7 +95,7 @@ class Gumbel(Quantizer):
         """Indices (B, h, w) -> codes (B, C, h, w)."""
         return self.embedding(indices).permute(0, 3, 1, 2)
 
-    def draw(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+    def sample_prior(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
         """From the prior, all codes equally probable: the decoder's input (B, *shape), row i by generator i."""
         index = torch.stack([torch.randint(self.num_codes, tuple(shape[1:]), generator=each) for each in generators])
         return self.lookup(index.to(self.embedding.weight.device))

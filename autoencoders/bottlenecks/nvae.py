@@ -140,7 +140,7 @@ class NVAE(nn.Module):
         given = self._groups_of(latents)
         return self._descend(latents, lambda index, group, state: given[index])
 
-    def draw(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+    def sample_prior(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
         """From the prior, top-down: the decoder's input for latents (B, *shape), row i by generator i."""
         return self.from_noise(normal_rows(shape, generators).to(self.start))
 

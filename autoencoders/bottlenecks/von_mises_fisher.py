@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, full_precision, normal_rows, standard_normal
 from autoencoders.checks import check_number
-from autoencoders.posterior_noise import own_rows, whole
+from autoencoders.posterior_noise import full_shape, own_rows
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def sample_cosine(like: Tensor, dim: int, kappa: float, generator: torch.Generat
     c = kappa * x0 + (dim - 1) * math.log(4 * b / (1 + b) ** 2)  # 1 - x0^2, without its cancellation
     device = generator.device
     kind = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-    shape = whole(like.shape, generator)
+    shape = full_shape(like.shape, generator)
     w = torch.empty(shape, dtype=kind, device=device)
     waiting = torch.ones(shape, dtype=torch.bool, device=device)
     while bool(waiting.any()):
@@ -120,7 +120,7 @@ class VonMisesFisher(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         return F.normalize(latents, dim=1)
 
-    def draw(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+    def sample_prior(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
         """From the prior, uniform on each place's sphere: the decoder's input (B, *shape), row i by generator i."""
         return F.normalize(normal_rows(shape, generators), dim=1)
 

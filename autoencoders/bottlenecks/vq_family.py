@@ -37,10 +37,10 @@ class _Several(Quantizer):
         """Those of the groups or stages, in order."""
         return [cast(VectorQuantizer, part) for part in self.parts]
 
-    def to_codes(self, latents: Tensor) -> tuple[Tensor, ...]:
+    def to_indices(self, latents: Tensor) -> tuple[Tensor, ...]:
         return (self.indices(latents).permute(0, 2, 3, 1).flatten(2),)  # (B, h, w * parts): a place's side by side
 
-    def from_codes(self, codes: Sequence[Tensor]) -> Tensor:
+    def from_indices(self, codes: Sequence[Tensor]) -> Tensor:
         return self.lookup(codes[0].unflatten(2, (-1, len(self.parts))).permute(0, 3, 1, 2))
 
     def _codes_of(self, indices: Tensor) -> list[Tensor]:

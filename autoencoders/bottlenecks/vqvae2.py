@@ -14,7 +14,7 @@ from autoencoders.bottlenecks.hierarchy import MAX_LEVELS, MAX_WIDTH, BottomUp, 
 from autoencoders.bottlenecks.vector_quantizer import VectorQuantizer
 from autoencoders.checks import check_int, check_number
 from autoencoders.coders.blocks import Stage, Upsample
-from autoencoders.posterior_noise import draw
+from autoencoders.posterior_noise import random_rows
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,13 @@ class VQVAE2(nn.Module):
         levels = unpack(latents, self.channels)
         return self.join([part.decode(level) for part, level in zip(self.quantizers(), levels, strict=True)])
 
-    def to_codes(self, latents: Tensor) -> tuple[Tensor, ...]:
+    def to_indices(self, latents: Tensor) -> tuple[Tensor, ...]:
         """Packed latents -> the indices (B, h 2^l, w 2^l) of the codes of each level, coarse to fine."""
         levels = unpack(latents, self.channels)
         return tuple(part.indices(level) for part, level in zip(self.quantizers(), levels, strict=True))
 
-    def from_codes(self, codes: Sequence[Tensor]) -> Tensor:
-        """Indices as `to_codes` gives them -> the decoder's input (B, levels * C, H, W).
+    def from_indices(self, codes: Sequence[Tensor]) -> Tensor:
+        """Indices as `to_indices` gives them -> the decoder's input (B, levels * C, H, W).
 
         `ValueError` unless each level is twice as fine as the one before.
         """
@@ -137,7 +137,7 @@ class VQVAE2(nn.Module):
 
     def _seen(self, features: Tensor, generator: torch.Generator) -> list[Tensor]:
         """1 or 0 for each level and image (B, 1, 1, 1): whether the decoder is shown it. Level 0 it always is."""
-        dropped, which = draw(torch.rand, (len(features), 2, 1, 1, 1), generator).to(features).unbind(1)
+        dropped, which = random_rows(torch.rand, (len(features), 2, 1, 1, 1), generator).to(features).unbind(1)
         last = torch.where(dropped < self.dropout, (which * self.levels[-1]).floor(), self.levels[-1])
         return [(level <= last).to(features.dtype) for level in self.levels]
 

@@ -4,7 +4,7 @@ from autoencoders.priors.base import CodePrior, PriorCondition, mask_codes
 from autoencoders.priors.config import MAX_CODES, CodeGrid, PriorConfig, PriorShape
 from autoencoders.priors.pixelcnn import PixelCNN
 from autoencoders.priors.priors import CodePriors
-from autoencoders.priors.sampling import CodeSampling, draw, guided, probabilities, sample_codes
+from autoencoders.priors.sampling import CodeSampling, guided, probabilities, sample_codes, sample_indices
 from autoencoders.priors.transformer import Transformer
 
 __all__ = [
@@ -18,9 +18,9 @@ __all__ = [
     "PriorConfig",
     "PriorShape",
     "Transformer",
-    "draw",
     "guided",
     "mask_codes",
     "probabilities",
     "sample_codes",
+    "sample_indices",
 ]

@@ -83,42 +83,42 @@ class CodePrior(nn.Module):
             raise ValueError(f"coarser: expected the maps of {len(self.coarser)} coarser levels, got {maps}")
 
 
-class PartEmbedding(nn.Module):
+class CodebookEmbedding(nn.Module):
     """Codes (B, h, w) -> (B, h, w, D), with a table for each of the codebooks that stand side by side."""
 
     def __init__(self, grid: CodeGrid, width: int) -> None:
         super().__init__()
         self.grid = grid
-        self.table = nn.Embedding(grid.parts * grid.num_codes, width)
+        self.table = nn.Embedding(grid.codebooks * grid.num_codes, width)
         nn.init.normal_(self.table.weight, std=width**-0.5)
 
     def forward(self, codes: Tensor, first: int = 0) -> Tensor:
         """`codes` begin in column `first` of the map."""
         columns = torch.arange(first, first + codes.shape[-1], device=codes.device)
-        return self.table(codes + columns % self.grid.parts * self.grid.num_codes)
+        return self.table(codes + columns % self.grid.codebooks * self.grid.num_codes)
 
 
-class PartHead(nn.Module):
+class CodebookHead(nn.Module):
     """States (B, n, D) of the codes from number `first` on -> logits (B, n, K), by the head of each code's codebook."""
 
     def __init__(self, grid: CodeGrid, width: int) -> None:
         super().__init__()
         self.grid = grid
-        self.weight = nn.Parameter(torch.randn(grid.parts, grid.num_codes, width) * 0.1 * width**-0.5)
-        self.bias = nn.Parameter(torch.zeros(grid.parts, grid.num_codes))
+        self.weight = nn.Parameter(torch.randn(grid.codebooks, grid.num_codes, width) * 0.1 * width**-0.5)
+        self.bias = nn.Parameter(torch.zeros(grid.codebooks, grid.num_codes))
 
     def forward(self, states: Tensor, first: int = 0) -> Tensor:
-        parts, batch, count = self.grid.parts, *states.shape[:2]
-        if parts == 1:
+        codebooks, batch, count = self.grid.codebooks, *states.shape[:2]
+        if codebooks == 1:
             return F.linear(states, self.weight[0], self.bias[0])
         if count == 1:
-            return F.linear(states, self.weight[first % parts], self.bias[first % parts])
-        assert first % parts == 0 and count % parts == 0, "whole places"
-        split = states.reshape(batch, count // parts, parts, -1)
+            return F.linear(states, self.weight[first % codebooks], self.bias[first % codebooks])
+        assert first % codebooks == 0 and count % codebooks == 0, "whole positions"
+        split = states.reshape(batch, count // codebooks, codebooks, -1)
         return (torch.einsum("bnpd,pkd->bnpk", split, self.weight) + self.bias).reshape(batch, count, -1)
 
 
-class Surroundings(nn.Module):
+class SpatialContext(nn.Module):
     """What is known of each code before any is read, (B, h, w, D): its row and column, and the coarser codes there.
 
     The coarser maps go through a residual convolution at their own size and are laid over the finer grid, as the
@@ -133,7 +133,7 @@ class Surroundings(nn.Module):
         self.rows, self.columns = nn.Embedding(grid.height, width), nn.Embedding(grid.width, width)
         for positions in (self.rows, self.columns):
             nn.init.normal_(positions.weight, std=0.02)
-        self.above = nn.ModuleList(_Above(each, grid, width) for each in coarser)
+        self.above = nn.ModuleList(_CoarserLevel(each, grid, width) for each in coarser)
 
     def forward(self, coarser: Sequence[Tensor], batch: int) -> Tensor:
         positions = self.rows.weight[:, None] + self.columns.weight  # (h, w, D)
@@ -143,28 +143,28 @@ class Surroundings(nn.Module):
         return known
 
 
-class _Above(nn.Module):
+class _CoarserLevel(nn.Module):
     """A coarser map (B, h', w') -> (B, h, w, D) on the finer grid; the codes of one place share what they are told."""
 
     def __init__(self, coarse: CodeGrid, fine: CodeGrid, width: int) -> None:
         super().__init__()
         self.coarse, self.fine = coarse, fine
-        self.embed = PartEmbedding(coarse, width)
+        self.embed = CodebookEmbedding(coarse, width)
         self.conv_in = nn.Conv2d(width, width, 3, padding=1)
         self.conv_mid = nn.Conv2d(width, width, 3, padding=1)
         self.conv_out = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, codes: Tensor) -> Tensor:
         coarse, fine = self.coarse, self.fine
-        each = self.embed(codes).unflatten(2, (coarse.columns, coarse.parts)).sum(3)  # (B, h', w', D), a place each
+        each = self.embed(codes).unflatten(2, (coarse.columns, coarse.codebooks)).sum(3)  # (B, h', w', D), a place each
         x = each.permute(0, 3, 1, 2)
         x = x + self.conv_mid(F.silu(self.conv_in(F.silu(x))))
         x = x.repeat_interleave(fine.height // coarse.height, 2).repeat_interleave(fine.columns // coarse.columns, 3)
         x = self.conv_out(F.silu(x))  # (B, D, h, columns)
-        return x.permute(0, 2, 3, 1).repeat_interleave(fine.parts, 2)
+        return x.permute(0, 2, 3, 1).repeat_interleave(fine.codebooks, 2)
 
 
-class Told(nn.Module):
+class ConditionEmbedding(nn.Module):
     """Class ids and text states as one vector (B, D) a sample: what a convolution can be told."""
 
     def __init__(self, shape: PriorShape, width: int) -> None:

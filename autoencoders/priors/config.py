@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import reprlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from autoencoders.checks import check_int, check_number
 
 MAX_CODES = 2**18  # the head gives a number for every code
-_MAX_PLACES = 2**16  # codes of one level of one image
+_MAX_LENGTH = 2**16  # codes of one level of one image
 _MAX_LEVELS = 8
 _MAX_CLASSES = 2**20
 _MAX_WIDTH = 2**14
+_FILE_NAMES = {"codebooks": "parts"}  # settings that config.json has under another name
 
 Kind = Literal["pixelcnn", "transformer"]
 
@@ -59,34 +60,38 @@ class PriorConfig:
 class CodeGrid:
     """One level of codes: maps (height, width) of numbers from 0 to num_codes - 1.
 
-    With several codebooks at a place (product, residual quantisation) the map is `parts` times wider than the grid of
-    places: the codes of a place stand side by side, the first codebook's first.
+    With several codebooks (product, residual quantisation) the map is `codebooks` times wider than the grid of
+    positions: the indices of a position are side by side, the first codebook's first.
     """
 
     num_codes: int
     height: int
     width: int
-    parts: int = 1
+    codebooks: int = 1
 
     def __post_init__(self) -> None:
         check_int("num_codes", self.num_codes, 1, MAX_CODES)
-        for name in ("height", "width", "parts"):
-            check_int(name, getattr(self, name), 1, _MAX_PLACES)
-        if self.width % self.parts or self.height * self.width > _MAX_PLACES:
+        for name in ("height", "width", "codebooks"):
+            check_int(name, getattr(self, name), 1, _MAX_LENGTH)
+        if self.width % self.codebooks or self.height * self.width > _MAX_LENGTH:
             raise ValueError(
-                f"code map: expected at most {_MAX_PLACES} codes, a multiple of {self.parts} in a row, "
+                f"code map: expected at most {_MAX_LENGTH} codes, a multiple of {self.codebooks} in a row, "
                 f"got {self.height} x {self.width}"
             )
 
     @property
-    def places(self) -> int:
+    def length(self) -> int:
         """N, the codes of an image."""
         return self.height * self.width
 
     @property
     def columns(self) -> int:
-        """Width of the grid of places."""
-        return self.width // self.parts
+        """Width of the grid of positions."""
+        return self.width // self.codebooks
+
+    def entries(self) -> dict[str, int]:
+        """The level in config.json."""
+        return {_FILE_NAMES.get(name, name): value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,8 @@ class PriorShape:
     @property
     def uniform_bits(self) -> float:
         """Bits a code of a code map of which nothing is known: the mean of log2 K over all codes."""
-        total = sum(level.places * math.log2(level.num_codes) for level in self.levels)
-        return total / sum(level.places for level in self.levels)
+        total = sum(level.length * math.log2(level.num_codes) for level in self.levels)
+        return total / sum(level.length for level in self.levels)
 
 
 def config_of(entries: dict[str, Any]) -> tuple[PriorConfig, PriorShape]:
@@ -131,16 +136,16 @@ def config_of(entries: dict[str, Any]) -> tuple[PriorConfig, PriorShape]:
     levels = entries["levels"]
     if not isinstance(levels, list) or not 1 <= len(levels) <= _MAX_LEVELS:
         raise ValueError(f"levels: expected a list of 1 to {_MAX_LEVELS}, got {reprlib.repr(levels)}")
-    grids = tuple(_made(CodeGrid, f"levels[{place}]", level) for place, level in enumerate(levels))
-    settings = _made(PriorConfig, "settings", entries["settings"])
+    grids = tuple(_from_entries(CodeGrid, f"levels[{index}]", level) for index, level in enumerate(levels))
+    settings = _from_entries(PriorConfig, "settings", entries["settings"])
     return settings, PriorShape(grids, entries["num_classes"], entries["context_dim"])
 
 
-def _made(schema: type[Any], name: str, values: object) -> Any:
-    known = schema.__dataclass_fields__
+def _from_entries(schema: type[Any], name: str, values: object) -> Any:
+    known = {_FILE_NAMES.get(field, field): field for field in schema.__dataclass_fields__}
     if not isinstance(values, dict) or not set(values) <= set(known):
         raise ValueError(f"{name}: expected an object with {', '.join(known)}, got {reprlib.repr(values)}")
     try:
-        return schema(**values)
+        return schema(**{known[name]: value for name, value in values.items()})
     except TypeError:
         raise ValueError(f"{name}: an entry is missing; expected {', '.join(known)}") from None

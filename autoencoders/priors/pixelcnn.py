@@ -6,7 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoencoders.priors.base import CodePrior, Decoder, PartEmbedding, PartHead, PriorCondition, Surroundings, Told
+from autoencoders.priors.base import (
+    CodebookEmbedding,
+    CodebookHead,
+    CodePrior,
+    ConditionEmbedding,
+    Decoder,
+    PriorCondition,
+    SpatialContext,
+)
 from autoencoders.priors.config import PriorConfig, PriorShape
 
 
@@ -55,18 +63,18 @@ class PixelCNN(CodePrior):
     def __init__(self, config: PriorConfig, shape: PriorShape, level: int) -> None:
         super().__init__(config, shape, level)
         width = config.width
-        self.embed = PartEmbedding(self.grid, width)
-        self.surroundings = Surroundings(self.grid, self.coarser, width)
-        self.told = Told(shape, width)
+        self.embed = CodebookEmbedding(self.grid, width)
+        self.surroundings = SpatialContext(self.grid, self.coarser, width)
+        self.told = ConditionEmbedding(shape, width)
         vector = shape.num_classes > 0 or shape.context_dim is not None
         self.layers = nn.ModuleList(
             GatedLayer(width, config.kernel_size, config.dropout, vector) for _ in range(config.layers)
         )
         self.mix = nn.Conv2d(width, width, 1)
-        self.head = PartHead(self.grid, width)
+        self.head = CodebookHead(self.grid, width)
 
     @property
-    def reach(self) -> int:
+    def receptive_field(self) -> int:
         """How many rows up a code can see."""
         return 1 + len(self.layers) * (self.config.kernel_size // 2)
 
@@ -93,7 +101,7 @@ class PixelCNN(CodePrior):
 
         def logits(codes: Tensor, n: int) -> Tensor:
             row, column = divmod(n, self.grid.width)
-            rows = slice(max(0, row - self.reach), row + 1)
+            rows = slice(max(0, row - self.receptive_field), row + 1)
             states = self._states(self.embed(codes[:, rows]), known[:, :, rows], told)
             return self.head(states[:, -1, column : column + 1], n)[:, 0]
 

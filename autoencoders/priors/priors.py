@@ -92,7 +92,7 @@ class CodePriors(nn.Module):
         return {
             "_class_name": _CLASS_NAME,
             "settings": asdict(self.config),
-            "levels": [asdict(level) for level in shape.levels],
+            "levels": [level.entries() for level in shape.levels],
             "num_classes": shape.num_classes,
             "context_dim": shape.context_dim,
         }

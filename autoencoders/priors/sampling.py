@@ -35,25 +35,25 @@ def probabilities(logits: Tensor, sampling: CodeSampling) -> Tensor:
 
     Of codes that are equally likely the one with the smaller number counts as the likelier, so exactly k are kept.
     """
-    law = (logits.double() / sampling.temperature).softmax(-1)
+    probs = (logits.double() / sampling.temperature).softmax(-1)
     if not sampling.top_k and sampling.top_p == 1:
-        return law
-    ordered, order = law.sort(dim=-1, descending=True, stable=True)
+        return probs
+    ordered, order = probs.sort(dim=-1, descending=True, stable=True)
     if sampling.top_k:
         ordered[:, sampling.top_k :] = 0
         ordered = ordered / ordered.sum(-1, keepdim=True)
     if sampling.top_p < 1:  # a code stays while those before it fall short of p
         ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0
         ordered = ordered / ordered.sum(-1, keepdim=True)
-    return torch.zeros_like(law).scatter(-1, order, ordered)
+    return torch.zeros_like(probs).scatter(-1, order, ordered)
 
 
-def draw(law: Tensor, uniform: Tensor) -> Tensor:
+def sample_indices(probs: Tensor, uniform: Tensor) -> Tensor:
     """The codes (B,) where the cumulated law (B, K) passes numbers (B,) in [0, 1); never one of probability 0."""
-    cumulated = law.cumsum(-1)
+    cumulated = probs.cumsum(-1)
     cumulated = cumulated / cumulated[:, -1:]
     found = torch.searchsorted(cumulated, uniform[:, None].to(cumulated).contiguous(), right=True)[:, 0]
-    last = law.shape[-1] - 1 - (law.flip(-1) > 0).int().argmax(-1)  # of positive probability
+    last = probs.shape[-1] - 1 - (probs.flip(-1) > 0).int().argmax(-1)  # of positive probability
     return torch.minimum(found, last)
 
 
@@ -87,7 +87,7 @@ def sample_codes(
         raise ValueError(f"guidance_scale {guidance_scale}: guidance needs the null condition")
     grid, device = prior.grid, next(prior.parameters()).device
     uniform = torch.stack(
-        [torch.rand(grid.places, generator=each, dtype=torch.float64, device=each.device).cpu() for each in generators]
+        [torch.rand(grid.length, generator=each, dtype=torch.float64, device=each.device).cpu() for each in generators]
     )  # (B, N)
     exact = torch.device("cpu") if device.type == "mps" else device  # which has no float64
     uniform = uniform.to(exact)
@@ -97,12 +97,12 @@ def sample_codes(
     if guidance_scale != 1 and null is not None:
         branches["null"] = prior.decoder(null, batch)
     codes = torch.zeros(batch, grid.height, grid.width, dtype=torch.int64, device=device)
-    for n in range(grid.places):
+    for n in range(grid.length):
         found = {name: decode(codes, n).to(exact).double() for name, decode in branches.items()}  # (B, K) each
         if len(found) == 2:
             logits = guided(found["cond"], found["null"], guidance_scale)
         else:
             (logits,) = found.values()
         row, column = divmod(n, grid.width)
-        codes[:, row, column] = draw(probabilities(logits, sampling), uniform[:, n]).to(device)
+        codes[:, row, column] = sample_indices(probabilities(logits, sampling), uniform[:, n]).to(device)
     return codes

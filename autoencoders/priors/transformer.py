@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoencoders.priors.base import CodePrior, Decoder, PartEmbedding, PartHead, PriorCondition, Surroundings
+from autoencoders.priors.base import CodebookEmbedding, CodebookHead, CodePrior, Decoder, PriorCondition, SpatialContext
 from autoencoders.priors.config import PriorConfig, PriorShape
 
 
@@ -65,14 +65,14 @@ class Transformer(CodePrior):
     def __init__(self, config: PriorConfig, shape: PriorShape, level: int) -> None:
         super().__init__(config, shape, level)
         width = config.width
-        self.embed = PartEmbedding(self.grid, width)
-        self.surroundings = Surroundings(self.grid, self.coarser, width)
+        self.embed = CodebookEmbedding(self.grid, width)
+        self.surroundings = SpatialContext(self.grid, self.coarser, width)
         self.start = nn.Embedding(shape.num_classes + 1, width)  # the last: no class
         nn.init.normal_(self.start.weight, std=width**-0.5)
         self.text = nn.Linear(shape.context_dim, width) if shape.context_dim is not None else None
         self.blocks = nn.ModuleList(Block(width, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
-        self.head = PartHead(self.grid, width)
+        self.head = CodebookHead(self.grid, width)
         for block in self.blocks:  # residual paths start small, the deeper the network the smaller (GPT-2)
             assert isinstance(block, Block)
             for linear in (block.to_out, block.fc2):
@@ -80,13 +80,13 @@ class Transformer(CodePrior):
 
     def forward(self, codes: Tensor, condition: PriorCondition) -> Tensor:
         self.check(codes, condition)
-        batch, places = len(codes), self.grid.places
+        batch, length = len(codes), self.grid.length
         known = self.surroundings(condition.coarser, batch).flatten(1, 2)  # (B, N, D)
         before = torch.cat([self._start(condition, batch), self.embed(codes).flatten(1, 2)[:, :-1]], 1)  # (B, N, D)
         prefix = self._prefix(condition, batch)  # (B, L, D)
         x = torch.cat([prefix, before + known], 1)
         x = F.dropout(x, self.config.dropout, self.training)
-        allowed = self._allowed(condition, prefix.shape[1], prefix.shape[1] + places, x.device)
+        allowed = self._allowed(condition, prefix.shape[1], prefix.shape[1] + length, x.device)
         for block in self.blocks:
             x = block(x, allowed)
         return self.head(self.norm(x[:, prefix.shape[1] :]))
@@ -97,9 +97,9 @@ class Transformer(CodePrior):
         known = self.surroundings(condition.coarser, batch).flatten(1, 2)
         prefix = self._prefix(condition, batch)
         length, heads = prefix.shape[1], self.config.heads
-        room = (batch, heads, length + self.grid.places, self.config.width // heads)
+        room = (batch, heads, length + self.grid.length, self.config.width // heads)
         caches = [Cache(known.new_empty(room), known.new_empty(room)) for _ in self.blocks]
-        everything = self._allowed(condition, length, length + self.grid.places, known.device)
+        everything = self._allowed(condition, length, length + self.grid.length, known.device)
 
         def logits(codes: Tensor, n: int) -> Tensor:
             if n == 0:

@@ -71,14 +71,14 @@ def code_figures(model: CodePriorModel, data: ImageData, config: EvaluationConfi
         parts.append(model.autoencoder.codes(images.to(model.device)))
     codes = [torch.cat([part[level] for part in parts]) for level in range(len(levels))]
     requests = conditions_of(cast(Any, model), data, indices)
-    places, pixels = sum(level.places for level in levels), model.image_size**2
+    places, pixels = sum(level.length for level in levels), model.image_size**2
     figures = []
     for null in (False, True) if model.has_classes or model.has_text else (False,):
         bits = bits_of_codes(model.priors, model.conditioner, codes, requests, null=null)  # (N, levels)
         suffix = "[null]" if null else ""
         figures.append(_figure(f"bits_per_code{suffix}", bits.sum(1) / places))
         for level, grid in enumerate(levels) if len(levels) > 1 else ():
-            figures.append(_figure(f"bits_per_code[level {level}]{suffix}", bits[:, level] / grid.places))
+            figures.append(_figure(f"bits_per_code[level {level}]{suffix}", bits[:, level] / grid.length))
         if not null:
             figures.append(_figure("bits_per_pixel", bits.sum(1) / pixels))
     return (*figures, MetricValue("bits_per_code", "bits_per_code[uniform]", model.priors.shape.uniform_bits))

@@ -147,7 +147,7 @@ class CodePriorModel:
             chunk = requests[start : start + batch_size]
             generators = [stream(seed, first_index + start + place, "codes") for place in range(len(chunk))]
             branches = 1 if self.sampling.guidance_scale in (0, 1) else 2
-            self.evaluations += len(chunk) * branches * sum(level.places for level in self.priors.shape.levels)
+            self.evaluations += len(chunk) * branches * sum(level.length for level in self.priors.shape.levels)
             yield self.autoencoder.decode_codes(self.codes(chunk, generators)).float().clamp(-1, 1)
 
     def _condition(self, labels: Sequence[int | None], texts: Sequence[str]) -> PriorCondition:

@@ -92,7 +92,7 @@ class AutoencoderPrior(_Unconditional):
         self.image_size = image_size
 
     def images(self, generators: Sequence[torch.Generator]) -> Tensor:
-        return self.autoencoder.draw(self.image_size, self.image_size, generators).float().clamp(-1, 1)
+        return self.autoencoder.sample_prior(self.image_size, self.image_size, generators).float().clamp(-1, 1)
 
 
 class NoiseGenerator(_Unconditional):

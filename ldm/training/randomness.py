@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autoencoders.posterior_noise import PartGenerator
+from autoencoders.posterior_noise import ShardGenerator
 
 
 def key(*parts: int | str) -> int:
@@ -61,7 +61,7 @@ class StepRandom:
     def generator(self, purpose: str) -> torch.Generator:
         """A generator on the device that knows which rows of the global batch this piece has."""
         part = self.share.part(self.micro)
-        generator = PartGenerator(self.device, part.start, self.share.batch_size)
+        generator = ShardGenerator(self.device, part.start, self.share.batch_size)
         generator.manual_seed(key(self.seed, self.step, purpose))
         return generator
 

@@ -60,12 +60,12 @@ def test_pictures_from_the_prior(name, tmp_path):
     model = model_of(name)
     if not model.has_prior:
         with pytest.raises(ValueError, match=f"bottleneck {name} has no prior of its own"):
-            model.draw(16, 16, generators(0))
+            model.sample_prior(16, 16, generators(0))
         return
-    pictures = model.draw(16, 24, generators(0, 1, 2))
+    pictures = model.sample_prior(16, 24, generators(0, 1, 2))
     assert pictures.shape == (3, 3, 16, 24)
     assert (pictures[0] - pictures[1]).abs().max() > 1e-3
-    torch.testing.assert_close(model.draw(16, 24, generators(2)), pictures[2:])
+    torch.testing.assert_close(model.sample_prior(16, 24, generators(2)), pictures[2:])
     # a calibration is of the latents' units, and the prior goes with them
     batches = [torch.rand(8, 3, 16, 16, generator=generators(7)[0]) * 2 - 1]
     model.calibrate(*measure_latents(model, batches))
@@ -73,16 +73,16 @@ def test_pictures_from_the_prior(name, tmp_path):
     once = Autoencoder.from_pretrained(tmp_path / "once")
     once.save_pretrained(tmp_path / "twice")
     twice = Autoencoder.from_pretrained(tmp_path / "twice")
-    torch.testing.assert_close(once.draw(16, 24, generators(0, 1, 2)), pictures, rtol=1e-3, atol=1e-4)
-    assert torch.equal(once.draw(16, 24, generators(5)), twice.draw(16, 24, generators(5)))
+    torch.testing.assert_close(once.sample_prior(16, 24, generators(0, 1, 2)), pictures, rtol=1e-3, atol=1e-4)
+    assert torch.equal(once.sample_prior(16, 24, generators(5)), twice.sample_prior(16, 24, generators(5)))
     assert model.fingerprint() == once.fingerprint() == twice.fingerprint()
     with pytest.raises(ValueError, match=f"divisible by {model.factor}"):
-        model.draw(15, 16, generators(0))
+        model.sample_prior(15, 16, generators(0))
 
 
 def test_the_priors_laws():
     def drawn(name):
-        return model_of(name).quantize.draw((4, 8, 8), generators(*range(40))).permute(0, 2, 3, 1).flatten(0, 2)
+        return model_of(name).quantize.sample_prior((4, 8, 8), generators(*range(40))).permute(0, 2, 3, 1).flatten(0, 2)
 
     assert stats.kstest(drawn("kl").flatten().double().numpy(), "norm").pvalue > 1e-3
     # on the sphere of R^4 a coordinate t has (1 + t) / 2 from Beta(3/2, 3/2)

@@ -76,7 +76,7 @@ def test_sizes_codes_and_rate_of_levels(levels):
 
 def test_a_finer_level_is_quantised_given_the_coarser():
     model, x = Autoencoder(settings(3), seed=1).eval(), textured(16)
-    model.initialise_codes([x], generator())
+    model.initialise_codebook([x], generator())
     before = unpack(model.encode(x).mean, [4] * 3)
     for changed in range(3):
         part = model.quantize.quantizers()[changed].embedding.weight
@@ -91,19 +91,19 @@ def test_a_finer_level_is_quantised_given_the_coarser():
 @torch.no_grad()
 def test_codes_on_data_are_vectors_of_their_level():
     model, x = Autoencoder(settings(2)).eval(), textured(8)
-    model.initialise_codes([x[:4], x[4:]], generator())
+    model.initialise_codebook([x[:4], x[4:]], generator())
     for level, found in enumerate(unpack(model.encode(x).mean, [4, 4])):
         codes = model.quantize.quantizers()[level].embedding.weight.double()
         distance = torch.cdist(codes, found.double().permute(0, 2, 3, 1).flatten(0, 2)).amin(1)
         assert float(distance.max()) < 1e-5
     with pytest.raises(ValueError, match="num_codes 32: larger than the sample"):
-        Autoencoder(settings(2)).initialise_codes([x[:1]], generator())
+        Autoencoder(settings(2)).initialise_codebook([x[:1]], generator())
 
 
 @pytest.fixture(scope="module")
 def trained():
     model = Autoencoder(settings(2, 0.3, codebook_decay=0.9, revive_after=10), seed=0)
-    model.initialise_codes([textured(8, seed=9999)], generator())
+    model.initialise_codebook([textured(8, seed=9999)], generator())
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, betas=(0.9, 0.99))
     for step in range(140):
         optimizer.param_groups[0]["lr"] = 1e-2 * min(1, (step + 1) / 10)

@@ -18,11 +18,11 @@ from autoencoders.priors import (
     PriorCondition,
     PriorConfig,
     PriorShape,
-    draw,
     guided,
     mask_codes,
     probabilities,
     sample_codes,
+    sample_indices,
 )
 
 TINY = {
@@ -31,7 +31,7 @@ TINY = {
 }
 KINDS = sorted(TINY)
 TWO = PriorShape((CodeGrid(5, 2, 2), CodeGrid(7, 4, 4)), num_classes=3, context_dim=6)
-PARTS = PriorShape((CodeGrid(6, 3, 6, parts=2),))
+PARTS = PriorShape((CodeGrid(6, 3, 6, codebooks=2),))
 TALL = PriorShape((CodeGrid(4, 9, 2),))
 
 
@@ -87,7 +87,7 @@ def test_the_jacobian_is_strictly_causal_and_full_below_the_diagonal(kind, shape
             each.embed = watched
         logits = prior(maps[level], replace(condition, coarser=tuple(maps[:level])))  # (1, N, K)
         rows = []
-        for n in range(prior.grid.places):
+        for n in range(prior.grid.length):
             leaves = [prior.embed.read, *(each.read for each in above)]
             by, *by_above = torch.autograd.grad(logits[0, n].square().sum(), leaves, retain_graph=True)
             rows.append(by[0].flatten(0, 1).abs().sum(-1))  # (N,)
@@ -116,12 +116,12 @@ def test_code_by_code_gives_the_logits_of_the_whole(kind, shape):
         told = replace(condition, coarser=tuple(maps[:level]))
         whole = prior(maps[level], told)
         decode = prior.decoder(told, 3)
-        steps = torch.stack([decode(maps[level], n) for n in range(prior.grid.places)], 1)
+        steps = torch.stack([decode(maps[level], n) for n in range(prior.grid.length)], 1)
         assert (steps - whole).abs().max() < 1e-12 * whole.abs().max()
         single = prior.float()
         told = replace(told, context=None if told.context is None else told.context.float())
         decode = single.decoder(told, 3)
-        steps = torch.stack([decode(maps[level], n) for n in range(prior.grid.places)], 1)
+        steps = torch.stack([decode(maps[level], n) for n in range(prior.grid.length)], 1)
         assert (steps - whole).abs().max() < 1e-5 * max(1, whole.abs().max())
 
 
@@ -212,12 +212,12 @@ def test_temperature_top_k_and_top_p_by_enumeration():
     count = 20000
     uniform = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     kept = probabilities(logits[:1], CodeSampling(temperature=2.0, top_k=3))
-    drawn = draw(kept.expand(count, -1), uniform)
+    drawn = sample_indices(kept.expand(count, -1), uniform)
     rooted = law[0, [1, 3, 4]].sqrt() / law[0, [1, 3, 4]].sqrt().sum()
     seen = torch.bincount(drawn, minlength=5)
     assert seen[0] == 0 and seen[2] == 0
     assert stats.chisquare(seen[[1, 3, 4]].numpy(), (count * rooted).numpy()).pvalue > 1e-3
-    ends = draw(kept.expand(2, -1), torch.tensor([0.0, 1 - 2**-53]).double())
+    ends = sample_indices(kept.expand(2, -1), torch.tensor([0.0, 1 - 2**-53]).double())
     assert ends.tolist() == [1, 4]  # never a code of probability 0, at neither end
 
 

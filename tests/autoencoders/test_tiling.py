@@ -98,11 +98,11 @@ def test_slices_are_the_images_one_by_one():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tile": 0}, "--tile must be above 0, got 0"),
-        ({"tile_overlap": -8}, "--tile-overlap must be 0 or more, got -8"),
-        ({"tile": 8}, "--tile-overlap 16: expected at most --tile, which is 8"),
-        ({"tile": 100}, "--tile 100: expected a multiple of the autoencoder's factor, 8"),
-        ({"tile": 64, "tile_overlap": 12}, "--tile-overlap 12: expected a multiple"),
+        ({"tile": 0}, "`tile` must be above 0, got 0"),
+        ({"tile_overlap": -8}, "`tile_overlap` must be 0 or more, got -8"),
+        ({"tile": 8}, "`tile_overlap` 16: expected at most `tile`, which is 8"),
+        ({"tile": 100}, "`tile` 100: expected a multiple of the autoencoder's factor, 8"),
+        ({"tile": 64, "tile_overlap": 12}, "`tile_overlap` 12: expected a multiple"),
     ],
 )
 def test_bad_sizes_are_refused_in_one_line(settings, message):

@@ -146,7 +146,7 @@ def test_refusals():
     with pytest.raises(ValueError, match=r"indices: expected \(B, 3, h, w\), got \(1, 6, 6\)"):
         made("product").lookup(torch.zeros(1, 6, 6, dtype=torch.int64))
     with pytest.raises(ValueError, match="has no codebook"):
-        Autoencoder(AutoencoderConfig()).initialise_codes([], generator())
+        Autoencoder(AutoencoderConfig()).initialise_codebook([], generator())
 
 
 def test_old_weights_load_with_beta_on_the_codebook_term(tmp_path):

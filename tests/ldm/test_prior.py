@@ -255,7 +255,7 @@ def test_a_damaged_model_is_refused(priors, tmp_path, ldm):
 
 def test_the_grid_of_several_codebooks(coders):
     (grid,) = code_grids(Autoencoder.from_pretrained(coders["residual_vq"] / "vae"), 16, "ae")
-    assert (grid.num_codes, grid.height, grid.width, grid.parts) == (8, 8, 16, 2)
+    assert (grid.num_codes, grid.height, grid.width, grid.codebooks) == (8, 8, 16, 2)
 
 
 def test_evaluate_tells_the_bits_and_the_distances(models, priors, ldm, refused, tmp_path, monkeypatch):

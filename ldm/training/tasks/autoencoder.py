@@ -147,7 +147,7 @@ class AutoencoderTask:
             )
         images = plain_batches(self.data, spread(len(self.data), min(count, -(-4 * codes // each))), 64, self.device)
         draws = torch.Generator().manual_seed(self.config.training.seed)
-        self.model.to(self.device).initialise_codes(images, draws)
+        self.model.to(self.device).initialise_codebook(images, draws)
 
     def batches(self, plan: BatchPlan) -> Iterator[Tensor]:
         """Images (B, 3, H, W) on the device."""

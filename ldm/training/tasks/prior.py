@@ -184,10 +184,10 @@ class PriorTask:
         measures: dict[str, Any] = {}
         for name in ("", "_unconditional") if conditional else ("",):
             bits = bits_of_codes(model.priors, conditioner, codes, requests, null=bool(name)).mean(0)  # (levels,)
-            measures[f"bits_per_code{name}"] = float(bits.sum()) / sum(grid.places for grid in self.levels)
+            measures[f"bits_per_code{name}"] = float(bits.sum()) / sum(grid.length for grid in self.levels)
             if len(self.levels) > 1:
                 for level, grid in enumerate(self.levels):
-                    measures[f"bits_per_code_level_{level}{name}"] = float(bits[level]) / grid.places
+                    measures[f"bits_per_code_level_{level}{name}"] = float(bits[level]) / grid.length
             if not name:
                 measures["bits_per_pixel"] = float(bits.sum()) / self.data.image_size**2
         return {**measures, "bits_per_code_uniform": model.priors.shape.uniform_bits}
@@ -264,7 +264,7 @@ def code_grids(autoencoder: Autoencoder, image_size: int, name: str) -> tuple[Co
     maps = autoencoder.codes(torch.zeros(1, autoencoder.config.in_channels, image_size, image_size, device=device))
     try:
         return tuple(
-            CodeGrid(size, height=each.shape[1], width=each.shape[2], parts=each.shape[2] // each.shape[1])
+            CodeGrid(size, height=each.shape[1], width=each.shape[2], codebooks=each.shape[2] // each.shape[1])
             for size, each in zip(sizes, maps, strict=True)
         )
     except ValueError as error:
