@@ -12,15 +12,15 @@ import torch
 import tyro
 
 from ldm.cli.evaluate import check_size, parse_for_model
+from ldm.cli.parsing import Repeated
 from ldm.comparison import Comparison, ComparisonConfig, compare, model_identity, verdict_of
 from ldm.comparison.config import METRICS_OF_COMPARISONS
 from ldm.data import DataConfig
+from ldm.data.dataset import ImageData
 from ldm.data.open import other_split
-from ldm.data.protocol import ImageData
 from ldm.evaluation import EvaluationConfig
-from ldm.runtime.distributed import processes_of_environment
+from ldm.runtime.distributed import torchrun_processes
 from ldm.runtime.errors import UserError
-from ldm.runtime.settings import Repeated
 from ldm.sampling.config import SamplingConfig
 from ldm.sampling.pipeline import Pipeline
 
@@ -52,12 +52,12 @@ class CompareRun:
 
 def run(arguments: list[str]) -> None:
     """Compare and print the table; under torchrun on all its processes, of which the first writes."""
-    with processes_of_environment() as processes:
+    with torchrun_processes() as processes:
         if arguments[:1] in (["autoencoders"], ["results"]):
             module = importlib.import_module(f"ldm.cli.compare_{arguments[0]}")
             return processes.run_on_main_and_broadcast(lambda: module.run(arguments[1:]))
-        settings, device = processes.agreed(lambda: _settings(arguments))
-        loaded = processes.agreed(lambda: _load(settings, processes.device(device)))
+        settings, device = processes.run_on_all(lambda: _settings(arguments))
+        loaded = processes.run_on_all(lambda: _load(settings, processes.device(device)))
         pipeline, reference, train = loaded
         classifiers = pipeline.networks.classifiers.values()
         apart = [guide.folder.parent for guide in classifiers] + ([settings.weak] if settings.weak else [])

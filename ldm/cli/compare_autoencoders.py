@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from ldm.cli.evaluate_autoencoder import load_autoencoder, run_of, settings_of
+from ldm.cli.parsing import parse
 from ldm.data import DataConfig
-from ldm.data.listing import shown as printable
 from ldm.evaluation import AutoencoderEvaluationConfig
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import log_entries, read_json
-from ldm.runtime.settings import parse
+from ldm.runtime.text import printable
 from ldm.training.run_folder import RUN_FILE
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import tyro
 
+from ldm.cli.parsing import parse
 from ldm.runtime.errors import UserError
-from ldm.runtime.settings import parse
 
 _MUCH = 0.1  # of an error, for which a user should be warned
 

@@ -9,12 +9,12 @@ import torch
 
 from autoencoders import Autoencoder, Tiling
 from ldm.cli.outputs import check_tiling
+from ldm.cli.parsing import parse
 from ldm.data import DataConfig, ImageData, open_data
 from ldm.data.latent_cache import check_cache_folder, encode_latents
 from ldm.runtime.device import resolve_device
-from ldm.runtime.distributed import processes_of_environment
+from ldm.runtime.distributed import torchrun_processes
 from ldm.runtime.errors import UserError, at_least
-from ldm.runtime.settings import parse
 from ldm.training.tasks.latents import is_identity, load_autoencoder
 
 
@@ -37,10 +37,10 @@ class EncodeRun:
 
 def run(arguments: list[str]) -> None:
     """Make the cache and say where it is; under torchrun all processes make a part of it."""
-    with processes_of_environment() as processes:
-        settings = processes.agreed(lambda: _settings(arguments))
+    with torchrun_processes() as processes:
+        settings = processes.run_on_all(lambda: _settings(arguments))
         device = processes.device(resolve_device(settings.device))
-        autoencoder, data = processes.agreed(lambda: _prepare(settings, device))
+        autoencoder, data = processes.run_on_all(lambda: _prepare(settings, device))
         folder = Path(settings.output_dir)
         cache = encode_latents(
             autoencoder,

@@ -10,15 +10,15 @@ import torch
 import tyro
 
 from ldm.cli import evaluate_autoencoder
+from ldm.cli.parsing import Repeated, parse
 from ldm.cli.show_figures import show
 from ldm.data import DataConfig
+from ldm.data.dataset import ImageData
 from ldm.data.open import other_split
-from ldm.data.protocol import ImageData
 from ldm.evaluation import EvaluationConfig, EvaluationResult, LikelihoodConfig, evaluate_folders, evaluate_model
-from ldm.runtime.distributed import Processes, processes_of_environment
+from ldm.runtime.distributed import Processes, torchrun_processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json
-from ldm.runtime.settings import Repeated, parse
 from ldm.sampling.branches import check_used
 from ldm.sampling.code_prior import SUPPORTED_SETTINGS, CodePriorModel, holds_prior
 from ldm.sampling.config import SamplingConfig
@@ -61,14 +61,14 @@ class EvaluateRun:
 
 def run(arguments: list[str]) -> None:
     """Evaluate and print the figures with what they hold for; under torchrun on all its processes."""
-    with processes_of_environment() as processes:
+    with torchrun_processes() as processes:
         if arguments[:1] == ["reference"]:
             from ldm.cli import evaluate_reference
 
             return processes.run_on_main_and_broadcast(lambda: evaluate_reference.run(arguments[1:]))
         if evaluate_autoencoder.autoencoder_among(arguments):
             return processes.run_on_main_and_broadcast(lambda: evaluate_autoencoder.run(arguments))
-        settings, device = processes.agreed(lambda: _settings(arguments))
+        settings, device = processes.run_on_all(lambda: _settings(arguments))
         if settings.fake:
             result = processes.run_on_main_and_broadcast(
                 lambda: evaluate_folders(
@@ -124,7 +124,7 @@ def _model(settings: EvaluateRun, device: torch.device, processes: Processes) ->
         check_size(pipeline, reference.image_size)
         return pipeline, reference, train, other_split(settings.dataset, settings.split)
 
-    pipeline, reference, train, other = processes.agreed(load)
+    pipeline, reference, train, other = processes.run_on_all(load)
     return evaluate_model(
         pipeline,
         reference,

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from ldm.cli.parsing import parse
 from ldm.data import DataConfig
 from ldm.evaluation import AutoencoderEvaluationConfig
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, read_json
-from ldm.runtime.settings import parse, read_settings
+from ldm.runtime.settings import read_settings
 from ldm.sampling.model_folder import INDEX
 from ldm.training.run_folder import RUN_FILE
 

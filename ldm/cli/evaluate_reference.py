@@ -8,11 +8,11 @@ from typing import Annotated
 
 import tyro
 
+from ldm.cli.parsing import parse
 from ldm.data import DataConfig
 from ldm.data.open import other_split
 from ldm.evaluation import EvaluationConfig
 from ldm.runtime.errors import UserError
-from ldm.runtime.settings import parse
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from safetensors import SafetensorError, safe_open
 
+from ldm.cli.parsing import parse
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import read_json
-from ldm.runtime.settings import parse
+from ldm.runtime.tensors import open_tensors, tensor_shapes
+from ldm.runtime.text import printable
 
 _PARTS = ("vae", "unet", "text_encoder", "prior", "generator", "classifier", "weak_unet")
 _LISTED = {  # what is worth a line of each part's config.json
@@ -44,7 +45,7 @@ def run(arguments: list[str]) -> None:
     lines = [*_training(root), *_model(root)]
     if not lines:
         raise UserError(f"{root}: holds no run, model or autoencoder (no run.json, model_index.json or config.json)")
-    print("\n".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines))
+    print("\n".join(printable(line, None) for line in lines))
 
 
 def _training(root: Path) -> Iterator[str]:
@@ -106,11 +107,8 @@ def _part(folder: Path, name: str) -> str:
     count, size = 0, 0
     for file in sorted(folder.glob("*.safetensors")):
         size += file.stat().st_size
-        try:
-            with safe_open(file, framework="pt") as weights:
-                count += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: not a whole safetensors file ({error})") from None
+        with open_tensors(file) as weights:
+            count += sum(map(math.prod, tensor_shapes(weights).values()))
     return f"{name}: {count:,} parameters, {size / 1e6:.1f} MB" + (f"; {', '.join(told)}" if told else "")
 
 

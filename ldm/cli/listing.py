@@ -6,8 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from ldm.runtime.errors import UserError, suggest
+from ldm.runtime.errors import UserError
 from ldm.runtime.settings import config_names
+from ldm.runtime.text import suggest
 from samplers import GuidanceInfo, guidances, samplers
 
 Info = TypeVar("Info")

@@ -10,7 +10,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from ldm.runtime.errors import LostProcessError, StoppedByOtherProcess, UserError, suggest, with_names
+from ldm.runtime.errors import LostProcessError, StoppedByOtherProcess, UserError
+from ldm.runtime.text import printable, replace_settings, suggest
 
 COMMANDS = {
     "train": "train an autoencoder, a diffusion model, a noisy classifier, a prior over codes or a GAN",
@@ -67,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(code: int, message: str) -> int:
-    line = " ".join(with_names(message, _flag).split())
-    print("ldm: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr)
+    line = " ".join(replace_settings(message, _flag).split())
+    print(f"ldm: {printable(line, None)}", file=sys.stderr)
     return code
 
 
@@ -80,7 +81,7 @@ class _Formatter(logging.Formatter):
     """Log lines of the libraries, with flags in the place of settings."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return with_names(super().format(record), _flag)
+        return replace_settings(super().format(record), _flag)
 
 
 def _usage() -> str:

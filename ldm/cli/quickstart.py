@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.cli.parsing import parse
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, read_json
-from ldm.runtime.settings import find_config, parse, read_settings
+from ldm.runtime.settings import find_config, read_settings
 
 _SEED = 1
 

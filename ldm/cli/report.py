@@ -8,9 +8,9 @@ from typing import Annotated
 
 import tyro
 
+from ldm.cli.parsing import parse
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write
-from ldm.runtime.settings import parse
 
 
 @dataclass(frozen=True)

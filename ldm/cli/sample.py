@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from ldm.cli.editing import PreparedEdit, path_of, prepare
+from ldm.cli.parsing import parse
 from ldm.cli.sample_settings import SampleRun, in_turn
-from ldm.runtime.distributed import Processes, processes_of_environment
+from ldm.runtime.distributed import Processes, torchrun_processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.progress import progress
-from ldm.runtime.settings import parse
 from ldm.sampling.branches import check_used
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.energies import files_of
@@ -36,14 +36,14 @@ class Ready:
 
 def run(arguments: list[str]) -> None:
     """Sample, and say where the pictures are; under torchrun on all its processes, of which the first writes."""
-    with processes_of_environment() as processes:
-        settings, device = processes.agreed(lambda: _settings(arguments))
-        direct = processes.agreed(lambda: load_direct(settings.model, device))
+    with torchrun_processes() as processes:
+        settings, device = processes.run_on_all(lambda: _settings(arguments))
+        direct = processes.run_on_all(lambda: load_direct(settings.model, device))
         if direct is not None:
             from ldm.cli.direct import draw
 
             return processes.run_on_main_and_broadcast(lambda: draw(settings, direct, _folder(settings)))
-        ready = processes.agreed(lambda: _prepare(settings, processes.device(device)))
+        ready = processes.run_on_all(lambda: _prepare(settings, processes.device(device)))
         _draw(settings, ready, processes)
 
 
@@ -101,7 +101,7 @@ def _draw(settings: SampleRun, ready: Ready, processes: Processes) -> None:
     from ldm.cli.outputs import write_samples
 
     start, edit, pipeline = time.monotonic(), ready.edit, ready.pipeline
-    processes.advise(len(ready.requests), settings.batch_size)
+    processes.warn_if_idle(len(ready.requests), settings.batch_size)
     batches = pipeline.generate(
         ready.requests,
         ready.sampling,
@@ -114,7 +114,7 @@ def _draw(settings: SampleRun, ready: Ready, processes: Processes) -> None:
     if edit is not None:
         batches = map(edit.edit.finish, batches)
     count = -(-len(ready.requests) // settings.batch_size)
-    drawn = processes.in_order(batches, count)
+    drawn = processes.gather_batches(batches, count)
     if not processes.is_main:
         for _ in drawn:
             raise RuntimeError("only the first process has pictures to write")

@@ -10,7 +10,7 @@ import tyro
 
 from autoencoders import Tiling
 from ldm.cli.editing import EditFlags
-from ldm.runtime.settings import Repeated
+from ldm.cli.parsing import Repeated
 from ldm.sampling.config import Request, SamplingConfig
 
 

@@ -8,9 +8,11 @@ import shlex
 import sys
 from typing import Any
 
-from ldm.runtime.distributed import processes_of_training
-from ldm.runtime.errors import UserError, suggest
-from ldm.runtime.settings import parse, to_yaml
+from ldm.cli.parsing import parse
+from ldm.runtime.distributed import current_processes
+from ldm.runtime.errors import UserError
+from ldm.runtime.settings import to_yaml
+from ldm.runtime.text import suggest
 
 KINDS = ("autoencoder", "diffusion", "classifier", "prior", "gan")
 _WITHOUT_LATENTS = ("autoencoder", "gan")
@@ -39,7 +41,7 @@ def run(arguments: list[str]) -> int:
             print(f"{name}: {value:.4g}")
     for row in measures.get("accuracy_by_noise", ()):
         print(f"  t {row['t']:4.0f}  sigma/alpha {row['noise_ratio']:8.3f}  accuracy {row['accuracy']:.3f}")
-    if processes_of_training().is_main:
+    if current_processes().is_main:
         print(f"wrote {settings.training.output_dir}")
     return 0
 
@@ -95,7 +97,7 @@ def _rehearse(kind: str, settings: Any) -> int:
         quiet["evaluation"] = dataclasses.replace(settings.evaluation, eval_every=0)
     task, device = _task(kind, dataclasses.replace(settings, **quiet))
     found = rehearse(task, settings.training, device)
-    if not processes_of_training().is_main:
+    if not current_processes().is_main:
         return 0
     mib = {name: f"{name} {size / 2**20:,.1f}" for name, size in found.memory.items()}
     print(f"images: {found.images:,}")

@@ -12,10 +12,11 @@ from ldm.comparison.compare import compare, model_identity
 from ldm.comparison.config import METRICS_OF_COMPARISONS, ComparisonConfig
 from ldm.comparison.records import Comparison
 from ldm.data import DataConfig, open_data
-from ldm.data.protocol import ImageData
+from ldm.data.dataset import ImageData
 from ldm.evaluation import EvaluationConfig
 from ldm.runtime.device import resolve_device
-from ldm.runtime.errors import UserError, suggest
+from ldm.runtime.errors import UserError
+from ldm.runtime.text import suggest
 from ldm.sampling.config import SamplingConfig
 from ldm.sampling.model_folder import Classifiers
 from ldm.sampling.pipeline import Pipeline

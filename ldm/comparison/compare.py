@@ -14,14 +14,14 @@ from ldm.comparison.publish import publish
 from ldm.comparison.records import Comparison
 from ldm.comparison.runner import ComparisonRunner, told
 from ldm.comparison.verdict import verdict_of
-from ldm.data.protocol import ImageData
+from ldm.data.dataset import ImageData
 from ldm.evaluation.conditions import EvalCondition, eval_conditions
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluators import Evaluators, prepare_evaluators
 from ldm.evaluation.manifest import cautions, count_of_reference, describe
 from ldm.evaluation.metrics.figures import check_captions, check_numbers
 from ldm.evaluation.references import opened_reference
-from ldm.runtime.distributed import ALONE, Processes
+from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import fingerprint, sha256_of_file
 from ldm.sampling.branches import check_used
@@ -48,7 +48,7 @@ def compare(
     model: str = "",
     name: str = "this model",
     command: str = "",
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Comparison:
     """Sample and measure every cell and write comparison.json, .csv, .txt, .png, plots and report.html into
     `output_dir`.
@@ -72,9 +72,9 @@ def compare(
         check_numbers(evaluation, sizes[0], count_of_reference(data, evaluation))
         return *planned, sizes
 
-    cells, left_out, sizes = processes.agreed(check)
-    processes.advise(sizes[0], evaluation.batch_size)
-    evaluators = evaluators or processes.first_then_others(
+    cells, left_out, sizes = processes.run_on_all(check)
+    processes.warn_if_idle(sizes[0], evaluation.batch_size)
+    evaluators = evaluators or processes.main_process_first(
         lambda: prepare_evaluators(train_data or data, evaluation, device=pipeline.device)
     )
     drawn = eval_conditions(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from ldm.data.protocol import ImageData
-from ldm.runtime.errors import UserError, suggest
+from ldm.data.dataset import ImageData
+from ldm.runtime.errors import UserError
 from ldm.runtime.files import fingerprint
+from ldm.runtime.text import suggest
 from ldm.sampling.config import SamplingConfig
 from ldm.sampling.pipeline import Pipeline
 from samplers import get_sampler, parse_guidance, parse_sampler

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ldm.runtime.files import atomic_write
 from ldm.runtime.images import save_png, to_pil, to_uint8
+from ldm.runtime.text import replace_unprintable
 
 _LEAST = 96  # pixels of a magnified image's side
 _GAP = 4
@@ -80,7 +81,7 @@ def _read(path: Path, count: int = 0) -> np.ndarray:
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int) -> list[str]:
     """Printable text in at most `most` lines that fit into `width` pixels."""
-    words = "".join(c if c.isprintable() else " " for c in text[:500]).split()
+    words = replace_unprintable(text[:500]).split()
     lines: list[str] = []
     for word in words:
         while len(word) > 1 and font.getlength(word) > width:

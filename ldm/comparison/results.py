@@ -10,10 +10,10 @@ from typing import Any
 
 from ldm.comparison.records import shown
 from ldm.comparison.text import aligned, csv_of
-from ldm.data.listing import shown as printable
 from ldm.evaluation.records import EvaluationResult
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import read_json
+from ldm.runtime.text import printable
 
 # What is asked about, or does not bear on the figures; all else in a manifest must be the same.
 _ASKED = ("sampling", "model", "weights", "metrics", "rows", "rounds", "fake", "sizes", "caveats", "floor")

@@ -10,8 +10,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from ldm.comparison.config import ComparisonConfig
@@ -19,7 +17,7 @@ from ldm.comparison.halving import staying
 from ldm.comparison.methods import Variant
 from ldm.comparison.picture import save_strip
 from ldm.comparison.records import Cell, Round
-from ldm.data.protocol import ImageData
+from ldm.data.dataset import ImageData
 from ldm.evaluation.conditions import EvalCondition, uses_classifier
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluate import reference_features
@@ -30,9 +28,10 @@ from ldm.evaluation.measure import SampleStats, look, measured
 from ldm.evaluation.metrics.frechet import Gaussian
 from ldm.evaluation.records import EvaluationResult
 from ldm.runtime.distributed import Processes
-from ldm.runtime.files import atomic_write, atomic_write_json, read_json
+from ldm.runtime.files import atomic_write_json, read_json
 from ldm.runtime.memory import PeakMemory
-from ldm.runtime.progress import Whole
+from ldm.runtime.progress import CostProgress
+from ldm.runtime.tensors import open_tensors, save_tensors
 from ldm.sampling.branches import needs
 from ldm.sampling.config import SamplingConfig
 from ldm.sampling.pipeline import Pipeline
@@ -67,7 +66,7 @@ class ComparisonRunner:
         """The rounds before the last one, and the cells of that; `sizes` are their numbers of samples."""
         rounds: list[Round] = []
         going, before = list(cells), 0
-        with Whole(self.processes.is_main) as whole:
+        with CostProgress(self.processes.is_main) as whole:
             for place, size in enumerate(sizes):
                 known = [self.processes.run_on_main_and_broadcast(partial(self._known, cell, size)) for cell in going]
                 costs = [_cost(cell.sampling) * (size - before) for cell in going]
@@ -110,7 +109,7 @@ class ComparisonRunner:
         place = self._place(cell, size)
         return Cell.from_json(read_json(place)) if place.is_file() else None
 
-    def _cell(self, cell: Variant, size: int, whole: Whole, *, last: bool) -> Cell:
+    def _cell(self, cell: Variant, size: int, whole: CostProgress, *, last: bool) -> Cell:
         if not self._has_reference:
             self._reference = reference_features(self.data, self.evaluators, self.evaluation, self.processes)
             self._has_reference = True
@@ -172,20 +171,19 @@ def write_seen(path: Path, seen: SampleStats, peak: int | None) -> None:
     scores = {name: [score.right, score.asked] for name, score in seen.scores.items()}
     cost = {"evaluations": seen.evaluations, "seconds": seen.seconds, "peak": peak}
     facts = {"count": seen.count, "scores": scores, **cost}
-    tensors = {name: getattr(seen, name).cpu().contiguous() for name in _SEEN}
-    atomic_write(path, safetensors.torch.save(tensors, {"seen": json.dumps(facts)}))
+    save_tensors(path, {name: getattr(seen, name) for name in _SEEN}, {"seen": json.dumps(facts)})
 
 
 def read_seen(path: Path) -> tuple[SampleStats, int | None]:
     """What `write_seen` wrote, with the peak of memory; nothing where there is no such file, or none that is whole."""
     try:
-        with safetensors.safe_open(path, "pt") as file:
+        with open_tensors(path) as file:
             facts = json.loads(file.metadata()["seen"])
             features, opinions, texts = (file.get_tensor(name) for name in _SEEN)
         scores = {name: Score(right, asked) for name, (right, asked) in facts["scores"].items()}
         cost = facts["evaluations"], facts["seconds"]
         return SampleStats(facts["count"], features, opinions, texts, scores, *cost), facts["peak"]
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return SampleStats(), None
 
 

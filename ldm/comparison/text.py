@@ -7,6 +7,8 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ldm.runtime.text import replace_unprintable
+
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells, the head first, under each other: the first column to the left, the others to the right."""
@@ -26,5 +28,5 @@ def csv_of(rows: Iterable[Sequence[Any]]) -> str:
 def _inert(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    text = "".join(c if c.isprintable() else " " for c in value)
+    text = replace_unprintable(value)
     return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") else text

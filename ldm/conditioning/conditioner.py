@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ldm.conditioning.condition import Condition
 from ldm.conditioning.text_encoder import TextEncoder, embedded_encoder, frozen_encoder, printable_utf8
-from ldm.runtime.errors import UserError, suggest
+from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, read_json
+from ldm.runtime.text import replace_unprintable, suggest
 
 CONDITIONING_FILE = "conditioning.json"
 
@@ -284,4 +285,4 @@ def _guess_facts(folder: Path) -> dict[str, Any]:
 
 def _inert(name: str) -> str:
     """A name that is safe to show on a terminal."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in printable_utf8(name))
+    return replace_unprintable(printable_utf8(name), "\N{REPLACEMENT CHARACTER}")

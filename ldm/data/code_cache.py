@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from autoencoders import Autoencoder
+from ldm.data.dataset import ImageData, collate
 from ldm.data.latent_cache import CacheKey
-from ldm.data.protocol import ImageData, collate
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_write, atomic_write_json, read_json, sha256_of_file
+from ldm.runtime.files import atomic_write_json, read_json, sha256_of_file
 from ldm.runtime.progress import progress
+from ldm.runtime.tensors import read_tensors, save_tensors
 
 _FORMAT, _WEIGHTS, _MANIFEST = 1, "codes.safetensors", "manifest.json"
 
@@ -78,7 +77,7 @@ def encode_codes(
         return _read(folder, key, autoencoder.config.codebook_sizes, len(data), data.flip)
     levels = _encoded(autoencoder, data, batch_size, num_workers, torch.device(device))
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / _WEIGHTS, save({f"level_{place}": level for place, level in enumerate(levels)}))
+    save_tensors(folder / _WEIGHTS, {f"level_{place}": level for place, level in enumerate(levels)})
     facts = {"format": _FORMAT, "key": asdict(key), "sha256": sha256_of_file(folder / _WEIGHTS)}
     atomic_write_json(folder / _MANIFEST, facts)
     return CodeCache(levels)
@@ -102,9 +101,9 @@ def _read(folder: Path, key: CacheKey, sizes: tuple[int, ...], count: int, mirro
     if not path.is_file() or sha256_of_file(path) != wanted:
         raise UserError(f"{path}: damaged or missing", remedy="remove the folder and encode again")
     try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged ({error})", remedy="remove the folder and encode again") from None
+        tensors = read_tensors(path)
+    except UserError as error:
+        raise UserError(error.problem, remedy="remove the folder and encode again") from None
     levels = [tensors.get(f"level_{place}") for place in range(len(sizes))]
     for level, size in zip(levels, sizes, strict=True):
         fits = level is not None and level.ndim == 4 and level.shape[:2] == (count, 1 + mirrored)

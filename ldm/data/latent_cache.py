@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from autoencoders import Autoencoder, Tiling
-from ldm.data.cache_place import Place, cache_place
+from ldm.data.cache_device import CacheDevice, choose_cache_device
+from ldm.data.dataset import Batch, ImageData, collate
 from ldm.data.latent_layout import MALFORMED, Layout, is_ours, is_whole, manifest_of, map_shard, read_manifest
-from ldm.data.protocol import Batch, ImageData, collate
-from ldm.runtime.distributed import ALONE, Processes
+from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_write, atomic_write_json, fingerprint, sha256_of_file
+from ldm.runtime.files import atomic_write_json, fingerprint, sha256_of_file
 from ldm.runtime.progress import progress
+from ldm.runtime.tensors import save_tensors
 
 RAM_LIMIT = 2**30  # bytes; a cache up to this size is read into memory, a larger one is memory-mapped
 
@@ -50,10 +50,10 @@ class CacheKey:
 
 
 class LatentCache:
-    """The latents of a data set by index, where `cache_place` puts them: on the device, in memory, or in the files."""
+    """The latents of a data set by index: on the device, in memory, or in their files (`choose_cache_device`)."""
 
-    def __init__(self, folder: Path, layout: Layout, device: torch.device, place: Place = "auto") -> None:
-        chosen = cache_place(place, device, layout.count * layout.example_bytes, RAM_LIMIT)
+    def __init__(self, folder: Path, layout: Layout, device: torch.device, place: CacheDevice = "auto") -> None:
+        chosen = choose_cache_device(place, device, layout.count * layout.example_bytes, RAM_LIMIT)
         self.folder, self.device, self._layout = folder, chosen or torch.device("cpu"), layout
         self._memory: dict[str, Tensor] = {}
         self._maps: list[dict[str, np.ndarray]] = []
@@ -80,7 +80,7 @@ class LatentCache:
 
     @classmethod
     def open(
-        cls, folder: str | Path, expected: CacheKey, *, device: torch.device | str = "cpu", place: Place = "auto"
+        cls, folder: str | Path, expected: CacheKey, *, device: torch.device | str = "cpu", place: CacheDevice = "auto"
     ) -> LatentCache:
         """UserError if the cache is not whole, or not of `expected`: then it says what differs."""
         folder = Path(folder)
@@ -174,8 +174,8 @@ def encode_latents(
     device: torch.device | str = "cpu",
     num_workers: int = 0,
     tiling: Tiling | None = None,
-    processes: Processes = ALONE,
-    place: Place = "auto",
+    processes: Processes = SINGLE_PROCESS,
+    place: CacheDevice = "auto",
 ) -> LatentCache:
     """Write the latents of all images of `data` to `folder`, and open them; `autoencoder` must be on `device`.
 
@@ -207,10 +207,9 @@ def encode_latents(
 
         def encode() -> None:
             for shard, tensors in _encoded(autoencoder, data, layout, own, batch_size, device, num_workers, tiling):
-                content = save(tensors, {"key": key.digest(), "shard": str(shard)})
-                atomic_write(layout.path(folder, shard), content)
+                save_tensors(layout.path(folder, shard), tensors, {"key": key.digest(), "shard": str(shard)})
 
-        processes.agreed(encode)
+        processes.run_on_all(encode)
     finally:
         autoencoder.train(training)
 

@@ -14,6 +14,7 @@ from typing import Any
 from ldm.data.decode import ENDINGS
 from ldm.data.pixels import Contents, FolderContents
 from ldm.runtime.errors import UserError
+from ldm.runtime.text import printable
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 MAX_LINE = 2**20  # characters of one line of metadata
@@ -40,19 +41,13 @@ def list_folder(folder: str | Path) -> Listing:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{shown(folder)}: {'not a folder' if folder.exists() else 'no such folder'}")
+        raise UserError(f"{printable(folder)}: {'not a folder' if folder.exists() else 'no such folder'}")
     metadata = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(metadata) > 1:
-        raise UserError(f"{shown(folder)}: holds both {METADATA[0]} and {METADATA[1]}", remedy="keep one")
+        raise UserError(f"{printable(folder)}: holds both {METADATA[0]} and {METADATA[1]}", remedy="keep one")
     if metadata:
         return _from_metadata(folder, metadata[0])
     return _from_tree(folder)
-
-
-def shown(text: object, limit: int = 200) -> str:
-    """Untrusted text for a message: control and invisible characters escaped, shortened."""
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)[: limit + 1])
-    return plain if len(plain) <= limit else plain[: limit - 3] + "..."
 
 
 def _from_tree(folder: Path) -> Listing:
@@ -61,7 +56,7 @@ def _from_tree(folder: Path) -> Listing:
     if not names:
         files = f"{len(found)} file{'s' if len(found) > 1 else ''}, none an image" if found else "no file"
         raise UserError(
-            f"{shown(folder)}: holds {files}", remedy=f"looked for {', '.join(ENDINGS)}, in sub-folders as well"
+            f"{printable(folder)}: holds {files}", remedy=f"looked for {', '.join(ENDINGS)}, in sub-folders as well"
         )
     contents = FolderContents(folder, names)
     classes = sorted({name.split("/")[0] for name in names if "/" in name})
@@ -69,7 +64,7 @@ def _from_tree(folder: Path) -> Listing:
         return Listing(folder, names, None, None, (), contents)
     if {name.lower() for name in classes} <= _SPLIT_NAMES:
         raise UserError(
-            f"{shown(folder)}: its sub-folders ({', '.join(classes)}) are splits, not classes",
+            f"{printable(folder)}: its sub-folders ({', '.join(classes)}) are splits, not classes",
             remedy="name one by `data`",
         )
     number = {name: label for label, name in enumerate(classes)}
@@ -104,10 +99,10 @@ def _from_metadata(folder: Path, path: Path) -> Listing:
     root = folder.resolve()
     parents: dict[str, str] = {}
     for line, row in _rows(path):
-        where = f"{shown(path)}, line {line}"
+        where = f"{printable(path)}, line {line}"
         name = _inside(root, row.get("file_name"), where, parents)
         if name in names:
-            raise UserError(f'{where}: "{shown(name)}" is on line {names[name]} already')
+            raise UserError(f'{where}: "{printable(name)}" is on line {names[name]} already')
         names[name] = line
         if row.get("text") is not None:
             captions.append(check_texts(row["text"], where))
@@ -119,7 +114,7 @@ def _from_metadata(folder: Path, path: Path) -> Listing:
                     f"{where}: some lines up to here have a {column} and some have none", remedy="give all or none one"
                 )
     if not names:
-        raise UserError(f"{shown(path)}: lists no image")
+        raise UserError(f"{printable(path)}: lists no image")
     if path.suffix == ".csv" and all(str(label).isascii() and str(label).isdigit() for label in labels):
         labels = [check_label(int(label), str(path)) for label in labels]
     numbers, class_names = number_classes(labels, path)
@@ -133,7 +128,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         with open(path, encoding="utf-8-sig", newline="") as stream:
             yield from _csv_rows(stream, path) if path.suffix == ".csv" else _json_rows(stream, path)
     except UnicodeDecodeError as error:
-        raise UserError(f"{shown(path)}: not UTF-8 text ({error.reason})") from None
+        raise UserError(f"{printable(path)}: not UTF-8 text ({error.reason})") from None
 
 
 def _json_rows(stream: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -141,16 +136,16 @@ def _json_rows(stream: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     while text := stream.readline(MAX_LINE):
         line += 1
         if len(text) == MAX_LINE:
-            raise UserError(f"{shown(path)}, line {line}: longer than {MAX_LINE} characters")
+            raise UserError(f"{printable(path)}, line {line}: longer than {MAX_LINE} characters")
         if not text.strip():
             continue
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{shown(path)}, line {line}: not valid JSON ({shown(error)})") from None
+            raise UserError(f"{printable(path)}, line {line}: not valid JSON ({printable(error)})") from None
         if not isinstance(row, dict):
             raise UserError(
-                f'{shown(path)}, line {line}: expected {{"file_name": ..., "text": ...}}, got {shown(text, 60)}'
+                f'{printable(path)}, line {line}: expected {{"file_name": ..., "text": ...}}, got {printable(text, 60)}'
             )
         yield line, row
 
@@ -161,14 +156,14 @@ def _csv_rows(stream: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         header = reader.fieldnames or []
         if "file_name" not in header:
             raise UserError(
-                f"{shown(path)}: its first line must name a column file_name, got {shown(', '.join(header))}"
+                f"{printable(path)}: its first line must name a column file_name, got {printable(', '.join(header))}"
             )
         for row in reader:
             if None in row or any(value is None for value in row.values()):
-                raise UserError(f"{shown(path)}, line {reader.line_num}: expected {len(header)} columns")
+                raise UserError(f"{printable(path)}, line {reader.line_num}: expected {len(header)} columns")
             yield reader.line_num, {k: None if k == "label" and not v else v for k, v in row.items()}
     except csv.Error as error:
-        raise UserError(f"{shown(path)}, line {reader.line_num}: not valid CSV ({shown(error)})") from None
+        raise UserError(f"{printable(path)}, line {reader.line_num}: not valid CSV ({printable(error)})") from None
 
 
 def _inside(root: Path, name: Any, where: str, parents: dict[str, str]) -> str:
@@ -178,12 +173,12 @@ def _inside(root: Path, name: Any, where: str, parents: dict[str, str]) -> str:
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise UserError(
-            f"{where}: file_name must be the path of an image inside the folder, got {shown(repr(name), 60)}"
+            f"{where}: file_name must be the path of an image inside the folder, got {printable(repr(name), 60)}"
         )
     path, windows = PurePosixPath(name), PureWindowsPath(name)
     if path.is_absolute() or windows.drive or windows.root or ".." in (*path.parts, *windows.parts):
         raise UserError(
-            f'{where}: "{shown(name)}" leaves the folder', remedy='give a path relative to it, without ".."'
+            f'{where}: "{printable(name)}" leaves the folder', remedy='give a path relative to it, without ".."'
         )
     parent = str(path.parent)
     try:
@@ -193,11 +188,11 @@ def _inside(root: Path, name: Any, where: str, parents: dict[str, str]) -> str:
         if stat.S_ISLNK(os.lstat(real).st_mode):
             real = os.path.realpath(real, strict=True)
     except (OSError, ValueError):
-        raise UserError(f'{where}: no file "{shown(name)}" in {shown(root)}') from None
+        raise UserError(f'{where}: no file "{printable(name)}" in {printable(root)}') from None
     if not Path(real).is_relative_to(root):
-        raise UserError(f'{where}: "{shown(name)}" is a link that leaves the folder')
+        raise UserError(f'{where}: "{printable(name)}" is a link that leaves the folder')
     if not os.path.isfile(real):
-        raise UserError(f'{where}: "{shown(name)}" is not a file')
+        raise UserError(f'{where}: "{printable(name)}" is not a file')
     return str(path)
 
 
@@ -205,7 +200,7 @@ def check_texts(text: Any, where: str) -> tuple[str, ...]:
     """One caption or several; UserError for anything else."""
     texts = text if isinstance(text, list) else [text]
     if not texts or not all(isinstance(one, str) for one in texts):
-        raise UserError(f"{where}: text must be a string or a list of strings, got {shown(json.dumps(text), 60)}")
+        raise UserError(f"{where}: text must be a string or a list of strings, got {printable(json.dumps(text), 60)}")
     return tuple(texts)
 
 
@@ -216,7 +211,7 @@ def check_label(label: Any, where: str) -> int | str:
     if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < MAX_CLASSES:
         return label
     raise UserError(
-        f"{where}: label must be a name or a number from 0 to {MAX_CLASSES - 1}, got {shown(repr(label), 60)}"
+        f"{where}: label must be a name or a number from 0 to {MAX_CLASSES - 1}, got {printable(repr(label), 60)}"
     )
 
 
@@ -227,9 +222,9 @@ def number_classes(labels: Sequence[int | str], path: Path) -> tuple[tuple[int, 
     if all(isinstance(label, int) for label in labels):
         return tuple(labels), tuple(map(str, range(max(labels) + 1)))  # type: ignore[arg-type,type-var,operator]
     if any(isinstance(label, int) for label in labels):
-        raise UserError(f"{shown(path)}: some labels are names and some are numbers", remedy="give one kind")
+        raise UserError(f"{printable(path)}: some labels are names and some are numbers", remedy="give one kind")
     names = sorted(set(labels))  # type: ignore[type-var]
     if len(names) > MAX_CLASSES:
-        raise UserError(f"{shown(path)}: {len(names)} different labels, more than {MAX_CLASSES}")
+        raise UserError(f"{printable(path)}: {len(names)} different labels, more than {MAX_CLASSES}")
     number = {name: index for index, name in enumerate(names)}
     return tuple(number[label] for label in labels), tuple(names)  # type: ignore[arg-type]

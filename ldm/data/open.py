@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from ldm.data.config import DataConfig
-from ldm.data.folder import open_listing
-from ldm.data.listing import list_folder, shown
-from ldm.data.protocol import ImageData
+from ldm.data.dataset import ImageData
+from ldm.data.decode import VERSION
+from ldm.data.listing import Listing, list_folder
+from ldm.data.pixel_data import PixelData
 from ldm.data.shapes import ShapesData
 from ldm.data.shards import find_shards, list_shards
 from ldm.data.torchvision_sets import SETS, open_torchvision
-from ldm.runtime.errors import UserError, suggest
+from ldm.data.verify import verify
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import fingerprint
+from ldm.runtime.text import printable, suggest
 
 SPLITS = ("train", "validation")
 NAMES = ("shapes", *SETS)
@@ -30,13 +35,13 @@ def open_data(config: DataConfig, split: str = "train") -> ImageData:
             "an address",
             remedy="nothing is read over the network, fetch it first",
             setting="data",
-            value=shown(config.data),
+            value=printable(config.data),
         )
     if shards := find_shards(config.data):
         return open_listing(list_shards(config, shards), config, split)
     if not Path(config.data).expanduser().exists():
         raise UserError(
-            f'`data` "{shown(config.data)}": neither a folder nor a known name', remedy=suggest(config.data, NAMES)
+            f'`data` "{printable(config.data)}": neither a folder nor a known name', remedy=suggest(config.data, NAMES)
         )
     return open_listing(list_folder(Path(config.data).expanduser()), config, split)
 
@@ -58,3 +63,45 @@ def other_split(dataset: DataConfig, split: str) -> ImageData | None:
         return open_data(dataset, "validation" if split == "train" else "train")
     except UserError:
         return None
+
+
+def open_listing(listing: Listing, config: DataConfig, split: str) -> PixelData:
+    """A split of a folder or of shards: every image checked, a fixed part of the names held out."""
+    found = verify(listing, config.image_size, crop=config.crop, max_bad=config.max_bad_images)
+    names = [listing.names[place] for place in found.kept]
+    held_out = hold_out(names, config.validation_fraction)
+    rows = [row for row, name in enumerate(names) if (name in held_out) == (split == "validation")]
+    if not rows:
+        remedy = "give `validation_fraction` above 0" if not held_out else "give a smaller `validation_fraction`"
+        remedy = "at least two are needed" if len(names) == 1 else remedy
+        raise UserError(f"{printable(config.data)}: no image of {len(names)} is left for {split}", remedy=remedy)
+    places = [found.kept[row] for row in rows]
+    return PixelData(
+        config,
+        split,
+        name=listing.folder.resolve().name,
+        pixels=found,
+        rows=rows,
+        labels=None if listing.labels is None else [listing.labels[place] for place in places],
+        captions=None if listing.captions is None else [listing.captions[place] for place in places],
+        class_names=listing.class_names,
+        file_names=[names[row] for row in rows],
+        image_fingerprint=fingerprint([VERSION, *((names[row], found.digests[row].hex()) for row in rows)]),
+    )
+
+
+def hold_out(names: list[str], fraction: float) -> set[str]:
+    """The names of the validation split: those whose hash is below `fraction`, or the lowest if there is none.
+
+    So each file's side depends on its name alone, and stays when others come and go.
+    """
+    if fraction == 0 or len(names) < 2:
+        return set()
+    places = {name: _hash(name) for name in names}
+    chosen = {name for name, place in places.items() if place < fraction}
+    return chosen or {min(names, key=places.__getitem__)}
+
+
+def _hash(name: str) -> float:
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48

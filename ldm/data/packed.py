@@ -16,10 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ldm.data.decode import MAX_BYTES, BadImageError
-from ldm.data.listing import shown
-from ldm.data.pixels import file_facts
-from ldm.data.verdicts import cache_folder
-from ldm.runtime.files import atomic_write
+from ldm.data.pixels import file_stat
+from ldm.runtime.files import atomic_write, cache_folder
+from ldm.runtime.text import printable
 
 FORMAT = 1  # raise it when an index means something else
 
@@ -58,7 +57,7 @@ class PackedContents:
         self.size = np.array([sample.size for sample in samples], dtype=np.int64)  # (N,)
 
     def facts(self, place: int) -> tuple[int, int]:
-        return int(self.size[place]), file_facts(self.paths[self.shard[place]])[1]
+        return int(self.size[place]), file_stat(self.paths[self.shard[place]])[1]
 
     def read(self, place: int) -> bytes:
         size = int(self.size[place])
@@ -75,7 +74,7 @@ class PackedContents:
         return content
 
     def where(self, place: int) -> str:
-        return f"{shown(self.sources[self.shard[place]])}: {shown(self.names[place])}"
+        return f"{printable(self.sources[self.shard[place]])}: {printable(self.names[place])}"
 
 
 def index_path(shard: Path, kind: str, *settings: str) -> Path:
@@ -86,7 +85,7 @@ def index_path(shard: Path, kind: str, *settings: str) -> Path:
     return cache_folder() / f"{kind}-{digest}.json"
 
 
-def remembered(path: Path) -> tuple[list[Sample], tuple[str, ...]] | None:
+def read_index(path: Path) -> tuple[list[Sample], tuple[str, ...]] | None:
     """The samples and class names of an index file; None where it is absent or not one."""
     if not path.is_file():
         return None
@@ -101,7 +100,7 @@ def remembered(path: Path) -> tuple[list[Sample], tuple[str, ...]] | None:
         return None
 
 
-def remember(path: Path, samples: list[Sample], class_names: tuple[str, ...]) -> None:
+def write_index(path: Path, samples: list[Sample], class_names: tuple[str, ...]) -> None:
     """Write an index file; a cache folder that cannot be written is only logged."""
     try:
         atomic_write(path, json.dumps({"samples": samples, "class_names": class_names}))

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from ldm.data.decode import MAX_BYTES
-from ldm.data.listing import MAX_LINE, check_label, check_texts, shown
-from ldm.data.packed import Sample, Shard, index_path, remember, remembered
-from ldm.data.verdicts import cache_folder
-from ldm.runtime.errors import UserError, suggest
+from ldm.data.listing import MAX_LINE, check_label, check_texts
+from ldm.data.packed import Sample, Shard, index_path, read_index, write_index
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import cache_folder
 from ldm.runtime.progress import progress
+from ldm.runtime.text import printable, suggest
 
 _IMAGES, _TEXTS = ("image", "img", "jpg", "png"), ("text", "caption")
 _LABELS = ("label", "labels", "class", "fine_label")
@@ -33,10 +34,10 @@ def read_parquet(path: Path, columns: tuple[str, str, str]) -> Shard:
     names). UserError for a file that cannot be read or has no images."""
     index = index_path(path, "parquet", *columns)
     images = index.with_suffix(".images")
-    known = remembered(index)
+    known = read_index(index)
     if known is None or not _covers(images, known[0]):
         known = _unpack(path, images, columns)
-        remember(index, *known)
+        write_index(index, *known)
     return Shard(images, path, *known)
 
 
@@ -50,12 +51,12 @@ def _unpack(path: Path, images: Path, columns: tuple[str, str, str]) -> tuple[li
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise UserError(f"{shown(path)}: parquet needs pyarrow: pip install 'guided-latents[datasets]'") from None
+        raise UserError(f"{printable(path)}: parquet needs pyarrow: pip install 'guided-latents[datasets]'") from None
     cache_folder().mkdir(parents=True, exist_ok=True)
     need, free = path.stat().st_size, shutil.disk_usage(cache_folder()).free
     if need > free:
         raise UserError(
-            (f"{shown(path)}: its {need} bytes of images do not fit into {cache_folder()}, where {free} are free"),
+            (f"{printable(path)}: its {need} bytes of images do not fit into {cache_folder()}, where {free} are free"),
             remedy="name another folder by LDM_CACHE",
         )
     descriptor, temporary = tempfile.mkstemp(prefix=f".{images.name}.tmp-", dir=images.parent)
@@ -64,7 +65,7 @@ def _unpack(path: Path, images: Path, columns: tuple[str, str, str]) -> tuple[li
             for group in range(file.metadata.num_row_groups):
                 if (size := file.metadata.row_group(group).total_byte_size) > _ROW_GROUP_BYTES:
                     raise UserError(
-                        f"{shown(path)}: row group {group} has {size} bytes", remedy="write smaller row groups"
+                        f"{printable(path)}: row group {group} has {size} bytes", remedy="write smaller row groups"
                     )
             names, class_names = _columns(file.schema_arrow, columns, path)
             samples, offset = [], 0
@@ -80,7 +81,7 @@ def _unpack(path: Path, images: Path, columns: tuple[str, str, str]) -> tuple[li
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise UserError(f"{shown(path)}: not a whole parquet file ({shown(error, 120)})") from None
+        raise UserError(f"{printable(path)}: not a whole parquet file ({printable(error, 120)})") from None
     finally:
         Path(temporary).unlink(missing_ok=True)
     return samples, class_names
@@ -92,17 +93,20 @@ def _columns(schema: Any, wanted: tuple[str, str, str], path: Path) -> tuple[tup
     for flag, given, usual in zip(("image", "label", "text"), wanted, (_IMAGES, _LABELS, _TEXTS), strict=True):
         if given and given not in schema.names:
             raise UserError(
-                f'{shown(path)}: no column "{shown(given)}" (`{flag}_column`)', remedy=suggest(given, schema.names)
+                f'{printable(path)}: no column "{printable(given)}" (`{flag}_column`)',
+                remedy=suggest(given, schema.names),
             )
         found.append(given or next((name for name in usual if name in schema.names), ""))
     image, label, text = found
     if not image:
         raise UserError(
-            f"{shown(path)}: no column of images; name it by `image_column`", remedy=suggest("image", schema.names)
+            f"{printable(path)}: no column of images; name it by `image_column`", remedy=suggest("image", schema.names)
         )
     kind = str(schema.field(image).type)
     if not (kind in ("binary", "large_binary") or (kind.startswith("struct<") and "bytes: " in kind)):
-        raise UserError(f'{shown(path)}: column "{shown(image)}" holds {shown(kind, 60)}, expected encoded images')
+        raise UserError(
+            f'{printable(path)}: column "{printable(image)}" holds {printable(kind, 60)}, expected encoded images'
+        )
     return (image, label, text), _class_names(schema, label)
 
 
@@ -121,7 +125,7 @@ def _rows(batches: Any, names: tuple[str, str, str], path: Path) -> Iterator[tup
     row = 0
     for batch in batches:
         for entry in batch.to_pylist():
-            where = f"{shown(path)}: row {row}"
+            where = f"{printable(path)}: row {row}"
             value = entry[image]
             content = value.get("bytes") if isinstance(value, dict) else value
             if not isinstance(content, bytes):

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from ldm.data.config import DataConfig
+from ldm.data.dataset import Example, Key, random_words
 from ldm.data.pixels import Pixels
-from ldm.data.protocol import Example, Key, random_words
 from ldm.runtime.files import fingerprint
 
 
 class PixelData:
-    """One split of stored images; see `ldm.data.protocol.ImageData`.
+    """One split of stored images; see `ldm.data.ImageData`.
 
     `rows[i]` is the place of image i in `pixels`, `labels` and `captions` are given for the images of the split.
     """

@@ -14,11 +14,11 @@ from PIL import Image
 from ldm.data.decode import MAX_BYTES, BadImageError, crop_square, decode_rgb, fit
 from ldm.runtime.errors import UserError
 
-Place = tuple[float, float] | None  # of a crop: (down, right) in [0, 1), or the centre
+CropPosition = tuple[float, float] | None  # of a crop: (down, right) in [0, 1), or the centre
 
 
 class Pixels(Protocol):
-    def crop(self, index: int, place: Place) -> np.ndarray:
+    def crop(self, index: int, place: CropPosition) -> np.ndarray:
         """A square of image `index`, its shorter side resized: uint8 (size, size, 3)."""
         ...
 
@@ -32,7 +32,7 @@ class RamPixels:
         self.starts = np.concatenate(([0], ends))  # (N + 1,)
         self.flat = torch.frombuffer(pixels, dtype=torch.uint8)
 
-    def crop(self, index: int, place: Place) -> np.ndarray:
+    def crop(self, index: int, place: CropPosition) -> np.ndarray:
         height, width = self.shapes[index]
         image = self.flat[self.starts[index] : self.starts[index + 1]].numpy().reshape(height, width, 3)
         return crop_square(image, place)
@@ -61,7 +61,7 @@ class FolderContents:
         self.folder, self.names = folder, names
 
     def facts(self, place: int) -> tuple[int, int]:
-        return file_facts(self.folder / self.names[place])
+        return file_stat(self.folder / self.names[place])
 
     def read(self, place: int) -> bytes:
         return read_file(self.folder / self.names[place])
@@ -78,7 +78,7 @@ class FilePixels:
         self.places = np.array(places, dtype=np.int64)  # (N,) in the listing
         self.stats = np.array(stats, dtype=np.int64)  # (N, 2): bytes, time of change in ns
 
-    def crop(self, index: int, place: Place) -> np.ndarray:
+    def crop(self, index: int, place: CropPosition) -> np.ndarray:
         own = int(self.places[index])
         try:
             if self.contents.facts(own) != tuple(self.stats[index]):
@@ -89,7 +89,7 @@ class FilePixels:
             raise UserError(f"{where}: {error}", remedy="start again, so that the folder is checked anew") from None
 
 
-def file_facts(path: Path) -> tuple[int, int]:
+def file_stat(path: Path) -> tuple[int, int]:
     """Size in bytes and time of change in ns; BadImageError if the file cannot be looked at."""
     try:
         status = os.stat(path)
@@ -109,7 +109,7 @@ def read_file(path: Path) -> bytes:
         raise BadImageError(error.strerror or "cannot be read") from None
 
 
-def square_picture(image: Image.Image, size: int) -> torch.Tensor:
+def square_image(image: Image.Image, size: int) -> torch.Tensor:
     """The centre square of an RGB image, (3, size, size) in [-1, 1]; BadImageError if it is too long and thin."""
     square = crop_square(fit(image, size))  # (size, size, 3)
     return torch.from_numpy(np.ascontiguousarray(square.transpose(2, 0, 1))).float() / 127.5 - 1

@@ -8,23 +8,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.protocol import ImageData, collate
+from ldm.data.dataset import ImageData, collate
 
 
-def drawn(length: int, count: int, seed: int = 0) -> list[int]:
+def random_indices(length: int, count: int, seed: int = 0) -> list[int]:
     """`count` different indices below `length` at random, in order; all of them if there are no more."""
     if count >= length:
         return list(range(length))
     return sorted(np.random.Generator(np.random.PCG64(seed)).permutation(length)[:count].tolist())
 
 
-def spread(length: int, count: int) -> list[int]:
+def even_indices(length: int, count: int) -> list[int]:
     """At most `count` indices from the first to the last, evenly."""
     count = min(count, length)
     return [round(place * (length - 1) / max(1, count - 1)) for place in range(count)]
 
 
-def shuffled(length: int, count: int) -> list[int]:
+def shuffled_indices(length: int, count: int) -> list[int]:
     """At most `count` indices, always the same ones, in an order that knows nothing of classes, by which folders are
     sorted: the first images of one would be all of its first class."""
     return torch.randperm(length, generator=torch.Generator().manual_seed(0))[:count].tolist()

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from ldm.data.protocol import Example, Key, random_words
-from ldm.runtime.errors import UserError, suggest
+from ldm.data.dataset import Example, Key, random_words
+from ldm.runtime.errors import UserError
+from ldm.runtime.text import suggest
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 SIZES = ("small", "large")
@@ -49,7 +50,7 @@ _RADIUS_TABLE = np.array([RADII[size] for size in SIZES])
 
 
 class ShapesData:
-    """Procedural pictures with class label (the shape), captions and attributes; see `ldm.data.protocol.ImageData`."""
+    """Procedural pictures with class label (the shape), captions and attributes; see `ldm.data.ImageData`."""
 
     name = "shapes"
     crop, flip = "center", False

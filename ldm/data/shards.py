@@ -10,11 +10,12 @@ from pathlib import Path
 
 from ldm.data.config import DataConfig
 from ldm.data.decode import ENDINGS
-from ldm.data.listing import METADATA, Listing, number_classes, shown
+from ldm.data.listing import METADATA, Listing, number_classes
 from ldm.data.packed import PackedContents, Sample, Shard
 from ldm.data.parquet import read_parquet
 from ldm.data.tar_shards import read_tar
 from ldm.runtime.errors import UserError
+from ldm.runtime.text import printable
 
 SHARD_ENDINGS = (".tar", ".parquet")
 _MAX_SHARDS = 100_000
@@ -42,9 +43,9 @@ def find_shards(data: str) -> list[Path] | None:
     patterns = list(itertools.islice(_braces(str(path)), _MAX_SHARDS + 1))
     found = sorted({Path(name) for pattern in patterns for name in glob.glob(pattern)})
     if not found:
-        raise UserError("no file fits this pattern", setting="data", value=shown(data))
+        raise UserError("no file fits this pattern", setting="data", value=printable(data))
     if len(found) > _MAX_SHARDS or len(patterns) > _MAX_SHARDS:
-        raise UserError(f"more than {_MAX_SHARDS} shards", setting="data", value=shown(data))
+        raise UserError(f"more than {_MAX_SHARDS} shards", setting="data", value=printable(data))
     return _one_kind(found, data)
 
 
@@ -55,7 +56,7 @@ def list_shards(config: DataConfig, paths: list[Path]) -> Listing:
     samples = [sample for shard in shards for sample in shard.samples]
     folder = paths[0].parent
     if not samples:
-        raise UserError(f"{shown(paths[0])}{' and its kin' if len(paths) > 1 else ''}: no image in it")
+        raise UserError(f"{printable(paths[0])}{' and its kin' if len(paths) > 1 else ''}: no image in it")
     names = tuple(sample.name for sample in samples)
     if len(set(names)) < len(names):  # each shard may count from 0, and each row may come from another folder
         names = tuple(
@@ -65,13 +66,13 @@ def list_shards(config: DataConfig, paths: list[Path]) -> Listing:
         )
     if len(set(names)) < len(names):
         twice = next(name for name, group in itertools.groupby(sorted(names)) if len(list(group)) > 1)
-        raise UserError(f'{shown(folder)}: "{shown(twice)}" is there twice', remedy="names must differ")
+        raise UserError(f'{printable(folder)}: "{printable(twice)}" is there twice', remedy="names must differ")
     _all_or_none(shards, names, folder)
     found = [sample.label for sample in samples if sample.label is not None]
     labels, class_names = number_classes(found, folder)
     if told := next((shard.class_names for shard in shards if shard.class_names), ()):
         if any(shard.class_names != told for shard in shards) or len(told) < len(class_names):
-            raise UserError(f"{shown(folder)}: its files name their classes differently")
+            raise UserError(f"{printable(folder)}: its files name their classes differently")
         class_names = told
     texts = tuple(sample.texts for sample in samples if sample.texts is not None)
     return Listing(folder, names, labels, texts or None, class_names, PackedContents(shards, names))
@@ -84,8 +85,8 @@ def _all_or_none(shards: list[Shard], names: tuple[str, ...], folder: Path) -> N
         if 0 < len(without) < len(samples):
             raise UserError(
                 (
-                    f"{shown(folder)}: {len(without)} of {len(samples)} images have no "
-                    f"{what.removesuffix('s')}, such as {shown(names[without[0]], 80)}"
+                    f"{printable(folder)}: {len(without)} of {len(samples)} images have no "
+                    f"{what.removesuffix('s')}, such as {printable(names[without[0]], 80)}"
                 ),
                 remedy="give all or none one",
             )
@@ -103,10 +104,10 @@ def _in_folder(folder: Path) -> list[Path] | None:
         for entry in entries:
             if remedy := next((text for ending, text in _NEARLY.items() if entry.name.endswith(ending)), ""):
                 raise UserError(
-                    f"{shown(entry.name)} cannot be read by its places",
+                    f"{printable(entry.name)} cannot be read by its places",
                     remedy=remedy,
                     setting="data",
-                    value=shown(folder),
+                    value=printable(folder),
                 )
     return None
 
@@ -114,23 +115,25 @@ def _in_folder(folder: Path) -> list[Path] | None:
 def _one_kind(paths: list[Path], data: str) -> list[Path]:
     other = next((path for path in paths if path.suffix not in SHARD_ENDINGS or not path.is_file()), None)
     if other is not None:
-        raise UserError(f"{shown(other)} is neither a .tar nor a .parquet file", setting="data", value=shown(data))
+        raise UserError(
+            f"{printable(other)} is neither a .tar nor a .parquet file", setting="data", value=printable(data)
+        )
     kinds = {path.suffix for path in paths}
     if len(kinds) > 1:
         raise UserError(
             f"holds {' and '.join(sorted(kinds))} files",
             remedy="name one kind by a pattern",
             setting="data",
-            value=shown(data),
+            value=printable(data),
         )
     splits = {match[1].lower() for path in paths if (match := _SPLIT.match(path.name))}
     if len(splits) > 1:
         split = "train" if "train" in splits else min(splits)
         raise UserError(
             f"its files are splits ({', '.join(sorted(splits))})",
-            remedy=f"name one, such as `data` '{shown(paths[0].parent)}/{split}*{paths[0].suffix}'",
+            remedy=f"name one, such as `data` '{printable(paths[0].parent)}/{split}*{paths[0].suffix}'",
             setting="data",
-            value=shown(data),
+            value=printable(data),
         )
     return paths
 

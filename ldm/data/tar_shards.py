@@ -13,9 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ldm.data.decode import ENDINGS
-from ldm.data.listing import MAX_LINE, check_label, check_texts, shown
-from ldm.data.packed import Sample, Shard, index_path, remember, remembered
+from ldm.data.listing import MAX_LINE, check_label, check_texts
+from ldm.data.packed import Sample, Shard, index_path, read_index, write_index
 from ldm.runtime.errors import UserError
+from ldm.runtime.text import printable
 
 _FACTS = ("cls", "txt", "json")
 _BLOCK = 512  # bytes: the unit of a tar file
@@ -37,10 +38,10 @@ class _Member(tarfile.TarInfo):
 def read_tar(path: Path) -> Shard:
     """What is in a shard, from its index if it has one; UserError for a file that is not a whole tar file."""
     index = index_path(path, "tar")
-    known = remembered(index)
+    known = read_index(index)
     if known is None:
         known = _samples(path), ()
-        remember(index, *known)
+        write_index(index, *known)
     return Shard(path, path, *known)
 
 
@@ -57,12 +58,16 @@ def _samples(path: Path) -> list[Sample]:
         kind = "image" if f".{ending}" in ENDINGS else ending
         sample = found.setdefault(str(pure.with_name(stem)), {})
         if kind in sample:
-            raise UserError(f'{shown(path)}: "{shown(name)}" is the second {kind} of its sample', remedy="expected one")
+            raise UserError(
+                f'{printable(path)}: "{printable(name)}" is the second {kind} of its sample', remedy="expected one"
+            )
         sample[kind] = str(pure), offset, size
     bare = [key for key, sample in found.items() if "image" not in sample]
     for names, what in ((bare, "samples without an image"), (passed, "images with a dot in their name")):
         if names:
-            logger.warning("%s: %d %s are left out, such as %s", shown(path), len(names), what, shown(names[0], 80))
+            logger.warning(
+                "%s: %d %s are left out, such as %s", printable(path), len(names), what, printable(names[0], 80)
+            )
     with open(path, "rb") as stream:
         return [
             Sample(*sample["image"], *_facts(stream, path, sample)) for sample in found.values() if "image" in sample
@@ -75,7 +80,7 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
         packer = _PACKERS.get(stream.read(2))
     if packer:
         raise UserError(
-            f"{shown(path)}: compressed by {packer}, so that no image can be read by its place", remedy="unpack it"
+            f"{printable(path)}: compressed by {packer}, so that no image can be read by its place", remedy="unpack it"
         )
     length, members = path.stat().st_size, []
     try:
@@ -83,18 +88,18 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
                 if member.offset_data + member.size > length and member.isreg():
-                    raise tarfile.ReadError(f"cut short in {shown(member.name, 80)}")
+                    raise tarfile.ReadError(f"cut short in {printable(member.name, 80)}")
                 if member.isreg() and not member.issparse():
                     members.append((member.name, member.offset_data, member.size))
             end = archive.offset
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        raise UserError(f"{shown(path)}: not a whole tar file ({shown(error, 120)})") from None
+        raise UserError(f"{printable(path)}: not a whole tar file ({printable(error, 120)})") from None
     with open(path, "rb") as stream:  # a damaged header ends the archive as the zeros do: silently
         stream.seek(end)
         if any(rest := stream.read(_BLOCK)) or (length < end and members):
             where = f"byte {end}" if rest else "its end"
             raise UserError(
-                f"{shown(path)}: damaged at {where}: no member's header is there", remedy="make the shard again"
+                f"{printable(path)}: damaged at {where}: no member's header is there", remedy="make the shard again"
             )
     return members
 
@@ -109,7 +114,7 @@ def _facts(
         if kind not in sample:
             continue
         name, offset, size = sample[kind]
-        where = f"{shown(path)}: {shown(name)}"
+        where = f"{printable(path)}: {printable(name)}"
         if size > MAX_LINE:
             raise UserError(f"{where}: {size} bytes, more than {MAX_LINE}")
         stream.seek(offset)

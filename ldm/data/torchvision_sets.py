@@ -10,10 +10,10 @@ from PIL import Image
 
 from ldm.data.config import DataConfig
 from ldm.data.decode import crop_square, fit
-from ldm.data.listing import shown
 from ldm.data.pixel_data import PixelData
 from ldm.data.pixels import RamPixels
 from ldm.runtime.errors import UserError
+from ldm.runtime.text import printable
 
 SETS = {"cifar10": "CIFAR10", "mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # our name -> torchvision's
 
@@ -28,7 +28,7 @@ def open_torchvision(config: DataConfig, split: str) -> PixelData:
     except Exception as error:  # absent or damaged files make torchvision raise anything, AssertionError included
         reason = "download failed" if config.download else "not found, or incomplete"
         remedy = "" if config.download else "; name its folder by `data_root`, or give `download`"
-        detail = f" ({shown(error, 100)})" if config.download else ""
+        detail = f" ({printable(error, 100)})" if config.download else ""
         raise UserError(f"{reason} in {root}{detail}{remedy}", setting="data", value=config.data) from None
     images = np.asarray(stored.data)  # (N, H, W) or (N, H, W, 3), uint8
     labels = [int(label) for label in stored.targets]

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from ldm.data.protocol import ImageData
+from ldm.data.dataset import ImageData
 from ldm.evaluation.conditions import balanced_indices, conditions_of
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluate import evaluate_model

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ldm.data.protocol import ImageData
+from ldm.data.dataset import ImageData
 from ldm.evaluation.features.judge import Judge
 from ldm.runtime.errors import UserError
 from ldm.sampling.config import Request, SamplingConfig

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.runtime.errors import UserError, suggest
+from ldm.runtime.errors import UserError
+from ldm.runtime.text import suggest
 
 OF_FOLDERS = ("fid", "kid", "sliced_fid", "fid_infinity", "precision", "recall", "density", "coverage")
 DISTANCES = (*OF_FOLDERS, "inception_score", "diversity", "clip_score")  # what is measured of samples

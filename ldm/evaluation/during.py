@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ldm.data.protocol import ImageData
+from ldm.data.dataset import ImageData
 from ldm.evaluation.conditions import eval_conditions
 from ldm.evaluation.config import DISTANCES, EvaluationConfig
 from ldm.evaluation.evaluate import reference_features
@@ -21,8 +21,9 @@ from ldm.evaluation.measure import measure
 from ldm.evaluation.metrics.figures import check_numbers
 from ldm.evaluation.metrics.frechet import Gaussian
 from ldm.evaluation.records import EvaluationResult
-from ldm.runtime.distributed import ALONE, Processes
-from ldm.runtime.errors import UserError, at_least, suggest
+from ldm.runtime.distributed import SINGLE_PROCESS, Processes
+from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.text import suggest
 from ldm.sampling.config import SamplingConfig
 from ldm.sampling.pipeline import Pipeline
 
@@ -144,7 +145,7 @@ class PeriodicEvaluator:
         return {**settings, "eval_metrics": list(self.config.eval_metrics), "data": self.reference.fingerprint}
 
     def __call__(
-        self, pipeline: Pipeline, stop: Callable[[], object] = bool, processes: Processes = ALONE
+        self, pipeline: Pipeline, stop: Callable[[], object] = bool, processes: Processes = SINGLE_PROCESS
     ) -> EvaluationResult:
         """Figures of the model as it stands; `EvaluationStopped` as soon as `stop()` is true after a batch.
 
@@ -152,7 +153,7 @@ class PeriodicEvaluator:
         """
         config, sampling = self.config.evaluation(), self.config.sampling()
         if self._made is None:
-            evaluators = processes.first_then_others(
+            evaluators = processes.main_process_first(
                 lambda: prepare_evaluators(self.train, config, device=pipeline.device)
             )
             self._made = evaluators, reference_features(self.reference, evaluators, config, processes)

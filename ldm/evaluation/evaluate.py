@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ldm.data.protocol import ImageData
+from ldm.data.dataset import ImageData
 from ldm.evaluation.conditions import eval_conditions, uses_classifier
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluators import Evaluators, prepare_evaluators
@@ -23,7 +23,7 @@ from ldm.evaluation.metrics.frechet import Gaussian
 from ldm.evaluation.metrics.memorisation import memorisation, save_suspects, training_and_held_out
 from ldm.evaluation.records import EvaluationResult
 from ldm.evaluation.references import opened_reference
-from ldm.runtime.distributed import ALONE, Processes
+from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.errors import UserError
 from ldm.sampling.config import SamplingConfig, caveats
 from ldm.sampling.pipeline import Pipeline
@@ -40,7 +40,7 @@ def evaluate_model(
     other_data: ImageData | None = None,
     likelihood: LikelihoodConfig | None = None,
     picture: Path | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> EvaluationResult:
     """Sample under conditions drawn from `data` and compare with its images; measure their likelihood if asked to.
 
@@ -83,9 +83,9 @@ def evaluate_model(
         if config.near:
             training_and_held_out(data, other)
 
-    processes.agreed(check)
-    processes.advise(config.num_images, config.batch_size)
-    evaluators = evaluators or processes.first_then_others(
+    processes.run_on_all(check)
+    processes.warn_if_idle(config.num_images, config.batch_size)
+    evaluators = evaluators or processes.main_process_first(
         lambda: prepare_evaluators(train_data or data, config, device=pipeline.device)
     )
     drawn = eval_conditions(pipeline, data, config.num_images, config.seed, classifier=target, judge=evaluators.judge)
@@ -121,7 +121,7 @@ def evaluate_model(
 
 
 def reference_features(
-    data: ImageData, evaluators: Evaluators, config: EvaluationConfig, processes: Processes = ALONE
+    data: ImageData, evaluators: Evaluators, config: EvaluationConfig, processes: Processes = SINGLE_PROCESS
 ) -> Tensor | Gaussian | None:
     """Features (N, D) of the real images, from the `reference`, the cache or computed; None where none are needed.
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ldm.data.listing import shown
-from ldm.data.protocol import ImageData
+from ldm.data.dataset import ImageData
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.features.extractors import Extractor, inception_extractor, trained_extractor
 from ldm.evaluation.features.judge import Judge, trained_judge
 from ldm.evaluation.features.pretrained import ClipScorer, PretrainedExtractor, pretrained_extractor
 from ldm.evaluation.references import opened_reference
 from ldm.runtime.errors import UserError
+from ldm.runtime.text import printable
 
 _NOT_PRETRAINED = ("auto", "inception", "trained")
 
@@ -75,7 +75,7 @@ def prepare_extractor(
     if found is None:
         if file is not None:
             raise UserError(
-                f"made by the extractor {shown(needed)}",
+                f"made by the extractor {printable(needed)}",
                 remedy="give it by `extractor`",
                 setting="reference",
                 value=config.reference,

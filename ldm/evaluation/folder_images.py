@@ -12,13 +12,14 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from ldm.data.dataset import Example, Key
 from ldm.data.decode import BadImageError, decode_rgb, upright_size
-from ldm.data.listing import list_folder, shown
-from ldm.data.protocol import Example, Key
+from ldm.data.listing import list_folder
 from ldm.evaluation.features.small_network import fit_size
 from ldm.runtime.errors import UserError
 from ldm.runtime.images import from_pil
 from ldm.runtime.progress import progress
+from ldm.runtime.text import printable
 
 
 class FolderImages:
@@ -41,7 +42,7 @@ class FolderImages:
         self.names = tuple(name for name in names if not (sampled and name in ("grid.png", "reconstruction.png")))
         if len(self.names) < 2:
             raise UserError(
-                f"{shown(self.folder)}: holds {len(self.names)} image", remedy="a distance needs two or more"
+                f"{printable(self.folder)}: holds {len(self.names)} image", remedy="a distance needs two or more"
             )
         self.name = self.folder.resolve().name
 
@@ -111,4 +112,4 @@ class FolderImages:
             raise self._refused(self.names[index], error) from None
 
     def _refused(self, name: str, error: BadImageError) -> UserError:
-        return UserError(f"{shown(self.folder / name)}: {error}", remedy="remove it or mend it")
+        return UserError(f"{printable(self.folder / name)}: {error}", remedy="remove it or mend it")

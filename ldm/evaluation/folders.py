@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.data.listing import shown
 from ldm.evaluation.config import OF_FOLDERS, EvaluationConfig
 from ldm.evaluation.evaluators import Evaluators, prepare_extractor
 from ldm.evaluation.features.extractors import Extractor, extract
@@ -20,6 +19,7 @@ from ldm.evaluation.metrics.frechet import Gaussian
 from ldm.evaluation.records import EvaluationResult
 from ldm.evaluation.references import ReferenceFile, opened_reference
 from ldm.runtime.errors import UserError
+from ldm.runtime.text import printable
 
 Sizes = Counter[tuple[int, int]]  # how many images there are of each (H, W)
 
@@ -56,7 +56,7 @@ def evaluate_folders(
     a = _real(theirs, file, extractor, config)
     b = extract(extractor, ours.images(config.batch_size, "features of fake"))
     manifest = facts_of(evaluators) | {
-        "real": theirs.name if theirs is not None else shown(Path(config.reference).name),
+        "real": theirs.name if theirs is not None else printable(Path(config.reference).name),
         "fake": ours.name,
         "num_reference": len(a) if isinstance(a, Tensor) else a.count,
         "num_images": len(b),
@@ -70,7 +70,7 @@ def evaluate_folders(
     elif file is not None:
         manifest["reference"] = file.manifest()
         others = file.others.to(b.device)
-        name = f"real, of {shown(file.facts.data)} ({shown(file.facts.others_split)})"
+        name = f"real, of {printable(file.facts.data)} ({printable(file.facts.others_split)})"
         floor = floor_of_features(others, a, config, evaluators, len(b), name)
     return EvaluationResult(
         figures_of(Samples(a, b, extractor), config),
@@ -96,7 +96,8 @@ def _checked_sizes(real: FolderImages | None, fake: FolderImages, file: Referenc
     for folder, sizes in zip(folders, found, strict=True):
         if len(sizes) > 1 and not folder.resize:
             raise UserError(
-                f"{shown(folder.folder)}: holds images of {_told(sizes)}", remedy="give `resize` PIXELS, or one size"
+                f"{printable(folder.folder)}: holds images of {_told(sizes)}",
+                remedy="give `resize` PIXELS, or one size",
             )
     if real is not None and found[0].keys() != found[1].keys() and not fake.resize:
         raise UserError(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.protocol import ImageData
+from ldm.data.dataset import ImageData
 from ldm.evaluation.conditions import conditions_of
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.records import EvaluationResult, MetricValue

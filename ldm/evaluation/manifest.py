@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ldm.data.listing import shown
-from ldm.data.protocol import ImageData
+from ldm.data.dataset import ImageData
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluators import Evaluators
 from ldm.evaluation.references import opened_reference
 from ldm.runtime.files import read_json
+from ldm.runtime.text import printable
 from ldm.sampling.model_folder import INDEX, WEIGHTS
 
 _SMALL = 10_000  # below so many images FID's bias is larger than most differences worth telling
@@ -47,7 +47,7 @@ def weights_of(folder: Path | None) -> str:
     index = read_json(folder / INDEX) if folder is not None and (folder / INDEX).is_file() else {}
     told = index.get(WEIGHTS) if isinstance(index, dict) else None
     if isinstance(told, str):
-        return shown(told, 80)
+        return printable(told, 80)
     return "as published in the model folder, which does not tell whether they are an EMA"
 
 

@@ -17,7 +17,7 @@ from ldm.evaluation.features.judge import Score
 from ldm.evaluation.metrics.figures import Samples, figures_of
 from ldm.evaluation.metrics.frechet import Gaussian
 from ldm.evaluation.records import MetricValue
-from ldm.runtime.distributed import ALONE, Processes
+from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.progress import progress
 from ldm.sampling.config import SamplingConfig
 from ldm.sampling.pipeline import Pipeline
@@ -81,7 +81,7 @@ def measure(
     *,
     keep: int = 0,
     label: str = "sampling",
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Measurement:
     """Sample under the drawn conditions and measure; images stay on the device but for the first `keep`."""
     seen = look(pipeline, drawn, sampling, config, evaluators, keep=keep, label=label, processes=processes)
@@ -99,7 +99,7 @@ def look(
     keep: int = 0,
     label: str = "sampling",
     on_batch: Callable[[int], None] | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> SampleStats:
     """Sample under the drawn conditions but the `first`, and look at the samples, each in its own batch's process.
 
@@ -118,7 +118,7 @@ def look(
         batch_size=config.batch_size,
         **options,
     )
-    places = processes.places(len(asked), config.batch_size)
+    places = processes.batch_starts(len(asked), config.batch_size)
     told = progress(places, label) if processes.is_main and on_batch is None else places
     parts: list[tuple[int, SampleStats]] = []
     for place in told:

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.listing import shown
-from ldm.data.protocol import ImageData
+from ldm.data.dataset import ImageData
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.features.archive import Archive, save_archive
 from ldm.evaluation.features.extractors import Extractor, InceptionExtractor, TrainedExtractor
@@ -29,6 +28,7 @@ from ldm.evaluation.metrics.frechet import Gaussian
 from ldm.evaluation.metrics.manifold import MOST
 from ldm.runtime.errors import UserError
 from ldm.runtime.settings import from_mapping
+from ldm.runtime.text import printable
 
 _NETWORK = "network."
 _MOST_CLASSES = 100_000
@@ -174,8 +174,8 @@ class ReferenceFile:
     def manifest(self) -> dict[str, Any]:
         """For the manifest of the figures: what the reference is."""
         told = {name: value for name, value in asdict(self.facts).items() if name not in ("network", "version")}
-        safe = {name: shown(value) if isinstance(value, str) else value for name, value in told.items()}
-        return {"file": shown(self.name), "count": self.count or "not known", **safe}
+        safe = {name: printable(value) if isinstance(value, str) else value for name, value in told.items()}
+        return {"file": printable(self.name), "count": self.count or "not known", **safe}
 
     def _tensor(self, name: str) -> Tensor:
         found = torch.from_numpy(self.archive.read(name))

@@ -12,7 +12,8 @@ from ldm.models.blocks import to_tokens
 from ldm.models.unet import Encoder
 from ldm.models.unet_config import UNetConfig
 from ldm.models.weights import load_weights, read_config, save_network
-from ldm.runtime.errors import UserError, suggest
+from ldm.runtime.errors import UserError
+from ldm.runtime.text import suggest
 
 _CLASS_NAME = "NoisyClassifier"
 

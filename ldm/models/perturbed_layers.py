@@ -8,7 +8,8 @@ from torch import nn
 
 from ldm.models.blocks import Attention, ResnetBlock, SelfAttention, SpatialTransformer
 from ldm.models.perturbation import Kind
-from ldm.runtime.errors import UserError, suggest
+from ldm.runtime.errors import UserError
+from ldm.runtime.text import suggest
 
 
 def chosen_layers(network: nn.Module, kind: Kind, wanted: Sequence[str]) -> tuple[str, ...]:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_write, atomic_write_json, fingerprint, read_json
+from ldm.runtime.files import atomic_write_json, fingerprint, read_json
+from ldm.runtime.tensors import open_tensors, save_tensors, tensor_shapes
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -31,8 +30,7 @@ def weights_fingerprint(network: nn.Module) -> str:
 
 def save_network(folder: str | Path, class_name: str, config: Mapping[str, Any], network: nn.Module) -> None:
     """Write the configuration and the weights of `network` into `folder`, each file atomically."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    atomic_write(Path(folder) / WEIGHTS_NAME, save(tensors, metadata={"format": "pt"}))
+    save_tensors(Path(folder) / WEIGHTS_NAME, network.state_dict(), {"format": "pt"})
     atomic_write_json(Path(folder) / CONFIG_NAME, {"_class_name": class_name, **config})
 
 
@@ -49,16 +47,10 @@ def read_config(folder: str | Path, class_name: str) -> dict[str, Any]:
 def load_weights(folder: str | Path, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
     """Fill `network`, built on the meta device, from the weight file; names and shapes are compared before reading."""
     path = Path(folder) / WEIGHTS_NAME
-    if not path.is_file():
-        raise UserError(f"{path}: no such file (weights are read from safetensors only)")
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            _compare(path, wanted, found)
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name).to(dtype, copy=True) for name in wanted}
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error})") from None
+    with open_tensors(path) as file:
+        _compare(path, wanted, tensor_shapes(file))
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name).to(dtype, copy=True) for name in wanted}
     network.load_state_dict(tensors, assign=True)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm.data.selection import spread
+from ldm.data.selection import even_indices
 from ldm.reports.history import Best, Entries, History, is_number, numbers_of, read_history, rows_of
 from ldm.reports.page import data_url, fill
 from ldm.reports.plots import Line, Mark, lines
@@ -100,7 +100,7 @@ def _plots(history: History) -> list[dict[str, str]]:
 def _by_noise(entries: Entries, name: str, value: str) -> list[dict[str, str]]:
     """The newest table by noise level, with some of those before it."""
     told, curves = [entry for entry in entries if rows_of(entry, name, value)], []
-    for place in spread(len(told), _CURVES):
+    for place in even_indices(len(told), _CURVES):
         x, y = zip(*rows_of(told[place], name, value), strict=True)
         curves.append(Line(f"step {told[place]['step']}", x, y))
     if not curves:
@@ -134,4 +134,4 @@ def _shown(value: object) -> str:
 def _pictures(root: Path) -> list[Path]:
     """Some of the previews, from the first to the last."""
     found = sorted((root / "samples").glob("step-[0-9]*.png"))
-    return [found[place] for place in spread(len(found), _PICTURES)]
+    return [found[place] for place in even_indices(len(found), _PICTURES)]

@@ -42,11 +42,11 @@ class Processes:
         """As `Pipeline.generate` takes it: this process draws the batches rank, rank + count, ..."""
         return self.rank, self.count
 
-    def places(self, total: int, batch_size: int) -> range:
+    def batch_starts(self, total: int, batch_size: int) -> range:
         """Where this process's batches of `total` samples begin."""
         return range(self.rank * batch_size, total, self.count * batch_size)
 
-    def advise(self, total: int, batch_size: int) -> None:
+    def warn_if_idle(self, total: int, batch_size: int) -> None:
         """Say once if some of the processes would have nothing to draw."""
         if self.is_main and -(-total // batch_size) < self.count:
             logger.warning("%d samples in batches of %d leave processes idle; lower `batch_size`", total, batch_size)
@@ -77,7 +77,7 @@ class Processes:
         self._stop(failure, [told[0][1]])
         return told[0][0]  # type: ignore[return-value]
 
-    def agreed(self, work: Callable[[], T]) -> T:
+    def run_on_all(self, work: Callable[[], T]) -> T:
         """`work()` of each process; what one of them raises stops all, so that none waits for it."""
         if self.count == 1:
             return work()
@@ -88,13 +88,13 @@ class Processes:
         self._stop(failure, told)
         return found  # type: ignore[return-value]
 
-    def first_then_others(self, work: Callable[[], T]) -> T:
+    def main_process_first(self, work: Callable[[], T]) -> T:
         """`work()` of each process, the first before the others, which find what it left in a cache."""
         made: list[T] = []
         self.run_on_main_and_broadcast(lambda: made.append(work()))
-        return self.agreed(lambda: made[0] if made else work())
+        return self.run_on_all(lambda: made[0] if made else work())
 
-    def in_order(self, batches: Iterator[torch.Tensor], number: int) -> Iterator[torch.Tensor]:
+    def gather_batches(self, batches: Iterator[torch.Tensor], number: int) -> Iterator[torch.Tensor]:
         """All `number` batches on the first process, in order, from those of each; on the others none."""
         if self.count == 1:
             yield from batches
@@ -118,11 +118,11 @@ class Processes:
         raise StoppedByOtherProcess(2 if refused else 1)
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
 @contextmanager
-def processes_of_environment() -> Iterator[Processes]:
+def torchrun_processes() -> Iterator[Processes]:
     """The processes that `torchrun` started; without it this one alone.
 
     They talk through gloo, whatever the device. One that ends or is silent for half an hour (`LDM_PROCESS_TIMEOUT`
@@ -134,7 +134,7 @@ def processes_of_environment() -> Iterator[Processes]:
             f"WORLD_SIZE={os.environ['WORLD_SIZE']}: not a number of processes", remedy="start with torchrun"
         )
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     try:
         seconds = float(os.environ.get(TIMEOUT, _SECONDS))
@@ -148,10 +148,10 @@ def processes_of_environment() -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-def processes_of_training() -> Processes:
+def current_processes() -> Processes:
     """Those that train together with this one, which is alone where it has met no others."""
     together = dist.is_available() and dist.is_initialized()
-    return Processes(dist.get_rank(), dist.get_world_size()) if together else ALONE
+    return Processes(dist.get_rank(), dist.get_world_size()) if together else SINGLE_PROCESS
 
 
 def _tried(work: Callable[[], T]) -> tuple[T | None, Exception | None]:

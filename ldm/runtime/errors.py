@@ -1,9 +1,8 @@
-"""The exceptions that end a command, and the words of their messages."""
+"""The exceptions that end a command."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 
 class UserError(ValueError):
@@ -23,17 +22,12 @@ class UserError(ValueError):
         self.settings, self.problem, self.remedy = settings, problem, remedy
 
 
-def with_names(text: str, name_of: Callable[[str], str]) -> str:
-    """A message with each setting in backticks replaced by `name_of(setting)`."""
-    return re.sub(r"`([a-z][a-z0-9_]*)`", lambda match: name_of(match[1]), text)
-
-
 class LostProcessError(RuntimeError):
     """Another process of the run ended, or did not answer in time."""
 
 
 class StoppedByOtherProcess(Exception):  # noqa: N818  (not an error of this process)
-    """Another process of the run stops it and says why; this one leaves with `code` and in silence."""
+    """Another process stops the run and prints the reason; this one exits with `code` and prints nothing."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -41,17 +35,7 @@ class StoppedByOtherProcess(Exception):  # noqa: N818  (not an error of this pro
 
 
 def at_least(settings: object, **limits: int) -> None:
-    """`UserError` naming the flag of the first of these settings that is below its limit."""
+    """`UserError` naming the first of these settings that is below its limit."""
     for name, limit in limits.items():
         if not getattr(settings, name) >= limit:
             raise UserError(f"expected {limit} or more, got {getattr(settings, name)}", setting=name)
-
-
-def suggest(word: str, known: object) -> str:
-    """The remedy of a message about an unknown word: `known: a, b; did you mean "a"?`."""
-    import difflib
-
-    names = sorted(str(name) for name in known)  # type: ignore[attr-defined]
-    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
-    listed = ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
-    return f"known: {listed or 'none'}" + (f'; did you mean "{close[0]}"?' if close else "")

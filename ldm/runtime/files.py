@@ -33,24 +33,19 @@ def fsync_path(path: Path) -> None:
 def atomic_folder(target: str | Path) -> Iterator[Path]:
     """Give a temporary folder beside `target`; on success flush it and rename it to `target`, replacing the old one.
 
-    On an exception the temporary folder is removed and `target` stays as it was; what the system refuses while
-    safetensors writes, such as a full disk, is an `OSError` as anywhere else.
+    On an exception the temporary folder is removed and `target` stays as it was.
     """
     target = Path(target).absolute()  # "." has no name
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
     try:
         os.chmod(temporary, 0o777 & ~_umask())
-        yield temporary
+        with _system_errors(target):
+            yield temporary
         for path in sorted(temporary.rglob("*")):
             fsync_path(path)
         fsync_path(temporary)
         replace_folder(temporary, target)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(target)) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -65,23 +60,45 @@ def replace_folder(source: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def atomic_write(path: str | Path, data: str | bytes) -> None:
-    """Write `data` (text as UTF-8) to `path` so that a reader sees the old content or the new, never a part."""
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Give a temporary file beside `path` to write to; on success flush it and rename it to `path`.
+
+    A reader sees the old content or the new, never a part. On an exception `path` stays as it was.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    payload = data.encode() if isinstance(data, str) else data
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(payload)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        with _system_errors(path):
+            yield temporary
+        fsync_path(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
         fsync_path(path.parent)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def _system_errors(target: Path) -> Iterator[None]:
+    """What the system refuses while safetensors writes, such as a full disk, as `OSError`."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(target)) from None
+
+
+def atomic_write(path: str | Path, data: str | bytes) -> None:
+    """Write `data` (text as UTF-8) to `path`, atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def atomic_write_json(path: str | Path, value: Any) -> None:
@@ -126,6 +143,13 @@ def sha256_of_file(path: str | Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """`$LDM_CACHE`, else `guided-latents` in the user's cache folder."""
+    if folder := os.environ.get("LDM_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "guided-latents"
 
 
 def _umask() -> int:

@@ -51,7 +51,7 @@ def progress(
             logger.info("%s: %d%s, %.1f a second%s%s", label, count, f" of {total}" if total else "", rate, left, words)
 
 
-class Whole:
+class CostProgress:
     """One bar for work of several parts, told in units of cost: `done` of `total`, which may change on the way.
 
     On a terminal a tqdm bar, elsewhere a log line at most every `every` seconds; nothing where it is not `shown`.
@@ -64,7 +64,7 @@ class Whole:
         form = "{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
         self._bar = tqdm(total=0, bar_format=form, dynamic_ncols=True) if shown and not self._logs else None
 
-    def __enter__(self) -> Whole:
+    def __enter__(self) -> CostProgress:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import tyro
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from ldm.runtime.errors import UserError, suggest
+from ldm.runtime.errors import UserError
+from ldm.runtime.text import suggest
 
 Settings = TypeVar("Settings")
-Repeated = tyro.conf.UseAppendAction[tuple[str, ...]]  # a flag that is given once for each of its values
 _LIMIT = 2**20  # bytes of a settings file
 
 
@@ -140,89 +136,3 @@ def _keys_beside(schema: type, key: str) -> list[str]:
     for part in key.split(".")[:-1]:
         schema = get_type_hints(schema).get(part, schema)
     return [each.name for each in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else []
-
-
-def parse(schema: type[Settings], arguments: Sequence[str], command: str, base: Settings | None = None) -> Settings:
-    """Settings from `base` (or the defaults), `--config NAME_OR_FILE` if given, then flags; what comes later wins.
-
-    `_` and `-` in flags are the same; a flag that takes several strings may also be repeated.
-
-    `UserError` in one line for what cannot be read; `--help` prints and exits.
-    """
-    names, rest = _take_option(_joined(list(arguments), _string_lists(schema)), "--config")
-    default = read_settings(schema, find_config(names[-1]), base) if names else base
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            return tyro.cli(  # type: ignore[return-value]
-                schema,
-                args=rest,
-                default=default,
-                prog=f"ldm {command}",
-                config=(tyro.conf.OmitArgPrefixes,),
-                description=f"{(schema.__doc__ or '').strip()} --config NAME_OR_FILE takes settings from a YAML file.",
-            )
-    except SystemExit as leaving:
-        if leaving.code in (0, None):
-            raise
-        raise UserError(_one_line(printed.getvalue())) from None
-
-
-def _take_option(arguments: list[str], name: str) -> tuple[list[str], list[str]]:
-    """The values of an option, and the arguments without it."""
-    values, rest = [], []
-    while arguments:
-        argument = arguments.pop(0)
-        if argument == name:
-            if not arguments:
-                raise UserError(f"{name} needs a value")
-            values.append(arguments.pop(0))
-        elif argument.startswith(f"{name}="):
-            values.append(argument.split("=", 1)[1])
-        else:
-            rest.append(argument)
-    return values, rest
-
-
-def _string_lists(schema: type) -> set[str]:
-    """The flags of a dataclass, and of those in it, that take several strings."""
-    found: set[str] = set()
-    for name, hint in get_type_hints(schema, include_extras=True).items():
-        if hint == tuple[str, ...]:
-            found.add(f"--{name.replace('_', '-')}")
-        elif dataclasses.is_dataclass(hint):
-            found |= _string_lists(hint)  # type: ignore[arg-type]
-    return found
-
-
-def _joined(arguments: list[str], flags: set[str]) -> list[str]:
-    """`--guidance a --guidance b` as `--guidance a b`, which is how the parser wants it."""
-    given: dict[str, list[list[str]]] = {}
-    rest: list[str] = []
-    current = rest
-    for argument in arguments:
-        if argument.startswith("--"):
-            name, _, value = argument.partition("=")
-            flag = name.replace("_", "-")
-            current = rest
-            if flag in flags:
-                current = [value] if value else []
-                given.setdefault(flag, []).append(current)
-                continue
-        current.append(argument)
-    return rest + [word for flag, lists in given.items() for word in (flag, *(each for one in lists for each in one))]
-
-
-def _one_line(box: str) -> str:
-    """The message inside tyro's box: its first part, and the first of the flags that it suggests."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")] or box.split("\n")
-    parts: list[list[str]] = [[]]
-    for line in lines:
-        if line and set(line) <= {"─"}:
-            parts.append([])
-        elif line:
-            parts[-1].append(line)
-    message = " ".join(parts[0])
-    hints = [line.split()[0] for part in parts[1:] if part and part[0].startswith("Perhaps") for line in part[1:]]
-    flags = [hint.rstrip(",") for hint in hints if hint.startswith("--")]
-    return message + (f"; did you mean {flags[0]}?" if flags else "")

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from autoencoders import Autoencoder
 from ldm.conditioning import Condition, Conditioner
 from ldm.models.unet import UNet
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json, sha256_of_file
+from ldm.runtime.tensors import read_tensors
 from ldm.sampling.config import Request
 from ldm.sampling.forward_process import Process
 from ldm.sampling.model_folder import check_parts, read_scheduler
@@ -138,10 +137,7 @@ def _fill(weak: GuidingModel, checkpoint: Path) -> None:
     facts = listed.get(path.name) if isinstance(listed, dict) else None
     if not isinstance(facts, dict) or not path.is_file() or facts.get("sha256") != sha256_of_file(path):
         raise UserError(f"damaged: {path.name} is missing or differs from its manifest.json")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path.name} is not a whole safetensors file ({error})") from None
+    tensors = read_tensors(path)
     both = torch.nn.ModuleDict({"unet": weak.unet, "conditioner": weak.conditioner})
     try:
         both.load_state_dict(tensors)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.data.decode import BadImageError, crop_square, decode_rgb, fit
-from ldm.data.pixels import read_file, square_picture
+from ldm.data.pixels import read_file, square_image
 from ldm.runtime.errors import UserError
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.pipeline import Pipeline
@@ -58,7 +58,7 @@ def read_image(path: str | Path, size: int, flag: str = "`init_image`") -> Sourc
     """
     image, digest = _decoded(path, flag)
     try:
-        return SourceImage(square_picture(image, size), image.size, digest)
+        return SourceImage(square_image(image, size), image.size, digest)
     except BadImageError as error:
         raise UserError(f"{flag} {path}: {error}") from None
 

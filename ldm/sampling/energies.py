@@ -15,9 +15,10 @@ from torch import Tensor
 
 from autoencoders import Autoencoder
 from ldm.data.decode import BadImageError, decode_rgb
-from ldm.data.pixels import read_file, square_picture
+from ldm.data.pixels import read_file, square_image
 from ldm.models.classifier import NoisyClassifier
-from ldm.runtime.errors import UserError, suggest
+from ldm.runtime.errors import UserError
+from ldm.runtime.text import suggest
 from samplers import colour, inpainting, parse_call, similarity
 
 Function: TypeAlias = Callable[[Tensor], Tensor]  # pictures or latents -> (B,)
@@ -142,7 +143,7 @@ def read_picture(path: object, size: int) -> Tensor:
     if not place.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        return square_picture(decode_rgb(read_file(place)), size)[None]
+        return square_image(decode_rgb(read_file(place)), size)[None]
     except BadImageError as error:
         raise UserError(f"{path}: {error}") from None
 

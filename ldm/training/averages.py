@@ -18,12 +18,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from ldm.runtime.errors import UserError, at_least
-from ldm.runtime.files import atomic_write
-from ldm.training.checkpoint import read_tensors
+from ldm.runtime.tensors import open_tensors, read_tensors, save_tensors
 from ldm.training.run_folder import RunFolder
 
 FOLDER, _FILE = "averages", "averages.safetensors"
@@ -124,9 +122,9 @@ class PowerAverages:
         if run is None or not self.weights or not (last or (every is not None and step % every == 0)):
             return
         dtype = getattr(torch, self.config.ema_snapshot_precision)
-        tensors = {name: value.to("cpu", dtype).contiguous() for name, value in self._named()}
+        tensors = {name: value.to("cpu", dtype) for name, value in self._named()}
         facts = {"lengths": json.dumps(self.config.ema_lengths)}  # one entry: several come in any order
-        atomic_write(run.path / FOLDER / f"step-{step}.safetensors", save(tensors, facts))
+        save_tensors(run.path / FOLDER / f"step-{step}.safetensors", tensors, facts)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint keeps, by file."""
@@ -165,10 +163,10 @@ def snapshots(run: Path) -> list[Snapshot]:
         if not (match := _NAME.fullmatch(path.name)):
             continue
         try:
-            with safe_open(path, framework="pt") as file:
+            with open_tensors(path) as file:
                 lengths = json.loads((file.metadata() or {})["lengths"])
             found.append(Snapshot(path, int(match[1]), tuple(float(length) for length in lengths)))
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:  # UserError among them
             raise UserError(f"{path}: not a whole snapshot of averages ({error})", remedy="remove it") from None
     return sorted(found, key=lambda snapshot: snapshot.step)
 

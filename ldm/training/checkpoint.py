@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json, sha256_of_file
+from ldm.runtime.tensors import read_tensors, write_tensors
 from ldm.training.sharding import placed
 
 logger = logging.getLogger("ldm")
@@ -57,8 +56,7 @@ def save_checkpoint(
     target = run / f"checkpoint-{step}"
     with atomic_folder(target) as folder:
         for name, values in tensors.items():
-            contiguous = {key: value.detach().contiguous().cpu() for key, value in values.items()}
-            save_file(contiguous, folder / f"{name}.safetensors")
+            write_tensors(folder / f"{name}.safetensors", values)
         atomic_write_json(folder / "state.json", {"step": step, **state})
         files = {
             path.name: {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
@@ -138,13 +136,3 @@ def load_weights(model: nn.Module, path: Path) -> None:
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()
         raise UserError(f"{path}: weights of another model ({first})") from None
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Load a safetensors file; `UserError` names it when it is absent or not one."""
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error})") from None

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ldm.data.listing import shown
+from ldm.runtime.text import printable
 from ldm.training.processes import on_any_process
 from ldm.training.randomness import BatchPlan, BatchShard
 
@@ -76,7 +76,7 @@ class FiniteGuard:
         (keys,) = BatchPlan(task.length, seed, BatchShard(batch_size), step, step + 1)
         examples = [index for index, _ in keys]
         name_of = getattr(getattr(task, "data", None), "file_name", None)
-        files = [name for index in examples if name_of is not None and (name := shown(name_of(index)))]
+        files = [name for index in examples if name_of is not None and (name := printable(name_of(index)))]
         named = [f"{index} ({file})" for index, file in zip(examples, files, strict=True)] if files else examples
         more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
         self._message = (

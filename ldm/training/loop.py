@@ -16,10 +16,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm.runtime.compilation import check_compiler, compile_network
-from ldm.runtime.distributed import processes_of_training
+from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import read_json
 from ldm.runtime.progress import progress
+from ldm.runtime.tensors import read_tensors
 from ldm.training.adversary import AdversarialTrainer, Loss
 from ldm.training.averages import PowerAverages
 from ldm.training.budget import Budget
@@ -28,7 +29,6 @@ from ldm.training.checkpoint import (
     load_optimizer_tensors,
     load_weights,
     optimizer_tensors,
-    read_tensors,
     save_checkpoint,
 )
 from ldm.training.config import TrainingConfig
@@ -80,7 +80,7 @@ def train(task: Task, config: TrainingConfig, settings: str, device: torch.devic
         wanted = (config.output_dir, task.kind, settings, task.facts, command)
         return RunFolder.claim(*wanted) if accelerator.is_main_process else None
 
-    run = processes_of_training().agreed(claim)  # refused, all leave together
+    run = current_processes().run_on_all(claim)  # refused, all leave together
     try:
         with (
             global_random_state_kept(),
@@ -114,7 +114,7 @@ class _Training:
         self.second = AdversarialTrainer(adversary, config, self.device) if adversary is not None else None
         players = (self.model,) if self.second is None else (self.model, self.second.model)
         self.watch = FiniteGuard(config.skip_non_finite, accelerator, players)
-        self.evaluations = Evaluations(run, task, processes_of_training())
+        self.evaluations = Evaluations(run, task, current_processes())
         self.step, self.budget = 0, Budget(config.train_seconds, accelerator)
         self._resume()
         compile_network(self.model, config.compile)

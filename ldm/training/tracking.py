@@ -11,8 +11,9 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from torch import Tensor
 
-from ldm.runtime.errors import UserError, suggest
+from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, read_json
+from ldm.runtime.text import suggest
 
 TRACKERS = ("tensorboard", "wandb")  # the names of accelerate, of the packages, and of our extras
 EVENTS, IDENTITY = "logs", "wandb.json"

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from ldm.cli.compare import CompareRun
+from ldm.cli.parsing import parse
 from ldm.comparison import ComparisonConfig, compare, verdict_of
 from ldm.comparison.halving import round_sizes, staying
 from ldm.comparison.records import Cell, Comparison
@@ -13,7 +14,6 @@ from ldm.evaluation import EvaluationConfig
 from ldm.evaluation.records import EvaluationResult, MetricValue
 from ldm.runtime import progress
 from ldm.runtime.errors import UserError
-from ldm.runtime.settings import parse
 
 FLAGS = [
     *(

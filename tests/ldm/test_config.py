@@ -7,8 +7,9 @@ from typing import Literal
 
 import pytest
 
+from ldm.cli.parsing import parse
 from ldm.runtime.errors import UserError
-from ldm.runtime.settings import find_config, from_mapping, parse, read_settings, to_yaml
+from ldm.runtime.settings import find_config, from_mapping, read_settings, to_yaml
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.training.tasks.autoencoder import AutoencoderRun
 from ldm.training.tasks.classifier import ClassifierRun

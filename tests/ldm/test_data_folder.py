@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ldm.data import DataConfig, ImageData, collate, open_data, pixels, verify
-from ldm.data.folder import hold_out
+from ldm.data.open import hold_out
 from ldm.runtime.errors import UserError
 
 
@@ -356,7 +356,7 @@ def one_image(folder: Path) -> object:
     return {"validation_fraction": 0.5, "split": "validation"}
 
 
-@refuse("no image of 2 is left for validation; give --validation-fraction above 0")
+@refuse("no image of 2 is left for validation; give `validation_fraction` above 0")
 def nothing_held_out(folder: Path) -> object:
     many(folder, 2)
     return {"split": "validation"}

@@ -296,10 +296,10 @@ def test_parquet_that_cannot_be_used_is_refused_with_its_columns(tmp_path, sampl
         with pytest.raises(UserError, match=message):
             open_data(config(tmp_path / "a.parquet", **settings))
 
-    refused("no column of images; name it by --image-column; known: x", {"x": [1]})
+    refused("no column of images; name it by `image_column`; known: x", {"x": [1]})
     refused('column "image" holds int64, expected encoded images', {"image": [1]})
     refused(
-        'no column "lable" .--label-column.; known: image, label; did you mean "label"',
+        'no column "lable" .`label_column`.; known: image, label; did you mean "label"',
         {"image": [b"x"], "label": [1]},
         label_column="lable",
     )

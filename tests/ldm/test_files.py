@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ldm.runtime.errors import UserError, suggest
+from ldm.runtime.errors import UserError
 from ldm.runtime.files import (
     atomic_folder,
     atomic_write,
@@ -16,6 +16,7 @@ from ldm.runtime.files import (
     replace_folder,
     sha256_of_file,
 )
+from ldm.runtime.text import suggest
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -137,6 +138,6 @@ def test_fingerprints_are_sha_256(tmp_path):
 
 
 def test_suggestions():
-    assert suggest("smaple", ["train", "sample"]) == '; known: sample, train; did you mean "sample"?'
-    assert suggest("xyz", []) == "; known: none"
+    assert suggest("smaple", ["train", "sample"]) == 'known: sample, train; did you mean "sample"?'
+    assert suggest("xyz", []) == "known: none"
     assert suggest("n7", (f"n{i}" for i in range(40))).count(",") == 30, "a long list is cut"

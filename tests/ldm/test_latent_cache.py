@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autoencoders import Tiling
-from ldm.data import cache_place, latent_cache, latent_layout
+from ldm.data import cache_device, latent_cache, latent_layout
 from ldm.data.latent_cache import CacheKey, LatentCache, encode_latents
 from ldm.data.shapes import ShapesData
 from ldm.runtime.errors import UserError
@@ -175,14 +175,14 @@ SCRIPT = """
     sys.path.insert(0, sys.argv[1])
     import test_latent_cache as t
     t.latent_layout.SHARD_EXAMPLES = 8
-    write, written = t.latent_cache.atomic_write, []
-    def counted(path, content):
+    write, written = t.latent_cache.save_tensors, []
+    def counted(path, tensors, metadata):
         if len(written) == 2:  # die while the third shard is being written
-            Path(path).with_name(f".{Path(path).name}.tmp-abc").write_bytes(content[:100])
+            Path(path).with_name(f".{Path(path).name}.tmp-abc").write_bytes(b"part")
             os.kill(os.getpid(), signal.SIGKILL)
         written.append(path)
-        write(path, content)
-    t.latent_cache.atomic_write = counted
+        write(path, tensors, metadata)
+    t.latent_cache.save_tensors = counted
     t.encode_latents(t.TinyEncoder(), t.shapes(40), Path(sys.argv[2]), batch_size=4)
 """
 
@@ -380,18 +380,18 @@ def test_a_training_is_the_same_wherever_its_latents_are(ldm, models, tmp_path, 
     assert found["auto"] == found["cpu"] == found["disk"]
     other = models.command("classifier", tmp_path / "new", *latents[:2], "--cache-device", "cuda")
     refused(other, "--cache-device cuda: this training is on cpu; take auto, cpu or disk")
-    monkeypatch.setattr(cache_place, "_available", lambda: 10)
+    monkeypatch.setattr(cache_device, "_available", lambda: 10)
     place = models.command("classifier", tmp_path / "new", *latents[:2], "--cache-device", "cpu")
     assert "the latents take" in ldm(*place).err
 
 
 def test_where_latents_go_by_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU unless that takes more than a quarter of its free memory, then in memory, then in the files."""
-    monkeypatch.setattr(cache_place, "_free", lambda device: 400)
+    monkeypatch.setattr(cache_device, "_free", lambda device: 400)
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    chosen = [cache_place.cache_place("auto", cuda, size, 150) for size in (100, 101, 150, 151)]
+    chosen = [cache_device.choose_cache_device("auto", cuda, size, 150) for size in (100, 101, 150, 151)]
     assert chosen == [cuda, cpu, cpu, None]
-    assert [cache_place.cache_place("auto", cpu, size, 150) for size in (150, 151)] == [cpu, None]
-    assert cache_place.cache_place("cuda", cuda, 400, 0) == cuda
+    assert [cache_device.choose_cache_device("auto", cpu, size, 150) for size in (150, 151)] == [cpu, None]
+    assert cache_device.choose_cache_device("cuda", cuda, 400, 0) == cuda
     with pytest.raises(UserError, match="the latents take 401 bytes, the GPU has 400 free; take cpu or disk"):
-        cache_place.cache_place("cuda", cuda, 401, 0)
+        cache_device.choose_cache_device("cuda", cuda, 401, 0)

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import entropy
 from torch.distributions import Normal, kl_divergence
 
-from ldm.data.selection import drawn, spread
+from ldm.data.selection import even_indices, random_indices
 from ldm.evaluation.autoencoder.latent_images import slerp
 from ldm.evaluation.metrics.latent_measures import PosteriorMoments, code_statistics, prior_discrepancy
 
@@ -113,6 +113,10 @@ def test_slerp_stays_on_the_sphere_and_meets_both_ends():
 
 
 def test_which_images_are_looked_at():
-    assert drawn(5, 9, 0) == [0, 1, 2, 3, 4] and spread(11, 3) == [0, 5, 10] and spread(2, 9) == [0, 1]
-    assert drawn(1000, 50, 0) == drawn(1000, 50, 0) != drawn(1000, 50, 1)
-    assert len(set(drawn(1000, 50, 0))) == 50 and max(drawn(1000, 50, 0)) > 800
+    assert (
+        random_indices(5, 9, 0) == [0, 1, 2, 3, 4]
+        and even_indices(11, 3) == [0, 5, 10]
+        and even_indices(2, 9) == [0, 1]
+    )
+    assert random_indices(1000, 50, 0) == random_indices(1000, 50, 0) != random_indices(1000, 50, 1)
+    assert len(set(random_indices(1000, 50, 0))) == 50 and max(random_indices(1000, 50, 0)) > 800

@@ -10,7 +10,7 @@ import torch
 
 from autoencoders import Autoencoder, AutoencoderConfig
 from ldm.conditioning import Conditioner, ConditioningConfig
-from ldm.data.protocol import Example
+from ldm.data.dataset import Example
 from ldm.evaluation import EvaluationConfig, LikelihoodConfig, evaluate_model, measure_likelihood
 from ldm.sampling.forward_process import Process
 from ldm.sampling.pipeline import Pipeline

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.runtime.distributed import ALONE, Processes
+from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 
 EVALUATION = ["--extractor", "trained", "--bootstrap", 5, "--num-reference", 20, "--num-inference-steps", 3]
 LOST = "ldm: another process of this run ended or did not answer in time\n"
@@ -112,7 +112,11 @@ def same_files(one, two):
 def test_batches_are_dealt_out_in_turn():
     places = [list(Processes(rank, 3).places(50, 8)) for rank in range(3)]
     assert places == [[0, 24, 48], [8, 32], [16, 40]]
-    assert ALONE.gather(3) == [3] and ALONE.is_main and list(ALONE.in_order(iter([1, 2]), 2)) == [1, 2]
+    assert (
+        SINGLE_PROCESS.gather(3) == [3]
+        and SINGLE_PROCESS.is_main
+        and list(SINGLE_PROCESS.gather_batches(iter([1, 2]), 2)) == [1, 2]
+    )
 
 
 def test_two_processes_sample_the_same_pictures(models, both, tmp_path):

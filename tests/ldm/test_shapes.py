@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.data.protocol import ImageData
+from ldm.data.dataset import ImageData
 from ldm.data.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, ShapesData, describe
 from ldm.runtime.errors import UserError
 

@@ -49,7 +49,7 @@ def refuse_from(monkeypatch, call, limit):
     if call == "safetensors":
         full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     module, name = {
-        "safetensors": ("ldm.training.checkpoint", "save_file"),
+        "safetensors": ("ldm.runtime.tensors", "save_file"),
         "fsync": ("os", "fsync"),
     }[call]
     real = getattr(__import__(module, fromlist=[name]), name)

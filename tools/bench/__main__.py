@@ -14,8 +14,9 @@ from typing import Any, NoReturn
 import torch
 
 from ldm.runtime.device import resolve_device
-from ldm.runtime.errors import UserError, suggest
+from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, read_json
+from ldm.runtime.text import suggest
 from tools.bench import data_rows, gpu_rows, sampling_rows, training_rows, unet_rows  # noqa: F401  (they register themselves)
 from tools.bench.counts import counts, flops, peak_bytes
 from tools.bench.limits import Ceilings, measure

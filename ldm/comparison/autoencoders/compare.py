@@ -16,8 +16,8 @@ from ldm.comparison.autoencoders.rate_distortion import plot_rate_distortion
 from ldm.comparison.autoencoders.records import AutoencoderComparison, AutoencoderRow
 from ldm.comparison.folder import check_folder, claim
 from ldm.comparison.picture import below_each_other, save_strip
-from ldm.data.protocol import ImageData
-from ldm.data.selection import plain_batches, spread
+from ldm.data.dataset import ImageData
+from ldm.data.selection import even_indices, plain_batches
 from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig, why_not
 from ldm.evaluation.autoencoder.evaluate import cautions, evaluate_autoencoder, prepare_autoencoder_evaluators
 from ldm.evaluation.autoencoder.importance import likelihood_of
@@ -86,7 +86,7 @@ def compare_autoencoders(
     }
     claim(folder, shared)
     strips, rows = [folder / "rows" / "originals.png"], []
-    (images,) = plain_batches(data, spread(len(data), shown), shown)
+    (images,) = plain_batches(data, even_indices(len(data), shown), shown)
     save_strip(images, strips[0])
     for candidate in candidates:
         place, strip = (folder / "rows" / f"{candidate.slug}{ending}" for ending in (".json", ".png"))

@@ -10,7 +10,8 @@ from autoencoders import Autoencoder
 from autoencoders.bottlenecks import Gaussian
 from autoencoders.importance import has_density
 from ldm.evaluation.config import EvaluationConfig
-from ldm.runtime.errors import UserError, at_least, suggest
+from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.text import suggest
 
 AUTOENCODER_METRICS = {
     "psnr": "peak signal-to-noise ratio in dB",

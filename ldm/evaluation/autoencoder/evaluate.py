@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from autoencoders import Autoencoder, LossConfig
-from ldm.data.protocol import ImageData
-from ldm.data.selection import drawn, plain_batches
+from ldm.data.dataset import ImageData
+from ldm.data.selection import plain_batches, random_indices
 from ldm.evaluation.autoencoder.config import AUTOENCODER_METRICS, AutoencoderEvaluationConfig, why_not
 from ldm.evaluation.autoencoder.importance import likelihood_of, measure_importance
 from ldm.evaluation.autoencoder.measures import (
@@ -96,7 +96,7 @@ def evaluate_autoencoder(
     manifest = _describe(model, data, config) | {"num_images": count}
     if measures:
         total = -(-count // config.batch_size)
-        chosen = drawn(len(data), count, config.seed)
+        chosen = random_indices(len(data), count, config.seed)
         for images in progress(plain_batches(data, chosen, config.batch_size), "autoencoder (batches)", total=total):
             seen = ReconstructionStats(model, images.to(device))
             for measure in measures:

@@ -16,8 +16,8 @@ from autoencoders.importance import (
     importance_bound,
     log_weights,
 )
-from ldm.data.protocol import ImageData
-from ldm.data.selection import drawn
+from ldm.data.dataset import ImageData
+from ldm.data.selection import random_indices
 from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
 from ldm.evaluation.metrics.latent_measures import standard_error
 from ldm.evaluation.records import MetricValue
@@ -59,7 +59,7 @@ def measure_importance(
     """
     count, most = min(config.iwae_images, len(data)), max(config.iwae_samples)
     rows = []
-    for index in progress(drawn(len(data), count, config.seed), "importance-weighted bound (images)"):
+    for index in progress(random_indices(len(data), count, config.seed), "importance-weighted bound (images)"):
         draws = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
         image = data[index].image.to(device)
         rows.append(log_weights(model, image, likelihood, most, draws, chunk=config.batch_size))

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from autoencoders import Autoencoder
 from autoencoders.bottlenecks import Gaussian
-from ldm.data.protocol import ImageData
-from ldm.data.selection import plain_batches, spread
+from ldm.data.dataset import ImageData
+from ldm.data.selection import even_indices, plain_batches
 from ldm.evaluation.metrics.image_quality import psnr
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder
@@ -34,7 +34,7 @@ def write_pictures(
     if len(data) < 2:
         raise UserError(f"{data.name}: {len(data)} images in its split {data.split}", remedy="pictures need 2 or more")
     model = model.to(device).eval()
-    (images,) = (each.to(device) for each in plain_batches(data, spread(len(data), 2 * _SHOWN), 2 * _SHOWN))
+    (images,) = (each.to(device) for each in plain_batches(data, even_indices(len(data), 2 * _SHOWN), 2 * _SHOWN))
     found = {
         "reconstructions": _reconstructions(model, images[::2]),
         "interpolation": _interpolation(model, images),
@@ -89,7 +89,9 @@ def _traversal(
     model: Autoencoder, data: ImageData, image: Tensor, device: torch.device | str
 ) -> tuple[Tensor, int, str]:
     """A row a channel, moved at all places at once; a calibrated channel's deviation over the data is 1."""
-    chosen = torch.cat([model.encode(x.to(device)).mean for x in plain_batches(data, spread(len(data), _COUNTED), 64)])
+    chosen = torch.cat(
+        [model.encode(x.to(device)).mean for x in plain_batches(data, even_indices(len(data), _COUNTED), 64)]
+    )
     activity = chosen.float().var((0, 2, 3)) * model.latents_std.to(chosen).square()  # (C,), before calibration
     order = activity.argsort(descending=True)[:_ROWS].tolist()
     latent = model.encode(image[None]).mean.float()  # (1, C, h, w)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.data.protocol import ImageData
+from ldm.data.dataset import ImageData
 from ldm.evaluation.features.small_network import NetworkFacts, SmallNetwork, fit_size
 from ldm.evaluation.features.train_network import safe_name, trained_network
 from ldm.runtime.errors import UserError

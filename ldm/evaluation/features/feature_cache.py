@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.protocol import ImageData
-from ldm.data.verdicts import cache_folder
+from ldm.data.dataset import ImageData
 from ldm.evaluation.features.archive import Archive, save_archive
 from ldm.evaluation.features.extractors import Extractor
-from ldm.runtime.distributed import ALONE, Processes
+from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import fingerprint
+from ldm.runtime.files import cache_folder, fingerprint
 from ldm.runtime.progress import progress
 
 VERSION = 1  # raise it when the features of an image change
@@ -40,7 +39,7 @@ def features_of(
     *,
     batch_size: int,
     label: str = "features",
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Tensor:
     """Features (N, D) of these images of `data` on the extractor's device, read batch by batch or from the cache.
 
@@ -57,7 +56,7 @@ def features_of(
     if processes.run_on_main_and_broadcast(lambda: _read(path, (len(indices), extractor.dim)) is not None):
         kept = _read(path, (len(indices), extractor.dim)) if processes.is_main else None
         return torch.empty(0, extractor.dim, device=device) if kept is None else kept.to(device)
-    places = processes.places(len(indices), batch_size)
+    places = processes.batch_starts(len(indices), batch_size)
     found = [
         (place, extractor(torch.stack([data[int(i)].image for i in indices[place : place + batch_size]])))
         for place in (progress(places, label) if processes.is_main else places)

@@ -9,7 +9,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from ldm.data.protocol import ImageData
+from ldm.data.dataset import ImageData
 from ldm.evaluation.features.small_network import ROTATION, NetworkFacts, SmallNetwork, fit_size
 from ldm.evaluation.features.train_network import safe_name, trained_network
 from ldm.runtime.images import to_uint8

@@ -20,11 +20,11 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from ldm.conditioning.text_encoder import printable_utf8, quietly
-from ldm.data.listing import shown
 from ldm.evaluation.features.train_network import safe_name
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import fingerprint, read_json, sha256_of_file
 from ldm.runtime.images import to_uint8
+from ldm.runtime.text import printable
 
 NAMES = {"dinov2": "facebook/dinov2-large", "clip": "openai/clip-vit-large-patch14"}
 _HUB_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*/[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -105,7 +105,9 @@ class PretrainedExtractor:
         config = read_json(folder / "config.json")
         self.kind = str(config.get("model_type")) if isinstance(config, dict) else ""
         if self.kind not in NAMES:
-            raise UserError(f"{shown(folder)}: expected a model of type dinov2 or clip, found {shown(self.kind)!r}")
+            raise UserError(
+                f"{printable(folder)}: expected a model of type dinov2 or clip, found {printable(self.kind)!r}"
+            )
         self.prepare = Preprocessing.read(folder / "preprocessor_config.json")
         self.network: Any = _load(folder, self.kind).to(self.device).eval().requires_grad_(False)
         of_folder: Any = self.network.config
@@ -163,7 +165,7 @@ class ClipScorer:
             with quietly():
                 return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # the many errors of a missing or broken file
-            raise UserError(f"{shown(folder)}: cannot read its tokenizer: {_first_line(error)}") from None
+            raise UserError(f"{printable(folder)}: cannot read its tokenizer: {_first_line(error)}") from None
 
 
 def pretrained_extractor(
@@ -186,21 +188,21 @@ def pretrained_extractor(
     except Exception as error:  # of the network, the cache, or the hub
         remedy = "" if download else "; give a local folder, or `download_extractor`"
         what = f"{hub} cannot be downloaded ({_first_line(error)})" if download else f"{hub} is not in the hub's cache"
-        raise UserError(f"{flag} {shown(name)}: {what}{remedy}") from None
+        raise UserError(f"{flag} {printable(name)}: {what}{remedy}") from None
     return PretrainedExtractor(Path(place), hub, device)
 
 
 def check_name(name: str, flag: str) -> None:
     """`UserError` for what is neither a folder nor could be a name of the hub."""
     if not Path(name).expanduser().is_dir() and not _HUB_NAME.fullmatch(NAMES.get(name, name)):
-        raise UserError(f"{flag} {shown(name)}: neither a folder nor ORG/NAME of the hub")
+        raise UserError(f"{flag} {printable(name)}: neither a folder nor ORG/NAME of the hub")
 
 
 def _load(folder: Path, kind: str) -> nn.Module:
     from transformers import CLIPModel, Dinov2Model
 
     if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{shown(folder)}: holds no weights (read from safetensors only)")
+        raise UserError(f"{printable(folder)}: holds no weights (read from safetensors only)")
     loader: Any = CLIPModel if kind == "clip" else Dinov2Model
     try:
         with quietly(), torch.random.fork_rng(devices=[]):
@@ -208,10 +210,10 @@ def _load(folder: Path, kind: str) -> nn.Module:
                 str(folder), use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # the many errors of a missing, broken or refused file
-        raise UserError(f"{shown(folder)}: cannot read its weights: {_first_line(error)}") from None
+        raise UserError(f"{printable(folder)}: cannot read its weights: {_first_line(error)}") from None
     missing = sorted(report["missing_keys"])
     if missing or report["mismatched_keys"]:
-        raise UserError(f"{shown(folder)}: weights are missing or of another shape, such as {[*missing, '?'][0]}")
+        raise UserError(f"{printable(folder)}: weights are missing or of another shape, such as {[*missing, '?'][0]}")
     return network
 
 
@@ -237,4 +239,4 @@ def _centre(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def _first_line(error: Exception) -> str:
-    return shown((str(error).strip().splitlines() or [type(error).__name__])[0])
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0])

@@ -9,19 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.data.protocol import ImageData
-from ldm.data.verdicts import cache_folder
+from ldm.data.dataset import ImageData
 from ldm.evaluation.features.small_network import CLASS, ROTATION, NetworkFacts, SmallNetwork, fit_size, working_size
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_write, fingerprint
+from ldm.runtime.files import cache_folder, fingerprint
 from ldm.runtime.images import to_uint8
 from ldm.runtime.progress import progress
+from ldm.runtime.tensors import open_tensors, save_tensors
 
 logger = logging.getLogger("ldm")
 
@@ -183,9 +181,8 @@ def _float(pixels: Tensor) -> Tensor:
 
 
 def _store(path: Path, network: SmallNetwork, facts: NetworkFacts) -> None:
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     try:
-        atomic_write(path, safetensors.torch.save(state, {"facts": json.dumps(asdict(facts))}))
+        save_tensors(path, network.state_dict(), {"facts": json.dumps(asdict(facts))})
     except OSError as error:
         logger.warning("the trained network could not be kept in %s (%s)", path.parent, error.strerror)
 
@@ -193,7 +190,7 @@ def _store(path: Path, network: SmallNetwork, facts: NetworkFacts) -> None:
 def _load(path: Path) -> tuple[SmallNetwork, NetworkFacts] | None:
     """A stored network, or None where there is none that can be read."""
     try:
-        with safetensors.safe_open(path, "pt") as file:
+        with open_tensors(path) as file:
             facts = json.loads(file.metadata()["facts"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         facts["heads"] = {name: tuple(values) for name, values in facts["heads"].items()}
@@ -201,5 +198,5 @@ def _load(path: Path) -> tuple[SmallNetwork, NetworkFacts] | None:
             network = SmallNetwork(facts["image_size"], facts["heads"])
         network.load_state_dict(state)
         return network, NetworkFacts(**facts)
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
+    except (KeyError, TypeError, ValueError, RuntimeError):
         return None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.data.protocol import ImageData
+from ldm.data.dataset import ImageData
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.features.feature_cache import chosen_indices
 from ldm.evaluation.features.judge import Judge, trained_judge

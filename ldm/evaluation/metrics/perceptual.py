@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from autoencoders.losses import feature_distance
@@ -14,6 +12,7 @@ from autoencoders.losses.perceptual import Distance
 from ldm.evaluation.features.small_network import SmallNetwork, fit_size
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import sha256_of_file
+from ldm.runtime.tensors import read_tensors
 
 # The files that torchvision publishes; a part of the name is the beginning of the SHA-256.
 BACKBONES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
@@ -78,10 +77,7 @@ def _backbone(path: Path, kind: str) -> dict[str, Tensor]:
     if path.stat().st_size > _LIMIT:
         raise UserError(f"{path}: larger than {_LIMIT} bytes, not {BACKBONES[kind]}")
     if path.suffix == ".safetensors":
-        try:
-            state = load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"{path}: not a whole safetensors file ({error})") from None
+        state = read_tensors(path)
     else:
         wanted = BACKBONES[kind].removesuffix(".pth").rsplit("-", 1)[1]
         found = sha256_of_file(path)

@@ -26,7 +26,7 @@ from autoencoders import (
 )
 from autoencoders.losses import adaptive_weight
 from ldm.data import DataConfig, ImageData, collate
-from ldm.data.selection import plain_batches, shuffled, spread, to_device
+from ldm.data.selection import even_indices, plain_batches, shuffled_indices, to_device
 from ldm.evaluation.metrics.image_quality import psnr, ssim
 from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.files import atomic_folder
@@ -145,7 +145,9 @@ class AutoencoderTask:
                 setting="num_codes",
                 value=codes,
             )
-        images = plain_batches(self.data, spread(len(self.data), min(count, -(-4 * codes // each))), 64, self.device)
+        images = plain_batches(
+            self.data, even_indices(len(self.data), min(count, -(-4 * codes // each))), 64, self.device
+        )
         draws = torch.Generator().manual_seed(self.config.training.seed)
         self.model.to(self.device).initialise_codebook(images, draws)
 
@@ -182,7 +184,7 @@ class AutoencoderTask:
         quality: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
 
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-            chosen = shuffled(len(self.validation), self.config.validation_images)
+            chosen = shuffled_indices(len(self.validation), self.config.validation_images)
             for images in plain_batches(self.validation, chosen, 64, self.device):
                 reconstruction = reconstruct(model, images)
                 quality["psnr"].append(psnr(reconstruction, images))
@@ -198,7 +200,7 @@ class AutoencoderTask:
     def preview(self, model: nn.Module) -> Tensor:
         """Six held-out images above their reconstructions, three times: a grid of 6 x 6."""
         count = min(18, len(self.validation))
-        images = next(plain_batches(self.validation, spread(len(self.validation), count), count, self.device))
+        images = next(plain_batches(self.validation, even_indices(len(self.validation), count), count, self.device))
         reconstruction = reconstruct(model, images)
         rows = [part for pair in zip(images.split(6), reconstruction.split(6), strict=True) for part in pair]
         return torch.cat(rows)
@@ -208,7 +210,7 @@ class AutoencoderTask:
         published = Autoencoder(model.config).to(self.device).eval()
         published.load_state_dict(model.state_dict())
         count = min(self.config.calibration_images, len(self.data))
-        images = plain_batches(self.data, spread(len(self.data), count), 64, self.device)
+        images = plain_batches(self.data, even_indices(len(self.data), count), 64, self.device)
         published.calibrate(*measure_latents(published, images))
         with atomic_folder(folder / "vae") as target:
             published.save_pretrained(target)

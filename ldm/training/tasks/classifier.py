@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 
 from autoencoders.distributed import over_processes
 from ldm.data import DataConfig, ImageData
-from ldm.data.cache_place import Place
-from ldm.data.selection import shuffled
+from ldm.data.cache_device import CacheDevice
+from ldm.data.selection import shuffled_indices
 from ldm.models.classifier import ClassifierConfig, NoisyClassifier
 from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.files import atomic_folder, atomic_write_json
@@ -49,7 +49,7 @@ class ClassifierRun:
     latents: str = ""
     """Folder of the latent cache, made when absent; unset: <output-dir>/latents; none: encode each batch anew, which
     takes random crops and no disk."""
-    cache_device: Place = "auto"
+    cache_device: CacheDevice = "auto"
     """Where the latents are while training: cuda, cpu (memory), disk (memory-mapped), or auto, the first of these that
     has the room. The training is the same."""
     validation_images: int = 512
@@ -125,7 +125,7 @@ class ClassifierTask:
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
         """Accuracy on held-out images at ten times from 0 to T-1 (and their log-SNR), with fixed noise."""
-        chosen = shuffled(len(self.validation), self.config.validation_images)
+        chosen = shuffled_indices(len(self.validation), self.config.validation_images)
         x0 = held_out_latents(self.autoencoder, self.validation, chosen, self.device)
         labels = torch.tensor([self.validation.label(index) for index in chosen], device=self.device)
         x0, labels = x0[labels >= 0], labels[labels >= 0]

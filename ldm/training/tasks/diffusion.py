@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from autoencoders import Autoencoder, class_of
 from ldm.conditioning import Conditioner, ConditioningConfig
 from ldm.data import DataConfig, ImageData
-from ldm.data.cache_place import Place
-from ldm.data.selection import shuffled
+from ldm.data.cache_device import CacheDevice
+from ldm.data.selection import shuffled_indices
 from ldm.evaluation.during import DiffusionEvalConfig, PeriodicEvaluator
 from ldm.models.unet import UNet, UNetConfig
 from ldm.runtime.errors import UserError, at_least
@@ -56,7 +56,7 @@ class DiffusionRun:
     latents: str = ""
     """Folder of the latent cache, made when absent; unset: <output-dir>/latents; none: encode each batch anew, which
     takes random crops and no disk."""
-    cache_device: Place = "auto"
+    cache_device: CacheDevice = "auto"
     """Where the latents are while training: cuda, cpu (memory), disk (memory-mapped), or auto, the first of these that
     has the room. The training is the same."""
     first_caption_probability: float = 0.0
@@ -168,7 +168,7 @@ class DiffusionTask:
     def validate(self, model: nn.Module) -> dict[str, Any]:
         """The unweighted loss on held-out latents with fixed noise at spread times, whole, by quarters and tenths."""
         assert isinstance(model, DiffusionModel)
-        chosen = shuffled(len(self.validation), self.config.validation_images)
+        chosen = shuffled_indices(len(self.validation), self.config.validation_images)
         x0 = held_out_latents(self.autoencoder, self.validation, chosen, self.device)
         count, steps = len(x0), self.config.diffusion.num_train_timesteps
         generator = torch.Generator().manual_seed(0)

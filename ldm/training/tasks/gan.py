@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autoencoders import DiscriminatorConfig, Generator, GeneratorConfig
 from ldm.data import DataConfig, ImageData
-from ldm.data.selection import plain_batches, spread, to_device
+from ldm.data.selection import even_indices, plain_batches, to_device
 from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.files import atomic_folder
 from ldm.training.adversary import Loss
@@ -107,7 +107,7 @@ class GanTask:
 
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
             count = min(self.config.validation_images, len(self.validation))
-            images = plain_batches(self.validation, spread(len(self.validation), count), _BATCH, self.device)
+            images = plain_batches(self.validation, even_indices(len(self.validation), count), _BATCH, self.device)
             for pair in zip(images, self._drawn(model, count), strict=True):
                 for values, batch in zip(opinions.values(), pair, strict=True):
                     values.append(self.adversary.opinion(batch))

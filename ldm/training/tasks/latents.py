@@ -12,10 +12,10 @@ from torch import Tensor
 
 from autoencoders import Autoencoder, AutoencoderConfig
 from ldm.data import ImageData
-from ldm.data.cache_place import Place, cache_place
+from ldm.data.cache_device import CacheDevice, choose_cache_device
 from ldm.data.latent_cache import CacheKey, LatentCache, check_cache_folder, encode_latents
 from ldm.data.selection import plain_batches, to_device
-from ldm.runtime.distributed import processes_of_training
+from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError, at_least
 from ldm.sampling.forward_process import FAMILIES, Process
 from ldm.training.randomness import BatchPlan, StepRandom
@@ -143,11 +143,11 @@ class LatentSource:
         output_dir: str,
         device: torch.device,
         workers: int,
-        place: Place = "auto",
+        place: CacheDevice = "auto",
     ) -> None:
         self.autoencoder, self.data, self.device, self.workers = autoencoder, data, device, workers
-        self.place: Place = place
-        cache_place(place, device, 0, 0)  # refused, if so, before anything is made
+        self.place: CacheDevice = place
+        choose_cache_device(place, device, 0, 0)  # refused, if so, before anything is made
         self.folder = folder = Path(latents) if latents else Path(output_dir) / "latents"
         self.labels = torch.tensor([data.label(index) for index in range(len(data))])
         if data.image_size % autoencoder.factor:
@@ -183,7 +183,7 @@ class LatentSource:
             batch_size=_ENCODE_BATCH,
             device=self.device,
             num_workers=self.workers,
-            processes=processes_of_training(),
+            processes=current_processes(),
             place=self.place,
         )
         return self._from_cache(cache, plan)

@@ -18,9 +18,9 @@ from ldm.conditioning import Conditioner, ConditioningConfig
 from ldm.data import DataConfig, ImageData
 from ldm.data.code_cache import CodeCache, check_code_folder, encode_codes
 from ldm.data.latent_cache import CacheKey
-from ldm.data.selection import plain_batches, spread, to_device
+from ldm.data.selection import even_indices, plain_batches, to_device
 from ldm.evaluation.during import EvalConfig, PeriodicEvaluator
-from ldm.runtime.distributed import processes_of_training
+from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.files import atomic_folder
 from ldm.sampling.code_prior import PRIOR, CodePriorModel, bits_of_codes, prior_condition
@@ -144,7 +144,7 @@ class PriorTask:
                 self.autoencoder, self.data, self.folder, batch_size=_BATCH, num_workers=workers, device=self.device
             )
 
-        cache = processes_of_training().first_then_others(codes)
+        cache = current_processes().main_process_first(codes)
         for keys in plan:
             indices = torch.tensor([index for index, _ in keys])
             flips = torch.tensor([cache.has_flips and seed % 2 == 1 for _, seed in keys])
@@ -231,7 +231,7 @@ class PriorTask:
 
     def _held_out_indices(self) -> list[int]:
         """Spread over the split, for a folder of classes begins with those of one class."""
-        return spread(len(self.validation), self.config.validation_images)
+        return even_indices(len(self.validation), self.config.validation_images)
 
     def _held_out_codes(self) -> tuple[Tensor, ...]:
         """Of the held-out images, without mirroring; found once."""

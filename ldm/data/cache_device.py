@@ -9,11 +9,11 @@ import torch
 
 from ldm.runtime.errors import UserError
 
-Place = Literal["auto", "cuda", "cpu", "disk"]
+CacheDevice = Literal["auto", "cuda", "cpu", "disk"]
 _SHARE = 0.25  # of the GPU's free memory that a cache may take unasked: the training needs the rest
 
 
-def cache_place(place: Place, device: torch.device, size: int, limit: int) -> torch.device | None:
+def choose_cache_device(place: CacheDevice, device: torch.device, size: int, limit: int) -> torch.device | None:
     """The device for a cache of `size` bytes, None for the files.
 
     auto: the GPU of the training where that leaves three quarters of its free memory, else the memory of the machine up
