@@ -43,10 +43,12 @@ class EvaluateAutoencoderRun:
 
 def autoencoder_among(arguments: Sequence[str]) -> bool:
     """Whether one of the arguments names an autoencoder, not a model that generates."""
-    given = {argument.partition("=")[0] for argument in arguments}
-    if given & {"--real", "--fake"}:
+    if {argument.partition("=")[0] for argument in arguments} & {"--real", "--fake"}:
         return False
-    return any(not each.startswith("-") and vae_folder(each) is not None for each in arguments)
+    return any(
+        not argument.startswith("-") and before != "--classifier" and vae_folder(argument) is not None
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+    )  # the run folder of a classifier holds its autoencoder
 
 
 def vae_folder(folder: str | Path) -> Path | None:

@@ -335,6 +335,8 @@ def test_evaluate(models, refused, tmp_path):
     refused(["evaluate", models.text, "--device", "cpu", "--image-size", "32"], "--image-size 32", "16 pixels")
     refused(["evaluate", models.text, "--device", "cpu", "--split", "test"], 'unknown split "test"')
     refused(["evaluate", models.text, "--device", "cpu", "--num-images", "1"], "--num-images")
+    given = ["--classifier", models.classifier, "--num-images", "1"]
+    refused(["evaluate", models.text, "--device", "cpu", *given], "--num-images: expected 4 or more")
     refused(["evaluate", models.text, "--device", "cpu", "--metrics", "fud"], "unknown metric 'fud'", '"fid"')
     refused(["evaluate", models.text, "--device", "cpu", "--output", tmp_path], "is a folder")
     refused(["evaluate", models.text, "--device", "cpu", "--classifier-scale", "1"], "has no classifier")
