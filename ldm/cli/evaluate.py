@@ -79,8 +79,8 @@ def run(arguments: list[str]) -> None:
             result = _model(settings, device, processes)
         if processes.is_main:
             show(result)
-            if (picture := _picture(settings)) is not None:
-                print(f"wrote {picture}: samples and the training images nearest to them")
+            if (contact_sheet := _contact_sheet(settings)) is not None:
+                print(f"wrote {contact_sheet}: samples and the training images nearest to them")
             if settings.output:
                 atomic_write_json(settings.output, result.to_json())
 
@@ -133,12 +133,12 @@ def _model(settings: EvaluateRun, device: torch.device, processes: Processes) ->
         train_data=train,
         other_data=other,
         likelihood=settings.likelihood,
-        picture=_picture(settings),
+        contact_sheet=_contact_sheet(settings),
         processes=processes,
     )
 
 
-def _picture(settings: EvaluateRun) -> Path | None:
+def _contact_sheet(settings: EvaluateRun) -> Path | None:
     """Where the picture of memorisation is written: beside --output."""
     if not settings.output or not settings.evaluation.near:
         return None
@@ -164,7 +164,7 @@ def _prior(settings: EvaluateRun, device: torch.device) -> EvaluationResult:
         settings.evaluation,
         train_data=train,
         other_data=other_split(settings.dataset, settings.split),
-        picture=_picture(settings),
+        contact_sheet=_contact_sheet(settings),
     )
 
 

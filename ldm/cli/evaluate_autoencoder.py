@@ -108,7 +108,7 @@ def run(arguments: list[str]) -> None:
     from ldm.data import open_data
     from ldm.evaluation import evaluate_autoencoder
     from ldm.evaluation.autoencoder.evaluate import check_lpips, plan_metrics
-    from ldm.evaluation.autoencoder.latent_images import write_pictures
+    from ldm.evaluation.autoencoder.latent_images import write_images
     from ldm.runtime.device import resolve_device
 
     settings = parse(EvaluateAutoencoderRun, arguments, "evaluate")
@@ -129,7 +129,7 @@ def run(arguments: list[str]) -> None:
     if settings.output:
         atomic_write_json(settings.output, result.to_json())
     if settings.pictures:
-        for line in write_pictures(model, data, settings.pictures, device=device):
+        for line in write_images(model, data, settings.pictures, device=device):
             print(line)
 
 

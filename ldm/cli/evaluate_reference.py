@@ -57,8 +57,9 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"{data.name}: {len(data)} image of {settings.split}; statistics need two or more")
     extractor = prepare_extractor(train, settings.evaluation, device=device)
     other = other_split(dataset, settings.split)
-    facts = save_reference(settings.output, extractor, data, other, settings.evaluation)
+    metadata = save_reference(settings.output, extractor, data, other, settings.evaluation)
     count = min(settings.evaluation.num_reference, len(data))
-    print(f"{count} images of {facts.data} ({facts.split}, {facts.image_size} pixels), {facts.data_fingerprint[:8]}")
-    print(f"extractor {facts.extractor} ({extractor.dim} dimensions); preprocessing {facts.preprocessing}")
+    name = f"{metadata.data} ({metadata.split}, {metadata.image_size} pixels)"
+    print(f"{count} images of {name}, {metadata.data_fingerprint[:8]}")
+    print(f"extractor {metadata.extractor} ({extractor.dim} dimensions); preprocessing {metadata.preprocessing}")
     print(f"wrote {settings.output}")

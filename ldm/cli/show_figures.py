@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ldm.evaluation import EvaluationResult
-from ldm.evaluation.floor import baseline_line
+from ldm.evaluation.baseline import baseline_line
 
 
 def show(result: EvaluationResult) -> None:
     """Print figures, the facts that belong beside them, and warnings."""
-    floors = {figure.metric: figure.value for figure in result.floor}
+    floors = {figure.metric: figure.value for figure in result.baseline}
     for figure in result.figures:
         error = "" if figure.standard_error is None else f" ± {figure.standard_error:.2g}"
         between = "" if figure.interval is None else "  (95 %: {:.5g} to {:.5g})".format(*figure.interval)

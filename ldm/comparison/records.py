@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ldm.comparison.text import aligned
-from ldm.evaluation.floor import Floor, baseline_line
+from ldm.evaluation.baseline import RealBaseline, baseline_line
 from ldm.evaluation.records import EvaluationResult, MetricValue
 from ldm.runtime.errors import UserError
 
@@ -67,7 +67,7 @@ class Comparison:
     manifest: Mapping[str, Any]  # what all cells share
     warnings: tuple[str, ...] = ()
     rounds: tuple[Round, ...] = ()
-    floor: Floor = field(default_factory=Floor)  # the figures of real images that are not the reference
+    floor: RealBaseline = field(default_factory=RealBaseline)  # the figures of real images that are not the reference
 
     @property
     def everyone(self) -> tuple[Cell, ...]:
@@ -108,7 +108,7 @@ class Comparison:
         """What `to_json` gave."""
         cells = tuple(map(Cell.from_json, value["cells"]))
         rounds = tuple(map(Round.from_json, value.get("rounds", ())))
-        floor = Floor.from_json(value["floor"]) if "floor" in value else Floor()
+        floor = RealBaseline.from_json(value["floor"]) if "floor" in value else RealBaseline()
         return cls(cells, value["left_out"], value["manifest"], tuple(value["warnings"]), rounds, floor)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -137,11 +137,11 @@ class Comparison:
             ]
             for cell in self.cells
         ]
-        if self.floor.facts:
+        if self.floor.provenance:
             found = {figure.metric: figure for figure in self.floor.figures}
             measured = [figure.metric for figure in self.cells[0].result.figures]
             rows.append(["floor", *[shown(found[name]) if name in found else "-" for name in measured], "-", "-", "-"])
-            return f"{aligned([head, *rows])}\n{baseline_line(self.floor.facts)}"
+            return f"{aligned([head, *rows])}\n{baseline_line(self.floor.provenance)}"
         return aligned([head, *rows])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ldm.comparison.records import Cell, Comparison, Round
 from ldm.comparison.text import csv_of
 from ldm.comparison.verdict import Verdict, pareto_front
-from ldm.evaluation.floor import baseline_line
+from ldm.evaluation.baseline import baseline_line
 from ldm.evaluation.records import MetricValue
 from ldm.reports.page import data_url, fill
 from ldm.reports.plots import Point, Scatter
@@ -63,7 +63,7 @@ def render(
         heads=["method", *map(_short, cells[0].result.figures), *_FIXED],
         rows=[{"best": cell == verdict.best, "cells": _row(cell)} for cell in cells],
         floor=_floor_row(comparison),
-        floor_told=baseline_line(comparison.floor.facts) if comparison.floor.facts else "",
+        floor_told=baseline_line(comparison.floor.provenance) if comparison.floor.provenance else "",
         left_out=comparison.left_out,
         rounds=[
             {"num_images": each.num_images, "rows": [_of_round(cell, each, verdict.metric) for cell in each.cells]}

@@ -18,13 +18,13 @@ from ldm.comparison.methods import Variant
 from ldm.comparison.picture import save_strip
 from ldm.comparison.records import Cell, Round
 from ldm.data.dataset import ImageData
+from ldm.evaluation.baseline import RealBaseline, baseline_of_data
 from ldm.evaluation.conditions import EvalCondition, uses_classifier
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluate import reference_features
 from ldm.evaluation.evaluators import Evaluators
 from ldm.evaluation.features.judge import Score
-from ldm.evaluation.floor import Floor, floor_of_data
-from ldm.evaluation.measure import SampleStats, look, measured
+from ldm.evaluation.measure import SampleStats, compute_metrics, sample_and_extract
 from ldm.evaluation.metrics.frechet import Gaussian
 from ldm.evaluation.records import EvaluationResult
 from ldm.runtime.distributed import Processes
@@ -37,7 +37,7 @@ from ldm.sampling.config import SamplingConfig
 from ldm.sampling.pipeline import Pipeline
 from samplers import get_sampler, parse_sampler
 
-_SEEN = ("features", "opinions", "text_scores")
+_SEEN = {"features": "features", "class_probs": "opinions", "text_scores": "text_scores"}  # attribute: key in the file
 
 
 @dataclass
@@ -89,7 +89,7 @@ class ComparisonRunner:
         """The picture of a cell's first samples."""
         return self.folder / f"{cell.slug}.png"
 
-    def floor(self, other: ImageData | None) -> Floor:
+    def floor(self, other: ImageData | None) -> RealBaseline:
         """The figures of real images of the other split, on as many as samples; of the first process alone."""
         place = self.folder / "floor.json"
         if not place.is_file():
@@ -97,9 +97,9 @@ class ComparisonRunner:
             if not self._has_reference:
                 real = reference_features(self.data, self.evaluators, self.evaluation)
             captions = self.pipeline.has_text
-            found = floor_of_data(other, self.data, real, self.evaluation, self.evaluators, captions=captions)
+            found = baseline_of_data(other, self.data, real, self.evaluation, self.evaluators, captions=captions)
             atomic_write_json(place, found.to_json())
-        return Floor.from_json(read_json(place))
+        return RealBaseline.from_json(read_json(place))
 
     def _place(self, cell: Variant, size: int) -> Path:
         last = size == self.evaluation.num_images
@@ -122,7 +122,7 @@ class ComparisonRunner:
         seen, weight = before, _cost(cell.sampling)
         with PeakMemory(self.pipeline.device) as peak:
             if count < size:
-                new = look(
+                new = sample_and_extract(
                     self.pipeline,
                     drawn,
                     cell.sampling,
@@ -142,7 +142,7 @@ class ComparisonRunner:
             most = max(peaks, default=None)
             if not last and count < size:
                 write_seen(kept, seen, most)
-            found = measured(seen, drawn, self.evaluation, self.evaluators, self._reference)
+            found = compute_metrics(seen, drawn, self.evaluation, self.evaluators, self._reference)
             result = EvaluationResult(
                 found.figures,
                 self.shared | {"num_images": size, "sampling": asdict(cell.sampling)},
@@ -168,10 +168,10 @@ def told(drawn: Sequence[EvalCondition], pipeline: Pipeline, sampling: SamplingC
 
 def write_seen(path: Path, seen: SampleStats, peak: int | None) -> None:
     """What was seen of a cell so far, without its pictures."""
-    scores = {name: [score.right, score.asked] for name, score in seen.scores.items()}
+    scores = {name: [score.right, score.total] for name, score in seen.scores.items()}
     cost = {"evaluations": seen.evaluations, "seconds": seen.seconds, "peak": peak}
     facts = {"count": seen.count, "scores": scores, **cost}
-    save_tensors(path, {name: getattr(seen, name) for name in _SEEN}, {"seen": json.dumps(facts)})
+    save_tensors(path, {key: getattr(seen, name) for name, key in _SEEN.items()}, {"seen": json.dumps(facts)})
 
 
 def read_seen(path: Path) -> tuple[SampleStats, int | None]:
@@ -179,10 +179,10 @@ def read_seen(path: Path) -> tuple[SampleStats, int | None]:
     try:
         with open_tensors(path) as file:
             facts = json.loads(file.metadata()["seen"])
-            features, opinions, texts = (file.get_tensor(name) for name in _SEEN)
+            features, class_probs, texts = (file.get_tensor(key) for key in _SEEN.values())
         scores = {name: Score(right, asked) for name, (right, asked) in facts["scores"].items()}
         cost = facts["evaluations"], facts["seconds"]
-        return SampleStats(facts["count"], features, opinions, texts, scores, *cost), facts["peak"]
+        return SampleStats(facts["count"], features, class_probs, texts, scores, *cost), facts["peak"]
     except (KeyError, TypeError, ValueError):
         return SampleStats(), None
 

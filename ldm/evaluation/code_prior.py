@@ -26,7 +26,7 @@ def evaluate_prior(
     *,
     train_data: ImageData | None = None,
     other_data: ImageData | None = None,
-    picture: Path | None = None,
+    contact_sheet: Path | None = None,
 ) -> EvaluationResult:
     """As `evaluate_model`, and before its figures the bits a code and a pixel of `num_images` images of `data`; with
     `metrics` bits_per_code these alone.
@@ -55,7 +55,13 @@ def evaluate_prior(
         return EvaluationResult(code_figures(model, data, config), facts)
     drawing = replace(config, metrics=tuple(name for name in config.metrics if name != "bits_per_code"))
     found = evaluate_model(
-        cast(Any, model), data, sampling, drawing, train_data=train_data, other_data=other_data, picture=picture
+        cast(Any, model),
+        data,
+        sampling,
+        drawing,
+        train_data=train_data,
+        other_data=other_data,
+        contact_sheet=contact_sheet,
     )
     return replace(found, figures=(*code_figures(model, data, config), *found.figures))
 

@@ -19,7 +19,7 @@ class EvalCondition:
     """One sample's conditions and what a judge should find in the picture; {} where nothing is asked."""
 
     request: Request
-    asked: dict[str, str] = field(default_factory=dict)
+    expected_attributes: dict[str, str] = field(default_factory=dict)
 
 
 def eval_conditions(
@@ -39,17 +39,17 @@ def eval_conditions(
     if told:
         _check_classes(pipeline, data)
     names = set(judge.heads) if judge is not None else set()
-    drawn = []
+    conditions = []
     for index in balanced_indices(data, count, seed):
         prompt = data.captions(index)[0] if pipeline.has_text else ""
         label = data.label(index) if told else -1
-        asked = {}
+        expected = {}
         if pipeline.has_text and data.attribute_names:
-            asked = {name: str(value) for name, value in data.attributes(index).items() if name in names}
+            expected = {name: str(value) for name, value in data.attributes(index).items() if name in names}
         if label >= 0 and judge is not None and judge.class_head:
-            asked[judge.class_head] = data.class_names[label]
-        drawn.append(EvalCondition(Request(prompt=prompt, class_label=label if label >= 0 else None), asked))
-    return drawn
+            expected[judge.class_head] = data.class_names[label]
+        conditions.append(EvalCondition(Request(prompt=prompt, class_label=label if label >= 0 else None), expected))
+    return conditions
 
 
 def conditions_of(pipeline: Pipeline, data: ImageData, indices: Sequence[int]) -> list[Request]:

@@ -8,12 +8,12 @@ from pathlib import Path
 from torch import Tensor
 
 from ldm.data.dataset import ImageData
+from ldm.evaluation.baseline import baseline_of_data
 from ldm.evaluation.conditions import eval_conditions, uses_classifier
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluators import Evaluators, prepare_evaluators
 from ldm.evaluation.features.feature_cache import chosen_indices, features_of
 from ldm.evaluation.features.judge import Judge
-from ldm.evaluation.floor import floor_of_data
 from ldm.evaluation.likelihood import LikelihoodConfig, refuse_guidance, with_likelihood
 from ldm.evaluation.manifest import cautions, count_of_reference, describe
 from ldm.evaluation.measure import measure
@@ -39,15 +39,15 @@ def evaluate_model(
     train_data: ImageData | None = None,
     other_data: ImageData | None = None,
     likelihood: LikelihoodConfig | None = None,
-    picture: Path | None = None,
+    contact_sheet: Path | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> EvaluationResult:
     """Sample under conditions drawn from `data` and compare with its images; measure their likelihood if asked to.
 
-    `evaluators` default to those trained on `train_data`, which defaults to `data`; they are trained after the model
-    was found to be able to do what is asked, so a refusal costs nothing. The floor of the figures is that of the images
-    of `other_data`, which defaults to `train_data` where that is not `data`. The `picture` of memorisation is written
-    there. Several `processes` share the samples and the reference; all else is the first one's alone.
+    `evaluators` default to those trained on `train_data`, which defaults to `data`; they are trained after all checks
+    of the model and the data, so a refusal costs nothing. The baseline of the figures is that of the images of
+    `other_data`, which defaults to `train_data` where that is not `data`. Memorisation writes its `contact_sheet`.
+    Several `processes` share the samples and the reference; the first one does the rest.
     """
     sampling, config = sampling or SamplingConfig(), config or EvaluationConfig()
     if "bits_per_code" in config.metrics:
@@ -75,8 +75,8 @@ def evaluate_model(
     target = uses_classifier(sampling)
 
     def check() -> None:  # refuse before any work
-        drawn = eval_conditions(pipeline, data, config.num_images, config.seed, classifier=target)
-        pipeline.check([each.request for each in drawn], sampling)
+        conditions = eval_conditions(pipeline, data, config.num_images, config.seed, classifier=target)
+        pipeline.check([each.request for each in conditions], sampling)
         opened_reference(config, data)
         check_captions(config, pipeline.has_text)
         check_numbers(config, config.num_images, count_of_reference(data, config))
@@ -88,15 +88,17 @@ def evaluate_model(
     evaluators = evaluators or processes.main_process_first(
         lambda: prepare_evaluators(train_data or data, config, device=pipeline.device)
     )
-    drawn = eval_conditions(pipeline, data, config.num_images, config.seed, classifier=target, judge=evaluators.judge)
+    conditions = eval_conditions(
+        pipeline, data, config.num_images, config.seed, classifier=target, judge=evaluators.judge
+    )
     reference = reference_features(data, evaluators, config, processes)
-    found = measure(pipeline, drawn, sampling, config, evaluators, reference, processes=processes)
+    found = measure(pipeline, conditions, sampling, config, evaluators, reference, processes=processes)
     floor = processes.run_on_main_and_broadcast(
-        lambda: floor_of_data(other, data, reference, config, evaluators, captions=pipeline.has_text)
+        lambda: baseline_of_data(other, data, reference, config, evaluators, captions=pipeline.has_text)
     )
     folder = getattr(pipeline, "folder", None)
     manifest = describe(data, config, evaluators, folder)
-    manifest |= {"sampling": asdict(sampling), "caveats": caveats(sampling), "floor": floor.facts}
+    manifest |= {"sampling": asdict(sampling), "caveats": caveats(sampling), "floor": floor.provenance}
     result = EvaluationResult(
         found.figures,
         manifest,
@@ -111,8 +113,8 @@ def evaluate_model(
         if config.near and evaluators.extractor is not None:
             train, held_out = training_and_held_out(data, other)
             copies = memorisation(found.features, evaluators.extractor, train, held_out, config)
-            if picture is not None:
-                save_suspects(picture, copies, pipeline, drawn, sampling, config, train)
+            if contact_sheet is not None:
+                save_suspects(contact_sheet, copies, pipeline, conditions, sampling, config, train)
             facts = {**result.manifest, "memorisation": copies.facts}
             with_copies = replace(result, figures=result.figures + copies.figures, manifest=facts)
         return told(with_copies, evaluators.judge)

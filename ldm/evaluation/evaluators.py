@@ -58,7 +58,7 @@ def prepare_extractor(
 ) -> Extractor:
     """The extractor of the settings: that of their `reference`, Inception, or the network trained on `data`."""
     file = opened_reference(config)
-    needed = "" if file is None else file.facts.extractor
+    needed = "" if file is None else file.metadata.extractor
     found: Extractor | None = None
     if file is not None and config.extractor in ("auto", "trained"):
         found = file.extractor(device)

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ldm.evaluation.baseline import RealBaseline, baseline_of_features, baseline_of_halves
 from ldm.evaluation.config import OF_FOLDERS, EvaluationConfig
 from ldm.evaluation.evaluators import Evaluators, prepare_extractor
 from ldm.evaluation.features.extractors import Extractor, extract
-from ldm.evaluation.floor import Floor, floor_of_features, floor_of_halves
 from ldm.evaluation.folder_images import FolderImages
-from ldm.evaluation.manifest import cautions, facts_of
+from ldm.evaluation.manifest import cautions, describe_evaluators
 from ldm.evaluation.metrics.figures import Samples, check_numbers, figures_of
 from ldm.evaluation.metrics.frechet import Gaussian
 from ldm.evaluation.records import EvaluationResult
@@ -55,7 +55,7 @@ def evaluate_folders(
     assert extractor is not None
     a = _real(theirs, file, extractor, config)
     b = extract(extractor, ours.images(config.batch_size, "features of fake"))
-    manifest = facts_of(evaluators) | {
+    manifest = describe_evaluators(evaluators) | {
         "real": theirs.name if theirs is not None else printable(Path(config.reference).name),
         "fake": ours.name,
         "num_reference": len(a) if isinstance(a, Tensor) else a.count,
@@ -64,19 +64,19 @@ def evaluate_folders(
         "resized": f"to {resize} x {resize}, bicubic antialiased" if resize else "no",
         "seed": config.seed,
     }
-    floor = Floor()
+    floor = RealBaseline()
     if isinstance(a, Tensor) and theirs is not None:
-        floor = floor_of_halves(a, config, evaluators, len(b)) if config.floor else floor
+        floor = baseline_of_halves(a, config, evaluators, len(b)) if config.floor else floor
     elif file is not None:
         manifest["reference"] = file.manifest()
         others = file.others.to(b.device)
-        name = f"real, of {printable(file.facts.data)} ({printable(file.facts.others_split)})"
-        floor = floor_of_features(others, a, config, evaluators, len(b), name)
+        name = f"real, of {printable(file.metadata.data)} ({printable(file.metadata.others_split)})"
+        floor = baseline_of_features(others, a, config, evaluators, len(b), name)
     return EvaluationResult(
         figures_of(Samples(a, b, extractor), config),
-        manifest | {"floor": floor.facts},
+        manifest | {"floor": floor.provenance},
         warnings=cautions(len(b), manifest["num_reference"], evaluators),
-        floor=floor.figures,
+        baseline=floor.figures,
     )
 
 
@@ -105,7 +105,7 @@ def _checked_sizes(real: FolderImages | None, fake: FolderImages, file: Referenc
             remedy="give `resize` PIXELS, or images of one size",
             setting="real",
         )
-    wanted = file.facts.image_size if file is not None else 0
+    wanted = file.metadata.image_size if file is not None else 0
     given = [(fake.resize, fake.resize)] if fake.resize else list(found[-1])
     if wanted and given != [(wanted, wanted)]:
         raise UserError(

@@ -21,7 +21,7 @@ def describe(
 ) -> dict[str, Any]:
     """The manifest, but for the sampler: what the figures of the model in `folder` hold for."""
     balanced = f"balanced over {len(data.class_names)} classes" if data.class_names else "as drawn from the data"
-    facts = facts_of(evaluators) | {
+    facts = describe_evaluators(evaluators) | {
         "data": data.name,
         "split": data.split,
         "data_fingerprint": data.fingerprint,
@@ -70,7 +70,7 @@ def cautions(num_images: int, num_reference: int, evaluators: Evaluators) -> tup
     return tuple(found)
 
 
-def facts_of(evaluators: Evaluators) -> dict[str, Any]:
+def describe_evaluators(evaluators: Evaluators) -> dict[str, Any]:
     extractor, judge = evaluators.extractor, evaluators.judge
     facts: dict[str, Any] = {}
     if extractor is not None:
@@ -79,7 +79,7 @@ def facts_of(evaluators: Evaluators) -> dict[str, Any]:
         facts |= {
             "judge": judge.name,
             "judge_accuracy": dict(judge.accuracy),
-            "judge_held_out": judge.facts.held_out,
+            "judge_held_out": judge.metadata.held_out,
         }
     if evaluators.clip is not None:
         facts["clip_score"] = f"{evaluators.clip.FORM}; {evaluators.clip.name}"

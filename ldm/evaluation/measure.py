@@ -27,14 +27,14 @@ from ldm.sampling.pipeline import Pipeline
 class SampleStats:
     """What the instruments saw of `count` samples, what these cost, and the first of them; what follows may be added.
 
-    `features` (count, D) and the judge's `opinions` on the class (count, K) are empty where they were not asked for,
+    `features` (count, D) and the judge's `class_probs` on the class (count, K) are empty where they were not asked for,
     so are `text_scores` (count,);
     `images` (kept, 3, H, W) in [-1, 1] are on the CPU.
     """
 
     count: int = 0
     features: Tensor = field(default_factory=lambda: torch.empty(0))
-    opinions: Tensor = field(default_factory=lambda: torch.empty(0))
+    class_probs: Tensor = field(default_factory=lambda: torch.empty(0))
     text_scores: Tensor = field(default_factory=lambda: torch.empty(0))
     scores: Mapping[str, Score] = field(default_factory=dict)
     evaluations: int = 0
@@ -51,7 +51,7 @@ class SampleStats:
         return cls(
             sum(part.count for part in parts),
             _cat([part.features for part in parts]),
-            _cat([part.opinions for part in parts]),
+            _cat([part.class_probs for part in parts]),
             _cat([part.text_scores for part in parts]),
             scores,
             sum(part.evaluations for part in parts),
@@ -73,7 +73,7 @@ class Measurement:
 
 def measure(
     pipeline: Pipeline,
-    drawn: Sequence[EvalCondition],
+    conditions: Sequence[EvalCondition],
     sampling: SamplingConfig,
     config: EvaluationConfig,
     evaluators: Evaluators,
@@ -84,13 +84,17 @@ def measure(
     processes: Processes = SINGLE_PROCESS,
 ) -> Measurement:
     """Sample under the drawn conditions and measure; images stay on the device but for the first `keep`."""
-    seen = look(pipeline, drawn, sampling, config, evaluators, keep=keep, label=label, processes=processes)
-    return processes.run_on_main_and_broadcast(lambda: measured(seen, drawn, config, evaluators, reference))
+    sample_stats = sample_and_extract(
+        pipeline, conditions, sampling, config, evaluators, keep=keep, label=label, processes=processes
+    )
+    return processes.run_on_main_and_broadcast(
+        lambda: compute_metrics(sample_stats, conditions, config, evaluators, reference)
+    )
 
 
-def look(
+def sample_and_extract(
     pipeline: Pipeline,
-    drawn: Sequence[EvalCondition],
+    conditions: Sequence[EvalCondition],
     sampling: SamplingConfig,
     config: EvaluationConfig,
     evaluators: Evaluators,
@@ -106,7 +110,7 @@ def look(
     What is seen is the first process's to tell, complete and in order; the others get nothing. `on_batch` is told the
     number of samples of each batch, and takes the place of the progress bar named `label`.
     """
-    asked = list(drawn[first:])
+    asked = list(conditions[first:])
     options: dict[str, Any] = (
         {"shard": processes.shard} if processes.count > 1 else {}
     )  # what draws without diffusion takes none
@@ -140,7 +144,7 @@ def look(
                 replace(
                     part,
                     features=part.features.cpu(),
-                    opinions=part.opinions.cpu(),
+                    class_probs=part.class_probs.cpu(),
                     text_scores=part.text_scores.cpu(),
                 ),
             )
@@ -151,35 +155,41 @@ def look(
     return SampleStats.joined([*(part for _, part in in_order), *(each for _, each in everyone)])
 
 
-def measured(
-    seen: SampleStats,
-    drawn: Sequence[EvalCondition],
+def compute_metrics(
+    sample_stats: SampleStats,
+    conditions: Sequence[EvalCondition],
     config: EvaluationConfig,
     evaluators: Evaluators,
     reference: Tensor | Gaussian | None,
 ) -> Measurement:
     """The figures of what was seen under these conditions."""
-    if seen.count != len(drawn):
-        raise ValueError(f"{seen.count} samples were seen under {len(drawn)} conditions")
+    if sample_stats.count != len(conditions):
+        raise ValueError(f"{sample_stats.count} samples were seen under {len(conditions)} conditions")
     figures: tuple[MetricValue, ...] = ()
     judge = evaluators.judge
     if evaluators.extractor is not None and reference is not None:
         samples = Samples(
             reference,
-            seen.features.to(reference.device),
+            sample_stats.features.to(reference.device),
             evaluators.extractor,
-            [(each.request.prompt, each.request.class_label) for each in drawn],
-            seen.opinions.to(reference.device) if len(seen.opinions) else None,
+            [(each.request.prompt, each.request.class_label) for each in conditions],
+            sample_stats.class_probs.to(reference.device) if len(sample_stats.class_probs) else None,
             judge.name if judge is not None else "",
-            seen.text_scores if len(seen.text_scores) else None,
+            sample_stats.text_scores if len(sample_stats.text_scores) else None,
             evaluators.clip.name if evaluators.clip is not None else "",
         )
         figures = figures_of(samples, config)
     figures += tuple(
         MetricValue(f"accuracy/{name}", f"accuracy[{name}]", score.share, score.standard_error, higher_is_better=True)
-        for name, score in seen.scores.items()
+        for name, score in sample_stats.scores.items()
     )
-    return Measurement(figures, seen.evaluations / seen.count, seen.seconds / seen.count, seen.images, seen.features)
+    return Measurement(
+        figures,
+        sample_stats.evaluations / sample_stats.count,
+        sample_stats.seconds / sample_stats.count,
+        sample_stats.images,
+        sample_stats.features,
+    )
 
 
 def _seen(
@@ -192,15 +202,15 @@ def _seen(
 ) -> SampleStats:
     judge, nothing = evaluators.judge, torch.empty(0)
     features = nothing if evaluators.extractor is None else evaluators.extractor(images)
-    opinions, scores = nothing, {}
+    class_probs, scores = nothing, {}
     if judge is not None:
-        scores = judge.score(images, [each.asked for each in told])
+        scores = judge.score(images, [each.expected_attributes for each in told])
         if judge.class_head and "inception_score" in config.metrics:
-            opinions = judge.probabilities(images)[judge.class_head]
+            class_probs = judge.probabilities(images)[judge.class_head]
     texts = nothing
     if evaluators.clip is not None:
         texts = evaluators.clip(images, [each.request.prompt for each in told])
-    return SampleStats(len(images), features, opinions, texts, scores, 0, seconds, images[:keep].cpu())
+    return SampleStats(len(images), features, class_probs, texts, scores, 0, seconds, images[:keep].cpu())
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:

@@ -31,9 +31,7 @@ class EvaluationResult:
     evaluations_per_image: float = 0.0  # network evaluations (samples x branches); 0 for folders
     seconds_per_image: float = 0.0  # of sampling
     warnings: tuple[str, ...] = ()
-    floor: tuple[
-        MetricValue, ...
-    ] = ()  # the figures of real images that are not the reference; see `ldm.evaluation.floor`
+    baseline: tuple[MetricValue, ...] = ()  # figures of real images other than the reference; "floor" in JSON
 
     def __getitem__(self, metric: str) -> MetricValue:
         found = [figure for figure in self.figures if figure.metric == metric]
@@ -43,13 +41,14 @@ class EvaluationResult:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json`; what is not finite becomes None."""
-        return finite(asdict(self))
+        return finite({"floor" if name == "baseline" else name: value for name, value in asdict(self).items()})
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> EvaluationResult:
         """What `to_json` gave."""
-        figures, floor = figures_from_json(value["figures"]), figures_from_json(value.get("floor", ()))
-        return cls(**{**value, "figures": figures, "floor": floor, "warnings": tuple(value["warnings"])})
+        plain = {name: content for name, content in value.items() if name != "floor"}
+        figures, baseline = figures_from_json(value["figures"]), figures_from_json(value.get("floor", ()))
+        return cls(**{**plain, "figures": figures, "baseline": baseline, "warnings": tuple(value["warnings"])})
 
 
 def figures_from_json(values: Iterable[Mapping[str, Any]]) -> tuple[MetricValue, ...]:

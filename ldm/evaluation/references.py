@@ -23,7 +23,7 @@ from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.features.archive import Archive, save_archive
 from ldm.evaluation.features.extractors import Extractor, InceptionExtractor, TrainedExtractor
 from ldm.evaluation.features.feature_cache import chosen_indices, features_of
-from ldm.evaluation.features.small_network import NetworkFacts, SmallNetwork, working_size
+from ldm.evaluation.features.small_network import NetworkMetadata, SmallNetwork, working_size
 from ldm.evaluation.metrics.frechet import Gaussian
 from ldm.evaluation.metrics.manifold import MOST
 from ldm.runtime.errors import UserError
@@ -35,7 +35,7 @@ _MOST_CLASSES = 100_000
 
 
 @dataclass(frozen=True)
-class ReferenceFacts:
+class ReferenceMetadata:
     """What the features of a reference file are of, and by."""
 
     extractor: str
@@ -66,7 +66,11 @@ class ReferenceFile:
                     setting="reference",
                     value=path,
                 )
-            self.facts, self.dim, self.count = ReferenceFacts("inception", InceptionExtractor.preprocessing), dim, 0
+            self.metadata, self.dim, self.count = (
+                ReferenceMetadata("inception", InceptionExtractor.preprocessing),
+                dim,
+                0,
+            )
             return
         of, others = shapes["features"], shapes.get("others", ())
         if len(of) != 2 or len(others) != 2 or others[1] != of[1] or of[0] < 2 or len(shapes["facts"]) != 1:
@@ -75,7 +79,7 @@ class ReferenceFile:
             )
         self.count, self.dim = of
         try:
-            self.facts = from_mapping(ReferenceFacts, json.loads(self.archive.read("facts").tobytes()))
+            self.metadata = from_mapping(ReferenceMetadata, json.loads(self.archive.read("facts").tobytes()))
         except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"its facts cannot be read ({error})", setting="reference", value=path) from None
 
@@ -98,15 +102,18 @@ class ReferenceFile:
 
     def extractor(self, device: torch.device | str = "cpu") -> TrainedExtractor | None:
         """The small network that is in the file, where it made the features."""
-        if not self.facts.network:
+        if not self.metadata.network:
             return None
         try:
-            facts = NetworkFacts(**json.loads(self.facts.network))
-            heads = {str(name): tuple(map(str, values)) for name, values in facts.heads.items()}
-            if working_size(int(facts.image_size)) != facts.image_size or sum(map(len, heads.values())) > _MOST_CLASSES:
+            metadata = NetworkMetadata(**json.loads(self.metadata.network))
+            heads = {str(name): tuple(map(str, values)) for name, values in metadata.heads.items()}
+            if (
+                working_size(int(metadata.image_size)) != metadata.image_size
+                or sum(map(len, heads.values())) > _MOST_CLASSES
+            ):
                 raise ValueError("sizes out of range")
             with torch.random.fork_rng(devices=[]):
-                network = SmallNetwork(facts.image_size, heads)
+                network = SmallNetwork(metadata.image_size, heads)
             state = {name: self._tensor(_NETWORK + name) for name in network.state_dict()}
             network.load_state_dict(state)
         except UserError:
@@ -116,10 +123,10 @@ class ReferenceFile:
             raise UserError(
                 f"the network in it cannot be used ({reason})", setting="reference", value=self.archive.path
             ) from None
-        found = TrainedExtractor(network.requires_grad_(False), replace(facts, heads=heads), device)
-        if found.name != self.facts.extractor:
+        found = TrainedExtractor(network.requires_grad_(False), replace(metadata, heads=heads), device)
+        if found.name != self.metadata.extractor:
             raise UserError(
-                f"the network in it is {found.name}, not {self.facts.extractor}",
+                f"the network in it is {found.name}, not {self.metadata.extractor}",
                 setting="reference",
                 value=self.archive.path,
             )
@@ -127,7 +134,7 @@ class ReferenceFile:
 
     def check_extractor(self, extractor: Extractor) -> None:
         """`UserError` for features of another extractor: their distances mean nothing."""
-        mine = self.facts.extractor, self.facts.preprocessing, self.dim
+        mine = self.metadata.extractor, self.metadata.preprocessing, self.dim
         if (extractor.name, extractor.preprocessing, extractor.dim) != mine:
             raise UserError(
                 (
@@ -156,14 +163,14 @@ class ReferenceFile:
 
     def check_data(self, data: ImageData, config: EvaluationConfig) -> None:
         """`UserError` for a reference of other images, unless that was allowed."""
-        facts = self.facts
-        ours, mine = (data.fingerprint, data.image_size), (facts.data_fingerprint, facts.image_size)
+        metadata = self.metadata
+        ours, mine = (data.fingerprint, data.image_size), (metadata.data_fingerprint, metadata.image_size)
         if self.foreign or config.allow_other_reference or ours == mine:
             return
         raise UserError(
             (
-                f"made of {facts.data} ({facts.split}, {facts.image_size} pixels, "
-                f"{facts.data_fingerprint[:8]}), not of {data.name} ({data.split}, {data.image_size} "
+                f"made of {metadata.data} ({metadata.split}, {metadata.image_size} pixels, "
+                f"{metadata.data_fingerprint[:8]}), not of {data.name} ({data.split}, {data.image_size} "
                 f"pixels, {data.fingerprint[:8]})"
             ),
             remedy="give that data and `split`, or `allow_other_reference`",
@@ -173,7 +180,7 @@ class ReferenceFile:
 
     def manifest(self) -> dict[str, Any]:
         """For the manifest of the figures: what the reference is."""
-        told = {name: value for name, value in asdict(self.facts).items() if name not in ("network", "version")}
+        told = {name: value for name, value in asdict(self.metadata).items() if name not in ("network", "version")}
         safe = {name: printable(value) if isinstance(value, str) else value for name, value in told.items()}
         return {"file": printable(self.name), "count": self.count or "not known", **safe}
 
@@ -199,7 +206,7 @@ def opened_reference(config: EvaluationConfig, data: ImageData | None = None) ->
 
 def save_reference(
     path: str | Path, extractor: Extractor, data: ImageData, others: ImageData | None, config: EvaluationConfig
-) -> ReferenceFacts:
+) -> ReferenceMetadata:
     """Make the reference file of `data` by this extractor, and of `others`, the other split, up to 10000 images."""
     indices = chosen_indices(len(data), config.num_reference, config.seed)
     features = features_of(extractor, data, indices, batch_size=config.batch_size, label="features of the data")
@@ -210,9 +217,9 @@ def save_reference(
     network = ""
     arrays: dict[str, np.ndarray] = {}
     if isinstance(extractor, TrainedExtractor):
-        network = json.dumps(asdict(extractor.facts))
+        network = json.dumps(asdict(extractor.metadata))
         arrays = {_NETWORK + name: value.cpu().numpy() for name, value in extractor.network.state_dict().items()}
-    facts = ReferenceFacts(
+    metadata = ReferenceMetadata(
         extractor.name,
         extractor.preprocessing,
         data.name,
@@ -224,12 +231,12 @@ def save_reference(
         network=network,
     )
     arrays |= moments(features) | {
-        "facts": np.frombuffer(json.dumps(asdict(facts)).encode(), dtype=np.uint8),
+        "facts": np.frombuffer(json.dumps(asdict(metadata)).encode(), dtype=np.uint8),
         "features": features.float().cpu().numpy(),
         "others": held.float().cpu().numpy(),
     }
     save_archive(path, arrays)
-    return facts
+    return metadata
 
 
 def moments(features: Tensor) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldm.evaluation.during import EvaluationStopped, PeriodicEvaluator
+from ldm.evaluation.periodic import EvaluationStopped, PeriodicEvaluator
 from ldm.evaluation.records import EvaluationResult
 from ldm.models.weights import weights_fingerprint
 from ldm.runtime.distributed import Processes
@@ -74,7 +74,7 @@ class Evaluations:
         assert self.run is not None
         if self.run.has_evaluation(step):
             return True, None, {}
-        facts = {"step": step, "weights": weights_fingerprint(model), "settings": self.task.watch.facts}
+        facts = {"step": step, "weights": weights_fingerprint(model), "settings": self.task.watch.comparable_settings}
         return False, _known(self._file(self.run, step), facts), facts
 
     def _file(self, run: RunFolder, step: int) -> Path:
@@ -90,7 +90,7 @@ class Evaluations:
             step,
             lambda folder: self.task.publish(model, folder),
             higher_is_better=figure.higher_is_better,
-            facts=watch.facts,
+            facts=watch.comparable_settings,
         )
 
 

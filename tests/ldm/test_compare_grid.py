@@ -101,7 +101,7 @@ def data():
 def test_rounds_spend_samples_where_they_decide(tmp_path, data, fake_pipeline, shapes_evaluators):
     few = EvaluationConfig(metrics=("fid",), num_images=80, num_reference=60, batch_size=10, bootstrap=40)
     grid = ComparisonConfig(guidance_scales=(0.0, 0.2, 3.0, 200.0), classifier_scales=(4.0,), rows=3)
-    given = {"evaluation": few, "instruments": shapes_evaluators}
+    given = {"evaluation": few, "evaluators": shapes_evaluators}
     plain = compare(fake_pipeline(data), data, grid, output_dir=tmp_path / "plain", **given)
     halved = ComparisonConfig(**{**vars(grid), "rounds": 3})
     pipeline = fake_pipeline(data)

@@ -8,7 +8,7 @@ import signal
 import pytest
 from safetensors.torch import load_file
 
-from ldm.evaluation.during import PeriodicEvaluator
+from ldm.evaluation.periodic import PeriodicEvaluator
 from ldm.sampling.pipeline import Pipeline
 
 STEPS = 6

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from ldm.data.shapes import ShapesData
 from ldm.evaluation import EvaluationConfig
-from ldm.evaluation.floor import floor_of_data, floor_of_features
+from ldm.evaluation.baseline import baseline_of_data, baseline_of_features
 from ldm.evaluation.metrics.figures import Samples, figures_of
 
 COUNT = 480
@@ -63,10 +63,10 @@ def test_the_metrics_move_the_way_that_they_should(shapes, shapes_evaluators):
     real = extractor(taken(shapes, 0)[0])
 
     def measured(images, labels):
-        opinions = judge.probabilities(images)[judge.class_head]
+        class_probs = judge.probabilities(images)[judge.class_head]
         return [
             figure.value
-            for figure in figures_of(Samples(real, extractor(images), extractor, labels, opinions, "judge"), CONFIG)
+            for figure in figures_of(Samples(real, extractor(images), extractor, labels, class_probs, "judge"), CONFIG)
         ]
 
     fresh = measured(*taken(shapes, COUNT))
@@ -86,10 +86,10 @@ def test_the_floor_is_what_real_images_have(shapes, shapes_evaluators):
     data, config = ShapesData("validation", 32, size=(1, 600)), EvaluationConfig(num_images=300, metrics=METRICS)
     extractor = shapes_evaluators.extractor
     real = extractor(torch.stack([data[i].image for i in range(600)]))
-    floor = floor_of_data(shapes, data, real, config, shapes_evaluators)
+    floor = baseline_of_data(shapes, data, real, config, shapes_evaluators)
     assert [figure.metric for figure in floor.figures] == list(METRICS)
-    assert floor.facts["num_images"] == 300 and floor.facts["images"] == "real, of shapes (train)"
-    assert floor.facts["data_fingerprint"] == shapes.fingerprint
+    assert floor.provenance["num_images"] == 300 and floor.provenance["images"] == "real, of shapes (train)"
+    assert floor.provenance["data_fingerprint"] == shapes.fingerprint
     level = {figure.metric: figure.value for figure in floor.figures}
     images, labels = taken(shapes, 4000, count=300)
     own, noisy = (
@@ -102,8 +102,8 @@ def test_the_floor_is_what_real_images_have(shapes, shapes_evaluators):
     assert own["fid"] == pytest.approx(level["fid"], rel=0.35) and noisy["fid"] > 3 * level["fid"]
     assert own["precision"] == pytest.approx(level["precision"], abs=0.06)
     assert own["coverage"] == pytest.approx(level["coverage"], abs=0.06)
-    again = floor_of_data(shapes, data, real, config, shapes_evaluators)
+    again = baseline_of_data(shapes, data, real, config, shapes_evaluators)
     assert again == floor
-    few = floor_of_features(real[:9], real[9:], config, shapes_evaluators, 300, "few")
-    assert few.facts["num_images"] == 9 and "precision" not in {figure.metric for figure in few.figures}
-    assert floor_of_data(data, data, real, config, shapes_evaluators).facts is None, "no image is its own floor"
+    few = baseline_of_features(real[:9], real[9:], config, shapes_evaluators, 300, "few")
+    assert few.provenance["num_images"] == 9 and "precision" not in {figure.metric for figure in few.figures}
+    assert baseline_of_data(data, data, real, config, shapes_evaluators).provenance is None, "no image is its own floor"

@@ -125,7 +125,7 @@ def test_judge_of_shapes_is_right_on_held_out_and_on_soft_pictures(shapes_evalua
         scores = judge.score(softened, asked)
         assert min(score.share for score in scores.values()) >= least, scores
     assert min(judge.accuracy.values()) >= 0.99
-    assert judge.score(images[:4], [{"colour": "red"}, {}, {}, {"colour": "red"}])["colour"].asked == 2
+    assert judge.score(images[:4], [{"colour": "red"}, {}, {}, {"colour": "red"}])["colour"].total == 2
 
 
 def blurred(images, sigma):
@@ -190,10 +190,10 @@ def test_unlabelled_data_give_features_of_rotation_and_no_judge(quick):
     data = Unlabelled("train", 16, size=(100, 10))
     extractor = trained_extractor(data)
     assert trained_judge(data) is None
-    assert set(extractor.facts.accuracy) == {"rotation"}
+    assert set(extractor.metadata.accuracy) == {"rotation"}
     assert extractor.name.startswith("trained-cnn:31mshapes:")
     with pytest.raises(ValueError, match="cannot judge"):
-        Judge(extractor.network, extractor.facts)
+        Judge(extractor.network, extractor.metadata)
 
 
 def test_the_network_is_repeatable_cached_and_leaves_global_random_states_alone(quick, monkeypatch, tmp_path):
@@ -208,7 +208,7 @@ def test_the_network_is_repeatable_cached_and_leaves_global_random_states_alone(
     monkeypatch.setattr(train_network, "train_network", lambda *_, **__: pytest.fail("trained again"))
     images = torch.stack([data[i].image for i in range(5)])
     cached = trained_extractor(data)
-    assert torch.equal(cached(images), first(images)) and cached.facts == first.facts
+    assert torch.equal(cached(images), first(images)) and cached.metadata == first.metadata
     monkeypatch.setattr(train_network, "train_network", train)
     (file,) = (tmp_path / "networks").iterdir()
     file.write_bytes(file.read_bytes()[:1000])  # damaged: trained again
@@ -232,11 +232,11 @@ def test_score_of_nothing_asked_is_no_number_and_its_error_is_honest():
 def test_on_a_gpu_features_judgements_and_distances_are_those_of_the_cpu(shapes, shapes_evaluators):
     extractor, judge = shapes_evaluators.extractor, shapes_evaluators.judge
     images = torch.stack([shapes[i].image for i in range(300)])
-    there = TrainedExtractor(copy.deepcopy(extractor.network), extractor.facts, "cuda")
+    there = TrainedExtractor(copy.deepcopy(extractor.network), extractor.metadata, "cuda")
     near, far = extractor(images), there(images.cuda())
     assert far.device.type == "cuda"
     torch.testing.assert_close(far.cpu(), near, rtol=1e-3, atol=1e-3)
-    assert Judge(there.network, judge.facts, "cuda")(images.cuda()) == judge(images)
+    assert Judge(there.network, judge.metadata, "cuda")(images.cuda()) == judge(images)
     for a, b in ((near[:150], near[150:]), (near[:270], near[30:])):
         found = frechet_distance(Gaussian.fit(a.cuda()), Gaussian.fit(b.cuda()))
         assert found == pytest.approx(frechet_distance(Gaussian.fit(a), Gaussian.fit(b)), rel=1e-8)

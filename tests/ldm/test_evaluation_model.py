@@ -37,17 +37,22 @@ def no_inception(monkeypatch, tmp_path):
 
 def test_conditions_are_balanced_repeatable_and_tell_what_is_asked(data, fake_pipeline, shapes_evaluators):
     judge = shapes_evaluators.judge
-    drawn = eval_conditions(fake_pipeline(data), data, 60, 3, judge=judge)
-    assert drawn == eval_conditions(fake_pipeline(data), data, 60, 3, judge=judge)
-    assert drawn != eval_conditions(fake_pipeline(data), data, 60, 4, judge=judge)
-    assert drawn[:30] == eval_conditions(fake_pipeline(data), data, 30, 3, judge=judge)
-    assert all(each.request.class_label is None for each in drawn)
-    assert all(each.asked["colour"] in each.request.prompt and len(each.asked) == 4 for each in drawn)
+    conditions = eval_conditions(fake_pipeline(data), data, 60, 3, judge=judge)
+    assert conditions == eval_conditions(fake_pipeline(data), data, 60, 3, judge=judge)
+    assert conditions != eval_conditions(fake_pipeline(data), data, 60, 4, judge=judge)
+    assert conditions[:30] == eval_conditions(fake_pipeline(data), data, 30, 3, judge=judge)
+    assert all(each.request.class_label is None for each in conditions)
+    assert all(
+        each.expected_attributes["colour"] in each.request.prompt and len(each.expected_attributes) == 4
+        for each in conditions
+    )
     for model in (fake_pipeline(data, text=False, classes=True), fake_pipeline(data, text=False)):
         labelled = eval_conditions(model, data, 60, 3, classifier=True, judge=judge)
         counts = np.bincount([each.request.class_label for each in labelled])
         assert counts.tolist() == [10] * 6
-        assert all(each.asked == {"shape": data.class_names[each.request.class_label]} for each in labelled)
+        assert all(
+            each.expected_attributes == {"shape": data.class_names[each.request.class_label]} for each in labelled
+        )
         assert all(each.request.prompt == "" for each in labelled)
     indices = balanced_indices(data, 600, 0)
     assert len(set(indices[:200])) == 200 and len(indices) == 600
@@ -147,15 +152,15 @@ def test_two_folders(tmp_path, data, shapes_evaluators):
     assert equal.manifest["num_images"] == 60 and equal.manifest["sizes"] == [{"32x32": 60}, {"32x32": 60}]
     assert not [figure for figure in equal.figures if figure.metric.startswith("accuracy")]
 
-    assert equal.manifest["floor"]["num_images"] == 30 and {each.metric for each in equal.floor} == {"fid", "kid"}
-    assert equal["fid"].value < equal.floor[0].value < apart["fid"].value
+    assert equal.manifest["floor"]["num_images"] == 30 and {each.metric for each in equal.baseline} == {"fid", "kid"}
+    assert equal["fid"].value < equal.baseline[0].value < apart["fid"].value
 
 
 def test_images_of_different_sizes_are_resized_only_when_asked(tmp_path, data, shapes_evaluators):
     images = torch.stack([data[i].image for i in range(12)])
     real, small = write(tmp_path / "real", images), torch.nn.functional.interpolate(images, (20, 24))
     other, config = write(tmp_path / "small", small), EvaluationConfig(batch_size=16)
-    with pytest.raises(UserError, match=r"`real` has images of 32 x 32, `fake` of 24 x 20: .* `resize` PIXELS"):
+    with pytest.raises(UserError, match=r"`real`: has images of 32 x 32, `fake` of 24 x 20: .* `resize` PIXELS"):
         evaluate_folders(real, other, config, evaluators=shapes_evaluators)
     mixed = write(tmp_path / "mixed", images[:6])
     save_png(to_pil(small[0]), mixed / "odd.png")

@@ -492,7 +492,7 @@ def test_a_comparison_takes_any_guidance_as_a_method(models, tmp_path):
     methods = ("none", "pag(3)", "energy(5)", "autoguidance(2)", "autoguidance(3)", "pag(3) + rescale(0.7)")
     shared = {
         "output_dir": tmp_path, "evaluation": EvaluationConfig(num_images=4, num_reference=4),
-        "sampling": replace(FAST, num_inference_steps=3, energy=(RED,)), "instruments": Evaluators(None, None),
+        "sampling": replace(FAST, num_inference_steps=3, energy=(RED,)), "evaluators": Evaluators(None, None),
     }  # fmt: skip
     data = ShapesData("validation", 16, (64, 32))
     found = compare(pipeline, data, ComparisonConfig(methods, rows=2), **shared)

@@ -43,9 +43,15 @@ def test_copies_of_training_images_are_found_and_shown(train, data, fake_pipelin
     copier, inventor = (drawing_from(source, fake_pipeline, 0.01) for source in (train, data))
     copied, invented = (
         evaluate_model(
-            pipeline, data, SamplingConfig(), CONFIG, evaluators=evaluators, other_data=train, picture=picture
+            pipeline,
+            data,
+            SamplingConfig(),
+            CONFIG,
+            evaluators=evaluators,
+            other_data=train,
+            contact_sheet=contact_sheet,
         )
-        for pipeline, picture in ((copier, tmp_path / "copies.png"), (inventor, None))
+        for pipeline, contact_sheet in ((copier, tmp_path / "copies.png"), (inventor, None))
     )
     assert copied["memorisation"].value < 0.3 < 0.7 < invented["memorisation"].value < 1.4
     assert copied["memorisation"].interval[1] < invented["memorisation"].interval[0]
@@ -53,10 +59,10 @@ def test_copies_of_training_images_are_found_and_shown(train, data, fake_pipelin
     facts = copied.manifest["memorisation"]
     assert facts["training_images"] == 400 and facts["held_out_images"] == 150
     first = facts["suspects"][0]
-    with Image.open(tmp_path / "copies.png") as picture:  # 8 rows of a sample and 3 training images, enlarged
-        factor = picture.height // (8 * 34 - 2)
-        assert picture.size == ((4 * 34 - 2) * factor, (8 * 34 - 2) * factor)
-        pixels = torch.tensor(list(picture.resize((4 * 34 - 2, 8 * 34 - 2), Image.Resampling.NEAREST).getdata()))
+    with Image.open(tmp_path / "copies.png") as contact_sheet:  # 8 rows of a sample and 3 training images, enlarged
+        factor = contact_sheet.height // (8 * 34 - 2)
+        assert contact_sheet.size == ((4 * 34 - 2) * factor, (8 * 34 - 2) * factor)
+        pixels = torch.tensor(list(contact_sheet.resize((4 * 34 - 2, 8 * 34 - 2), Image.Resampling.NEAREST).getdata()))
     sheet = pixels.view(8 * 34 - 2, 4 * 34 - 2, 3).permute(2, 0, 1).float() / 127.5 - 1
     nearest = train[first["training_images"][0]].image
     assert (sheet[:, :32, 34:66] - nearest).abs().max() < 0.01, "beside the sample lies its nearest training image"

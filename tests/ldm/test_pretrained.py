@@ -120,7 +120,7 @@ def test_a_text_model_is_scored_by_clip(clip, data, fake_pipeline):
     found = evaluate_model(fake_pipeline(data), data, None, config, train_data=train)
     evaluators = prepare_evaluators(data, config)
     assert evaluators.clip.extractor is evaluators.extractor, "one model, loaded once"
-    figure, floor = found["clip_score"], {figure.metric: figure for figure in found.floor}["clip_score"]
+    figure, floor = found["clip_score"], {figure.metric: figure for figure in found.baseline}["clip_score"]
     assert figure.name == f"CLIP score[{evaluators.clip.name}]" and figure.higher_is_better
     assert figure.interval[0] < figure.value < figure.interval[1] and figure.standard_error > 0
     assert 0 <= floor.value <= 100 and "100 max(cos, 0)" in found.manifest["clip_score"]

@@ -12,13 +12,14 @@ from cleanfid import fid
 
 from ldm.comparison import Comparison, ComparisonConfig, compare
 from ldm.data.shapes import ShapesData
-from ldm.evaluation import EvaluationConfig, Evaluators, ReferenceFile, evaluate_folders, evaluate_model, features
+from ldm.evaluation import EvaluationConfig, Evaluators, ReferenceFile, evaluate_folders, evaluate_model
 from ldm.evaluation import evaluators as making
 from ldm.evaluation.conditions import eval_conditions
 from ldm.evaluation.evaluators import prepare_extractor
+from ldm.evaluation.features import extractors
 from ldm.evaluation.features.extractors import InceptionExtractor, TrainedExtractor
 from ldm.evaluation.features.feature_cache import features_of
-from ldm.evaluation.features.small_network import NetworkFacts, SmallNetwork
+from ldm.evaluation.features.small_network import NetworkMetadata, SmallNetwork
 from ldm.evaluation.references import save_reference
 from ldm.runtime.errors import UserError
 from ldm.runtime.images import save_png, to_pil
@@ -45,7 +46,7 @@ def extractor():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = SmallNetwork(32, heads).eval().requires_grad_(False)
-    return TrainedExtractor(network, NetworkFacts("shapes", 32, heads, "shape", {"shape": 0.5}, 10, 5))
+    return TrainedExtractor(network, NetworkMetadata("shapes", 32, heads, "shape", {"shape": 0.5}, 10, 5))
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def file(tmp_path, data, train, extractor):
 
 @pytest.fixture(autouse=True)
 def no_inception(monkeypatch, tmp_path):
-    monkeypatch.setattr(features, "cleanfid_folder", lambda: tmp_path)
+    monkeypatch.setattr(extractors, "cleanfid_folder", lambda: tmp_path)
 
 
 def test_a_reference_gives_the_figures_of_the_images(data, train, extractor, file, fake_pipeline, monkeypatch):
@@ -65,7 +66,7 @@ def test_a_reference_gives_the_figures_of_the_images(data, train, extractor, fil
     monkeypatch.setattr(making, "trained_extractor", lambda *_, **__: pytest.fail("trained"))
     config = replace(CONFIG, reference=str(file))
     found = evaluate_model(fake_pipeline(data), data, None, config, train_data=train)  # by the network in the file
-    assert found.figures == direct.figures and found.floor == direct.floor and len(found.floor) == len(METRICS)
+    assert found.figures == direct.figures and found.baseline == direct.baseline and len(found.baseline) == len(METRICS)
     told = found.manifest["reference"]
     assert told["file"] == "reference.npz" and told["count"] == 90 and told["data_fingerprint"] == data.fingerprint
     assert found.manifest["floor"]["images"] == "real, of shapes (train)"
@@ -77,11 +78,11 @@ def test_a_folder_is_compared_with_a_reference_alone(data, extractor, file, tmp_
         save_png(to_pil(data[k].image), tmp_path / "fake" / f"{k}.png")
     found = evaluate_folders(None, tmp_path / "fake", replace(CONFIG, reference=str(file)))
     assert found["fid"].name == f"FD[{extractor.name}]" and found["precision"].value == 1
-    assert found.manifest["floor"]["num_images"] == 20 and len(found.floor) == len(METRICS)
+    assert found.manifest["floor"]["num_images"] == 20 and len(found.baseline) == len(METRICS)
     small = tmp_path / "small"
     for k in range(8):
         save_png(to_pil(data[k].image[:, :16, :16]), small / f"{k}.png")
-    with pytest.raises(UserError, match="`fake` has images of 16 x 16, the reference is of 32 x 32; give `resize` 32"):
+    with pytest.raises(UserError, match="`fake`: has images of 16 x 16, the reference is of 32 x 32; give `resize` 32"):
         evaluate_folders(None, small, replace(CONFIG, reference=str(file), metrics=("fid",)))
     with pytest.raises(UserError, match="either as `real` FOLDER or as `reference` FILE"):
         evaluate_folders(tmp_path / "fake", small, replace(CONFIG, reference=str(file)))
@@ -100,7 +101,7 @@ def test_references_of_something_else_are_refused(data, train, extractor, file, 
     assert found.manifest["reference"]["data_fingerprint"] == data.fingerprint != found.manifest["data_fingerprint"]
     with pytest.raises(UserError, match="Inception's weights are not here"):
         prepare_extractor(data, replace(config, extractor="inception"))
-    foreign = replace(extractor.facts, data_name="another")
+    foreign = replace(extractor.metadata, data_name="another")
     with pytest.raises(UserError, match=r"its features are of trained-cnn:shapes.*asked for of trained-cnn:another"):
         ReferenceFile(file).check_extractor(TrainedExtractor(extractor.network, foreign))
     with pytest.raises(UserError, match="no such file"):
@@ -201,10 +202,10 @@ def test_a_comparison_tells_its_floor(data, train, extractor, fake_pipeline, tmp
         ComparisonConfig(methods=("none", "cfg"), guidance_scales=(3.0,)),
         Evaluators(extractor, None),
     )
-    settings = {"evaluation": CONFIG, "instruments": evaluators, "output_dir": tmp_path, "train_data": train}
+    settings = {"evaluation": CONFIG, "evaluators": evaluators, "output_dir": tmp_path, "train_data": train}
     found = compare(fake_pipeline(data), data, config, **settings)
     direct = evaluate_model(fake_pipeline(data), data, None, CONFIG, evaluators=evaluators, train_data=train)
-    assert found.floor.figures == direct.floor and found.floor.facts == direct.manifest["floor"]
+    assert found.floor.figures == direct.baseline and found.floor.provenance == direct.manifest["floor"]
     last, told = (tmp_path / "comparison.txt").read_text().splitlines()[-2:]
     assert last.split()[0] == "floor" and f"{found.floor.figures[0].value:.4g}" in last
     assert told == "floor: the same of 40 images: real, of shapes (train)"

@@ -103,7 +103,7 @@ def evaluate_autoencoder(
                 measure.add(seen)
     figures = [figure for measure in measures for figure in measure.figures()]
     for measure in measures:
-        manifest |= measure.facts()
+        manifest |= measure.manifest()
     if likelihood is not None:
         found, facts = measure_importance(model, data, config, likelihood, device=device)
         figures += found

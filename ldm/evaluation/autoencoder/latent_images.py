@@ -24,7 +24,7 @@ _COUNTED = 256  # images over which the activity of a channel is measured
 
 
 @torch.no_grad()
-def write_pictures(
+def write_images(
     model: Autoencoder, data: ImageData, folder: str | Path, *, device: torch.device | str = "cpu"
 ) -> list[str]:
     """reconstructions.png, interpolation.png and traversal.png into a new folder; a line on each.

@@ -64,7 +64,7 @@ class Measure(Protocol):
     def figures(self) -> tuple[MetricValue, ...]:
         """What was found, after the last batch."""
 
-    def facts(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
         """What the manifest is to say of it."""
 
 
@@ -82,7 +82,7 @@ class Quality:
         values = torch.cat(self.found)
         return (MetricValue(self.metric, self.name, float(values.mean()), standard_error(values), self.higher),)
 
-    def facts(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
         return {}
 
 
@@ -106,7 +106,7 @@ class ReconstructionFrechet:
         name = f"r{figure_name('fid', self.extractor)}"
         return (MetricValue("rfid", name, _distance(real, fake), error),)
 
-    def facts(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
         extractor = self.extractor
         return {"extractor": extractor.name, "dim": extractor.dim, "preprocessing": extractor.preprocessing}
 
@@ -146,7 +146,7 @@ class CodebookUse(_Codes):
                 found.append(MetricValue(f"codebook/used{tail}", f"codes used[{number}]", book.used / book.size))
         return tuple(found)
 
-    def facts(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
         return {"codebooks": [book.size for book in self.statistics()]}
 
 
@@ -193,7 +193,7 @@ class Rate:
         error = standard_error(bits) / self.pixels if scatter else None
         return MetricValue(metric, name, float(bits.mean()) / self.pixels, error)
 
-    def facts(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
         return {"rate_over": f"{self.pixels} pixels an image"}
 
 
@@ -211,7 +211,7 @@ class ActiveUnits:
         total = len(self.moments.variance_of_means())
         return (MetricValue("active_units", f"active units[of {total}]", float(self.moments.active_units())),)
 
-    def facts(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
         return {"active_units_are": "numbers of the latents whose posterior mean has a variance above 0.01 over images"}
 
 
@@ -241,7 +241,7 @@ class AggregatePosterior(ActiveUnits):
             MetricValue("aggregate_posterior/mmd", "MMD^2[q(z), N(0, I)]", mmd, error),
         )
 
-    def facts(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
         kernel = "sum of c / (c + |x - y|^2) over c = 2 D s, s in 0.1, 0.2, 0.5, 1, 2, 5, 10"
         return {"aggregate_posterior": {"mmd_kernel": kernel, "mmd_images": min(self.kept, _PAIRS)}}
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.data.dataset import ImageData
-from ldm.evaluation.features.small_network import NetworkFacts, SmallNetwork, fit_size
+from ldm.evaluation.features.small_network import NetworkMetadata, SmallNetwork, fit_size
 from ldm.evaluation.features.train_network import safe_name, trained_network
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write
@@ -66,19 +66,19 @@ class InceptionExtractor:
 class TrainedExtractor:
     """Features of a small network that was trained on the data set; its name tells which data and which weights."""
 
-    def __init__(self, network: SmallNetwork, facts: NetworkFacts, device: torch.device | str = "cpu") -> None:
+    def __init__(self, network: SmallNetwork, metadata: NetworkMetadata, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self.network, self.facts = network.to(self.device).eval(), facts
-        self.name = f"trained-cnn:{safe_name(facts.data_name)}:{network.fingerprint()[:8]}"
+        self.network, self.metadata = network.to(self.device).eval(), metadata
+        self.name = f"trained-cnn:{safe_name(metadata.data_name)}:{network.fingerprint()[:8]}"
         self.dim = network.dim
         self.preprocessing = (
-            f"8 bits, bicubic antialiased resize to {facts.image_size} x {facts.image_size} if larger or smaller"
+            f"8 bits, bicubic antialiased resize to {metadata.image_size} x {metadata.image_size} if larger or smaller"
         )
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         pixels = to_uint8(images.to(self.device)).float().div(127.5).sub(1)
-        return self.network.features(fit_size(pixels, self.facts.image_size))
+        return self.network.features(fit_size(pixels, self.metadata.image_size))
 
 
 def figure_name(metric: str, extractor: Extractor) -> str:

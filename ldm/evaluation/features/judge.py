@@ -10,62 +10,62 @@ import torch
 from torch import Tensor
 
 from ldm.data.dataset import ImageData
-from ldm.evaluation.features.small_network import ROTATION, NetworkFacts, SmallNetwork, fit_size
+from ldm.evaluation.features.small_network import ROTATION, NetworkMetadata, SmallNetwork, fit_size
 from ldm.evaluation.features.train_network import safe_name, trained_network
 from ldm.runtime.images import to_uint8
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How many of the `asked` images show what was asked for."""
+    """How many of the `total` images show the expected attribute."""
 
     right: int = 0
-    asked: int = 0
+    total: int = 0
 
     @property
     def share(self) -> float:
-        return self.right / self.asked if self.asked else float("nan")
+        return self.right / self.total if self.total else float("nan")
 
     @property
     def standard_error(self) -> float:
         """Of the share, two right and two wrong added: 0 and 1 are not certain (Agresti and Coull 1998)."""
-        share = (self.right + 2) / (self.asked + 4)
-        return sqrt(share * (1 - share) / (self.asked + 4))
+        share = (self.right + 2) / (self.total + 4)
+        return sqrt(share * (1 - share) / (self.total + 4))
 
     def __add__(self, other: Score) -> Score:
-        return Score(self.right + other.right, self.asked + other.asked)
+        return Score(self.right + other.right, self.total + other.total)
 
 
 class Judge:
     """Tells attributes or classes of images (B, 3, H, W) in [-1, 1] of any size."""
 
-    def __init__(self, network: SmallNetwork, facts: NetworkFacts, device: torch.device | str = "cpu") -> None:
-        if ROTATION in facts.heads:
+    def __init__(self, network: SmallNetwork, metadata: NetworkMetadata, device: torch.device | str = "cpu") -> None:
+        if ROTATION in metadata.heads:
             raise ValueError("a network trained on unlabelled images cannot judge")
         self.device = torch.device(device)
-        self.network, self.facts = network.to(self.device).eval(), facts
-        self.name = f"judge:{safe_name(facts.data_name)}:{network.fingerprint()[:8]}"
+        self.network, self.metadata = network.to(self.device).eval(), metadata
+        self.name = f"judge:{safe_name(metadata.data_name)}:{network.fingerprint()[:8]}"
 
     @property
     def heads(self) -> Mapping[str, tuple[str, ...]]:
         """What it can tell: the names of the values of each attribute."""
-        return self.facts.heads
+        return self.metadata.heads
 
     @property
     def accuracy(self) -> Mapping[str, float]:
         """Its share of right answers on held-out real images."""
-        return self.facts.accuracy
+        return self.metadata.accuracy
 
     @property
     def class_head(self) -> str:
         """The attribute that stands for the class label, or ""."""
-        return self.facts.class_head
+        return self.metadata.class_head
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> dict[str, Tensor]:
         """(B, K) an attribute."""
         pixels = to_uint8(images.to(self.device)).float().div(127.5).sub(1)
-        logits = self.network(fit_size(pixels, self.facts.image_size))
+        logits = self.network(fit_size(pixels, self.metadata.image_size))
         return {name: values.softmax(1) for name, values in logits.items()}
 
     def __call__(self, images: Tensor) -> list[dict[str, str]]:
@@ -86,5 +86,5 @@ class Judge:
 
 def trained_judge(data: ImageData, *, device: torch.device | str = "cpu") -> Judge | None:
     """The judge of a data set with attributes or labels, from the cache or trained now; None for one without."""
-    network, facts = trained_network(data, device=device)
-    return None if ROTATION in facts.heads else Judge(network, facts, device)
+    network, metadata = trained_network(data, device=device)
+    return None if ROTATION in metadata.heads else Judge(network, metadata, device)

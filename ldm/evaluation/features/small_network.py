@@ -22,7 +22,7 @@ _LARGEST = 64  # pixels; larger images are reduced to this side
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkFacts:
+class NetworkMetadata:
     """What is known about a trained network besides its weights."""
 
     data_name: str

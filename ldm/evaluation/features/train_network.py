@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.data.dataset import ImageData
-from ldm.evaluation.features.small_network import CLASS, ROTATION, NetworkFacts, SmallNetwork, fit_size, working_size
+from ldm.evaluation.features.small_network import CLASS, ROTATION, NetworkMetadata, SmallNetwork, fit_size, working_size
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import cache_folder, fingerprint
 from ldm.runtime.images import to_uint8
@@ -41,7 +41,7 @@ class Recipe:
 
 def trained_network(
     data: ImageData, *, device: torch.device | str = "cpu", recipe: Recipe | None = None
-) -> tuple[SmallNetwork, NetworkFacts]:
+) -> tuple[SmallNetwork, NetworkMetadata]:
     """The network of `data`, from the cache if it was trained before, else trained now (about 20 s on one core)."""
     recipe = recipe or Recipe()
     key = fingerprint({"recipe": asdict(recipe), "data": data.fingerprint, "size": data.image_size})
@@ -50,11 +50,13 @@ def trained_network(
     if found is None:
         found = train_network(data, device=device, recipe=recipe)
         _store(path, *found)
-    network, facts = found
-    return network.to(device).eval().requires_grad_(False), facts
+    network, metadata = found
+    return network.to(device).eval().requires_grad_(False), metadata
 
 
-def train_network(data: ImageData, *, device: torch.device | str, recipe: Recipe) -> tuple[SmallNetwork, NetworkFacts]:
+def train_network(
+    data: ImageData, *, device: torch.device | str, recipe: Recipe
+) -> tuple[SmallNetwork, NetworkMetadata]:
     """Train and test; equal bits on the CPU for equal arguments and numbers of threads."""
     generator = torch.Generator().manual_seed(recipe.seed)
     order = torch.randperm(len(data), generator=generator).tolist()
@@ -95,8 +97,8 @@ def train_network(data: ImageData, *, device: torch.device | str, recipe: Recipe
         network.standardise(_float(pixels[held_out:]))
         tested = {name: values[:held_out] for name, values in targets.items()}
         accuracy = _test(network, _float(pixels[:held_out]), tested, heads)
-    facts = NetworkFacts(data.name, size, heads, class_head, accuracy, len(chosen) - held_out, held_out)
-    return network, facts
+    metadata = NetworkMetadata(data.name, size, heads, class_head, accuracy, len(chosen) - held_out, held_out)
+    return network, metadata
 
 
 def _tasks(data: ImageData, chosen: Sequence[int]) -> tuple[dict[str, tuple[str, ...]], dict[str, Tensor], str]:
@@ -180,23 +182,23 @@ def _float(pixels: Tensor) -> Tensor:
     return pixels.float().div(127.5).sub(1)
 
 
-def _store(path: Path, network: SmallNetwork, facts: NetworkFacts) -> None:
+def _store(path: Path, network: SmallNetwork, metadata: NetworkMetadata) -> None:
     try:
-        save_tensors(path, network.state_dict(), {"facts": json.dumps(asdict(facts))})
+        save_tensors(path, network.state_dict(), {"facts": json.dumps(asdict(metadata))})
     except OSError as error:
         logger.warning("the trained network could not be kept in %s (%s)", path.parent, error.strerror)
 
 
-def _load(path: Path) -> tuple[SmallNetwork, NetworkFacts] | None:
+def _load(path: Path) -> tuple[SmallNetwork, NetworkMetadata] | None:
     """A stored network, or None where there is none that can be read."""
     try:
         with open_tensors(path) as file:
-            facts = json.loads(file.metadata()["facts"])
+            metadata = json.loads(file.metadata()["facts"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        facts["heads"] = {name: tuple(values) for name, values in facts["heads"].items()}
+        metadata["heads"] = {name: tuple(values) for name, values in metadata["heads"].items()}
         with torch.random.fork_rng(devices=[]):
-            network = SmallNetwork(facts["image_size"], facts["heads"])
+            network = SmallNetwork(metadata["image_size"], metadata["heads"])
         network.load_state_dict(state)
-        return network, NetworkFacts(**facts)
+        return network, NetworkMetadata(**metadata)
     except (KeyError, TypeError, ValueError, RuntimeError):
         return None

@@ -67,7 +67,7 @@ def calibration_figures(
         )
     indices = chosen_indices(len(data), min(config.num_reference, _MOST), config.seed)
     labels = torch.tensor([data.label(i) for i in indices]) if data.class_names else torch.full((len(indices),), -1)
-    opinions: dict[str, list[Tensor]] = {}
+    class_probs: dict[str, list[Tensor]] = {}
     for start in progress(range(0, len(indices), config.batch_size), "calibration"):
         rows = indices[start : start + config.batch_size]
         images = torch.stack([data[i].image for i in rows])
@@ -84,9 +84,9 @@ def calibration_figures(
                 logits = guide.network(level.alpha * latents + level.sigma * noise, times)
                 found[f"{name} at noise ratio {level.noise_ratio:.3g}"] = logits.float().softmax(1)
         for name, each in found.items():
-            opinions.setdefault(name, []).append(each.cpu())
+            class_probs.setdefault(name, []).append(each.cpu())
     figures = []
-    for name, parts in opinions.items():
+    for name, parts in class_probs.items():
         judged = judge is not None and name.startswith(f"{judge.name} ")
         right = _answers(judge, name, data, indices) if judge is not None and judged else labels
         known = right >= 0

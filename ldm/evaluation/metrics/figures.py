@@ -21,7 +21,7 @@ from ldm.evaluation.metrics.neighbours import diversity
 from ldm.evaluation.records import MetricValue
 from ldm.runtime.errors import UserError
 
-_OF_MANIFOLD = tuple(each.name for each in fields(ManifoldScores))
+_OF_MANIFOLD = tuple(field.name for field in fields(ManifoldScores))
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Samples:
 
     `real` may be a Gaussian in place of features, which is enough for fid.
 
-    `groups`: the condition of each. `probabilities` (M, K): the judge's opinion on their class, `judge` its name.
+    `groups`: the condition of each. `class_probs` (M, K): the judge's opinion on their class, `judge` its name.
     `text_scores` (M,): how well each fits its caption by `clip`.
     """
 
@@ -38,7 +38,7 @@ class Samples:
     fake: Tensor
     extractor: Extractor
     groups: Sequence[Hashable] = ()
-    probabilities: Tensor | None = None
+    class_probs: Tensor | None = None
     judge: str = ""
     text_scores: Tensor | None = None
     clip: str = ""
@@ -48,7 +48,7 @@ class Samples:
         return self.real if isinstance(self.real, Gaussian) else Gaussian.fit(self.real)
 
     @cached_property
-    def each(self) -> Tensor:
+    def real_features(self) -> Tensor:
         """The features of the real images, one by one."""
         if isinstance(self.real, Gaussian):
             raise UserError("the reference holds moments alone, good for fid", setting="metrics")
@@ -98,27 +98,27 @@ def _frechet(metric: str, samples: Samples, config: EvaluationConfig, halves: Se
 
 
 def _sliced(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[MetricValue]:
-    real, fake = slices_of(samples.each, seed=config.seed), slices_of(samples.fake, seed=config.seed)
-    dim = samples.each.shape[1]
+    real, fake = slices_of(samples.real_features, seed=config.seed), slices_of(samples.fake, seed=config.seed)
+    dim = samples.real_features.shape[1]
     parts = tuple(distance_of_slices(real, fake[half.to(fake.device)], dim) for half in halves)
     return [_figure(metric, samples, distance_of_slices(real, fake, dim), parts)]
 
 
 def _kernel(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[MetricValue]:
-    found = kernel_distance(samples.each, samples.fake, seed=config.seed)
+    found = kernel_distance(samples.real_features, samples.fake, seed=config.seed)
     return [MetricValue(metric, figure_name(metric, samples.extractor), found.value, found.standard_error)]
 
 
 def _extrapolated(
     metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]
 ) -> list[MetricValue]:
-    found = extrapolated_frechet_distance(samples.each, samples.fake, seed=config.seed)
+    found = extrapolated_frechet_distance(samples.real_features, samples.fake, seed=config.seed)
     return [MetricValue(metric, figure_name(metric, samples.extractor), found.value, found.standard_error)]
 
 
 def _manifold(metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]) -> list[MetricValue]:
     """All four at once, for they need the same distances."""
-    real, fake = (_at_most(features, MOST, config.seed) for features in (samples.each, samples.fake))
+    real, fake = (_at_most(features, MOST, config.seed) for features in (samples.real_features, samples.fake))
     around = Neighbourhoods(real, fake)
     whole = around.scores()
     if len(fake) != len(samples.fake):
@@ -142,12 +142,12 @@ def _within_shares(figure: MetricValue) -> MetricValue:
 def _inception_score(
     metric: str, samples: Samples, config: EvaluationConfig, halves: Sequence[Tensor]
 ) -> list[MetricValue]:
-    if samples.probabilities is None:
+    if samples.class_probs is None:
         raise UserError(
             "needs a judge of classes, which this data does not give", setting="metrics", value="inception_score"
         )
-    splits = min(10, len(samples.probabilities) // 2)
-    found = inception_score(samples.probabilities, splits=splits, seed=config.seed)
+    splits = min(10, len(samples.class_probs) // 2)
+    found = inception_score(samples.class_probs, splits=splits, seed=config.seed)
     return [MetricValue(metric, f"IS[{samples.judge}]", found.value, found.standard_error, higher_is_better=True)]
 
 

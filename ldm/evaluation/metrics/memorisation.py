@@ -95,7 +95,7 @@ def save_suspects(
     path: str | Path,
     found: Memorisation,
     pipeline: Pipeline,
-    drawn: Sequence[EvalCondition],
+    conditions: Sequence[EvalCondition],
     sampling: SamplingConfig,
     config: EvaluationConfig,
     train: ImageData,
@@ -103,7 +103,7 @@ def save_suspects(
     """A row for each suspect: the sample, drawn once more by its seed, and the training images nearest to it."""
     shown: list[Tensor] = []
     for sample, neighbours in found.suspects:
-        batches = pipeline.generate([drawn[sample].request], sampling, seed=config.seed, first_index=sample)
+        batches = pipeline.generate([conditions[sample].request], sampling, seed=config.seed, first_index=sample)
         shown.append(next(iter(batches))[0].float().cpu())
         shown += [train[index].image for index in neighbours]
     columns = 1 + len(found.suspects[0][1])

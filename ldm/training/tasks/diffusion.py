@@ -16,7 +16,7 @@ from ldm.conditioning import Conditioner, ConditioningConfig
 from ldm.data import DataConfig, ImageData
 from ldm.data.cache_device import CacheDevice
 from ldm.data.selection import shuffled_indices
-from ldm.evaluation.during import DiffusionEvalConfig, PeriodicEvaluator
+from ldm.evaluation.periodic import DiffusionEvalConfig, PeriodicEvaluator
 from ldm.models.unet import UNet, UNetConfig
 from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.files import atomic_folder, atomic_write_json

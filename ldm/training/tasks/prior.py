@@ -19,7 +19,7 @@ from ldm.data import DataConfig, ImageData
 from ldm.data.code_cache import CodeCache, check_code_folder, encode_codes
 from ldm.data.latent_cache import CacheKey
 from ldm.data.selection import even_indices, plain_batches, to_device
-from ldm.evaluation.during import EvalConfig, PeriodicEvaluator
+from ldm.evaluation.periodic import EvalConfig, PeriodicEvaluator
 from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.files import atomic_folder

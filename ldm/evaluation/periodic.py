@@ -137,7 +137,7 @@ class PeriodicEvaluator:
                 )
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def comparable_settings(self) -> dict[str, Any]:
         """What two evaluations must share for their figures to be comparable, as JSON has it."""
         settings = asdict(self.config)
         for name in ("eval_every", "eval_best_by", "eval_batch_size", "eval_inception_weights"):
@@ -158,9 +158,11 @@ class PeriodicEvaluator:
             )
             self._made = evaluators, reference_features(self.reference, evaluators, config, processes)
         evaluators, features = self._made
-        drawn = eval_conditions(pipeline, self.reference, config.num_images, config.seed, judge=evaluators.judge)
+        conditions = eval_conditions(pipeline, self.reference, config.num_images, config.seed, judge=evaluators.judge)
         drawing: Any = _Stoppable(pipeline, stop) if processes.count == 1 else pipeline
-        found = measure(drawing, drawn, sampling, config, evaluators, features, label="evaluation", processes=processes)
+        found = measure(
+            drawing, conditions, sampling, config, evaluators, features, label="evaluation", processes=processes
+        )
         manifest = describe(self.reference, config, evaluators) | {"sampling": asdict(sampling)}
         manifest["weights"] = "those that the run publishes, at this step"
         return EvaluationResult(
