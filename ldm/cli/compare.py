@@ -6,13 +6,11 @@ import importlib
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import tyro
 
 from ldm.cli.evaluate import check_size, parse_for_model
-from ldm.cli.parsing import Repeated
+from ldm.cli.model_options import ModelOptions
 from ldm.comparison import Comparison, ComparisonConfig, compare, model_identity, verdict_of
 from ldm.comparison.config import METRICS_OF_COMPARISONS
 from ldm.data import DataConfig
@@ -26,28 +24,19 @@ from ldm.sampling.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
-class CompareRun:
+class CompareRun(ModelOptions):
     """Sample the same seeds and conditions under each method and scale; a table, JSON and one picture of them all.
     `ldm compare autoencoders RUN RUN ...` compares autoencoders, `ldm compare results FILE FILE ...` shows the figures
     of several evaluations side by side."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ""
-    """Model folder."""
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     evaluation: EvaluationConfig = field(default_factory=lambda: EvaluationConfig(metrics=METRICS_OF_COMPARISONS))
     dataset: DataConfig = field(default_factory=DataConfig)
     split: str = "validation"
     """Which images of the data are the reference: train or validation."""
-    classifier: Repeated = ()
-    """Output folder of `ldm train classifier`, where the model folder holds none; repeat the flag for several, which
-    are the branches classifier, classifier2, ..., or name them: NAME=FOLDER."""
-    weak: str = ""
-    """The weak network of autoguidance: another model or run folder, or RUN/checkpoint-STEP."""
     output_dir: str = ""
     """New or empty folder, or that of the same comparison, which is then continued."""
-    device: str = "auto"
-    """auto, cuda, mps or cpu."""
 
 
 def run(arguments: list[str]) -> None:
@@ -93,9 +82,7 @@ def _settings(arguments: list[str]) -> tuple[CompareRun, torch.device]:
 def _load(settings: CompareRun, device: torch.device) -> tuple[Pipeline, ImageData, ImageData]:
     from ldm.data import open_data
 
-    pipeline = Pipeline.load(
-        settings.model, device=device, classifier=settings.classifier or None, weak=settings.weak or None
-    )
+    pipeline = Pipeline.load(settings.model, **settings.loading(device))
     reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
     check_size(pipeline, reference.image_size)
     return pipeline, reference, train

@@ -1,4 +1,4 @@
-"""The flags of `ldm sample` that begin in a picture or go between two samples, checked and carried out."""
+"""The flags of `ldm sample` that begin in an image or go between two samples, checked and carried out."""
 
 from __future__ import annotations
 
@@ -15,40 +15,39 @@ from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.editing import (
     MAX_ITERATIONS,
     Edit,
-    SourceImage,
     Unmasked,
     check_strength,
     image_to_image,
     invert,
-    read_image,
-    read_mask,
 )
 from ldm.sampling.pipeline import Pipeline
+from ldm.sampling.plan import SamplingPlan
+from ldm.sampling.source_image import SourceImage, read_image, read_mask
 
 
 @dataclass(frozen=True)
 class EditFlags:
-    """Begin in a picture instead of in noise, or go from one sample to another."""
+    """Begin in an image instead of in noise, or go from one sample to another."""
 
     init_image: str = ""
-    """A picture to begin from, of any size: cut to a square, encoded, noised, and sampled on from there."""
+    """An image to begin from, of any size: cut to a square, encoded, noised, and sampled on from there."""
     strength: float | None = None
     """Share of the sampling steps that --init-image goes through, in (0, 1]; 1 is pure noise. Unset: 0.6, with --mask
     1."""
     mask: str = ""
-    """A picture of the size of --init-image: what is white is repainted, the rest kept."""
+    """An image of the size of --init-image: what is white is repainted, the rest kept."""
     unmasked: Unmasked = "reconstruction"
     """Where the pixels kept by --mask come from: reconstruction (of the autoencoder; no seam) or original."""
     invert: str = ""
-    """A picture whose noise is sought by DDIM inversion; one picture is drawn from it for each prompt or class."""
+    """An image whose noise is sought by DDIM inversion; one image is drawn from it for each prompt or class."""
     source_prompt: str | None = None
-    """What the picture of --invert shows; unset: the (first) --prompt."""
+    """What the image of --invert shows; unset: the (first) --prompt."""
     source_class: str | None = None
-    """The class of the picture of --invert; unset: the (first) --class-label."""
+    """The class of the image of --invert; unset: the (first) --class-label."""
     inversion_iterations: int = 3
     """Network evaluations a step of the inversion: more are more exact."""
     interpolate_seed: int | None = None
-    """Go from the picture of --seed to that of this seed, in --num-images points."""
+    """Go from the image of --seed to that of this seed, in --num-images points."""
     interpolate_prompt: str | None = None
     """Go from --prompt to this prompt, in --num-images points."""
 
@@ -61,23 +60,23 @@ class EditFlags:
         if self.init_image and self.invert:
             raise UserError("--init-image and --invert: give one of them")
         if self.mask and not self.init_image:
-            raise UserError("--mask: needs the picture to repaint; give it with --init-image")
+            raise UserError("--mask: needs the image to repaint; give it with --init-image")
         if self.strength is not None:
             if not self.init_image:
-                raise UserError("--strength: needs the picture to begin from; give it with --init-image")
+                raise UserError("--strength: needs the image to begin from; give it with --init-image")
             check_strength(self.strength)
         if not self.invert and (self.source_prompt is not None or self.source_class is not None):
             flag = "--source-prompt" if self.source_prompt is not None else "--source-class"
-            raise UserError(f"{flag}: tells what the picture of --invert shows; give that too")
+            raise UserError(f"{flag}: is about the image of --invert; give that too")
         if self.invert and self.interpolates:
-            raise UserError("--invert: draws from the picture's own noise; leave out --interpolate-seed and -prompt")
+            raise UserError("--invert: draws from the image's own noise; leave out --interpolate-seed and -prompt")
         if not 1 <= self.inversion_iterations <= MAX_ITERATIONS:
             raise UserError(f"--inversion-iterations: expected 1 to {MAX_ITERATIONS}, got {self.inversion_iterations}")
 
 
 @dataclass(frozen=True)
 class EditRecord:
-    """What a PNG says of the picture that it was made from; files by name and SHA-256 only."""
+    """The metadata of a PNG about the image that it was made from; files by name and SHA-256 only."""
 
     kind: Literal["init-image", "invert"]
     image: str
@@ -91,20 +90,26 @@ class EditRecord:
     inversion_iterations: int = 1
 
     def flags(self, given: EditFlags, where: str) -> EditFlags:
-        """The flags that make the picture again, with the user's own files."""
-        picture = given.invert if self.kind == "invert" else given.init_image
-        for flag, file, name in ((f"--{self.kind}", picture, self.image), ("--mask", given.mask, self.mask)):
+        """The flags that make the image again, with the user's own files."""
+        source = given.invert if self.kind == "invert" else given.init_image
+        for flag, file, name in ((f"--{self.kind}", source, self.image), ("--mask", given.mask, self.mask)):
             if name and not file:
-                raise UserError(f"--recreate {where}: it was made from the picture {name}; give that with {flag}")
-        kept = {name: getattr(self, name) for name in ("unmasked", "source_prompt", "inversion_iterations")}
+                raise UserError(f"--recreate {where}: it was made from the image {name}; give that with {flag}")
         strength = self.strength if self.kind == "init-image" else None
         label = None if self.source_class is None else str(self.source_class)
-        return dataclasses.replace(given, **kept, strength=strength, source_class=label)
+        return dataclasses.replace(
+            given,
+            unmasked=self.unmasked,
+            source_prompt=self.source_prompt,
+            inversion_iterations=self.inversion_iterations,
+            strength=strength,
+            source_class=label,
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedEdit:
-    """An edit ready to be sampled, what PNGs say of it, pictures to write beside the samples, and lines to print."""
+    """An edit ready to be sampled, its record for PNGs, images to write beside the samples, and lines to print."""
 
     edit: Edit
     record: EditRecord
@@ -116,62 +121,67 @@ def prepare(
     flags: EditFlags,
     pipeline: Pipeline,
     requests: list[Request],
-    sampling: SamplingConfig,
+    plan: SamplingPlan,
     expected: EditRecord | None = None,
 ) -> PreparedEdit | None:
-    """Read the pictures, refuse what cannot be, then encode or invert; None where the flags ask for no picture."""
+    """Read the images, refuse what cannot be, then encode or invert; None where the flags name no image."""
     if not (flags.init_image or flags.invert):
         return None
-    flag, path = ("--invert", flags.invert) if flags.invert else ("--init-image", flags.init_image)
-    picture = read_image(path, pipeline.image_size, flag)
-    mask, mask_sha256 = read_mask(flags.mask, picture) if flags.mask else (None, "")
-    if expected is not None and (picture.sha256, mask_sha256) != (expected.image_sha256, expected.mask_sha256):
-        which = f"{flag} {path}" if picture.sha256 != expected.image_sha256 else f"--mask {flags.mask}"
-        raise UserError(f"{which}: not the file that the picture to recreate was made from (its SHA-256 differs)")
-    pipeline.check(requests, sampling)
+    setting, path = ("invert", flags.invert) if flags.invert else ("init_image", flags.init_image)
+    source = read_image(path, pipeline.image_size, setting)
+    mask, mask_sha256 = read_mask(flags.mask, source) if flags.mask else (None, "")
+    if expected is not None and (source.sha256, mask_sha256) != (expected.image_sha256, expected.mask_sha256):
+        other = (setting, path) if source.sha256 != expected.image_sha256 else ("mask", flags.mask)
+        raise UserError(
+            "not the file that the image to recreate was made from (its SHA-256 differs)",
+            setting=other[0],
+            value=other[1],
+        )
     if flags.invert:
-        return _inverted(flags, pipeline, requests, sampling, picture)
+        return _inverted(flags, pipeline, requests, plan.config, source)
     strength = flags.strength or (1.0 if flags.mask else 0.6)
-    edit = image_to_image(pipeline, picture.pixels, sampling, strength, mask=mask, unmasked=flags.unmasked)
+    edit = image_to_image(pipeline, source.pixels, plan.config, strength, mask=mask, unmasked=flags.unmasked)
     record = EditRecord(
         kind="init-image",
         image=Path(path).name,
-        image_sha256=picture.sha256,
+        image_sha256=source.sha256,
         strength=strength,
         mask=Path(flags.mask).name if flags.mask else "",
         mask_sha256=mask_sha256,
         unmasked=flags.unmasked,
     )
-    nothing_kept = edit.start.repaint is not None and bool(edit.start.repaint.all())
-    note = (
-        "note: --mask touches every latent, so what is repainted cannot see what is kept; a smaller mask would let it"
-    )
-    return PreparedEdit(edit, record, {}, (note,) if nothing_kept else ())
+    lines: tuple[str, ...] = ()
+    if edit.start.repaint is not None and bool(edit.start.repaint.all()):
+        lines = (
+            "note: --mask touches every latent, so the repainted part does not depend on the rest; use a smaller mask",
+        )
+    return PreparedEdit(edit, record, {}, lines)
 
 
 def _inverted(
-    flags: EditFlags, pipeline: Pipeline, requests: list[Request], sampling: SamplingConfig, picture: SourceImage
+    flags: EditFlags, pipeline: Pipeline, requests: list[Request], sampling: SamplingConfig, source: SourceImage
 ) -> PreparedEdit:
     prompt = requests[0].prompt if flags.source_prompt is None else flags.source_prompt
     label = requests[0].class_label if flags.source_class is None else pipeline.class_id(flags.source_class)
-    source = Request(prompt=prompt, class_label=label if pipeline.has_classes else None)
-    found = invert(pipeline, picture.pixels, source, sampling, iterations=flags.inversion_iterations)
-    again, plain, original = (x[None].cpu() for x in (found.reconstruction, found.plain, picture.pixels))
+    condition = Request(prompt=prompt, class_label=label if pipeline.has_classes else None)
+    inversion = invert(pipeline, source.pixels, condition, sampling, iterations=flags.inversion_iterations)
+    again, plain, original = (x[None].cpu() for x in (inversion.reconstruction, inversion.plain, source.pixels))
     record = EditRecord(
         kind="invert",
         image=Path(flags.invert).name,
-        image_sha256=picture.sha256,
+        image_sha256=source.sha256,
         source_prompt=prompt,
-        source_class=source.class_label,
+        source_class=condition.class_label,
         inversion_iterations=flags.inversion_iterations,
     )
     line = (
-        f"inverted with {found.evaluations} network evaluations; drawn again: {float(psnr(again, plain)):.1f} dB PSNR "
-        f"of the plain reconstruction, {float(psnr(again, original)):.1f} dB of the picture "
+        f"inverted with {inversion.evaluations} network evaluations; drawn again: "
+        f"{float(psnr(again, plain)):.1f} dB PSNR of the plain reconstruction, "
+        f"{float(psnr(again, original)):.1f} dB of the image "
         f"(plain reconstruction: {float(psnr(plain, original)):.1f} dB)"
     )
     return PreparedEdit(
-        Edit(found.start, lambda images: images), record, {"reconstruction": found.reconstruction}, (line,)
+        Edit(inversion.start, lambda images: images), record, {"reconstruction": inversion.reconstruction}, (line,)
     )
 
 

@@ -10,7 +10,8 @@ import torch
 import tyro
 
 from ldm.cli import evaluate_autoencoder
-from ldm.cli.parsing import Repeated, parse
+from ldm.cli.model_options import ModelOptions
+from ldm.cli.parsing import parse
 from ldm.cli.show_figures import show
 from ldm.data import DataConfig
 from ldm.data.dataset import ImageData
@@ -19,7 +20,7 @@ from ldm.evaluation import EvaluationConfig, EvaluationResult, LikelihoodConfig,
 from ldm.runtime.distributed import Processes, torchrun_processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json
-from ldm.sampling.branches import check_used
+from ldm.sampling.checks import check_used
 from ldm.sampling.code_prior import SUPPORTED_SETTINGS, CodePriorModel, holds_prior
 from ldm.sampling.config import SamplingConfig
 from ldm.sampling.pipeline import Pipeline
@@ -29,7 +30,7 @@ Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
-class EvaluateRun:
+class EvaluateRun(ModelOptions):
     """Distances (and a judge's accuracies) of a model's samples from its data, or of one folder from another; and the
     likelihood of its data (--metrics bits_per_dim). An autoencoder has other measures: `ldm evaluate RUN --help` with
     the folder of one shows them. `ldm evaluate reference DATA` makes a reference file."""
@@ -48,15 +49,8 @@ class EvaluateRun:
     dataset: DataConfig = field(default_factory=DataConfig)
     split: str = "validation"
     """Which images of the data are the reference: train or validation."""
-    classifier: Repeated = ()
-    """Output folder of `ldm train classifier`, where the model folder holds none; repeat the flag for several, which
-    are the branches classifier, classifier2, ..., or name them: NAME=FOLDER."""
-    weak: str = ""
-    """The weak network of autoguidance: another model or run folder, or RUN/checkpoint-STEP."""
     output: str = ""
     """A JSON file for figures and manifest."""
-    device: str = "auto"
-    """auto, cuda, mps or cpu."""
 
 
 def run(arguments: list[str]) -> None:
@@ -114,12 +108,7 @@ def _model(settings: EvaluateRun, device: torch.device, processes: Processes) ->
     def load() -> tuple[Pipeline, ImageData, ImageData, ImageData | None]:
         from ldm.data import open_data
 
-        pipeline = Pipeline.load(
-            settings.model,
-            device=processes.device(device),
-            classifier=settings.classifier or None,
-            weak=settings.weak or None,
-        )
+        pipeline = Pipeline.load(settings.model, **settings.loading(processes.device(device)))
         reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
         check_size(pipeline, reference.image_size)
         return pipeline, reference, train, other_split(settings.dataset, settings.split)
@@ -147,7 +136,7 @@ def _contact_sheet(settings: EvaluateRun) -> Path | None:
 
 
 def _prior(settings: EvaluateRun, device: torch.device) -> EvaluationResult:
-    from ldm.cli.direct import check_supported
+    from ldm.cli.sample_settings import check_supported
     from ldm.data import open_data
     from ldm.evaluation.code_prior import evaluate_prior
 

@@ -1,4 +1,4 @@
-"""Folders of pictures that a command writes: checked first, written whole, each picture with its settings."""
+"""Folders of images that a command writes: checked first, written whole, each image with its settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ldm.runtime.settings import from_mapping
 from ldm.sampling.config import Request, SamplingConfig, caveats
 
 SETTINGS = "settings.json"
-_GRID_LIMIT = 100  # pictures on a grid
+_GRID_LIMIT = 100  # images on a grid
 _METADATA_LIMIT = 100_000  # characters of PNG text
 
 
@@ -47,7 +47,7 @@ def write_samples(
     batches: Iterable[Tensor],
     requests: Sequence[Request],
     sampling: SamplingConfig,
-    facts: dict[str, Any],
+    metadata: dict[str, Any],
     columns: int | None = None,
     *,
     edit: EditRecord | None = None,
@@ -55,31 +55,31 @@ def write_samples(
 ) -> Path:
     """Write `000000.png` ..., grid.png and settings.json; returns the grid's path.
 
-    `facts` holds seed, first_index, model and whatever else a picture needs to be made again; it goes into each PNG,
-    with the picture's own index in place of the first, so that a picture made again is the same file. `edit` tells of
-    the picture that they were made from; the images `beside`, (3, H, W), are written under their names.
+    `metadata` holds seed, first_index, model and whatever else an image needs to be made again; it goes into each PNG,
+    with the image's own index in place of the first, so that an image made again is the same file. `edit` is about
+    the image that they were made from; the images `beside`, (3, H, W), are written under their names.
     """
-    shared = {"kind": "samples", **facts, "sampling": dataclasses.asdict(sampling), "caveats": caveats(sampling)}
+    shared = {"kind": "samples", **metadata, "sampling": dataclasses.asdict(sampling), "caveats": caveats(sampling)}
     if edit is not None:
         shared["edit"] = dataclasses.asdict(edit)
-    each = {name: value for name, value in shared.items() if name != "first_index"}
+    common = {name: value for name, value in shared.items() if name != "first_index"}
     with atomic_folder(folder) as target:
-        shown: list[Tensor] = []
+        on_grid: list[Tensor] = []
         number = 0
         with PngWriter() as writer:
             for images in batches:
                 for image in images.cpu():
                     on_path = requests[number].toward is not None  # whose points share the number of their noise
                     own = {
-                        **each,
-                        "index": facts["first_index"] + (0 if on_path else number),
+                        **common,
+                        "index": metadata["first_index"] + (0 if on_path else number),
                         "request": dataclasses.asdict(requests[number]),
                     }
                     writer.save(image, target / f"{number:06d}.png", {"ldm": json.dumps(own)})
-                    if len(shown) < _GRID_LIMIT:
-                        shown.append(image)
+                    if len(on_grid) < _GRID_LIMIT:
+                        on_grid.append(image)
                     number += 1
-        save_png(enlarged(grid(torch.stack(shown), columns)), target / "grid.png", {"ldm": json.dumps(shared)})
+        save_png(enlarged(grid(torch.stack(on_grid), columns)), target / "grid.png", {"ldm": json.dumps(shared)})
         for name, image in (beside or {}).items():
             save_png(to_pil(image.cpu()), target / f"{name}.png")
         atomic_write_json(
@@ -88,23 +88,26 @@ def write_samples(
     return folder / "grid.png"
 
 
-def read_settings_of(picture: str) -> tuple[Request, SamplingConfig, dict[str, int], EditRecord | None]:
-    """What a PNG of ours was made with: its request, sampling settings, seed and index, and of which picture if any.
+def read_settings_of(path: str) -> tuple[Request, SamplingConfig, dict[str, int], EditRecord | None]:
+    """The request, sampling settings, seed and index of a PNG of ours, and the record of its source image if any.
 
-    `UserError` if it does not say. Nothing else in it is used: not the name of the model.
+    `UserError` if it has none. Nothing else in it is used: not the name of the model.
     """
     try:
-        with Image.open(picture) as image:
-            text = str(getattr(image, "text", {}).get("ldm", ""))
-        facts = json.loads(text[:_METADATA_LIMIT])
-        request = from_mapping(Request, facts["request"])
-        sampling = from_mapping(SamplingConfig, facts["sampling"])
-        edit = from_mapping(EditRecord, facts["edit"]) if "edit" in facts else None
-        return request, sampling, {name: int(facts[name]) for name in ("seed", "index")}, edit
+        with Image.open(path) as image:
+            image.load()  # text may stand at the end of the file
+            text = str(image.info.get("ldm", ""))
+        metadata = json.loads(text[:_METADATA_LIMIT])
+        request = from_mapping(Request, metadata["request"])
+        sampling = from_mapping(SamplingConfig, metadata["sampling"])
+        edit = from_mapping(EditRecord, metadata["edit"]) if "edit" in metadata else None
+        return request, sampling, {name: int(metadata[name]) for name in ("seed", "index")}, edit
     except FileNotFoundError:
-        raise UserError(f"--recreate {picture}: no such file") from None
+        raise UserError("no such file", setting="recreate", value=path) from None
     except (OSError, KeyError, TypeError, ValueError, RecursionError):
-        raise UserError(f"--recreate {picture}: not a picture made by `ldm sample` (no settings in it)") from None
+        raise UserError(
+            "not an image made by `ldm sample` (no settings in it)", setting="recreate", value=path
+        ) from None
 
 
 def check_tiling(tiling: Tiling, autoencoder: Autoencoder) -> None:

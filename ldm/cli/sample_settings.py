@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated
-
-import tyro
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from autoencoders import Tiling
-from ldm.cli.editing import EditFlags
+from ldm.cli.editing import EditFlags, path_of
+from ldm.cli.model_options import ModelOptions
 from ldm.cli.parsing import Repeated
+from ldm.runtime.errors import UserError
 from ldm.sampling.config import Request, SamplingConfig
+from ldm.sampling.image_model import ImageModel
+from ldm.sampling.loading import INSTEAD, WITHOUT_DIFFUSION
 
 
 @dataclass(frozen=True)
-class SampleRun:
-    """Draw pictures from a model folder or a run folder of `ldm train diffusion` or `ldm train prior`, or of a VAE from
-    its own prior."""
+class SampleRun(ModelOptions):
+    """Draw images from a model folder or a run folder of `ldm train diffusion`, `ldm train prior` or `ldm train gan`,
+    or from a VAE's own prior."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ""
-    """Model folder."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     prompt: Repeated = ()
     """What to draw; repeat the flag for several, which then take turns."""
@@ -30,42 +30,67 @@ class SampleRun:
     """Class name or number; repeat the flag for several. Default of a class-conditional model: all classes in turn."""
     negative_class: str | None = None
     """Class to stay away from: takes the place of the null class in classifier-free guidance."""
-    classifier: Repeated = ()
-    """Output folder of `ldm train classifier`, where the model folder holds none; repeat the flag for several, which
-    are the branches classifier, classifier2, ..., or name them: NAME=FOLDER."""
-    weak: str = ""
-    """The weak network of autoguidance: another model or run folder, or RUN/checkpoint-STEP."""
     num_images: int = 16
     seed: int = 0
-    """Picture i depends on the seed and i alone."""
+    """Image i depends on the seed and i alone."""
     first_index: int = 0
-    """Number of the first picture: `--first-index 7 --num-images 1` makes number 7 alone."""
+    """Number of the first image: `--first-index 7 --num-images 1` makes number 7 alone."""
     batch_size: int = 16
-    """Pictures drawn at once; does not change them."""
+    """Images drawn at once; does not change them."""
     tiling: Tiling = field(default_factory=Tiling)
     editing: EditFlags = field(default_factory=EditFlags)
     recreate: str = ""
-    """A PNG made by this command: make it again (its own settings are taken from it; of the pictures that it was made
-    from, only what they must be)."""
+    """A PNG made by this command: make it again, with the settings stored in it. Give again the files that it was made
+    from."""
     output_dir: str = ""
-    """New or empty folder for the pictures."""
+    """New or empty folder for the images."""
     overwrite: bool = False
     """Replace earlier samples in the output folder."""
-    device: str = "auto"
-    """auto, cuda, mps or cpu."""
 
 
-def in_turn(
-    settings: SampleRun, labels: Sequence[int | None], negative: int | None, numbers: Iterable[int]
-) -> list[Request]:
-    """The conditions of the pictures of these numbers: the prompts of the settings and the labels take turns."""
+def requests_of(settings: SampleRun, model: ImageModel[Any]) -> list[Request]:
+    """The conditions of all images: prompts and classes take turns; of an inversion, one of each; of a path, one."""
+    editing = settings.editing
+    labels: list[int | None] = [model.class_id(name) for name in settings.class_label]
+    inverts, interpolates = bool(editing.invert), editing.interpolates
+    if interpolates and (len(labels) > 1 or len(settings.prompt) > 1):
+        raise UserError(
+            "--interpolate-seed, --interpolate-prompt: one --prompt or --class-label is where a path begins"
+        )
+    if interpolates and model.has_classes and not labels:
+        raise UserError("--interpolate-seed: this model draws classes; give one with --class-label")
+    if editing.interpolate_prompt is not None and not model.has_text:
+        raise UserError("--interpolate-prompt: this model was not trained on text; use --interpolate-seed")
+    if not labels and model.has_classes and not settings.prompt and not inverts:
+        labels = list(range(len(model.class_names)))
+    if settings.negative_class is not None and not model.has_classes:
+        raise UserError("--negative-class: this model is not conditioned on classes; use --negative-prompt")
+    negative = None if settings.negative_class is None else model.class_id(settings.negative_class)
     prompts, labels = settings.prompt or ("",), labels or [None]
-    return [
+    count = max(len(settings.prompt), len(labels)) if inverts else settings.num_images
+    first = settings.first_index
+    requests = [
         Request(
             prompt=prompts[number % len(prompts)],
             negative_prompt=settings.negative_prompt,
             class_label=labels[number % len(labels)],
             negative_class=negative,
         )
-        for number in numbers
+        for number in ([first] if interpolates else range(first, first + count))
     ]
+    return path_of(editing, requests[0], count) if interpolates else requests
+
+
+def check_without_diffusion(settings: SampleRun, supported: Sequence[str]) -> None:
+    """Refuse, by the name of the flag, what acts on diffusion alone; `supported` are the fields that act here too."""
+    for group in (settings.sampling, settings.editing, settings.tiling):
+        check_supported(group, supported)
+
+
+def check_supported(settings: object, supported: Sequence[str]) -> None:
+    """`UserError` for a setting that is not at its default and not `supported`."""
+    plain = type(settings)()
+    for field_ in fields(settings):  # type: ignore[arg-type]
+        name = field_.name
+        if getattr(settings, name) != getattr(plain, name) and name not in supported:
+            raise UserError(WITHOUT_DIFFUSION, remedy=INSTEAD, setting=name)

@@ -24,7 +24,7 @@ from ldm.evaluation.references import opened_reference
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import fingerprint, sha256_of_file
-from ldm.sampling.branches import check_used
+from ldm.sampling.checks import check_used
 from ldm.sampling.config import SamplingConfig, caveats
 from ldm.sampling.pipeline import Pipeline
 

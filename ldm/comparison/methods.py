@@ -79,14 +79,14 @@ class Variant:
 
 def why_not(method: str, pipeline: Pipeline, data: ImageData) -> str | None:
     """Why this model cannot do the method, or None if it can."""
-    if method in ("unconditional", "cfg", "cfg+classifier") and not pipeline.condition_dropout:
+    if method in ("unconditional", "cfg", "cfg+classifier") and not pipeline.networks.condition_dropout:
         if not (pipeline.has_text or pipeline.has_classes):
             return (
                 "the model is unconditional" if method != "unconditional" else 'that is what "none" does for this model'
             )
         return "the model was trained without condition dropout, so it has no unconditional prediction"
     if method in ("classifier", "cfg+classifier"):
-        if not pipeline.has_classifier:
+        if not pipeline.networks.classifiers:
             return "the model has no classifier"
         if not data.class_names:
             return f"{data.name} has no class labels to guide towards"
@@ -110,7 +110,7 @@ def variants(
     if method == "cfg":
         return [Variant(method, replace(base, guidance_scale=g), g) for g in guidance_scales]
     if method == "classifier":
-        start = 0.0 if pipeline.condition_dropout else 1.0
+        start = 0.0 if pipeline.networks.condition_dropout else 1.0
         return [
             Variant(method, replace(base, guidance_scale=start, classifier_scale=c), None, c) for c in classifier_scales
         ]

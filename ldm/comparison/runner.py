@@ -32,9 +32,9 @@ from ldm.runtime.files import atomic_write_json, read_json
 from ldm.runtime.memory import PeakMemory
 from ldm.runtime.progress import CostProgress
 from ldm.runtime.tensors import open_tensors, save_tensors
-from ldm.sampling.branches import needs
 from ldm.sampling.config import SamplingConfig
 from ldm.sampling.pipeline import Pipeline
+from ldm.sampling.plan import needed_branches, parse_guidances
 from samplers import get_sampler, parse_sampler
 
 _SEEN = {"features": "features", "class_probs": "opinions", "text_scores": "text_scores"}  # attribute: key in the file
@@ -190,7 +190,8 @@ def read_seen(path: Path) -> tuple[SampleStats, int | None]:
 def _cost(sampling: SamplingConfig) -> float:
     """Network evaluations a sample, roughly: intervals and the price of gradients are left out."""
     name, _ = parse_sampler(sampling.sampler)
-    return sampling.num_inference_steps * get_sampler(name).evaluations * (1 + len(needs(sampling) - {"cond"}))
+    branches = 1 + len(needed_branches(parse_guidances(sampling)) - {"cond"})
+    return sampling.num_inference_steps * get_sampler(name).evaluations * branches
 
 
 def _later(cost: float, before: int, sizes: Sequence[int]) -> float:

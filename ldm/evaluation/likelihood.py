@@ -77,7 +77,7 @@ def measure_likelihood(
     count = min(config.likelihood_images, len(data))
     chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(data))[:count].tolist()
     requests = conditions_of(pipeline, data, chosen)
-    pixels = pipeline.autoencoder.config.bottleneck == "identity"
+    pixels = pipeline.networks.autoencoder.config.bottleneck == "identity"
     nats: dict[str, list[Tensor]] = {}  # figure: -log p or a term of it, (b,) each
     evaluations, dimensions = 0, 0
     for place in progress(range(0, count, batch_size), "likelihood (batches)"):
@@ -121,7 +121,7 @@ def measure_likelihood(
 def _levels(pipeline: Pipeline, steps: int) -> tuple[Level, ...]:
     """From the noisiest level to that of t = 0; the flow takes them the other way round."""
     try:
-        return make_levels(pipeline.schedule, steps, "log_snr", final="first")
+        return make_levels(pipeline.networks.process.schedule, steps, "log_snr", final="first")
     except ValueError as error:
         raise UserError(f"{error}", setting="metrics", value="bits_per_dim") from None
 
@@ -129,7 +129,7 @@ def _levels(pipeline: Pipeline, steps: int) -> tuple[Level, ...]:
 def _data(pipeline: Pipeline, images: Tensor, noise: SampleNoise) -> Tensor:
     """What the model models: pixels, or latents drawn from the posterior; float32 on the device."""
     with torch.no_grad():
-        encoding = pipeline.autoencoder.encode(images.to(pipeline.device))
+        encoding = pipeline.networks.autoencoder.encode(images.to(pipeline.device))
     latents = encoding.mean.float()
     if encoding.std is None:
         return latents

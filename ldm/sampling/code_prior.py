@@ -1,10 +1,12 @@
-"""Pictures from a prior over codes: codes are drawn one after another, and the decoder makes the picture of them."""
+"""Images from a prior over codes: codes are drawn one after another, and the decoder makes the image of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,24 +15,34 @@ from autoencoders import Autoencoder
 from autoencoders.priors import CodePriors, CodeSampling, PriorCondition
 from ldm.conditioning import Condition, Conditioner
 from ldm.runtime.errors import UserError
-from ldm.sampling.config import Request, SamplingConfig, check_conditions
+from ldm.sampling.config import Request, SamplingConfig
+from ldm.sampling.image_model import ImageModel, Plan
+from samplers import Step
 from samplers.noise import stream
 
 PRIOR = "prior"  # the part's folder
 SUPPORTED_SETTINGS = ("guidance_scale", "temperature", "top_k", "top_p")  # of SamplingConfig
 
 
-class CodePriorModel:
-    """VQ-VAE + PixelCNN, dVAE or VQGAN + transformer, VQ-VAE-2 + a prior a level: one model that draws pictures.
+@dataclass(frozen=True, kw_only=True)
+class CodePlan(Plan):
+    """`SamplingConfig` resolved for a prior over codes."""
 
-    A `ImageModel` (`ldm.sampling.single_pass`); of its `sampling` settings those in `SUPPORTED_SETTINGS`
-    count. Guidance is on the logits, uncond + scale * (cond - uncond); a negative prompt or class takes the place of
-    the null condition. `evaluations` counts codes x branches of the latest `generate`.
+    code_sampling: CodeSampling
+
+    @property
+    def guidance_scale(self) -> float:
+        return self.config.guidance_scale
+
+
+class CodePriorModel(ImageModel[CodePlan]):
+    """VQ-VAE + PixelCNN, dVAE or VQGAN + transformer, VQ-VAE-2 + a prior a level: one model that draws images.
+
+    Guidance is on the logits, uncond + scale * (cond - uncond); a negative prompt or class takes the place of the null
+    condition. `evaluations` counts codes x branches.
     """
 
-    has_classifier = False
-
-    supported_settings: tuple[str, ...] = SUPPORTED_SETTINGS
+    supported_settings = SUPPORTED_SETTINGS
 
     def __init__(
         self,
@@ -38,20 +50,17 @@ class CodePriorModel:
         priors: CodePriors,
         conditioner: Conditioner,
         device: torch.device | str = "cpu",
-        sampling: SamplingConfig | None = None,
     ) -> None:
         """The networks go to the device; the priors must be in evaluation mode."""
         self.device = torch.device(device)
         self.autoencoder, self.priors = autoencoder.to(self.device), priors.to(self.device)
-        self.conditioner, self.sampling = conditioner.to(self.device), sampling or SamplingConfig()
+        self.conditioner = conditioner.to(self.device)
         self.class_names = conditioner.class_names if conditioner.num_classes else ()
-        self.has_text = conditioner.has_text
-        self.image_size = priors.shape.levels[0].height * autoencoder.factor
-        self.evaluations = 0
+        self.has_text, self.has_classes = conditioner.has_text, bool(self.class_names)
 
     @property
-    def has_classes(self) -> bool:
-        return bool(self.class_names)
+    def image_size(self) -> int:
+        return self.priors.shape.levels[0].height * self.autoencoder.factor
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> CodePriorModel:
@@ -73,87 +82,78 @@ class CodePriorModel:
         levels, sizes = priors.shape.levels, autoencoder.config.codebook_sizes
         if tuple(level.num_codes for level in levels) != sizes:
             raise UserError(f"{folder}: {PRIOR} is not for the codes of its vae, of which there are {sizes}")
-        prior_condition = (priors.shape.num_classes, priors.shape.context_dim)
-        if prior_condition != (conditioner.num_classes, conditioner.context_dim):
+        expected = (conditioner.num_classes, conditioner.context_dim)
+        if (priors.shape.num_classes, priors.shape.context_dim) != expected:
             raise UserError(f"{folder}: {PRIOR} is not for the conditions of its conditioning.json")
         return cls(autoencoder, priors, conditioner, device)
 
-    def check(self, requests: Sequence[Request], sampling: SamplingConfig | None = None) -> None:
-        """Refuse, before any work, what this model cannot do; `UserError` says what would be right.
-
-        `sampling` takes the place of the model's own from now on.
-        """
-        self.sampling = sampling or self.sampling
-        self.code_sampling()
-        scale, conditioner = self.sampling.guidance_scale, self.conditioner
-        conditional = self.has_text or bool(self.class_names)
-        if scale != 1 and not (conditional and conditioner.dropout):
-            why = "it was trained without `condition_dropout`" if conditional else "it is unconditional"
-            raise UserError(
-                f"`guidance_scale` {scale:g}: this model has no null condition ({why})", remedy="leave it out"
-            )
-        for request in requests:
-            check_conditions(request, text=self.has_text, classes=bool(self.class_names))
-            negative = request.negative_prompt is not None or request.negative_class is not None
-            if negative and scale == 1:
-                raise UserError(
-                    "they act through `guidance_scale`",
-                    remedy="raise it",
-                    setting=("negative_prompt", "negative_class"),
-                )
-            if request.toward is not None:
-                raise UserError("codes have no path between them", setting=("interpolate_seed", "interpolate_prompt"))
-
-    def code_sampling(self) -> CodeSampling:
-        """The settings in the form of the priors."""
-        own = self.sampling
-        given = {name: getattr(own, name) for name in ("temperature", "top_k", "top_p")}
-        if own.top_k is not None and own.top_k < 1:
-            raise UserError(f"expected 1 or more, got {own.top_k}", setting="top_k")
+    def resolve(self, sampling: SamplingConfig | CodePlan | None = None) -> CodePlan:
+        if isinstance(sampling, CodePlan):
+            return sampling
+        config = sampling or SamplingConfig()
+        if config.top_k is not None and config.top_k < 1:
+            raise UserError(f"expected 1 or more, got {config.top_k}", setting="top_k")
+        options: dict[str, Any] = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
         try:
-            return CodeSampling(**{name: value for name, value in given.items() if value is not None})
+            code_sampling = CodeSampling(**{name: value for name, value in options.items() if value is not None})
         except ValueError as error:
             setting, _, problem = str(error).partition(": ")
             raise UserError(problem, setting=setting) from None
+        conditional = self.has_text or self.has_classes
+        if config.guidance_scale != 1 and not (conditional and self.conditioner.dropout):
+            why = "it was trained without `condition_dropout`" if conditional else "it is unconditional"
+            raise UserError(
+                f"`guidance_scale` {config.guidance_scale:g}: this model has no null condition ({why})",
+                remedy="leave it out",
+            )
+        return CodePlan(config=config, code_sampling=code_sampling)
 
-    def generate(
+    def check(self, requests: Sequence[Request], sampling: SamplingConfig | CodePlan | None = None) -> None:
+        plan = self.resolve(sampling)
+        super().check(requests, plan)
+        for request in requests:
+            negative = request.negative_prompt is not None or request.negative_class is not None
+            if negative and plan.guidance_scale == 1:
+                settings = ("negative_prompt", "negative_class")
+                raise UserError("they act through `guidance_scale`", remedy="raise it", setting=settings)
+            if request.toward is not None:
+                raise UserError("codes have no path between them", setting=("interpolate_seed", "interpolate_prompt"))
+
+    def codes(
+        self, requests: Sequence[Request], generators: Sequence[torch.Generator], plan: CodePlan | None = None
+    ) -> tuple[Tensor, ...]:
+        """Code maps (B, h, w) of the requests, coarse to fine."""
+        plan = self.resolve(plan)
+        condition = self._condition(
+            [request.class_label for request in requests], [request.prompt for request in requests]
+        )
+        null = None
+        if plan.guidance_scale != 1:
+            labels = [request.negative_class for request in requests]
+            null = self._condition(labels, [request.negative_prompt or "" for request in requests])
+        with torch.no_grad():
+            return self.priors.sample(
+                condition, generators, plan.code_sampling, null=null, guidance_scale=plan.guidance_scale
+            )
+
+    def sample_batch(
         self,
         requests: Sequence[Request],
-        sampling: SamplingConfig | None = None,
+        plan: CodePlan,
         *,
-        seed: int = 0,
-        first_index: int = 0,
-        batch_size: int = 64,
-    ) -> Iterator[Tensor]:
-        """One image (3, H, W) in [-1, 1] a request, in batches: sample i depends on (seed, first_index + i) alone."""
-        self.check(requests, sampling)
-        self.evaluations = 0
-        return self._batches(list(requests), seed, first_index, batch_size)
-
-    @torch.no_grad()
-    def codes(self, requests: Sequence[Request], generators: Sequence[torch.Generator]) -> tuple[Tensor, ...]:
-        """Code maps (B, h, w) of the requests, coarse to fine."""
-        scale = self.sampling.guidance_scale
-        condition = self._condition([each.class_label for each in requests], [each.prompt for each in requests])
-        null = None
-        if scale != 1:
-            labels = [each.negative_class for each in requests]
-            null = self._condition(labels, [each.negative_prompt or "" for each in requests])
-        return self.priors.sample(condition, generators, self.code_sampling(), null=null, guidance_scale=scale)
-
-    @torch.no_grad()
-    def _batches(self, requests: list[Request], seed: int, first_index: int, batch_size: int) -> Iterator[Tensor]:
-        for start in range(0, len(requests), batch_size):
-            chunk = requests[start : start + batch_size]
-            generators = [stream(seed, first_index + start + place, "codes") for place in range(len(chunk))]
-            branches = 1 if self.sampling.guidance_scale in (0, 1) else 2
-            self.evaluations += len(chunk) * branches * sum(level.length for level in self.priors.shape.levels)
-            yield self.autoencoder.decode_codes(self.codes(chunk, generators)).float().clamp(-1, 1)
+        seed: int,
+        first_index: int,
+        position: int,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Tensor:
+        generators = [stream(seed, first_index + position + row, "codes") for row in range(len(requests))]
+        branches = 1 if plan.guidance_scale in (0, 1) else 2
+        self.evaluations += len(requests) * branches * sum(level.length for level in self.priors.shape.levels)
+        return self.autoencoder.decode_codes(self.codes(requests, generators, plan)).float().clamp(-1, 1)
 
     def _condition(self, labels: Sequence[int | None], texts: Sequence[str]) -> PriorCondition:
-        return prior_condition(
-            self.conditioner.encode(labels if self.class_names else None, texts if self.has_text else None)
-        )
+        classes, words = labels if self.class_names else None, texts if self.has_text else None
+        return prior_condition(self.conditioner.encode(classes, words))
 
 
 def holds_prior(folder: str | Path) -> bool:
@@ -178,16 +178,17 @@ def bits_of_codes(
 ) -> Tensor:
     """-log2 p of given code maps (N, h_l, w_l) under the conditions of requests: (N, levels) float64 on the CPU.
 
-    With `null` the model is told nothing instead.
+    With `null` the condition is the null condition instead.
     """
     device, rows = next(priors.parameters()).device, []
     for start in range(0, len(requests), batch_size):
-        part = requests[start : start + batch_size]
-        labels = [None if null else each.class_label for each in part]
-        texts = ["" if null else each.prompt for each in part]
+        batch = requests[start : start + batch_size]
+        labels = [None if null else request.class_label for request in batch]
+        texts = ["" if null else request.prompt for request in batch]
         condition = conditioner.encode(
             labels if conditioner.num_classes else None, texts if conditioner.has_text else None
         )
-        found = priors([level[start : start + len(part)].to(device) for level in codes], prior_condition(condition))
-        rows.append(torch.stack([nll.double().sum(1).cpu() for nll in found], 1))
+        maps = [level[start : start + len(batch)].to(device) for level in codes]
+        nll = priors(maps, prior_condition(condition))
+        rows.append(torch.stack([level.double().sum(1).cpu() for level in nll], 1))
     return torch.cat(rows) / math.log(2)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from ldm.runtime.compilation import Mode
-from ldm.runtime.errors import UserError
 from samplers import Spacing
 
 
@@ -22,16 +21,6 @@ class Request:
     toward: float | None = None
     toward_prompt: str | None = None
     toward_seed: int | None = None
-
-
-def check_conditions(request: Request, *, text: bool, classes: bool) -> None:
-    """`UserError` for a request that asks by words, or by a class, a model that hears none."""
-    if (request.prompt or request.negative_prompt is not None) and not text:
-        raise UserError("this model takes no text", remedy="leave them out", setting=("prompt", "negative_prompt"))
-    if (request.class_label is not None or request.negative_class is not None) and not classes:
-        raise UserError(
-            "this model knows no classes", remedy="leave them out", setting=("class_label", "negative_class")
-        )
 
 
 @dataclass(frozen=True)
@@ -81,7 +70,7 @@ class SamplingConfig:
 
 
 def caveats(sampling: SamplingConfig) -> tuple[str, ...]:
-    """What in these settings makes samples other than the model's exact ones, told for manifests and notes."""
+    """What in these settings makes samples differ from the model's exact ones, for manifests and notes."""
     if sampling.feature_cache == 1:
         return ()
     return (f"lossy: `feature_cache` {sampling.feature_cache} runs the whole U-Net at every such step only",)

@@ -1,19 +1,14 @@
-"""Pictures as the beginning of sampling: image to image, inpainting, and DDIM inversion with re-generation."""
+"""Images as the beginning of sampling: image to image, inpainting, and DDIM inversion with re-generation."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ldm.data.decode import BadImageError, crop_square, decode_rgb, fit
-from ldm.data.pixels import read_file, square_image
 from ldm.runtime.errors import UserError
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.pipeline import Pipeline
@@ -22,15 +17,6 @@ from samplers import ddim, ddim_inversion, guide
 
 MAX_ITERATIONS = 100  # of the fixed point; 10 leave nothing but rounding
 Unmasked = Literal["reconstruction", "original"]
-
-
-@dataclass(frozen=True, eq=False)
-class SourceImage:
-    """A user's image as a model takes it."""
-
-    pixels: Tensor  # (3, H, W) in [-1, 1]
-    size: tuple[int, int]  # width and height before it was cut
-    sha256: str  # of the file
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,58 +29,12 @@ class Edit:
 
 @dataclass(frozen=True, eq=False)
 class Inversion:
-    """The noise of a picture, and how well it leads back. Images are (3, H, W) in [-1, 1]."""
+    """The noise of an image, and how well it leads back. Images are (3, H, W) in [-1, 1]."""
 
     start: Start
     reconstruction: Tensor  # drawn again from the noise, under the condition of the inversion
-    plain: Tensor  # what the autoencoder alone makes of the picture
+    plain: Tensor  # what the autoencoder alone makes of the image
     evaluations: int
-
-
-def read_image(path: str | Path, size: int, flag: str = "`init_image`") -> SourceImage:
-    """Decode as data sets are (upright, alpha over white), resize the shorter side to `size`, crop the centre.
-
-    `UserError` naming `flag` and the file if it is no whole image.
-    """
-    image, digest = _decoded(path, flag)
-    try:
-        return SourceImage(square_image(image, size), image.size, digest)
-    except BadImageError as error:
-        raise UserError(f"{flag} {path}: {error}") from None
-
-
-def read_mask(path: str | Path, picture: SourceImage) -> tuple[Tensor, str]:
-    """A mask for a picture, (1, H, W) of 0 and 1 (white: repaint), and the SHA-256 of its file.
-
-    It is cut like the picture, so it must have the picture's width and height. A pixel is repainted if half of it is
-    white or more; `UserError` if none is.
-    """
-    image, digest = _decoded(path, "`mask`")
-    if image.size != picture.size:
-        mine, theirs = ("x".join(map(str, size)) for size in (image.size, picture.size))
-        raise UserError(
-            f"it has {mine} pixels and `init_image` {theirs}",
-            remedy="they must be of one size",
-            setting="mask",
-            value=path,
-        )
-    white = image.convert("L").point([0] * 128 + [255] * 128).convert("RGB")
-    cut = crop_square(fit(white, picture.pixels.shape[-1]))[:, :, 0]  # (H, W)
-    mask = torch.from_numpy(cut >= 128).float()[None]
-    if not mask.any():
-        raise UserError("nothing is white, so nothing would be repainted", setting="mask", value=path)
-    return mask, digest
-
-
-def _decoded(path: str | Path, flag: str) -> tuple[Image.Image, str]:
-    """The upright RGB image in a file and the SHA-256 of its bytes."""
-    if not Path(path).is_file():
-        raise UserError(f"{flag} {path}: no such file")
-    try:
-        content = read_file(Path(path))
-        return decode_rgb(content), hashlib.sha256(content).hexdigest()
-    except BadImageError as error:
-        raise UserError(f"{flag} {path}: {error}") from None
 
 
 def check_strength(strength: float) -> None:
@@ -116,7 +56,7 @@ def image_to_image(
 ) -> Edit:
     """Begin from an image (3, H, W) with noise, at `strength` in (0, 1] of the sampler's steps (at least one).
 
-    At 1 the image is not looked at: samples are those of pure noise. With `mask` (1, H, W), 1 to repaint, the latents
+    At 1 the image has no effect: samples are those of pure noise. With `mask` (1, H, W), 1 to repaint, the latents
     that no pixel to repaint touches are kept, and the pixels to keep come from the plain reconstruction in the end, or
     from the original. Raises `UserError` for a strength out of range.
     """
@@ -125,11 +65,11 @@ def image_to_image(
     steps = max(1, round(strength * sampling.num_inference_steps))
     if mask is None:
         return Edit(Start(latents, steps, pure=strength == 1), lambda images: images)
-    repaint = torch.nn.functional.max_pool2d(mask, pipeline.autoencoder.factor).to(latents)  # (1, h, w)
-    kept = (pipeline.decode(latents[None])[0] if unmasked == "reconstruction" else pixels).to(pipeline.device)
+    repaint = torch.nn.functional.max_pool2d(mask, pipeline.networks.autoencoder.factor).to(latents)  # (1, h, w)
+    outside = (pipeline.decode(latents[None])[0] if unmasked == "reconstruction" else pixels).to(pipeline.device)
     inside = mask.to(pipeline.device) > 0
     start = Start(latents, steps, pure=strength == 1, repaint=repaint)
-    return Edit(start, lambda images: torch.where(inside, images, kept))
+    return Edit(start, lambda images: torch.where(inside, images, outside))
 
 
 def invert(
@@ -138,24 +78,24 @@ def invert(
     """The noise from which `ddim` draws an image (3, H, W) again under the condition `source`, without guidance.
 
     Over the levels of `sampling`, with `iterations` of the fixed point a step (see `samplers.ddim_inversion`). Raises
-    `UserError` as `Pipeline.check`, and for a schedule that ends in pure noise, which remembers nothing.
+    `UserError` as `Pipeline.check`, and for a schedule that ends in pure noise, which keeps nothing.
     """
     if not 1 <= iterations <= MAX_ITERATIONS:
         raise UserError(f"expected 1 to {MAX_ITERATIONS}, got {iterations}", setting="inversion_iterations")
-    if source.class_label is None and pipeline.has_classes and pipeline.condition_dropout == 0:
+    if source.class_label is None and pipeline.has_classes and pipeline.networks.condition_dropout == 0:
         raise UserError(
-            "this model has no null class", remedy="say what the picture shows with `source_class`", setting="invert"
+            "this model has no null class", remedy="name the class of the image with `source_class`", setting="invert"
         )
-    plain_sampling = SamplingConfig(num_inference_steps=sampling.num_inference_steps, spacing=sampling.spacing)
-    pipeline.check([source], plain_sampling)
-    levels = pipeline.levels(plain_sampling)
+    plan = pipeline.resolve(SamplingConfig(num_inference_steps=sampling.num_inference_steps, spacing=sampling.spacing))
+    pipeline.check([source], plan)
+    levels = plan.levels
     if levels[0].alpha == 0:
         raise UserError(
-            "this model's noise schedule ends in pure noise, which remembers nothing of a picture", setting="invert"
+            "this model's noise schedule ends in pure noise, which keeps nothing of an image", setting="invert"
         )
     latents = pipeline.encode(pixels[None])  # (1, C, h, w)
     with torch.no_grad():
-        denoiser = pipeline.denoiser([source])
+        denoiser = pipeline.denoiser([source], plan)
         denoise, x = guide(denoiser), latents
         for step in ddim_inversion(denoise, x, levels[::-1], iterations=iterations):
             x = step.x

@@ -1,4 +1,4 @@
-"""Energies of pictures, to be guided down: a colour, a picture known in parts, a likeness; or a user's own function."""
+"""Energies of images, to be guided down: a colour, an image known in parts, a likeness; or a user's own function."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -14,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoencoders import Autoencoder
-from ldm.data.decode import BadImageError, decode_rgb
-from ldm.data.pixels import read_file, square_image
 from ldm.models.classifier import NoisyClassifier
 from ldm.runtime.errors import UserError
 from ldm.runtime.text import suggest
+from ldm.sampling.networks import Networks
+from ldm.sampling.source_image import read_image
 from samplers import colour, inpainting, parse_call, similarity
 
-Function: TypeAlias = Callable[[Tensor], Tensor]  # pictures or latents -> (B,)
+Function: TypeAlias = Callable[[Tensor], Tensor]  # images or latents -> (B,)
 KNOWN = ("colour", "inpainting", "similarity")
 
 
@@ -29,7 +28,7 @@ KNOWN = ("colour", "inpainting", "similarity")
 class Energy:
     """A differentiable function, one number a sample, that guidance makes small.
 
-    `space`: "image", it takes decoded pictures (B, 3, H, W), about [-1, 1] and not clipped; "latent", latents (B, C, h,
+    `space`: "image", it takes decoded images (B, 3, H, W), about [-1, 1] and not clipped; "latent", latents (B, C, h,
     w) of unit variance. `of` and `jacobian` as in `samplers.with_energy`: of the denoised estimate, through the
     network's derivative or not, or of the noisy latents themselves (decoded as they are, for "image").
     """
@@ -46,36 +45,26 @@ class Energy:
         return lambda latents: self.function(autoencoder.decode(latents))
 
 
-@dataclass(frozen=True)
-class EnergyContext:
-    """What an energy may need of the model that it guides."""
-
-    autoencoder: Autoencoder
-    classifier: NoisyClassifier | None
-    image_size: int
-    device: torch.device
-
-
-def parse_energies(texts: Sequence[str], model: EnergyContext) -> dict[str, Energy]:
+def parse_energies(texts: Sequence[str], networks: Networks) -> dict[str, Energy]:
     """Energies by name from texts such as "colour([0.8, -0.6, -0.6], name='red')".
 
     Without a name the first is "energy", the next "energy2", "energy3", ... `UserError` for what is unknown, does not
     fit or cannot be read.
     """
-    found: dict[str, Energy] = {}
+    energies: dict[str, Energy] = {}
     for name, text in zip(energy_names(texts), texts, strict=True):
         try:
             kind, args, options = parse_call(text)
             options.pop("name", None)
-            found[name] = _energy(kind, args, options, model)
+            energies[name] = _energy(kind, args, options, networks)
         except ValueError as error:
             raise UserError(f"{error}", setting="energy", value=text) from None
-    return found
+    return energies
 
 
 def energy_names(texts: Sequence[str]) -> tuple[str, ...]:
     """The names of energies given as text, each once; nothing else of them is checked."""
-    found: list[str] = []
+    names: list[str] = []
     for number, text in enumerate(texts, 1):
         try:
             name = parse_call(text)[2].get("name", "energy" if number == 1 else f"energy{number}")
@@ -85,10 +74,10 @@ def energy_names(texts: Sequence[str]) -> tuple[str, ...]:
             raise UserError(
                 "a name is a word of letters and digits", remedy=f"got {name!r}", setting="energy", value=text
             )
-        if name in found:
+        if name in names:
             raise UserError(f"there are two of the name {name!r}", setting="energy", value=text)
-        found.append(name)
-    return tuple(found)
+        names.append(name)
+    return tuple(names)
 
 
 def files_of(texts: Sequence[str]) -> list[str]:
@@ -96,7 +85,7 @@ def files_of(texts: Sequence[str]) -> list[str]:
     return [text for text in texts if text.split("(")[0].strip() != "colour"]
 
 
-def _energy(kind: str, args: tuple[Any, ...], options: dict[str, Any], model: EnergyContext) -> Energy:
+def _energy(kind: str, args: tuple[Any, ...], options: dict[str, Any], networks: Networks) -> Energy:
     if kind not in KNOWN:
         raise UserError(f"there is no energy {kind!r}", remedy=suggest(kind, KNOWN))
     of, jacobian = options.pop("of", "x0"), options.pop("jacobian", True)
@@ -108,14 +97,21 @@ def _energy(kind: str, args: tuple[Any, ...], options: dict[str, Any], model: En
         raise UserError(f"{kind} takes {', '.join(names)}, and name, of, jacobian")
     if kind == "colour":
         return Energy(colour(_colour(given["target"])), of, jacobian)
-    pictures = {name: read_picture(given[name], model.image_size).to(model.device) for name in names}
+    images = {name: _image(given[name], networks) for name in names}
     if kind == "inpainting":
-        known = 1 - (pictures["mask"].mean(1, keepdim=True) > 0).float()  # (1, 1, H, W): black is kept
-        return Energy(inpainting(pictures["image"], known), of, jacobian)
-    features = functools.partial(_features, model.classifier)
+        known = 1 - (images["mask"].mean(1, keepdim=True) > 0).float()  # (1, 1, H, W): black is kept
+        return Energy(inpainting(images["image"], known), of, jacobian)
+    features = functools.partial(_features, networks.classifier)
     with torch.no_grad():
-        reference = features(model.autoencoder.encode(pictures["reference"]).mean.float())
+        reference = features(networks.autoencoder.encode(images["reference"]).mean.float())
     return Energy(similarity(features, reference), of, jacobian, "latent")
+
+
+def _image(path: object, networks: Networks) -> Tensor:
+    """An image file as the model takes it, (1, 3, H, W) in [-1, 1] on the device."""
+    if not isinstance(path, str):
+        raise UserError("expected the name of an image file", remedy=f"got {path!r}")
+    return read_image(path, networks.image_size).pixels[None].to(networks.device)
 
 
 def _colour(target: object) -> list[float]:
@@ -135,25 +131,10 @@ def _features(classifier: NoisyClassifier | None, latents: Tensor) -> Tensor:
     return classifier.features(latents, latents.new_zeros(len(latents)))
 
 
-def read_picture(path: object, size: int) -> Tensor:
-    """An image file as (1, 3, size, size) in [-1, 1], its centre square; `UserError` names what cannot be read."""
-    if not isinstance(path, str):
-        raise UserError("expected the name of an image file", remedy=f"got {path!r}")
-    place = Path(path).expanduser()
-    if not place.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        return square_image(decode_rgb(read_file(place)), size)[None]
-    except BadImageError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def all_energies(
-    given: Mapping[str, Function | Energy], texts: Sequence[str], model: EnergyContext
-) -> dict[str, Energy]:
-    """A user's functions by name and those of the settings; a bare function is of the decoded picture of x0_hat."""
-    found = {name: each if isinstance(each, Energy) else Energy(each) for name, each in given.items()}
-    parsed = parse_energies(texts, model)
-    if twice := found.keys() & parsed.keys():
+def all_energies(given: Mapping[str, Function | Energy], texts: Sequence[str], networks: Networks) -> dict[str, Energy]:
+    """A user's functions by name and those of the settings; a bare function is of the decoded image of x0_hat."""
+    own = {name: energy if isinstance(energy, Energy) else Energy(energy) for name, energy in given.items()}
+    parsed = parse_energies(texts, networks)
+    if twice := own.keys() & parsed.keys():
         raise UserError(f"there are two of the name {min(twice)!r}", setting="energy")
-    return found | parsed
+    return own | parsed

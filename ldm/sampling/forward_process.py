@@ -7,11 +7,10 @@ Variance preserving (`DDIMScheduler` and its kin), rectified flow (`FlowMatchEul
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import torch
 from torch import Tensor
 
 from ldm.runtime.errors import UserError
@@ -19,14 +18,9 @@ from samplers import (
     DiscreteSchedule,
     EDMSchedule,
     FlowSchedule,
-    Level,
-    Prediction,
-    SampleNoise,
     Schedule,
     Target,
     edm_scales,
-    get_sampler,
-    parse_sampler,
     training_target,
     x0_from_output,
 )
@@ -152,20 +146,3 @@ def _facts(schedule: Schedule) -> dict[str, Any]:
     if isinstance(schedule, EDMSchedule):
         found |= {"sigma_min": schedule.sigma_min, "sigma_max": schedule.sigma_max}
     return found | (schedule.config() if isinstance(schedule, DiscreteSchedule) else {})
-
-
-def validate_sampler(process: Process, levels: Sequence[Level], sampler: str) -> None:
-    """Run a sampler's own arithmetic on zeros without a network, so that what it refuses is refused now, one line."""
-
-    def nothing(x: Tensor, level: Level) -> Prediction:
-        return Prediction(x, level, process.x0(torch.zeros_like(x), x, level.alpha, level.sigma))
-
-    x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
-    try:
-        name, options = parse_sampler(sampler)
-        for step in get_sampler(name).function(nothing, x, levels, noise=SampleNoise(0, [0]), **options):
-            x = step.x
-    except ValueError as error:
-        raise UserError(f"{error}", setting="sampler", value=sampler) from None
-    if not torch.isfinite(x).all():
-        raise UserError("gives no finite number on this model's noise schedule", setting="sampler", value=sampler)

@@ -1,4 +1,4 @@
-"""Where sampling begins if not in the noise of one seed: in a picture, in its inversion, or between two seeds."""
+"""Where sampling begins if not in the noise of one seed: in an image, in its inversion, or between two seeds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from samplers import Guidance, Keep, Level, SampleNoise, interpolate
 class Start:
     """Latents (C, h, w) to begin from, and how many of the sampler's last steps are run from there.
 
-    They are those of a picture and get the noise of the first of these levels (SDEdit: Meng et al. 2022,
+    They are those of an image and get the noise of the first of these levels (SDEdit: Meng et al. 2022,
     arXiv:2108.01073), unless `pure`, which begins in noise alone, or `inverted`, where the noise is in them already.
     Where `repaint` (1, h, w) is 0 the latents are kept, by `samplers.Keep`; where it is 1 they are drawn.
     """
@@ -66,9 +66,9 @@ class PathNoise:
         return torch.cat([interpolate(a, b, w) for (a, b), w in zip(rows, self.weights, strict=True)])
 
 
-def noise_of(requests: Sequence[Request], seed: int, first_index: int, place: int) -> SampleNoise | PathNoise:
-    """The noise of the samples from `place` on; all points of a path have the number `first_index`."""
-    numbers = [first_index + (place + row if request.toward is None else 0) for row, request in enumerate(requests)]
+def noise_of(requests: Sequence[Request], seed: int, first_index: int, position: int) -> SampleNoise | PathNoise:
+    """The noise of the samples from `position` on; all points of a path have the number `first_index`."""
+    numbers = [first_index + (position + row if request.toward is None else 0) for row, request in enumerate(requests)]
     if all(request.toward_seed is None for request in requests):
         return SampleNoise(seed, numbers)
     others = [seed if request.toward_seed is None else request.toward_seed for request in requests]

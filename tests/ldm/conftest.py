@@ -1,6 +1,7 @@
 """Shared by the tests of ldm: their own cache folder, shapes with instruments, a pipeline without networks."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from ldm.data.shapes import ShapesData
 from ldm.evaluation import EvaluationConfig, prepare_evaluators
 from ldm.runtime.errors import UserError
+from ldm.sampling.image_model import ImageModel, Plan
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,41 +49,45 @@ def quick_networks(monkeypatch):
         monkeypatch.setattr(module, "trained_network", quickly)
 
 
-class FakePipeline:
-    """Draws a picture of the data: one that fits the request with probability 1 - 1 / (1 + scale), else any."""
+class FakePipeline(ImageModel):
+    """Draws an image of the data: one that fits the request with probability 1 - 1 / (1 + scale), else any."""
 
     device = torch.device("cpu")
 
     def __init__(self, data, *, text=True, classes=False, classifier=True, dropout=0.1):
         self.data, self.has_text, self.has_classes = data, text, classes
-        self.has_classifier, self.condition_dropout = classifier, dropout
+        self.networks = SimpleNamespace(
+            classifiers={"classifier": None} if classifier else {}, condition_dropout=dropout
+        )
         self.class_names = data.class_names if classes or classifier else ()
-        self.evaluations, self.calls = 0, []
+        self.calls = []
         self.by_caption = {data.captions(i)[0]: i for i in range(len(data))}
 
-    def check(self, requests, sampling):
+    @property
+    def image_size(self):
+        return self.data.image_size
+
+    def resolve(self, sampling=None):
+        return sampling if isinstance(sampling, Plan) else Plan(config=sampling)
+
+    def check(self, requests, sampling=None):
+        scale = self.resolve(sampling).config.classifier_scale
         for request in requests:
-            if request.class_label is not None and not self.has_classes and not sampling.classifier_scale:
+            if request.class_label is not None and not self.has_classes and not scale:
                 raise UserError("class label for a model without classes")
-            if request.class_label is None and sampling.classifier_scale:
+            if request.class_label is None and scale:
                 raise UserError("classifier without a target")
 
-    def generate(self, requests, sampling=None, *, seed=0, first_index=0, batch_size=64, on_step=None, shard=(0, 1)):
-        self.check(requests, sampling)
-        self.calls.append((list(requests), sampling, seed))
-        self.evaluations = 0
-        strength = sampling.guidance_scale + sampling.classifier_scale
-        branches = 1 + (sampling.guidance_scale not in (0, 1)) + (sampling.classifier_scale > 0)
+    def generate(self, requests, sampling=None, *, seed=0, **options):
+        self.calls.append((list(requests), self.resolve(sampling).config, seed))
+        return super().generate(requests, sampling, seed=seed, **options)
 
-        def batches():
-            for start in range(shard[0] * batch_size, len(requests), shard[1] * batch_size):
-                chunk = requests[start : start + batch_size]
-                self.evaluations += len(chunk) * branches * sampling.num_inference_steps
-                yield torch.stack(
-                    [self._draw(first_index + start + k, seed, each, strength) for k, each in enumerate(chunk)]
-                )
-
-        return batches()
+    def sample_batch(self, requests, plan, *, seed, first_index, position, on_step=None):
+        config = plan.config
+        branches = 1 + (config.guidance_scale not in (0, 1)) + (config.classifier_scale > 0)
+        self.evaluations += len(requests) * branches * config.num_inference_steps
+        strength, first = config.guidance_scale + config.classifier_scale, first_index + position
+        return torch.stack([self._draw(first + row, seed, r, strength) for row, r in enumerate(requests)])
 
     def _draw(self, index, seed, request, strength):
         generator = torch.Generator().manual_seed(1000 * seed + index)

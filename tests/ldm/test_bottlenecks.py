@@ -78,7 +78,7 @@ def test_every_bottleneck_from_training_to_pictures(name, models, ldm, tmp_path)
     )
     assert found.code == 0, found.err
     assert (tmp_path / "x" / "000000.png").is_file()
-    assert Pipeline.load(model).autoencoder.config.bottleneck == name
+    assert Pipeline.load(model).networks.autoencoder.config.bottleneck == name
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def made(models, ldm, tmp_path):
     folder = tmp_path / "made"
     found = ldm("sample", models.text, *PROMPTS, *GUIDED, "--num-images", 9, "--seed", 3, "--output-dir", folder)
     assert found.code == 0 and found.err == ""
-    assert found.out.startswith("9 pictures, 72 network evaluations") and str(folder / "grid.png") in found.out
+    assert found.out.startswith("9 images, 72 network evaluations") and str(folder / "grid.png") in found.out
     return folder
 
 
@@ -103,7 +103,7 @@ def test_classifier_guidance_of_a_text_model(models, ldm, tmp_path):
     fast = ["--num-inference-steps", 3, "--num-images", 2, "--device", "cpu"]
     for sampler in ("ddim", "ddpm"):
         found = ldm("sample", models.text, *flags, *fast, "--sampler", sampler, "--output-dir", tmp_path / sampler)
-        assert found.code == 0 and "2 pictures, 12 network evaluations" in found.out
+        assert found.code == 0 and "2 images, 12 network evaluations" in found.out
 
 
 def test_lists(ldm):

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 from ldm.sampling.config import Request
-from ldm.sampling.single_pass import load_direct
+from ldm.sampling.image_model import ImageModel
+from ldm.sampling.loading import load_model
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def sample(folder, output, *more):
 
 def test_a_vae_draws_pictures_each_from_its_own_number(vaes, ldm, tmp_path):
     found = ldm(*sample(vaes["kl"], tmp_path / "a", "--num-images", 5, "--batch-size", 2))
-    assert found.code == 0 and "5 pictures" in found.out, found.err
+    assert found.code == 0 and "5 images" in found.out, found.err
     found = ldm(*sample(vaes["kl"], tmp_path / "b", "--num-images", 1, "--first-index", 3))
     assert found.code == 0, found.err
     picture = tmp_path / "a" / "000003.png"
@@ -40,9 +42,13 @@ def test_a_vae_draws_pictures_each_from_its_own_number(vaes, ldm, tmp_path):
     assert (tmp_path / "c" / "000000.png").read_bytes() == picture.read_bytes()
     facts = json.loads((tmp_path / "a" / "settings.json").read_text())
     assert (facts["seed"], facts["first_index"]) == (0, 0)
-    model = load_direct(vaes["kl"])
-    assert model is not None and model.image_size == 16
-    assert [len(images) for images in model.generate([Request()] * 3, batch_size=2)] == [2, 1]
+    model = load_model(vaes["kl"])
+    assert isinstance(model, ImageModel) and model.image_size == 16
+    whole = list(model.generate([Request()] * 3, batch_size=2))
+    assert [len(images) for images in whole] == [2, 1]
+    for rank in range(2):
+        (own,) = model.generate([Request()] * 3, batch_size=2, shard=(rank, 2))
+        assert torch.equal(own, whole[rank])
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from ldm.evaluation.metrics.image_quality import psnr
 from ldm.runtime.errors import UserError
 from ldm.runtime.images import save_png, to_pil
 from ldm.sampling.config import Request, SamplingConfig
-from ldm.sampling.editing import image_to_image, invert, read_image, read_mask
+from ldm.sampling.editing import image_to_image, invert
 from ldm.sampling.pipeline import Pipeline
+from ldm.sampling.source_image import read_image, read_mask
 from ldm.sampling.start import PathNoise
 from samplers import SampleNoise, interpolate
 
@@ -84,7 +85,7 @@ def test_an_edit_depends_on_its_seed_and_number_alone(text, image, sampler):
 
 def test_the_first_level_of_an_edit_is_the_forward_process(text, image):
     start, n = image_to_image(text, image, FAST, 0.5).start, 4000
-    level = start.levels(text.levels(FAST))[0]
+    level = start.levels(text.resolve(FAST).levels)[0]
     x = start.begin(SampleNoise(0, range(n)).initial(start.latents.shape), level)
     assert (x.mean(0) - level.alpha * start.latents).abs().max() < 5 * level.sigma / n**0.5
     assert x.std(0).mean().item() == pytest.approx(level.sigma, rel=0.01)

@@ -19,12 +19,13 @@ from ldm.evaluation.evaluators import Evaluators
 from ldm.models.perturbation import Perturbation, blurred
 from ldm.models.unet import UNet, UNetConfig
 from ldm.runtime.errors import UserError
-from ldm.sampling import branches
+from ldm.sampling.branches import build_denoiser, with_energies
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.denoiser import Branch, ClassifierBranch, Denoiser
 from ldm.sampling.energies import Energy
 from ldm.sampling.forward_process import Process
 from ldm.sampling.pipeline import Pipeline
+from ldm.sampling.plan import parse_guidances
 from samplers import DiscreteSchedule, EDMSchedule, FlowSchedule, Prediction, guidances, with_energy
 
 PROMPT = "a large red circle on a blue background"
@@ -272,23 +273,23 @@ def test_a_weak_network_on_another_schedule_meets_at_equal_log_snr():
 def test_an_energys_gradient_is_that_of_finite_differences(text):
     """Through the decoder and the network, by `evaluate` of the pipeline's own branches."""
     networks, sampling = text.networks, replace(FAST, guidance=("energy(1)",), energy=(RED,))
-    level, requests = text.schedule.level(300), [Request(PROMPT)]
-    found = text.check(requests, sampling)
+    level, requests = networks.process.schedule.level(300), [Request(PROMPT)]
+    plan = text.resolve(sampling)
     parts = (networks.autoencoder, networks.unet)
     for part in parts:
         part.double()
     try:
-        denoiser = networks.denoiser(requests, sampling, text.device, None)
+        denoiser = build_denoiser(networks, requests, plan)
         context = denoiser.branches["cond"].condition.context.double()
-        denoiser.branches["cond"] = Branch(text.unet, Condition(None, context))
-        evaluate = networks.evaluate(denoiser, found)
+        denoiser.branches["cond"] = Branch(networks.unet, Condition(None, context))
+        evaluate = with_energies(denoiser, plan, networks.autoencoder)
         torch.manual_seed(0)
         x, direction = torch.randn(2, 1, 4, 8, 8, dtype=torch.float64).unbind()
         with torch.no_grad():
             score_shift = evaluate(x, level, ("cond", "energy"))["energy"].score_shift
 
             def energy(x):
-                mean = text.autoencoder.decode(denoiser(x, level, ("cond",))["cond"].x0).mean((0, 2, 3))
+                mean = networks.autoencoder.decode(denoiser(x, level, ("cond",))["cond"].x0).mean((0, 2, 3))
                 return (mean - torch.tensor([0.8, -0.6, -0.6])).square().sum()
 
             slope = (energy(x + 1e-4 * direction) - energy(x - 1e-4 * direction)) / 2e-4
@@ -425,7 +426,7 @@ def test_edm_and_flow_models_are_trained_and_sampled(models, ldm_main, family, t
     flags = ("--text-encoder", "None", "--beta-schedule", family, "--snr-gamma", 5)
     assert ldm_main(models.command("diffusion", tmp_path / "run", *flags, steps=40)) == 0
     found = Pipeline.load(tmp_path / "run", classifier=models.classifier, weak=models.classes)
-    assert (found.process.target, found.process.sigma_data) == (
+    assert (found.networks.process.target, found.networks.process.sigma_data) == (
         ("edm", 1) if family == "edm" else ("flow_prediction", 1)
     )
     images = drawn(found, [Request(class_label=1)] * 2, replace(FAST, guidance=("cfg(2)", "classifier(1)", "pag(1)")))
@@ -528,6 +529,6 @@ def test_the_list_says_what_each_guidance_needs(ldm):
 
 def test_gradients_keep_to_the_interval_of_the_settings_unless_they_name_their_own():
     texts = ("energy(3)", "classifier(2, interval=[0, 1])", "classifier(2, name='late')", "cfg(3)")
-    found = branches.guidances(SamplingConfig(guidance=texts, classifier_interval=(0.5, 4.0)))
+    found = parse_guidances(SamplingConfig(guidance=texts, classifier_interval=(0.5, 4.0)))
     assert [each.interval for each in found] == [(0.5, 4.0), [0, 1], (0.5, 4.0), None]
-    assert branches.guidances(SamplingConfig(guidance=texts, classifier_interval=None))[0].interval is None
+    assert parse_guidances(SamplingConfig(guidance=texts, classifier_interval=None))[0].interval is None

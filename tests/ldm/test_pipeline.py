@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from ldm.data.shapes import ShapesData
 from ldm.evaluation.manifest import weights_of
 from ldm.models.classifier import ClassifierConfig, NoisyClassifier
 from ldm.runtime.errors import UserError
+from ldm.sampling import plan
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.denoiser import Branch, ClassifierBranch, Denoiser
 from ldm.sampling.forward_process import Process
@@ -97,8 +99,33 @@ def test_a_negative_takes_the_place_of_the_null_condition(text, classes):
     assert difference(mixed[:1], away) < 1e-5, "each sample has its own negative"
 
 
+def test_one_generation_parses_its_settings_once(text, monkeypatch):
+    calls = Counter()
+
+    def count(name):
+        function = getattr(plan, name)
+
+        def counting(*arguments):
+            calls[name] += 1
+            return function(*arguments)
+
+        monkeypatch.setattr(plan, name, counting)
+
+    for name in ("parse_guidance", "parse_sampler", "validate_sampler", "make_levels", "all_energies"):
+        count(name)
+    sampling, requests = replace(FAST, guidance=("cfg(3)",)), [Request(PROMPT)] * 4
+    images = drawn(text, requests, sampling, batch_size=1)
+    assert len(calls) == 5 and set(calls.values()) == {1}
+    resolved = text.resolve(sampling)
+    calls.clear()
+    text.check(requests, resolved)
+    assert torch.equal(drawn(text, requests, resolved, batch_size=1), images) and not calls
+    with pytest.raises(ValueError, match="a plan has its energies already"):
+        text.generate(requests, resolved, energies={"dark": lambda images: images.mean((1, 2, 3))})
+
+
 def test_cost_is_counted_in_samples_times_branches(text):
-    levels = text.levels(FAST)
+    levels = text.resolve(FAST).levels
     low, high = levels[4].noise_ratio, levels[2].noise_ratio
     requests = [Request(PROMPT, class_label=0)] * 3
 
@@ -115,7 +142,7 @@ def test_cost_is_counted_in_samples_times_branches(text):
 
 
 def test_an_interval_is_guidance_inside_and_none_outside(text):
-    levels = text.levels(FAST)
+    levels = text.resolve(FAST).levels
     guided = replace(FAST, guidance_scale=5.0)
     everywhere = replace(guided, guidance_interval=(0.0, 1e9))
     assert torch.equal(drawn(text, Request(PROMPT), everywhere), drawn(text, Request(PROMPT), guided))
@@ -138,12 +165,12 @@ def test_guided_x0_is_the_formula(text):
     """uncond + w (cond - uncond), from two calls of the network by hand."""
     sampling, steps = SamplingConfig(num_inference_steps=1, guidance_scale=3.0), []
     list(text.generate([Request(PROMPT)], sampling, on_step=steps.append))
-    noise, level = SampleNoise(0, [0]).initial((4, 8, 8)), text.schedule.level(999)
+    noise, level = SampleNoise(0, [0]).initial((4, 8, 8)), text.networks.process.schedule.level(999)
 
     def x0(words):
         with torch.no_grad():
-            context = text.conditioner.encode(None, [words]).context
-            eps = text.unet(noise, torch.tensor([999.0]), context=context)
+            context = text.networks.conditioner.encode(None, [words]).context
+            eps = text.networks.unet(noise, torch.tensor([999.0]), context=context)
         return (noise - level.sigma * eps) / level.alpha
 
     cond, uncond = x0(PROMPT), x0("")
@@ -278,8 +305,8 @@ def test_a_saved_pipeline_is_the_same_model_in_one_folder(text, classes, tmp_pat
         folder = tmp_path / request.prompt
         pipeline.save(folder / "model")
         loaded = Pipeline.load(folder / "model")
-        assert loaded.has_classifier and loaded.class_names == pipeline.class_names
-        assert loaded.condition_dropout == pipeline.condition_dropout == 0.1
+        assert loaded.networks.classifiers and loaded.class_names == pipeline.class_names
+        assert loaded.networks.condition_dropout == pipeline.networks.condition_dropout == 0.1
         assert weights_of(folder / "model") == weights_of(pipeline.folder) == "EMA of decay 0.999"
         assert torch.equal(drawn(loaded, request, sampling), drawn(pipeline, request, sampling))
 
@@ -291,10 +318,10 @@ def test_latents_of_the_training_images_are_calibrated(text):
     assert latents.shape == (64, 4, 8, 8)
     torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-3)
     with torch.no_grad():
-        std = text.autoencoder.encode(images).std
+        std = text.networks.autoencoder.encode(images).std
     variance = latents.var((0, 2, 3), correction=0) + std.square().mean((0, 2, 3))  # of latents drawn as in training
     torch.testing.assert_close(variance, torch.ones(4), rtol=0, atol=1e-3)
-    assert torch.equal(text.decode(latents), text.autoencoder.decode(latents).clamp(-1, 1))
+    assert torch.equal(text.decode(latents), text.networks.autoencoder.decode(latents).clamp(-1, 1))
 
 
 @pytest.fixture

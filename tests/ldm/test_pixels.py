@@ -33,12 +33,12 @@ def test_the_folder_says_that_its_latents_are_pixels(pixels):
     assert index["vae"] == ["autoencoders", "IdentityAutoencoder"]
     assert not (pixels / "model" / "latents").exists(), "no cache of pixels"
     pipeline = Pipeline.load(pixels / "model")
-    assert pipeline.image_size == pipeline.latent_size == 16 and pipeline.unet.config.in_channels == 3
+    assert pipeline.image_size == pipeline.networks.latent_size == 16 and pipeline.networks.unet.config.in_channels == 3
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     assert torch.equal(pipeline.encode(images), images) and torch.equal(pipeline.decode(images), images)
-    assert isinstance(pipeline.autoencoder, Autoencoder)
+    assert isinstance(pipeline.networks.autoencoder, Autoencoder)
     fresh, folder = load_autoencoder("identity", torch.device("cpu"))
-    assert folder is None and fresh.fingerprint() == pipeline.autoencoder.fingerprint()
+    assert folder is None and fresh.fingerprint() == pipeline.networks.autoencoder.fingerprint()
 
 
 def test_batches_are_the_images_themselves_in_the_plans_order():
@@ -59,7 +59,7 @@ def test_every_command_takes_a_model_of_pixels(pixels, ldm, tmp_path):
     out = tmp_path / "out"
     guided = ["--classifier", pixels / "classifier", "--classifier-scale", 1, "--guidance-scale", 2]
     found = ldm("sample", pixels / "model", *few, *guided, "--sampler", "ddpm", "--output-dir", out)
-    assert found.code == 0 and "6 pictures, 54 network evaluations" in found.out, found.err
+    assert found.code == 0 and "6 images, 54 network evaluations" in found.out, found.err
     with Image.open(out / "000000.png") as picture:
         assert np.array(picture).shape == (16, 16, 3)
     edited = ["--init-image", out / "000000.png", "--strength", 0.5]

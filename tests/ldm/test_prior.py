@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from autoencoders import Autoencoder
 from ldm.sampling.code_prior import CodePriorModel
 from ldm.sampling.config import Request, SamplingConfig
-from ldm.sampling.single_pass import load_direct
+from ldm.sampling.loading import load_model
 from ldm.training.tasks.prior import code_grids
 
 SMALL = {
@@ -102,7 +102,7 @@ def test_held_out_codes_cost_less_than_log2_k(priors):
 def test_pictures_each_from_its_own_number_class_and_text(priors, ldm, tmp_path):
     flags = ["--guidance-scale", 2, "--top-k", 8, "--top-p", 0.9, "--temperature", 0.9]
     found = ldm(*sample(priors["classes"], tmp_path / "a", "--num-images", 3, "--batch-size", 2, *flags))
-    assert found.code == 0 and "3 pictures" in found.out, found.err
+    assert found.code == 0 and "3 images" in found.out, found.err
     with Image.open(tmp_path / "a" / "000002.png") as image:
         assert image.size == (16, 16)
         facts = json.loads(image.text["ldm"])
@@ -121,7 +121,7 @@ def test_pictures_each_from_its_own_number_class_and_text(priors, ldm, tmp_path)
 
 
 def test_the_folder_is_a_whole_model(priors, coders):
-    model = load_direct(priors["classes"])
+    model = load_model(priors["classes"])
     assert isinstance(model, CodePriorModel) and model.image_size == 16 and len(model.class_names) > 1
     index = json.loads((priors["classes"] / "model_index.json").read_text())
     assert {"vae", "prior", "_conditioning"} <= set(index)
@@ -133,8 +133,12 @@ def test_the_folder_is_a_whole_model(priors, coders):
     assert torch.allclose(alone[0], together[1], atol=1e-6)
     drawn = model.codes(requests, [torch.Generator().manual_seed(i) for i in range(3)])
     assert [tuple(each.shape) for each in drawn] == [(3, 8, 8)]
-    model.sampling = SamplingConfig(temperature=1e-3)  # the likeliest codes, whatever the numbers drawn
-    greedy = torch.cat(list(model.generate(requests)))
+    likeliest = SamplingConfig(temperature=1e-3)  # whatever the numbers drawn
+    model.check(requests, likeliest)
+    assert torch.equal(torch.cat(list(model.generate(requests, seed=5, batch_size=3))), together), (
+        "a check changes nothing"
+    )
+    greedy = torch.cat(list(model.generate(requests, likeliest)))
     assert torch.equal(greedy[0], greedy[1]) and not torch.equal(together[0], together[1])
     own = Autoencoder.from_pretrained(coders["vq"] / "vae")
     assert model.autoencoder.fingerprint() == own.fingerprint()

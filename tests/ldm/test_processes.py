@@ -123,7 +123,7 @@ def test_two_processes_sample_the_same_pictures(models, both, tmp_path):
     what = ["sample", models.text, "--prompt", "a", "--prompt", "a b", "--num-images", 7, "--batch-size", 3]
     one, two = both(*what, "--num-inference-steps", 3, "--device", "cpu", "--output-dir", "out")
     assert len(same_files(tmp_path / "one", tmp_path / "two")) == 9
-    assert two.split(",")[:2] == one.split(",")[:2] == ["7 pictures", " 21 network evaluations"]
+    assert two.split(",")[:2] == one.split(",")[:2] == ["7 images", " 21 network evaluations"]
 
 
 def test_two_processes_measure_the_same_figures(models, both, tmp_path):

@@ -12,7 +12,9 @@ def test_sample_in_tiles_is_the_sample(ldm, models, tmp_path):
     for name, flags in {"whole": [], "tiles": ["--tile", 8, "--tile-overlap", 4], "slices": ["--slicing"]}.items():
         assert ldm("sample", models.text, *SHORT, *flags, "--output-dir", tmp_path / name).code == 0
     pipeline = Pipeline.load(models.text)
-    latents = torch.randn(2, pipeline.autoencoder.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(
+        2, pipeline.networks.autoencoder.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0)
+    )
     whole = pipeline.decode(latents)
     pipeline.tiling = Tiling(tile=8, tile_overlap=4)
     torch.testing.assert_close(pipeline.decode(latents), whole, rtol=0, atol=2e-2)

@@ -47,7 +47,7 @@ class _Both:
         self.scheduler = DDIMScheduler.from_config(process.config())
         self.prompts = [_PROMPTS[number % len(_PROMPTS)] for number in range(batch)]
         self.sampling = sampling
-        size = (autoencoder.latent_channels, self.pipeline.latent_size, self.pipeline.latent_size)
+        size = (autoencoder.latent_channels, self.pipeline.networks.latent_size, self.pipeline.networks.latent_size)
         self.noise = SampleNoise(_SEED, range(batch)).initial(size, device=bench.device)
 
     def ours(self, sampling: SamplingConfig | None = None) -> Tensor:
@@ -56,7 +56,7 @@ class _Both:
 
     @torch.no_grad()
     def theirs(self, unguided: Collection[int] = ()) -> Tensor:
-        encode, count = self.pipeline.conditioner.encode, len(self.prompts)
+        encode, count = self.pipeline.networks.conditioner.encode, len(self.prompts)
         prompts, null = encode(None, self.prompts).context, encode(None, [""] * count).context
         assert prompts is not None and null is not None
         both = torch.cat([null, prompts])

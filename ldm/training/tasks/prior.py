@@ -24,7 +24,7 @@ from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.files import atomic_folder
 from ldm.sampling.code_prior import PRIOR, CodePriorModel, bits_of_codes, prior_condition
-from ldm.sampling.config import Request, SamplingConfig
+from ldm.sampling.config import Request
 from ldm.sampling.model_folder import INDEX, copy_part, write_prior_index
 from ldm.training.adversary import Loss
 from ldm.training.config import TrainingConfig, config_facts
@@ -216,7 +216,7 @@ class PriorTask:
     def pipeline(self, model: nn.Module) -> CodePriorModel:
         """The model as it stands, ready to sample."""
         assert isinstance(model, PriorModel)
-        return CodePriorModel(self.autoencoder, model.priors, model.conditioner, self.device, SamplingConfig())
+        return CodePriorModel(self.autoencoder, model.priors, model.conditioner, self.device)
 
     def publish(self, model: nn.Module, folder: Path) -> None:
         """Write the model folder: vae, prior, conditioning; model_index.json comes last."""

@@ -16,7 +16,7 @@ def write_model(run: Path, found: Reconstruction, length: float, target: Path) -
     """The run's model with these weights in place of the published ones, whole or not at all; `reconstruction.json`
     tells what they are. `UserError` where the weights are of another model."""
     pipeline = Pipeline.load(run)
-    model = DiffusionModel(pipeline.unet, pipeline.conditioner)
+    model = DiffusionModel(pipeline.networks.unet, pipeline.networks.conditioner)
     unknown = model.load_state_dict(found.weights, strict=False).unexpected_keys if _fit(model, found) else ["shapes"]
     if unknown:
         raise UserError(f"{run}: its snapshots are of another model than its model folder ({unknown[0]})")

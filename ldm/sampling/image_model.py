@@ -1,0 +1,117 @@
+"""Whatever draws images has one interface: diffusion pipelines, priors over codes, VAEs and GANs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from ldm.conditioning import class_id
+from ldm.runtime.errors import UserError
+from ldm.sampling.config import Request, SamplingConfig
+from samplers import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Settings that a model has parsed and checked, once for all batches; see `ImageModel.resolve`."""
+
+    config: SamplingConfig
+
+
+PlanT = TypeVar("PlanT", bound=Plan)
+
+
+class ImageModel(ABC, Generic[PlanT]):
+    """Draws images (B, 3, H, W) in [-1, 1].
+
+    Settings come as a `SamplingConfig`, or as the plan that `resolve` makes of one. `evaluations` counts the network
+    evaluations of the latest `generate`, where they are counted.
+    """
+
+    device: torch.device
+    class_names: tuple[str, ...] = ()
+    """The classes of `Request.class_label`; () for none."""
+    has_text: bool = False
+    """Whether it is conditioned on prompts."""
+    has_classes: bool = False
+    """Whether it is conditioned on class labels itself, not through a classifier."""
+    supported_settings: tuple[str, ...] = ()
+    """Of a model without diffusion: the fields of `SamplingConfig` that change its samples."""
+    evaluations: int = 0
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Height and width of its images."""
+
+    @abstractmethod
+    def resolve(self, sampling: SamplingConfig | PlanT | None = None) -> PlanT:
+        """The settings parsed and checked; a plan is returned as it is. `UserError` for what this model cannot do."""
+
+    @abstractmethod
+    def sample_batch(
+        self,
+        requests: Sequence[Request],
+        plan: PlanT,
+        *,
+        seed: int,
+        first_index: int,
+        position: int,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Tensor:
+        """The images of one batch, on the device; its first request is number `position` of the whole call."""
+
+    def check(self, requests: Sequence[Request], sampling: SamplingConfig | PlanT | None = None) -> None:
+        """Refuse, before any work, what this model cannot do; `UserError` says what would be right."""
+        self.resolve(sampling)
+        for request in requests:
+            if (request.prompt or request.negative_prompt is not None) and not self.has_text:
+                settings = ("prompt", "negative_prompt")
+                raise UserError("this model takes no text", remedy="leave them out", setting=settings)
+            if (request.class_label is not None or request.negative_class is not None) and not self.class_names:
+                settings = ("class_label", "negative_class")
+                raise UserError("this model knows no classes", remedy="leave them out", setting=settings)
+
+    def class_id(self, name: str | int) -> int:
+        """The number of a class from its name or number; `UserError` with the known names otherwise."""
+        if not self.class_names:
+            raise UserError("this model knows no classes", remedy="leave it out", setting="class_label", value=name)
+        return class_id(name, self.class_names)
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: SamplingConfig | PlanT | None = None,
+        *,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int = 64,
+        on_step: Callable[[Step], None] | None = None,
+        shard: tuple[int, int] = (0, 1),
+    ) -> Iterator[Tensor]:
+        """Draw one image a request: batches (b, 3, H, W) in [-1, 1] on the device, in order.
+
+        Sample i depends on (seed, first_index + i) and its request alone, not on the batch size. With `shard`
+        (rank, count) only every count-th batch is drawn, from number `rank` on. `on_step` is called after each step of
+        a solver. Raises `UserError` as `check`, before the first batch.
+        """
+        plan = self.resolve(sampling)
+        self.check(requests, plan)
+        self.evaluations = 0
+        starts = range(shard[0] * batch_size, len(requests), shard[1] * batch_size)
+        batches = [(start, list(requests[start : start + batch_size])) for start in starts]
+
+        def images() -> Iterator[Tensor]:
+            for position, batch in batches:
+                with torch.no_grad():
+                    drawn = self.sample_batch(
+                        batch, plan, seed=seed, first_index=first_index, position=position, on_step=on_step
+                    )
+                yield drawn
+
+        return images()

@@ -1,0 +1,70 @@
+"""Any folder that draws images, as one model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoencoders import Autoencoder, Generator
+from ldm.runtime.errors import UserError
+from ldm.sampling.code_prior import CodePriorModel, holds_prior
+from ldm.sampling.image_model import ImageModel
+from ldm.sampling.model_folder import Classifiers
+from ldm.sampling.pipeline import Pipeline
+from ldm.sampling.single_pass import AutoencoderPrior, NoiseGenerator
+
+WITHOUT_DIFFUSION = "this model draws without diffusion"
+INSTEAD = "leave it out, or give the output folder of `ldm train diffusion`"
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    classifier: Classifiers | None = None,
+    weak: str | Path | None = None,
+) -> ImageModel[Any]:
+    """The model of a folder: a diffusion pipeline, a prior over codes, a VAE or the generator of a GAN.
+
+    `classifier` and `weak` are as in `Pipeline.load`, for diffusion alone. `UserError` for a folder that draws nothing,
+    such as that of an autoencoder without a prior of its own, and for a damaged one.
+    """
+    model = _without_diffusion(Path(folder), torch.device(device))
+    if model is None:
+        return Pipeline.load(folder, device=device, classifier=classifier, weak=weak)
+    if classifier or weak:
+        raise UserError(WITHOUT_DIFFUSION, remedy=INSTEAD, setting="classifier" if classifier else "weak")
+    return model
+
+
+def _without_diffusion(root: Path, device: torch.device) -> ImageModel[Any] | None:
+    """The model of a folder that draws without diffusion; None for a folder that is not of that kind."""
+    if holds_prior(root):
+        return CodePriorModel.load(root, device)
+    if (root / "unet").exists() or (root / "model_index.json").exists():
+        return None
+    if (root / "generator").is_dir():
+        try:
+            return NoiseGenerator(Generator.from_pretrained(root / "generator"), device)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{root}: {error}") from None
+    vae = root / "vae" if (root / "vae").is_dir() else root
+    if not (vae / "config.json").is_file():
+        return None
+    try:
+        autoencoder = Autoencoder.from_pretrained(vae)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{root}: {error}") from None
+    config = autoencoder.config
+    if not autoencoder.has_prior:
+        more = "`ldm train prior` or `ldm train diffusion`" if config.codebook_sizes else "`ldm train diffusion`"
+        raise UserError(
+            f"{root}: an autoencoder without a prior of its own ({config.bottleneck})", remedy=f"{more} gives it one"
+        )
+    if config.sample_size is None:
+        raise UserError(
+            f"{root}: its config.json has no sample_size", remedy="write the side of its images in pixels there"
+        )
+    return AutoencoderPrior(autoencoder, config.sample_size, device)
