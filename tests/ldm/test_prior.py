@@ -272,7 +272,7 @@ def test_evaluate_tells_the_bits_and_the_distances(models, priors, ldm, refused,
             return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1).double()
 
     evaluators = evaluate.Evaluators(Extractor(), None)
-    monkeypatch.setattr(evaluate, "prepare_instruments", lambda *_, **__: evaluators)
+    monkeypatch.setattr(evaluate, "prepare_evaluators", lambda *_, **__: evaluators)
     flags = ["--num-images", "16", "--device", "cpu", "--top-k", "8"]
     found = ldm("evaluate", priors["classes"], *flags, "--output", tmp_path / "figures.json")
     assert found.code == 0, found.err
