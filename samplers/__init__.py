@@ -41,10 +41,9 @@ from samplers.guidance import (
     smoothed_energy,
     with_energy,
 )
-from samplers.level import Denoise, Evaluate, Guidance, Level, Noise, Prediction, Solver, Step
+from samplers.level import Denoise, Evaluate, Guidance, Level, Noise, Prediction, Schedule, Solver, Step
 from samplers.likelihood import Bound, bits_per_dim, flow_log_likelihood, variational_bound
 from samplers.noise import BrownianNoise, SampleNoise, interpolate
-from samplers.parameterization import Target, edm_scales, min_snr_weight, p2_weight, training_target, x0_from_output
 from samplers.registry import (
     GuidanceInfo,
     SamplerInfo,
@@ -58,7 +57,7 @@ from samplers.registry import (
     sampler,
     samplers,
 )
-from samplers.schedule import DiscreteSchedule, EDMSchedule, Final, FlowSchedule, Schedule, Spacing
+from samplers.schedule import DiscreteSchedule, EDMSchedule, FlowSchedule
 from samplers.solvers import (
     ddim,
     ddim_inversion,
@@ -82,9 +81,11 @@ from samplers.solvers import (
     rk45,
     unipc,
 )
-from samplers.spacing import karras_ratios, levels_at, make_levels, spaced_times
+from samplers.spacing import Final, Spacing, karras_ratios, levels_at, make_levels, spaced_times
+from samplers.targets import TARGETS, EDMTarget, EpsilonTarget, FlowTarget, SampleTarget, Target, VTarget, targets_on
 
 __all__ = [
+    "TARGETS",
     "AdaptiveProjected",
     "Bound",
     "BrownianNoise",
@@ -95,9 +96,12 @@ __all__ = [
     "DiscreteSchedule",
     "DynamicThreshold",
     "EDMSchedule",
+    "EDMTarget",
+    "EpsilonTarget",
     "Evaluate",
     "Final",
     "FlowSchedule",
+    "FlowTarget",
     "FrequencyDecoupled",
     "Guidance",
     "GuidanceInfo",
@@ -107,6 +111,7 @@ __all__ = [
     "Prediction",
     "Rescale",
     "SampleNoise",
+    "SampleTarget",
     "SamplerInfo",
     "ScaledDifferenceGuidance",
     "Schedule",
@@ -115,6 +120,7 @@ __all__ = [
     "Step",
     "Tangential",
     "Target",
+    "VTarget",
     "ZeroStar",
     "autoguidance",
     "bits_per_dim",
@@ -133,7 +139,6 @@ __all__ = [
     "dpmpp_3m",
     "dpmpp_3m_sde",
     "dpmpp_sde",
-    "edm_scales",
     "energy",
     "euler",
     "euler_ancestral",
@@ -150,8 +155,6 @@ __all__ = [
     "levels_at",
     "lms",
     "make_levels",
-    "min_snr_weight",
-    "p2_weight",
     "parse_call",
     "parse_guidance",
     "parse_sampler",
@@ -164,9 +167,8 @@ __all__ = [
     "skip_layer",
     "smoothed_energy",
     "spaced_times",
-    "training_target",
+    "targets_on",
     "unipc",
     "variational_bound",
     "with_energy",
-    "x0_from_output",
 ]

@@ -1,20 +1,23 @@
-"""The words that schedules, solvers and guidances share: a noise level, a belief about one x_t, one step.
+"""What schedules, solvers and guidances share: a noise level, a prediction at one x_t, one step, the interfaces.
 
-Everywhere x_t = alpha * x0 + sigma * eps, with eps a unit normal.
+Everywhere x_t = alpha * x0 + sigma * eps, with eps a unit normal. torch is imported by the first computation only, so
+that names, options and help of samplers and guidances are at hand without it.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
-import torch
-from torch import Tensor
-
-_ZERO = torch.zeros(())  # of no dimension: takes on the dtype and the device of the other operand
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any
 
 
 class NoisePath(Protocol):
@@ -27,10 +30,12 @@ class NoisePath(Protocol):
 class Level:
     """One noise level. Python floats, so that a solver's coefficients are float64 and never wait for a device."""
 
-    t: float  # what the network is told, in [0, T-1]
+    t: float  # the time that the network is conditioned on, in [0, T-1]
     alpha: float
     sigma: float
-    path: NoisePath | None = field(default=None, compare=False, repr=False)  # for solvers that look between two levels
+    path: NoisePath | None = field(
+        default=None, compare=False, repr=False
+    )  # for solvers that evaluate between two levels
 
     @property
     def log_snr(self) -> float:
@@ -47,7 +52,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What is believed about one batch of x_t.
+    """What a model predicts of one batch of x_t.
 
     `x0` is the denoised estimate after the linear guidances. `score_shift`, the sum of the scaled
     grad_x log p(y | x_t), is kept apart because ODE solvers and ancestral ones use it differently. `renoise_eps` is the
@@ -70,7 +75,7 @@ class Prediction:
 
     @property
     def eps(self) -> Tensor:
-        """The noise to go on with: eps, or `renoise_eps`, minus sigma * shift (Dhariwal & Nichol 2021, Algorithm 2)."""
+        """The noise to step along: eps or `renoise_eps`, minus sigma * shift (Dhariwal & Nichol 2021, Algorithm 2)."""
         alpha, sigma = self.level.alpha, self.level.sigma
         if sigma == 0:
             raise ValueError("the noise in x is undefined at sigma = 0: x is x0 there")
@@ -79,7 +84,7 @@ class Prediction:
 
     @property
     def x_base(self) -> Tensor:
-        """alpha * denoised + sigma * eps, where an exponential integrator goes on from: x, except under CFG++."""
+        """alpha * denoised + sigma * eps, where an exponential integrator starts: x, except under CFG++."""
         return self.x if self.renoise_eps is None else self.level.alpha * self.x0 + self.level.sigma * self.renoise_eps
 
     @property
@@ -104,25 +109,86 @@ Solver: TypeAlias = Callable[..., Iterator[Step]]
 
 
 class Noise(Protocol):
-    """A source of unit-variance noise for the step now -> next; the interval is told so that Brownian paths fit."""
+    """A source of unit-variance noise for the step now -> next; a Brownian path depends on the two levels."""
 
     def __call__(self, like: Tensor, now: Level, next: Level) -> Tensor: ...
 
 
-class Guidance(Protocol):
-    """Changes a prediction with the help of other branches of it.
+def no_noise(like: Tensor, now: Level, next: Level) -> Tensor:
+    """The default of solvers, for those that draw none; the registry refuses it for the others."""
+    raise ValueError("this solver draws noise at its steps: pass noise, say SampleNoise(seed, indices)")
 
-    `branches(level)` names the predictions that it needs at this level besides "cond": () where it does nothing, and
-    then `apply` returns what it was given. `stage` orders a list of them: 0 for the linear ones (which commute), more
-    for others.
-    """
+
+@runtime_checkable
+class NamedBranches(Protocol):
+    """An `Evaluate` with a known set of branches."""
 
     @property
-    def stage(self) -> int: ...
+    def branches(self) -> Collection[str]: ...
 
-    def branches(self, level: Level) -> tuple[str, ...]: ...
 
-    def apply(self, prediction: Prediction, raw: Mapping[str, Prediction]) -> Prediction: ...
+class Guidance:
+    """Changes a prediction with the help of other branches of it. The defaults change nothing and need nothing.
+
+    `stage` orders a list of guidances: 0 for the linear ones (which commute), more for others.
+    """
+
+    stage: ClassVar[int] = 0
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The branches besides "cond" that it may need at some level."""
+        return ()
+
+    def branches(self, level: Level) -> tuple[str, ...]:
+        """The branches besides "cond" that it needs at this level: () where `apply` returns what it is given."""
+        return ()
+
+    def apply(self, prediction: Prediction, raw: Mapping[str, Prediction]) -> Prediction:
+        """The prediction after this guidance; `raw` are those of all branches."""
+        return prediction
+
+    def fresh(self) -> Guidance:
+        """This guidance for a new run of a solver: one with a memory starts with an empty one."""
+        return self
+
+
+class Schedule(ABC):
+    """A noise schedule for sampling and training; times are floats in [0, T-1]. Equal where the levels are."""
+
+    family: ClassVar[str]  # that of the targets which are defined on it
+    num_train_timesteps: int  # T
+
+    @abstractmethod
+    def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma, shaped like t: float32, or float64 where t is."""
+
+    @abstractmethod
+    def level(self, t: float) -> Level:
+        """The same for one time, in Python floats."""
+
+    @abstractmethod
+    def level_of(self, log_snr: float) -> Level:
+        """The level of a finite log-SNR; beyond the ends of the schedule with its first or last time."""
+
+    @abstractmethod
+    def times_of(self, log_snr: Tensor) -> Tensor:
+        """The times of log-SNRs, clipped to [0, T-1]."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The keys of a diffusers scheduler_config.json that describe this schedule."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Schedule:
+        """From a diffusers scheduler configuration; other keys are ignored."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and isinstance(other, Schedule) and self.config() == other.config()
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.config().items()))
 
 
 def pairs(levels: Sequence[Level]) -> Iterator[tuple[int, Level, Level]]:
@@ -142,10 +208,18 @@ def first_order_only(now: Level, next: Level) -> bool:
 
 def lincomb(a: float, x: Tensor, *terms: tuple[float, Tensor]) -> Tensor:
     """a * x + b * y + ...: a new tensor, by one operation a term."""
-    total = torch.add(_ZERO, x, alpha=a)  # for the host this is a third quicker than a * x
+    total = _zero().add(x, alpha=a)  # for the host this is a third quicker than a * x
     for b, y in terms:
         total.add_(y, alpha=b)
     return total
+
+
+@functools.cache
+def _zero() -> Tensor:
+    """0 of no dimension, which takes on the dtype and the device of the other operand."""
+    import torch
+
+    return torch.zeros(())
 
 
 def ddim_step(p: Prediction, next: Level, eps: Tensor | None = None) -> Tensor:
@@ -182,7 +256,7 @@ def check_levels(levels: Sequence[Level], *, rising: bool = False, between: bool
             )
         if between and level.path is None:
             raise ValueError(
-                f"this solver looks between the levels: level {i} must know its path (make_levels sees to it)"
+                f"this solver evaluates between the levels: level {i} needs its `path` (make_levels gives it)"
             )
     for i, now, next in pairs(levels):
         falls, last = now.noise_ratio > next.noise_ratio, i == len(levels) - 2

@@ -5,45 +5,16 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from samplers.level import Level
+from samplers.level import Level, Schedule
 
 BetaSchedule = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
-Spacing = Literal[
-    "leading",
-    "trailing",
-    "linspace",
-    "quadratic",
-    "beta",
-    "karras",
-    "exponential",
-    "log_snr",
-    "ays_sd",
-    "ays_sdxl",
-    "ays_svd",
-]
-Final = Literal["zero", "first"]
 
-_DIFFUSERS_NAMES = {"cosine": "squaredcos_cap_v2"}
-
-
-class Schedule(Protocol):
-    """What a sampler and a training loop ask of a noise schedule; times are floats in [0, T-1]."""
-
-    @property
-    def num_train_timesteps(self) -> int: ...
-
-    def at(self, t: Tensor) -> tuple[Tensor, Tensor]: ...
-
-    def level(self, t: float) -> Level: ...
-
-    def level_of(self, log_snr: float) -> Level: ...
-
-    def times_of(self, log_snr: Tensor) -> Tensor: ...  # clipped to [0, T-1]
+_DIFFUSERS_COSINE = "squaredcos_cap_v2"
 
 
 def _betas(kind: str, T: int, start: float, end: float) -> list[float]:
@@ -57,13 +28,15 @@ def _betas(kind: str, T: int, start: float, end: float) -> list[float]:
     return [(a + (b - a) * i / (T - 1)) ** power for i in range(T)]
 
 
-class DiscreteSchedule:
+class DiscreteSchedule(Schedule):
     """The variance-preserving schedule of DDPM: T betas, alpha_bar_t = prod(1 - beta), between them linear in log-SNR.
 
     `linear` is linear in beta (Ho et al. 2020), `scaled_linear` in sqrt(beta) (latent diffusion calls that "linear"),
     `cosine` follows Nichol & Dhariwal 2021, `sigmoid` GeoDiff. `rescale_zero_snr` makes the last level pure noise (Lin
     et al. 2024, Algorithm 1).
     """
+
+    family: ClassVar[str] = "variance preserving"
 
     def __init__(
         self,
@@ -99,7 +72,6 @@ class DiscreteSchedule:
         self._tables: dict[torch.device, Tensor] = {}
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma, shaped like t: float32, or float64 where t is. Times are in [0, T-1], fractions allowed."""
         dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
         _check_times(t, self.num_train_timesteps)
         table = self._table(t.device)  # (2, T): alpha, sigma
@@ -114,7 +86,6 @@ class DiscreteSchedule:
         return torch.where(whole, a0, alpha / norm).to(dtype), torch.where(whole, s0, sigma / norm).to(dtype)
 
     def level(self, t: float) -> Level:
-        """The same for one time, in Python floats."""
         _check_time(t, self.num_train_timesteps)
         low = math.floor(t)
         if low == t:
@@ -125,7 +96,6 @@ class DiscreteSchedule:
         return Level(float(t), alpha / norm, sigma / norm, self)
 
     def level_of(self, log_snr: float) -> Level:
-        """The level of a finite log-SNR; beyond the ends of the schedule the network is told its first or last time."""
         ratio = math.exp(-log_snr)
         return Level(self.time_of(log_snr), 1 / math.hypot(1, ratio), ratio / math.hypot(1, ratio), self)
 
@@ -139,20 +109,18 @@ class DiscreteSchedule:
         return high - 1 + (a - log_snr) / (a - b) if math.isfinite(b) else float(high - 1 if log_snr > a - 1 else high)
 
     def times_of(self, log_snr: Tensor) -> Tensor:
-        """`time_of` for a tensor of log-SNRs, in its dtype."""
         dtype = torch.float32 if log_snr.device.type == "mps" else torch.float64
         noise = -torch.tensor(self._log_snr, dtype=dtype, device=log_snr.device)  # (T,), rising with t
-        wanted = -log_snr.to(dtype)
-        high = torch.searchsorted(noise, wanted).clamp(1, self.num_train_timesteps - 1)
+        target = -log_snr.to(dtype)
+        high = torch.searchsorted(noise, target).clamp(1, self.num_train_timesteps - 1)
         a, b = noise[high - 1], noise[high]
-        between = torch.where(b.isfinite(), (wanted - a) / (b - a), (wanted > a + 1).to(dtype))
+        between = torch.where(b.isfinite(), (target - a) / (b - a), (target > a + 1).to(dtype))
         return (high - 1 + between.clamp(0, 1)).to(log_snr.dtype)
 
     def config(self) -> dict[str, Any]:
-        """The keys of a diffusers scheduler_config.json that describe this schedule."""
         return {
             "num_train_timesteps": self.num_train_timesteps,
-            "beta_schedule": _DIFFUSERS_NAMES.get(self.beta_schedule, self.beta_schedule),
+            "beta_schedule": _DIFFUSERS_COSINE if self.beta_schedule == "cosine" else self.beta_schedule,
             "beta_start": self.beta_start,
             "beta_end": self.beta_end,
             "rescale_betas_zero_snr": self.rescale_zero_snr,
@@ -160,18 +128,12 @@ class DiscreteSchedule:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> DiscreteSchedule:
-        """From a diffusers scheduler configuration; keys that say nothing of the schedule are ignored."""
         if config.get("trained_betas") is not None:
             raise ValueError("trained_betas in the scheduler configuration are not supported; name a beta_schedule")
-        ours = {theirs: name for name, theirs in _DIFFUSERS_NAMES.items()}
-        name = config.get("beta_schedule", "linear")
-        return cls(
-            beta_schedule=ours.get(name, name),
-            num_train_timesteps=config.get("num_train_timesteps", 1000),
-            beta_start=config.get("beta_start", 1e-4),
-            beta_end=config.get("beta_end", 0.02),
-            rescale_zero_snr=config.get("rescale_betas_zero_snr", False),
-        )
+        options = _given(config, "num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
+        if options.get("beta_schedule") == _DIFFUSERS_COSINE:
+            options["beta_schedule"] = "cosine"
+        return cls(**options, rescale_zero_snr=config.get("rescale_betas_zero_snr", False))
 
     def _table(self, device: torch.device) -> Tensor:
         if device not in self._tables:
@@ -181,11 +143,13 @@ class DiscreteSchedule:
         return self._tables[device]
 
 
-class EDMSchedule:
+class EDMSchedule(Schedule):
     """The variance-exploding path of EDM: alpha = 1, log sigma linear in t between its ends (Karras et al. 2022).
 
     Samples start from levels[0].sigma * noise, not from unit noise.
     """
+
+    family: ClassVar[str] = "edm"
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, num_train_timesteps: int = 1000) -> None:
         if not 0 < sigma_min < sigma_max < math.inf:
@@ -206,21 +170,32 @@ class EDMSchedule:
         return Level(float(t), 1.0, self.sigma_min * math.exp(self._rate * t), self)
 
     def level_of(self, log_snr: float) -> Level:
-        """The level of a finite log-SNR; beyond the ends of the schedule the network is told its first or last time."""
         t = (-log_snr - math.log(self.sigma_min)) / self._rate
         return Level(min(max(t, 0.0), self.num_train_timesteps - 1.0), 1.0, math.exp(-log_snr), self)
 
     def times_of(self, log_snr: Tensor) -> Tensor:
-        """The times of a tensor of log-SNRs, clipped to [0, T-1]."""
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
         return ((-log_snr - low) / (high - low)).clamp(0, 1) * (self.num_train_timesteps - 1)
 
+    def config(self) -> dict[str, Any]:
+        return {
+            "num_train_timesteps": self.num_train_timesteps,
+            "sigma_min": self.sigma_min,
+            "sigma_max": self.sigma_max,
+        }
 
-class FlowSchedule:
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> EDMSchedule:
+        return cls(**_given(config, "num_train_timesteps", "sigma_min", "sigma_max"))
+
+
+class FlowSchedule(Schedule):
     """Rectified flow: alpha = 1 - s, sigma = s, with s = (t + 1) / T (Liu et al. 2022; Esser et al. 2024).
 
-    The last level, s = 1, is pure noise. Stable Diffusion 3 and its kin tell their network T s, that is t + 1.
+    The last level, s = 1, is pure noise. The networks of Stable Diffusion 3 take T s, that is t + 1.
     """
+
+    family: ClassVar[str] = "flow"
 
     def __init__(self, num_train_timesteps: int = 1000) -> None:
         if num_train_timesteps < 2:
@@ -238,14 +213,25 @@ class FlowSchedule:
         return Level(float(t), 1 - s, s, self)
 
     def level_of(self, log_snr: float) -> Level:
-        """The level of a finite log-SNR; beyond the first time the network is told that time."""
         s = 1 / (1 + math.exp(log_snr))
         return Level(max(s * self.num_train_timesteps - 1, 0.0), 1 - s, s, self)
 
     def times_of(self, log_snr: Tensor) -> Tensor:
-        """The times of a tensor of log-SNRs, clipped to [0, T-1]."""
         T = self.num_train_timesteps
         return (torch.sigmoid(-log_snr) * T - 1).clamp(0, T - 1)
+
+    def config(self) -> dict[str, Any]:
+        return {"num_train_timesteps": self.num_train_timesteps, "shift": 1.0, "use_dynamic_shifting": False}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> FlowSchedule:
+        if config.get("shift", 1.0) != 1 or config.get("use_dynamic_shifting"):
+            raise ValueError(f"shift {config.get('shift')}: only flows without a shift of time are supported")
+        return cls(**_given(config, "num_train_timesteps"))
+
+
+def _given(config: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: config[name] for name in names if name in config}
 
 
 def _check_time(t: float, T: int) -> None:

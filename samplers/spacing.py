@@ -5,10 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import get_args
+from typing import Literal, get_args
 
-from samplers.level import Level
-from samplers.schedule import Final, Schedule, Spacing
+from samplers.level import Level, Schedule
+
+Spacing = Literal[
+    "leading",
+    "trailing",
+    "linspace",
+    "quadratic",
+    "beta",
+    "karras",
+    "exponential",
+    "log_snr",
+    "ays_sd",
+    "ays_sdxl",
+    "ays_svd",
+]
+Final = Literal["zero", "first"]
 
 # Sabour et al. 2024, arXiv:2404.14507 (Align Your Steps): the published noise ratios of 10 steps
 ALIGN_YOUR_STEPS = {
@@ -36,8 +50,8 @@ def make_levels(
     By time (see `spaced_times`): leading, trailing, linspace, quadratic, beta. By noise ratio r = sigma / alpha,
     between the ends of the whole schedule: karras (with `rho`); exponential, equal steps in log r, both ends among the
     num_steps; log_snr, equal steps of which the last one would end at t = 0. ays_sd, ays_sdxl, ays_svd: the published
-    Align-Your-Steps tables, interpolated in log r where num_steps is not 10. There the network is told the fractional
-    time, or with `round_times` the nearest whole one, as some diffusers schedulers do. `shift` moves whole-time
+    Align-Your-Steps tables, interpolated in log r where num_steps is not 10. There the time is fractional, or with
+    `round_times` the nearest whole one, as in some diffusers schedulers. `shift` moves whole-time
     spacings towards noise: s -> shift s / (1 + (shift - 1) s) of s = (t + 1) / T (Esser et al. 2024, arXiv:2403.03206,
     eq. 23).
     """

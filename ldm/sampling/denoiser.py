@@ -14,7 +14,7 @@ from ldm.conditioning import Condition
 from ldm.models.caches import FeatureCache
 from ldm.models.perturbation import Perturbation
 from ldm.models.unet import UNet
-from ldm.sampling.forward_process import Process, same_schedule
+from ldm.sampling.forward_process import Process
 from samplers import Level, Prediction, Schedule
 
 
@@ -92,8 +92,8 @@ class Denoiser:
         own, scale = self._own(process.schedule, level)
         count = len(branches)
         repeated = (x if scale == 1 else scale * x).repeat(count, 1, 1, 1)  # (count * B, C, h, w)
-        shown, time = process.shown(repeated, own.t, own.alpha, own.sigma)
-        t = torch.full((len(shown),), time, device=x.device, dtype=x.dtype)
+        net_input, c_noise = process.precondition(repeated, own.t, own.alpha, own.sigma)
+        t = torch.full((len(net_input),), c_noise, device=x.device, dtype=x.dtype)
         changes = [
             (branch.perturbation, _only(place, count, x))
             for place, branch in enumerate(branches)
@@ -103,8 +103,8 @@ class Denoiser:
         if self.feature_cache > 1:
             further["deep"] = self._deep_of(model, names)
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
-            output = model(shown, t, **self._conditions(model, names, branches), **further)
-        return process.x0(output.to(x.dtype), repeated, own.alpha, own.sigma).chunk(count)
+            output = model(net_input, t, **self._conditions(model, names, branches), **further)
+        return process.prediction.x0(output.to(x.dtype), repeated, own.alpha, own.sigma).chunk(count)
 
     def _conditions(self, model: nn.Module, names: tuple[str, ...], branches: Sequence[Branch]) -> dict[str, Any]:
         """The conditions of these branches as arguments of their network, the same at every step."""
@@ -137,7 +137,7 @@ class Denoiser:
 
     def _own(self, schedule: Schedule | None, level: Level) -> tuple[Level, float]:
         """The level of the same log-SNR on a network's own schedule, and the factor from x here to x there."""
-        if schedule is None or schedule is self.process.schedule or same_schedule(schedule, self.process.schedule):
+        if schedule is None or schedule is self.process.schedule or schedule == self.process.schedule:
             return level, 1.0
         if math.isinf(level.log_snr):  # pure noise: the nearest that the network knows
             own = schedule.level(schedule.num_train_timesteps - 1)

@@ -139,7 +139,7 @@ def validate_sampler(process: Process, levels: Sequence[Level], text: str) -> tu
     """The solver and its options, after a run on zeros without a network: what it refuses is refused now, one line."""
 
     def denoise(x: Tensor, level: Level) -> Prediction:
-        return Prediction(x, level, process.x0(torch.zeros_like(x), x, level.alpha, level.sigma))
+        return Prediction(x, level, process.prediction.x0(torch.zeros_like(x), x, level.alpha, level.sigma))
 
     x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     try:

@@ -26,7 +26,19 @@ from ldm.sampling.energies import Energy
 from ldm.sampling.forward_process import Process
 from ldm.sampling.pipeline import Pipeline
 from ldm.sampling.plan import parse_guidances
-from samplers import DiscreteSchedule, EDMSchedule, FlowSchedule, Prediction, guidances, with_energy
+from samplers import (
+    DiscreteSchedule,
+    EDMSchedule,
+    EDMTarget,
+    EpsilonTarget,
+    FlowSchedule,
+    FlowTarget,
+    Prediction,
+    SampleTarget,
+    VTarget,
+    guidances,
+    with_energy,
+)
 
 PROMPT = "a large red circle on a blue background"
 FAST = SamplingConfig(num_inference_steps=4)
@@ -171,7 +183,7 @@ def test_branches_joined_in_one_call_are_those_called_apart():
     kinds = {"perturbed": "identity", "blurred": "blur", "skipped": "skip"}
     changes = {name: Perturbation(kind, unet.layers(kind)) for name, kind in kinds.items()}
     branches = {"cond": Branch(unet, nothing)} | {n: Branch(unet, nothing, change) for n, change in changes.items()}
-    denoiser = Denoiser(branches, Process(DiscreteSchedule(), "v_prediction"))
+    denoiser = Denoiser(branches, Process(DiscreteSchedule(), VTarget()))
     together = denoiser(x, level, tuple(branches))
     assert len(calls) == 1 and denoiser.evaluations == 8
     for name in branches:
@@ -249,7 +261,7 @@ def test_a_weak_network_has_its_own_conditions_and_is_saved_with_the_model(text,
 
 
 def test_a_weak_network_on_another_schedule_meets_at_equal_log_snr():
-    ours, theirs = Process(DiscreteSchedule("cosine"), "sample"), Process(FlowSchedule(), "flow_prediction")
+    ours, theirs = Process(DiscreteSchedule("cosine"), SampleTarget()), Process(FlowSchedule(), FlowTarget())
 
     class Exact(torch.nn.Module):
         """Says the velocity under which x0 is 0.5, and checks what it is told."""
@@ -359,11 +371,11 @@ def test_a_classifier_of_another_time_grid_is_itself_on_its_own():
         def forward(self, x, t):
             return torch.stack([(x**2).mean((1, 2, 3)) * t / 100, x.sum((1, 2, 3))], 1)
 
-    own, model = DiscreteSchedule("linear", 250), Process(EDMSchedule(), "edm")
+    own, model = DiscreteSchedule("linear", 250), Process(EDMSchedule(), EDMTarget(1.0))
     labels, level = torch.tensor([0, 1]), own.level(87)
     x = torch.randn(2, 2, 4, 4, dtype=torch.float64)
     at_home = ClassifierBranch(Bent(), labels)
-    expected = Denoiser({"classifier": at_home}, Process(own, "epsilon"))(x, level, ("classifier",))[
+    expected = Denoiser({"classifier": at_home}, Process(own, EpsilonTarget()))(x, level, ("classifier",))[
         "classifier"
     ].score_shift
     there = model.schedule.level_of(level.log_snr)
@@ -399,17 +411,17 @@ def test_a_classifier_of_another_schedule_serves(text, tmp_path):
 def test_edm_and_flow_are_shown_and_told_what_diffusers_has():
     x = torch.randn(2, 4, 8, 8)
     edm = EDMEulerScheduler(sigma_data=1.0)
-    process = Process(EDMSchedule(), "edm")
+    process = Process(EDMSchedule(), EDMTarget(1.0))
     assert Process.from_config(dict(edm.config) | {"_class_name": "EDMEulerScheduler"}).config() == process.config()
     for time in (0, 400, 999):
         level = process.schedule.level(time)
-        shown, t = process.shown(x, level.t, level.alpha, level.sigma)
+        shown, t = process.precondition(x, level.t, level.alpha, level.sigma)
         sigma = torch.tensor(level.sigma)
         torch.testing.assert_close(shown, edm.precondition_inputs(x, sigma))
         torch.testing.assert_close(torch.tensor(t), edm.precondition_noise(sigma))
-        x0 = process.x0(shown.tanh(), x, level.alpha, level.sigma)
+        x0 = process.prediction.x0(shown.tanh(), x, level.alpha, level.sigma)
         torch.testing.assert_close(x0, edm.precondition_outputs(x, shown.tanh(), sigma))
-    flow, process = FlowMatchEulerDiscreteScheduler(), Process(FlowSchedule(), "flow_prediction")
+    flow, process = FlowMatchEulerDiscreteScheduler(), Process(FlowSchedule(), FlowTarget())
     flow.set_timesteps(4)
     assert (
         Process.from_config(dict(flow.config) | {"_class_name": "FlowMatchEulerDiscreteScheduler"}).config()
@@ -417,7 +429,7 @@ def test_edm_and_flow_are_shown_and_told_what_diffusers_has():
     )
     for t, s in zip(flow.timesteps, flow.sigmas, strict=False):
         level = process.schedule.level_of(math.log((1 - s.item()) / s.item())) if s < 1 else process.schedule.level(999)
-        assert process.shown(x, level.t, level.alpha, level.sigma)[1] == pytest.approx(t.item(), abs=1e-3)
+        assert process.precondition(x, level.t, level.alpha, level.sigma)[1] == pytest.approx(t.item(), abs=1e-3)
         assert level.sigma == pytest.approx(s.item())
 
 

@@ -14,7 +14,7 @@ from ldm.data.dataset import Example
 from ldm.evaluation import EvaluationConfig, LikelihoodConfig, evaluate_model, measure_likelihood
 from ldm.sampling.forward_process import Process
 from ldm.sampling.pipeline import Pipeline
-from samplers import DiscreteSchedule
+from samplers import DiscreteSchedule, SampleTarget
 
 STD, MEANS, SIDE = 0.2, (-0.3, 0.3), 4
 SCHEDULE = DiscreteSchedule("cosine")
@@ -62,7 +62,7 @@ class Images:
 
 def pipeline_of(autoencoder, unet):
     conditioner = Conditioner.build(ConditioningConfig(text_encoder=None), ("a", "b"), None, seed=0)
-    return Pipeline(autoencoder, unet, conditioner, Process(SCHEDULE, "sample"))
+    return Pipeline(autoencoder, unet, conditioner, Process(SCHEDULE, SampleTarget()))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from ldm.training.optimization import learning_rate
 from ldm.training.randomness import BatchShard, StepRandom
 from ldm.training.tasks.latents import DiffusionConfig
 from ldm.training.tasks.objective import ObjectiveConfig
-from samplers import p2_weight, training_target
+from samplers import TARGETS
 
 CPU = torch.device("cpu")
 BATCH = 20_000
@@ -83,21 +83,21 @@ def test_times_of_a_log_snr_are_the_inverse_of_the_schedule(process):
     assert ends.tolist() == [0.0, 999.0]
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow_prediction", "edm"])
-def test_p2_costs_the_same_estimate_the_same_whatever_is_predicted(kind):
+@pytest.mark.parametrize("name", TARGETS)
+def test_p2_costs_the_same_estimate_the_same_whatever_is_predicted(name):
     """The weighted error of every target is (k + SNR)^-gamma times the squared error of the implied eps."""
     generator = torch.Generator().manual_seed(0)
     x0, eps, wrong = (torch.randn(64, dtype=torch.float64, generator=generator) for _ in range(3))
     sigma = torch.linspace(0.02, 0.98, 64, dtype=torch.float64)
-    alpha = (1 - sigma**2).sqrt() if kind != "flow_prediction" else 1 - sigma
+    alpha = (1 - sigma**2).sqrt() if name != "flow_prediction" else 1 - sigma
     implied_eps = (alpha * x0 + sigma * eps - alpha * wrong) / sigma
-    output = training_target(kind, wrong, implied_eps, alpha, sigma)
-    error = (output - training_target(kind, x0, eps, alpha, sigma)) ** 2
+    target = TARGETS[name]()
+    error = (target.target(wrong, implied_eps, alpha, sigma) - target.target(x0, eps, alpha, sigma)) ** 2
     snr = (alpha / sigma) ** 2
     for gamma, k in ((0.0, 1.0), (1.0, 1.0), (0.5, 2.0)):
         expected = (implied_eps - eps) ** 2 / (k + snr) ** gamma
-        torch.testing.assert_close(p2_weight(kind, alpha, sigma, gamma, k) * error, expected, rtol=1e-9, atol=0)
-    assert torch.isfinite(p2_weight(kind, torch.tensor(0.0), torch.tensor(1.0))), "pure noise"
+        torch.testing.assert_close(target.p2_weight(alpha, sigma, gamma, k) * error, expected, rtol=1e-9, atol=0)
+    assert torch.isfinite(target.p2_weight(torch.tensor(0.0), torch.tensor(1.0))), "pure noise"
 
 
 def test_offset_noise_and_perturbation_have_the_variance_of_their_sums():

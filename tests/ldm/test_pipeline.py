@@ -20,7 +20,7 @@ from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.denoiser import Branch, ClassifierBranch, Denoiser
 from ldm.sampling.forward_process import Process
 from ldm.sampling.pipeline import Pipeline
-from samplers import DiscreteSchedule, SampleNoise
+from samplers import DiscreteSchedule, EpsilonTarget, SampleNoise, SampleTarget
 
 PROMPT = "a large red circle on a blue background"
 FAST = SamplingConfig(num_inference_steps=6)
@@ -188,7 +188,7 @@ def test_the_classifier_gradient_is_that_of_finite_differences():
     for parameter in network.parameters():  # zero initialisation would hide every difference
         parameter.data.add_(0.3 * torch.randn_like(parameter))
     level, labels = DiscreteSchedule().level(400), torch.tensor([2, 0])
-    denoiser = Denoiser({"classifier": ClassifierBranch(network, labels)}, Process(DiscreteSchedule(), "epsilon"))
+    denoiser = Denoiser({"classifier": ClassifierBranch(network, labels)}, Process(DiscreteSchedule(), EpsilonTarget()))
     x = torch.randn(2, 2, 4, 4, dtype=torch.float64)
     with torch.no_grad():
         gradient = denoiser(x, level, ("classifier",))["classifier"].score_shift
@@ -219,11 +219,11 @@ def test_branches_of_one_network_are_one_call():
         name: Branch(network, Condition(torch.tensor(labels), None))
         for name, labels in (("cond", [1, 2]), ("uncond", [3, 4]))
     }
-    found = Denoiser(branches, Process(DiscreteSchedule(), "sample"))(x, level, ("uncond", "cond"))
+    found = Denoiser(branches, Process(DiscreteSchedule(), SampleTarget()))(x, level, ("uncond", "cond"))
     assert network.calls == 1
     assert found["cond"].x0.flatten().tolist() == [1, 2] and found["uncond"].x0.flatten().tolist() == [3, 4]
     with pytest.raises(ValueError, match="no branch 'weak'"):
-        Denoiser(branches, Process(DiscreteSchedule(), "sample"))(x, level, ("weak",))
+        Denoiser(branches, Process(DiscreteSchedule(), SampleTarget()))(x, level, ("weak",))
 
 
 # diffusers

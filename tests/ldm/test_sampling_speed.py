@@ -15,7 +15,7 @@ from ldm.sampling.config import Request, SamplingConfig, caveats
 from ldm.sampling.forward_process import Process
 from ldm.sampling.pipeline import Pipeline
 from ldm.training.config import TrainingConfig
-from samplers import DiscreteSchedule
+from samplers import DiscreteSchedule, VTarget
 
 STEPS = SamplingConfig(num_inference_steps=7, guidance_scale=3.0)
 
@@ -33,7 +33,7 @@ def pipeline(**changes):
         for parameter in unet.parameters():
             parameter.data += 0.05 * torch.randn(parameter.shape)
         vae = Autoencoder(AutoencoderConfig(bottleneck="identity"))
-        return Pipeline(vae, unet, conditioner, Process(DiscreteSchedule("cosine"), "v_prediction"))
+        return Pipeline(vae, unet, conditioner, Process(DiscreteSchedule("cosine"), VTarget()))
 
 
 def drawn(made, sampling, count=3):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from samplers import DiscreteSchedule, Level, Prediction, x0_from_output
+from samplers import TARGETS, DiscreteSchedule, Level, Prediction
 
 
 class _Lift:
@@ -51,7 +51,7 @@ class Toy:
         return torch.sin(1.3 * x + float(t) / 300) + 0.4 * x.roll(1, -1)
 
     def __call__(self, x, level):
-        x0 = x0_from_output(self.target, self.output(x, level.t), x, level.alpha, level.sigma)
+        x0 = TARGETS[self.target]().x0(self.output(x, level.t), x, level.alpha, level.sigma)
         return Prediction(x, level, x0)
 
 

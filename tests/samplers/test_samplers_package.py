@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DModel
 
 import samplers
-from samplers import DiscreteSchedule, Prediction, SampleNoise, make_levels, unipc, x0_from_output
+from samplers import DiscreteSchedule, EpsilonTarget, Prediction, SampleNoise, make_levels, unipc
 
 
 def test_imports_are_torch_and_the_standard_library():
@@ -47,7 +47,7 @@ def test_a_diffusers_unet_samples():
 
     def denoise(x, level):
         eps = unet(x, level.t).sample
-        return Prediction(x, level, x0_from_output("epsilon", eps, x, level.alpha, level.sigma))
+        return Prediction(x, level, EpsilonTarget().x0(eps, x, level.alpha, level.sigma))
 
     noise = SampleNoise(seed=0, indices=range(2))
     levels = make_levels(DiscreteSchedule(), 4)

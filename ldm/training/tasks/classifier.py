@@ -32,7 +32,7 @@ from ldm.training.tasks.latents import (
     held_out_latents,
     load_autoencoder,
 )
-from samplers import DiscreteSchedule
+from samplers import DiscreteSchedule, EpsilonTarget
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class ClassifierTask:
         root = Path(config.autoencoder)
         process = read_scheduler(root) if (root / "scheduler").is_dir() else config.diffusion.process()
         schedule = process.schedule
-        if not isinstance(schedule, DiscreteSchedule):  # guidance finds the time of the same log-SNR
+        if schedule.family != DiscreteSchedule.family:  # guidance finds the time of the same log-SNR
             schedule = DiscreteSchedule("scaled_linear", beta_start=0.00085, beta_end=0.012)
-            process = Process(schedule, "epsilon")
+            process = Process(schedule, EpsilonTarget())
         self.process, self.schedule = process, schedule
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)

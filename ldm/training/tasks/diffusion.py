@@ -133,7 +133,7 @@ class DiffusionTask:
             "autoencoder": self.autoencoder.fingerprint(),
             "unet": unet_config.to_diffusers(),
             "conditioning": dataclasses.asdict(config.conditioning),
-            "diffusion": dataclasses.asdict(config.diffusion) | {"prediction_type": self.process.target},
+            "diffusion": dataclasses.asdict(config.diffusion) | {"prediction_type": self.process.prediction.name},
             "first_caption_probability": first,
             **({"latents": "none"} if self.source.online else {}),
             **config.averages.facts(),
@@ -149,16 +149,16 @@ class DiffusionTask:
         """E || target - f(x_t, t, c) ||^2 (Ho et al. 2020, eq. 14), weighted by noise level on request."""
         config, unwrapped = self.config, self.model.conditioner
         x0 = batch.sample(random)  # (B, C, h, w)
-        eps, shown_eps = config.objective.noise(tuple(x0.shape[1:]), random)
+        eps, input_eps = config.objective.noise(tuple(x0.shape[1:]), random)
         t = config.objective.times(self.process, random).to(x0.dtype)  # (B,)
         dropped = random.uniform("dropout") < unwrapped.dropout
         labels = batch.labels if unwrapped.num_classes else None
         tokens = self.captions.choose(batch.keys).to(self.device) if self.captions is not None else None
         labels, tokens = unwrapped.drop(labels, tokens, dropped)
         alpha, sigma = (value.view(-1, 1, 1, 1) for value in self.schedule.at(t))  # (B, 1, 1, 1)
-        shown, own_t = self.process.shown(alpha * x0 + sigma * shown_eps, t, alpha, sigma)
-        output = model(shown, own_t, labels, tokens)
-        target = self.process.wanted(x0, eps, alpha, sigma)
+        net_input, c_noise = self.process.precondition(alpha * x0 + sigma * input_eps, t, alpha, sigma)
+        output = model(net_input, c_noise, labels, tokens)
+        target = self.process.prediction.target(x0, eps, alpha, sigma)
         error = (output.float() - target).square().mean((1, 2, 3))  # (B,)
         weight = config.objective.weight(self.process, alpha, sigma, config.diffusion.snr_gamma)
         if weight is None:
@@ -183,9 +183,9 @@ class DiffusionTask:
                 [texts[index] for index in part] if conditioner.has_text else None,
             )
             alpha, sigma = (value.view(-1, 1, 1, 1) for value in self.schedule.at(t[part]))
-            noisy, own_t = self.process.shown(alpha * x0[part] + sigma * eps[part], t[part], alpha, sigma)
-            output = model.unet(noisy, own_t, class_labels=condition.class_labels, context=condition.context)
-            target = self.process.wanted(x0[part], eps[part], alpha, sigma)
+            net_input, c_noise = self.process.precondition(alpha * x0[part] + sigma * eps[part], t[part], alpha, sigma)
+            output = model.unet(net_input, c_noise, class_labels=condition.class_labels, context=condition.context)
+            target = self.process.prediction.target(x0[part], eps[part], alpha, sigma)
             errors.append((output - target).square().mean((1, 2, 3)))
         error = torch.cat(errors)  # (N,)
         quarters = [float(part.mean()) for part in error.tensor_split(4)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,10 +17,10 @@ from ldm.data.latent_cache import CacheKey, LatentCache, check_cache_folder, enc
 from ldm.data.selection import plain_batches, to_device
 from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError, at_least
-from ldm.sampling.forward_process import FAMILIES, Process
+from ldm.sampling.forward_process import Process
 from ldm.training.randomness import BatchPlan, StepRandom
 from ldm.training.tasks.autoencoder import image_batches
-from samplers import DiscreteSchedule, EDMSchedule, FlowSchedule
+from samplers import TARGETS, DiscreteSchedule, EDMSchedule, EDMTarget, FlowSchedule, FlowTarget, targets_on
 
 IDENTITY = "identity"  # what `autoencoder` is called where the latents are the pixels
 ONLINE = "none"  # what `latents` is called where there is no cache
@@ -61,18 +61,19 @@ class DiffusionConfig:
 
     def process(self) -> Process:
         """The noise schedule that these settings describe, with the target."""
-        target: Any = self._targets[0] if self.prediction_type == "auto" else self.prediction_type
         if self.beta_schedule == "flow":
-            return Process(FlowSchedule(self.num_train_timesteps), target)
+            return Process(FlowSchedule(self.num_train_timesteps), FlowTarget())
         if self.beta_schedule == "edm":
-            return Process(EDMSchedule(num_train_timesteps=self.num_train_timesteps), target)
+            return Process(EDMSchedule(num_train_timesteps=self.num_train_timesteps), EDMTarget(sigma_data=1.0))
         schedule = DiscreteSchedule(self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
-        return Process(schedule, target)
+        return Process(
+            schedule, TARGETS[self._targets[0] if self.prediction_type == "auto" else self.prediction_type]()
+        )
 
     @property
     def _targets(self) -> tuple[str, ...]:
         """What a network may predict under this schedule, the default first."""
-        return FAMILIES[self.beta_schedule if self.beta_schedule in FAMILIES else "variance preserving"]
+        return targets_on(self.beta_schedule if self.beta_schedule in ("flow", "edm") else DiscreteSchedule.family)
 
 
 @dataclass(frozen=True)

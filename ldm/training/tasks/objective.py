@@ -12,7 +12,6 @@ from torch import Tensor
 from ldm.runtime.errors import UserError
 from ldm.sampling.forward_process import Process
 from ldm.training.randomness import StepRandom
-from samplers import EDMSchedule, min_snr_weight, p2_weight
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class ObjectiveConfig:
             normal = torch.special.ndtri(random.stratified("time").clamp(min=2**-24))
         else:
             normal = random.normal("log sigma", ())
-        mean, std = process.log_normal
+        mean, std = process.prediction.log_normal
         mean, std = (own if given is None else given for own, given in ((mean, self.time_mean), (std, self.time_std)))
         return process.schedule.times_of(-(mean + std * normal))
 
@@ -92,12 +91,11 @@ class ObjectiveConfig:
     def weight(self, process: Process, alpha: Tensor, sigma: Tensor, snr_gamma: float | None) -> Tensor | None:
         """The weight of each squared error, shaped like alpha; None for all alike."""
         if snr_gamma is not None:
-            return min_snr_weight(process.target, alpha, sigma, snr_gamma, process.sigma_data)
+            return process.prediction.min_snr_weight(alpha, sigma, snr_gamma)
         if self.p2_gamma is not None:
-            return p2_weight(process.target, alpha, sigma, self.p2_gamma, self.p2_k, process.sigma_data)
+            return process.prediction.p2_weight(alpha, sigma, self.p2_gamma, self.p2_k)
         return None
 
     def _log_normal(self, process: Process) -> bool:
-        if self.time_sampling == "auto":
-            return isinstance(process.schedule, EDMSchedule)
-        return self.time_sampling == "log_normal"
+        name = process.prediction.time_sampling if self.time_sampling == "auto" else self.time_sampling
+        return name == "log_normal"
