@@ -104,6 +104,8 @@ def guidance(name: str, *, source: str, evaluations: int = 1) -> Callable[[_T], 
     """Registers a guidance: a frozen dataclass whose fields are its options, or a function that returns one."""
 
     def register(function: _T) -> _T:
+        if isinstance(function, type) and not issubclass(function, Guidance):
+            raise ValueError(f"the guidance {name!r}: {function.__name__} must derive from samplers.Guidance")
         options = {key: parameter.default for key, parameter in inspect.signature(function).parameters.items()}
         _add(_guidances, GuidanceInfo(name, function, evaluations, source, MappingProxyType(options)))
         return function
@@ -161,9 +163,12 @@ def parse_guidance(text: str) -> Guidance:
     info = get_guidance(name)
     _bind(name, info.options, args, kwargs)
     try:
-        return info.function(*args, **kwargs)
+        made = info.function(*args, **kwargs)
     except TypeError as error:
         raise ValueError(f"{text}: an option has the wrong type ({error})") from None
+    if not isinstance(made, Guidance):
+        raise ValueError(f"{name} makes a {type(made).__name__}: derive its class from samplers.Guidance")
+    return made
 
 
 def parse_sampler(text: str) -> tuple[str, dict[str, Any]]:

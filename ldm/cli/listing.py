@@ -9,7 +9,7 @@ from typing import TypeVar
 from ldm.runtime.errors import UserError
 from ldm.runtime.settings import config_names
 from ldm.runtime.text import suggest
-from samplers import GuidanceInfo, guidances, samplers
+from samplers import GuidanceInfo, guidances, parse_guidance, samplers
 
 Info = TypeVar("Info")
 KINDS = ("samplers", "guidances", "configs")
@@ -65,10 +65,10 @@ _REMEDIES = {
 
 def _needs(info: GuidanceInfo) -> str:
     """The branches that a guidance asks for, and what each takes: `weak (--weak)`."""
-    given = {name: 2.0 for name, default in info.options.items() if default is inspect.Parameter.empty}
+    required = [f"{name}=2.0" for name, default in info.options.items() if default is inspect.Parameter.empty]
     try:
-        names = getattr(info.function(**given), "needs", ())
-    except (TypeError, ValueError):  # a plug-in's, whose options are not numbers
+        names = parse_guidance(f"{info.name}({', '.join(required)})").needs
+    except ValueError:  # a plug-in's, whose options are not numbers
         return "?"
     return (
         ", ".join(f"{name} ({_REMEDIES[name]})" if _REMEDIES.get(name, "-") != "-" else name for name in names) or "-"

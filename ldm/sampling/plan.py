@@ -126,7 +126,7 @@ def parse_guidances(config: SamplingConfig) -> tuple[Guidance, ...]:
 
 def needed_branches(guidances: Sequence[Guidance]) -> set[str]:
     """Branches besides "cond" that the guidances may evaluate."""
-    return {name for guidance in guidances for name in getattr(guidance, "needs", ())}
+    return {name for guidance in guidances for name in guidance.needs}
 
 
 def named_branches(guidances: Sequence[Guidance]) -> set[str]:

@@ -7,10 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
-from samplers.level import Level, Prediction
+from samplers.level import Guidance, Level, Prediction, Tensor
 
 Interval = Sequence[float | None] | None
 Curve = str | Callable[[float], float]
@@ -69,7 +66,7 @@ def _ends(interval: Sequence[float | None]) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class ScaledDifferenceGuidance:
+class ScaledDifferenceGuidance(Guidance):
     """A guidance by the difference of the conditional prediction and another branch; scale 1 is the conditional model.
 
     At a level its scale is 1 + (scale - 1) * curve. Where that is 1, or outside the interval, it needs nothing and
@@ -82,7 +79,6 @@ class ScaledDifferenceGuidance:
     curve: Curve = "constant"
 
     what: ClassVar[str] = "the guidance"
-    stage: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         check_scale(f"{self.what} scale", self.scale)
@@ -118,5 +114,8 @@ class ScaledDifferenceGuidance:
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """The inner product of each sample: (B, 1, ..., 1), in float32 at least."""
-    wide = torch.promote_types(a.dtype, torch.float32)
-    return (a.to(wide) * b.to(wide)).flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))
+    return (at_least_float32(a) * at_least_float32(b)).flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype.itemsize < 4 else x

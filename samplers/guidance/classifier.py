@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from samplers.guidance.base import Curve, Interval, check_curve, check_interval, check_scale, curve_at, inside
-from samplers.level import Level, Prediction
+from samplers.level import Guidance, Level, Prediction
 from samplers.registry import guidance
 
 
 @guidance("classifier", source="Dhariwal & Nichol 2021, arXiv:2105.05233, Algorithms 1 and 2")
 @dataclass(frozen=True)
-class Classifier:
+class Classifier(Guidance):
     """Adds scale * grad_x log p(y | x_t), the `score_shift` of the branch `name`, to the prediction's shift.
 
     Under `ddpm` that moves the mean by variance * shift (Algorithm 1), under ODE solvers eps by -sigma * shift
@@ -24,8 +23,6 @@ class Classifier:
     name: str = "classifier"
     interval: Interval = None
     curve: Curve = "constant"
-
-    stage: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         check_scale(f"the {self.name} scale", self.scale)

@@ -1,4 +1,4 @@
-"""Classifier-free guidance, and its kin that differ in the branch alone."""
+"""Classifier-free guidance, and its variants that differ in the branch alone."""
 
 from __future__ import annotations
 

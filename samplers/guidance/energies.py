@@ -10,12 +10,12 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from samplers.level import Evaluate, Level, Prediction
+from samplers.level import Evaluate, Level, NamedBranches, Prediction
 
 Energy: TypeAlias = Callable[[Tensor], Tensor]  # (B, ...) -> (B,)
 
 
-class with_energy:  # noqa: N801 - reads as the function that it is
+class with_energy:  # noqa: N801 - used as a function
     """`evaluate` with one more branch, `name`, whose shift is minus the gradient in x_t of `energy`.
 
     of="x0": of the denoised estimate of "cond", by default through the denoiser's Jacobian (which `evaluate` must let
@@ -35,11 +35,10 @@ class with_energy:  # noqa: N801 - reads as the function that it is
     ) -> None:
         if of not in ("x0", "x"):
             raise ValueError(f'an energy is of "x0" or of "x"; got {of!r}')
-        known = getattr(evaluate, "branches", None)
-        if known is not None:
-            if name in known:
+        if isinstance(evaluate, NamedBranches):
+            if name in evaluate.branches:
                 raise ValueError(f'there is a branch "{name}" already; give this energy another name')
-            self.branches = frozenset(known) | {name}
+            self.branches = frozenset(evaluate.branches) | {name}
         self.energy, self.name, self.of, self.jacobian = energy, name, of, jacobian
         self.evaluate: Evaluate = evaluate.evaluate if isinstance(evaluate, with_energy) else evaluate
         before = evaluate.energies if isinstance(evaluate, with_energy) else ()
@@ -50,17 +49,16 @@ class with_energy:  # noqa: N801 - reads as the function that it is
         return self.of == "x0" and self.jacobian
 
     def __call__(self, x: Tensor, level: Level, branches: Sequence[str]) -> Mapping[str, Prediction]:
-        wanted = [each for each in self.energies if each.name in branches]
-        if not wanted:
+        energies = {energy.name: energy for energy in self.energies if energy.name in branches}
+        if not energies:
             return self.evaluate(x, level, branches)
-        names = {each.name for each in wanted}
-        others = tuple(dict.fromkeys(["cond", *(name for name in branches if name not in names)]))
-        through = any(each._through for each in wanted)
+        others = tuple(dict.fromkeys(["cond", *(name for name in branches if name not in energies)]))
+        through = any(energy._through for energy in energies.values())
         with torch.enable_grad() if through else nullcontext():
             x_in = x.detach().requires_grad_() if through else x
             raw = dict(self.evaluate(x_in, level, others))
         x0 = raw["cond"].x0
-        shifts = {each.name: -each._gradient(x_in, x0, level) for each in wanted}
+        shifts = {name: -energy._gradient(x_in, x0, level) for name, energy in energies.items()}
         raw = {name: _detached(p, x) for name, p in raw.items()} if through else raw
         return raw | {name: replace(raw["cond"], score_shift=score_shift) for name, score_shift in shifts.items()}
 
@@ -85,7 +83,7 @@ def _detached(p: Prediction, x: Tensor) -> Prediction:
 
 
 def colour(target: Sequence[float]) -> Energy:
-    """The squared distance of each picture's mean colour, (B, C, H, W) -> (B, C), from `target`."""
+    """The squared distance of each image's mean colour, (B, C, H, W) -> (B, C), from `target`."""
 
     def energy(x0: Tensor) -> Tensor:
         return (x0.flatten(2).mean(2) - x0.new_tensor(target)).square().sum(1)

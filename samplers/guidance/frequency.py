@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch.nn.functional as F
-from torch import Tensor
-
 from samplers.guidance.base import ScaledDifferenceGuidance, check_scale, curve_at, inside
-from samplers.level import Level, Prediction
+from samplers.level import Level, Prediction, Tensor
 from samplers.registry import guidance
 
 
@@ -18,7 +15,7 @@ from samplers.registry import guidance
 class FrequencyDecoupled(ScaledDifferenceGuidance):
     """CFG with `scale` for the fine band of a Laplacian pyramid of two bands, and `low` for the coarse one.
 
-    For pictures (B, C, H, W). The pyramid is linear, so this is x0 += (scale - 1) * fine + (low - 1) * coarse of the
+    For images (B, C, H, W). The pyramid is linear, so this is x0 += (scale - 1) * fine + (low - 1) * coarse of the
     difference, and adds up with the linear guidances.
     """
 
@@ -40,7 +37,7 @@ class FrequencyDecoupled(ScaledDifferenceGuidance):
     def guided(self, p: Prediction, cond: Prediction, other: Prediction, scale: float) -> Prediction:
         d = cond.x0 - other.x0
         if d.ndim != 4:
-            raise ValueError(f"fdg needs pictures, (B, C, H, W); got the shape {tuple(d.shape)}")
+            raise ValueError(f"fdg needs images, (B, C, H, W); got the shape {tuple(d.shape)}")
         coarse = blur(d)
         factor = curve_at(self.curve, p.level)
         return replace(p, x0=p.x0 + factor * ((self.scale - 1) * (d - coarse) + (self.low - 1) * coarse))
@@ -48,6 +45,8 @@ class FrequencyDecoupled(ScaledDifferenceGuidance):
 
 def blur(x: Tensor) -> Tensor:
     """Down to half the size and up again, the coarse band (Burt & Adelson 1983): (B, C, H, W) -> (B, C, H, W)."""
+    import torch.nn.functional as F
+
     weights = x.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
     kernel = (weights[:, None] * weights[None, :]).expand(x.shape[1], 1, 5, 5)
     x_half = F.conv2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), kernel, stride=2, groups=x.shape[1])

@@ -1,15 +1,12 @@
-"""Relatives of classifier-free guidance that mind the direction of the difference: APG, CFG-Zero*, tangential CFG."""
+"""Classifier-free guidance by the direction of the difference: APG, CFG-Zero*, tangential CFG."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from samplers.guidance.base import ScaledDifferenceGuidance, check_scale, inner
-from samplers.level import Level, Prediction
+from samplers.level import Level, Prediction, Tensor
 from samplers.registry import guidance
 
 
@@ -34,7 +31,6 @@ class AdaptiveProjected(ScaledDifferenceGuidance):
             raise ValueError(f"the apg momentum must be between -1 and 1; got {self.momentum!r}")
 
     def fresh(self) -> AdaptiveProjected:
-        """The same with an empty memory."""
         return replace(self)
 
     def guided(self, p: Prediction, cond: Prediction, other: Prediction, scale: float) -> Prediction:
@@ -88,7 +84,7 @@ class Tangential(ScaledDifferenceGuidance):
             return super().guided(p, cond, other, scale)
         c, u = cond.eps, other.eps
         cc, uu, cu = inner(c, c), inner(u, u), inner(c, u)
-        angle = 0.5 * torch.atan2(2 * cu, cc - uu)  # of the first eigenvector of [[cc, cu], [cu, uu]]
+        angle = 0.5 * (2 * cu).atan2(cc - uu)  # of the first eigenvector of [[cc, cu], [cu, uu]]
         v = angle.cos().to(c.dtype) * c + angle.sin().to(c.dtype) * u
         along = (inner(u, v) / inner(v, v).clamp(min=1e-24)).to(c.dtype) * v
         return replace(p, x0=p.x0 - (scale - 1) * sigma / alpha * (c - along))

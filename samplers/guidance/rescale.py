@@ -6,17 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from samplers.guidance.base import check_scale
-from samplers.level import Level, Prediction
+from samplers.guidance.base import at_least_float32, check_scale
+from samplers.level import Guidance, Prediction, Tensor
 from samplers.registry import guidance
 
 
 @guidance("rescale", source="Lin et al. 2024, arXiv:2305.08891, eq. 15 and 16", evaluations=0)
 @dataclass(frozen=True)
-class Rescale:
+class Rescale(Guidance):
     """Gives the guided x0 the standard deviation of the conditional one, by the part `phi` of the way, a sample each.
 
     Of x0, so that it means the same whatever the network predicts (the paper's is of v, near pure noise the same).
@@ -31,9 +28,6 @@ class Rescale:
         if self.phi > 1:
             raise ValueError(f"the rescale phi must be at most 1; got {self.phi}")
 
-    def branches(self, level: Level) -> tuple[str, ...]:
-        return ()
-
     def apply(self, prediction: Prediction, raw: Mapping[str, Prediction]) -> Prediction:
         x0, cond = prediction.x0, raw["cond"].x0
         if self.phi == 0 or x0 is cond:
@@ -47,7 +41,7 @@ class Rescale:
     "threshold", source="Saharia et al. 2022, arXiv:2205.11487, section 2.3 (dynamic thresholding)", evaluations=0
 )
 @dataclass(frozen=True)
-class DynamicThreshold:
+class DynamicThreshold(Guidance):
     """Where the `quantile` s of a sample's |x0| is above `limit`, x0 is clipped to [-s, s] and shrunk by limit / s.
 
     For pixels in [-1, 1] the limit is 1; for latents of unit variance 3 or more.
@@ -64,19 +58,15 @@ class DynamicThreshold:
         if not 0 < self.limit < float("inf"):
             raise ValueError(f"the threshold limit must be a positive number; got {self.limit!r}")
 
-    def branches(self, level: Level) -> tuple[str, ...]:
-        return ()
-
     def apply(self, prediction: Prediction, raw: Mapping[str, Prediction]) -> Prediction:
         x0 = prediction.x0
-        wide = torch.promote_types(x0.dtype, torch.float32)
-        s = torch.quantile(x0.abs().flatten(1).to(wide), self.quantile, dim=1).clamp(min=self.limit).to(x0.dtype)
+        s = at_least_float32(x0.abs().flatten(1)).quantile(self.quantile, dim=1).clamp(min=self.limit).to(x0.dtype)
         s = s.reshape(-1, *[1] * (x0.ndim - 1))  # (B, 1, ..., 1)
         return replace(prediction, x0=x0.clamp(-s, s) * (self.limit / s))
 
 
 @dataclass(frozen=True, eq=False)
-class Keep:
+class Keep(Guidance):
     """Inpainting: where `mask` is 1 the estimate is `known`, so that every solver ends there exactly; both broadcast.
 
     The rest is drawn given x_t, whose known part is `known` with the noise of that level (as in Lugmayr et al. 2022,
@@ -87,9 +77,6 @@ class Keep:
     mask: Tensor
 
     stage: ClassVar[int] = 3
-
-    def branches(self, level: Level) -> tuple[str, ...]:
-        return ()
 
     def apply(self, prediction: Prediction, raw: Mapping[str, Prediction]) -> Prediction:
         x0 = self.mask * self.known + (1 - self.mask) * prediction.x0

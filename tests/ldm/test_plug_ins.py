@@ -15,28 +15,25 @@ from samplers import registry
 ROOT = Path(__file__).resolve().parents[2]
 SOLVER = """
 from samplers import Step, sampler
-from samplers.level import advance, pairs
+from samplers.level import ddim_step, pairs
 
 @sampler("mine", order=1, source="Doe 2026, eq. 1")
 def mine(denoise, x, levels, *, noise=None, strength: float = 1.0):
     for i, now, next in pairs(levels):
         p = denoise(x, now)
-        x = strength * advance(p, next)
+        x = strength * ddim_step(p, next)
         yield Step(x, next, p.denoised, i)
 """
 GUIDANCE = """
 from dataclasses import dataclass, replace
-from samplers import guidance
+from samplers import Guidance, guidance
 
 @guidance("theirs", source="Doe 2026, eq. 2", evaluations=0)
 @dataclass(frozen=True)
-class Theirs:
+class Theirs(Guidance):
     gain: float
     offset: float = 0.0
     stage = 1
-
-    def branches(self, level):
-        return ()
 
     def apply(self, prediction, raw):
         return replace(prediction, x0=self.gain * prediction.x0 + self.offset)

@@ -141,7 +141,7 @@ def test_frequency_decoupled(x):
     assert (
         blur(flat * torch.tensor([1.0, -1.0] * 8))[..., 4:-4].abs().max() < 1e-12
     )  # the finest stripes have no coarse part
-    with pytest.raises(ValueError, match="fdg needs pictures"):
+    with pytest.raises(ValueError, match="fdg needs images"):
         apply(FrequencyDecoupled(3.0), x[0])
 
 
