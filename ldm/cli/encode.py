@@ -49,7 +49,7 @@ def run(arguments: list[str]) -> None:
             batch_size=settings.batch_size,
             device=device,
             num_workers=settings.dataloader_num_workers,
-            place="disk",
+            cache_device="disk",
             tiling=settings.tiling,
             processes=processes,
         )

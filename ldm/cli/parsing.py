@@ -1,4 +1,4 @@
-"""Arguments to settings: dataclasses are the one source, YAML files and flags fill them, in this order."""
+"""Arguments to settings: dataclasses are the one source; YAML files and flags fill them, in this order."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Repeated = tyro.conf.UseAppendAction[tuple[str, ...]]  # a flag that is given on
 
 
 def parse(schema: type[Settings], arguments: Sequence[str], command: str, base: Settings | None = None) -> Settings:
-    """Settings from `base` (or the defaults), `--config NAME_OR_FILE` if given, then flags; what comes later wins.
+    """Settings from `base` (or the defaults), then `--config NAME_OR_FILE`, then flags; the last value wins.
 
-    `_` and `-` in flags are the same; a flag that takes several strings may also be repeated.
+    `_` and `-` in flags are the same; a flag that takes several strings may be repeated.
 
-    `UserError` in one line for what cannot be read; `--help` prints and exits.
+    `UserError` in one line for arguments that cannot be parsed; `--help` prints and exits.
     """
-    names, rest = _take_option(_joined(list(arguments), _string_lists(schema)), "--config")
+    names, rest = _take_option(_merge_repeated(list(arguments), _string_lists(schema)), "--config")
     default = read_settings(schema, find_config(names[-1]), base) if names else base
     printed = io.StringIO()
     try:
@@ -35,7 +35,7 @@ def parse(schema: type[Settings], arguments: Sequence[str], command: str, base: 
                 default=default,
                 prog=f"ldm {command}",
                 config=(tyro.conf.OmitArgPrefixes,),
-                description=f"{(schema.__doc__ or '').strip()} --config NAME_OR_FILE takes settings from a YAML file.",
+                description=f"{(schema.__doc__ or '').strip()} --config NAME_OR_FILE reads settings from a YAML file.",
             )
     except SystemExit as leaving:
         if leaving.code in (0, None):
@@ -60,19 +60,19 @@ def _take_option(arguments: list[str], name: str) -> tuple[list[str], list[str]]
 
 
 def _string_lists(schema: type) -> set[str]:
-    """The flags of a dataclass, and of those in it, that take several strings."""
-    found: set[str] = set()
+    """The flags that take several strings, of a dataclass and of the dataclasses in it."""
+    flags: set[str] = set()
     for name, hint in get_type_hints(schema, include_extras=True).items():
         if hint == tuple[str, ...]:
-            found.add(f"--{name.replace('_', '-')}")
+            flags.add(f"--{name.replace('_', '-')}")
         elif dataclasses.is_dataclass(hint):
-            found |= _string_lists(hint)  # type: ignore[arg-type]
-    return found
+            flags |= _string_lists(hint)  # type: ignore[arg-type]
+    return flags
 
 
-def _joined(arguments: list[str], flags: set[str]) -> list[str]:
-    """`--guidance a --guidance b` as `--guidance a b`, which is how the parser wants it."""
-    given: dict[str, list[list[str]]] = {}
+def _merge_repeated(arguments: list[str], flags: set[str]) -> list[str]:
+    """`--guidance a --guidance b` as `--guidance a b`, the form that tyro parses."""
+    values: dict[str, list[str]] = {}
     rest: list[str] = []
     current = rest
     for argument in arguments:
@@ -81,11 +81,11 @@ def _joined(arguments: list[str], flags: set[str]) -> list[str]:
             flag = name.replace("_", "-")
             current = rest
             if flag in flags:
-                current = [value] if value else []
-                given.setdefault(flag, []).append(current)
+                current = values.setdefault(flag, [])
+                current += [value] if value else []
                 continue
         current.append(argument)
-    return rest + [word for flag, lists in given.items() for word in (flag, *(each for one in lists for each in one))]
+    return rest + [word for flag, words in values.items() for word in (flag, *words)]
 
 
 def _one_line(box: str) -> str:

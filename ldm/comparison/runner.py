@@ -130,7 +130,7 @@ class ComparisonRunner:
                     self.evaluators,
                     first=count,
                     keep=self.rows,
-                    on_batch=lambda number: whole.advance(number * weight),
+                    on_batch=lambda number: whole.update(number * weight),
                     processes=self.processes,
                 )
                 seen = SampleStats.joined([before, new])

@@ -1,4 +1,4 @@
-"""Where cached latents are while a training asks for them: on its device, in memory, or in their files."""
+"""Where cached latents stay during training: on the device, in memory, or in their files."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from ldm.runtime.errors import UserError
 
 CacheDevice = Literal["auto", "cuda", "cpu", "disk"]
-_SHARE = 0.25  # of the GPU's free memory that a cache may take unasked: the training needs the rest
+_FRACTION = 0.25  # of the free GPU memory that `auto` may use; the training needs the rest
 
 
-def choose_cache_device(place: CacheDevice, device: torch.device, size: int, limit: int) -> torch.device | None:
-    """The device for a cache of `size` bytes, None for the files.
+def choose_cache_device(cache_device: CacheDevice, device: torch.device, size: int, limit: int) -> torch.device | None:
+    """The device for a cache of `size` bytes; None if it stays in its files.
 
-    auto: the GPU of the training where that leaves three quarters of its free memory, else the memory of the machine up
-    to `limit` bytes, else the files. `UserError` for a place that there is not, or that is too small.
+    auto: the GPU of the training if that leaves three quarters of its free memory, else the memory of the machine up to
+    `limit` bytes, else the files. `UserError` for a device that is absent or has too little memory.
     """
-    if place == "disk":
+    if cache_device == "disk":
         return None
-    if place == "cuda":
+    if cache_device == "cuda":
         if device.type != "cuda":
             raise UserError(
                 f"this training is on {device.type}",
@@ -31,10 +31,10 @@ def choose_cache_device(place: CacheDevice, device: torch.device, size: int, lim
             )
         _check(size, _free(device), "the GPU", "cpu or disk")
         return device
-    if place == "cpu":
+    if cache_device == "cpu":
         _check(size, _available(), "memory", "disk")
         return torch.device("cpu")
-    if device.type == "cuda" and size <= _SHARE * _free(device):
+    if device.type == "cuda" and size <= _FRACTION * _free(device):
         return device
     if size > limit:
         return None

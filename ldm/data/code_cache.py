@@ -1,7 +1,7 @@
-"""Codes of a data set, found once by the frozen autoencoder: every image's, mirrored ones' as well.
+"""Codes of a data set, encoded once by the frozen autoencoder: of every image and of its mirror image.
 
-folder/codes.safetensors    a map (N, F, h, w) a level; F is 2 (plain, mirrored) if the data set flips, else 1
-folder/manifest.json        what was encoded by what, and the SHA-256; written last: if it is there, all is
+folder/codes.safetensors    a map (N, F, h, w) for each level; F is 2 (plain, mirrored) if the data set flips, else 1
+folder/manifest.json        key and SHA-256; written last, so it marks a whole cache
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class CodeCache:
         return self.levels[0].shape[1] == 2
 
     def maps(self, indices: Tensor, flips: Tensor | None = None) -> tuple[Tensor, ...]:
-        """The maps (B, h, w) int64 of images, mirrored where `flips` (B,) says so; coarse to fine."""
+        """The maps (B, h, w) int64 of images, coarse to fine; `flips` (B,) selects mirrored images."""
         sides = torch.zeros_like(indices) if flips is None else flips.to(indices)
         if not self.has_flips and bool(sides.any()):
-            raise ValueError("mirrored codes asked of a cache without them: its data set does not flip")
+            raise ValueError("this cache has no mirrored codes: its data set does not flip")
         return tuple(level[indices, sides].long() for level in self.levels)
 
 
 def check_code_folder(folder: Path, key: CacheKey) -> None:
-    """`UserError` unless the folder is absent, empty, or holds nothing but codes, if whole then those of `key`."""
+    """`UserError` unless the folder is absent, empty, or holds nothing but codes; whole ones must be of `key`."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: a file", remedy="expected a folder for codes")
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -67,7 +67,7 @@ def encode_codes(
     num_workers: int = 0,
     device: torch.device | str = "cpu",
 ) -> CodeCache:
-    """The codes of all images of `data`, read from `folder` if they are there, else found and written to it.
+    """The codes of all images of `data`, read from `folder` if they are there, else encoded and written to it.
 
     `UserError` for a folder that holds codes of other images or of another autoencoder, or that is damaged.
     """
@@ -77,34 +77,34 @@ def encode_codes(
         return _read(folder, key, autoencoder.config.codebook_sizes, len(data), data.flip)
     levels = _encoded(autoencoder, data, batch_size, num_workers, torch.device(device))
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / _WEIGHTS, {f"level_{place}": level for place, level in enumerate(levels)})
-    facts = {"format": _FORMAT, "key": asdict(key), "sha256": sha256_of_file(folder / _WEIGHTS)}
-    atomic_write_json(folder / _MANIFEST, facts)
+    save_tensors(folder / _WEIGHTS, {f"level_{k}": level for k, level in enumerate(levels)})
+    manifest = {"format": _FORMAT, "key": asdict(key), "sha256": sha256_of_file(folder / _WEIGHTS)}
+    atomic_write_json(folder / _MANIFEST, manifest)
     return CodeCache(levels)
 
 
 def _check_manifest(folder: Path, key: CacheKey) -> str:
-    """The SHA-256 that the codes must have; `UserError` for codes of something else."""
-    facts = read_json(folder / _MANIFEST)
-    if not isinstance(facts, dict) or facts.get("format") != _FORMAT or not isinstance(facts.get("key"), dict):
+    """The SHA-256 that the codes must have; `UserError` for another key."""
+    manifest = read_json(folder / _MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT or not isinstance(manifest.get("key"), dict):
         raise UserError(f"{folder / _MANIFEST}: not that of a code cache", remedy="remove the folder and encode again")
-    if differences := key.differences(facts["key"]):
+    if differences := key.differences(manifest["key"]):
         raise UserError(
             f"{folder}: the code cache is stale: {', '.join(differences)} differ",
             remedy="remove the folder or name another one",
         )
-    return str(facts.get("sha256"))
+    return str(manifest.get("sha256"))
 
 
 def _read(folder: Path, key: CacheKey, sizes: tuple[int, ...], count: int, mirrored: bool) -> CodeCache:
-    path, wanted = folder / _WEIGHTS, _check_manifest(folder, key)
-    if not path.is_file() or sha256_of_file(path) != wanted:
+    path, sha256 = folder / _WEIGHTS, _check_manifest(folder, key)
+    if not path.is_file() or sha256_of_file(path) != sha256:
         raise UserError(f"{path}: damaged or missing", remedy="remove the folder and encode again")
     try:
         tensors = read_tensors(path)
     except UserError as error:
         raise UserError(error.problem, remedy="remove the folder and encode again") from None
-    levels = [tensors.get(f"level_{place}") for place in range(len(sizes))]
+    levels = [tensors.get(f"level_{k}") for k in range(len(sizes))]
     for level, size in zip(levels, sizes, strict=True):
         fits = level is not None and level.ndim == 4 and level.shape[:2] == (count, 1 + mirrored)
         if not fits or level.is_floating_point() or not 0 <= int(level.min()) <= int(level.max()) < size:  # type: ignore[union-attr]
@@ -123,11 +123,11 @@ def _encoded(
         collate_fn=collate,
         generator=torch.Generator(),  # else DataLoader draws a number from the global one
     )
-    found: list[list[Tensor]] = [[] for _ in autoencoder.config.codebook_sizes]
+    maps: list[list[Tensor]] = [[] for _ in autoencoder.config.codebook_sizes]
     for batch in progress(loader, "encoding codes"):
         images = batch.images.to(device, memory_format=torch.channels_last)  # twice as fast on a CPU
         sides = [autoencoder.codes(side) for side in ((images, images.flip(-1)) if data.flip else (images,))]
-        for place, size in enumerate(autoencoder.config.codebook_sizes):
+        for k, size in enumerate(autoencoder.config.codebook_sizes):
             small = torch.int16 if size <= 2**15 else torch.int32
-            found[place].append(torch.stack([side[place] for side in sides], 1).to("cpu", small))  # (B, F, h, w)
-    return [torch.cat(parts) for parts in found]
+            maps[k].append(torch.stack([side[k] for side in sides], 1).to("cpu", small))  # (B, F, h, w)
+    return [torch.cat(parts) for parts in maps]

@@ -1,4 +1,4 @@
-"""What training sees of a data set: examples, batches, and the protocol that every data set obeys."""
+"""The protocol of data sets, their examples and batches."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Batch:
 class ImageData(Protocol):
     """A split of a data set: a fixed sequence of images with labels and captions, picklable for workers.
 
-    `data[index]` is the plain preprocessing: centre crop, no flip, first caption.
-    `data[index, seed]` draws crop, flip and caption from (index, seed) alone, whatever the order and the worker.
+    `data[index]` has no augmentation: centre crop, no flip, first caption.
+    `data[index, seed]` has a random crop, flip and caption that depend on (index, seed) alone, not on order or worker.
     """
 
     @property
@@ -61,7 +61,7 @@ class ImageData(Protocol):
     @property
     def attribute_names(self) -> Mapping[str, tuple[str, ...]]: ...  # attribute -> its values; {} if not known
     @property
-    def fingerprint(self) -> str: ...  # of all that training sees: images, labels, captions, their order
+    def fingerprint(self) -> str: ...  # of all training data: images, labels, captions, their order
     @property
     def image_fingerprint(self) -> str: ...  # of the images and their order alone
     def __len__(self) -> int: ...
@@ -72,7 +72,7 @@ class ImageData(Protocol):
 
 
 def random_words(index: int, seed: int) -> tuple[int, int, int, int]:
-    """Four uniform 32-bit numbers that depend on (index, seed) alone: a hash, so there is no state and no order."""
+    """Four uniform 32-bit numbers: a hash of (index, seed), so there is no state."""
     digest = hashlib.blake2b(f"{int(seed)}/{int(index)}".encode(), digest_size=16).digest()
     return tuple(int.from_bytes(digest[i : i + 4], "little") for i in (0, 4, 8, 12))  # type: ignore[return-value]
 

@@ -1,6 +1,6 @@
-"""Image files to RGB pixels of one size, whatever they hold: orientation, alpha, palette, grey, 16 bits, CMYK.
+"""Image files to RGB pixels of one size: orientation, alpha, palette, grey, 16 bits, CMYK.
 
-Colour profiles are not applied. Alpha lies over white; of animations the first frame counts.
+Colour profiles are not applied. Transparent images are put on white; of an animation the first frame is used.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import numpy as np
 from PIL import Image
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no decoder beyond these is ever called
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no other decoder is called
 MAX_PIXELS = 89_478_485  # Pillow's threshold of a decompression bomb: 256 MiB of RGB
 MAX_BYTES = 512 * 2**20  # of a file
 VERSION = 1  # raise it when the pixels of a file change
 
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT = {  # EXIF orientation -> what sets it upright
+_UPRIGHT = {  # EXIF orientation -> the transpose that undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -52,12 +52,12 @@ def decode_rgb(content: bytes) -> Image.Image:
 
 
 def upright_size(content: bytes) -> tuple[int, int]:
-    """Height and width that `decode_rgb` would give, from the head of the file alone. BadImageError if it is none."""
+    """Height and width after `decode_rgb`, from the head of the file alone. BadImageError if it is not an image."""
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         width, height = image.size
         return (width, height) if _orientation(image) >= 5 else (height, width)
-    except Exception:  # decoding it says what is wrong
+    except Exception:  # decoding raises the reason
         decoded = decode_rgb(content)
         return decoded.height, decoded.width
 
@@ -81,7 +81,7 @@ def _flattened(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
-    """`pixels` turned as the EXIF data of `image` ask; unreadable EXIF data ask for nothing."""
+    """`pixels` turned by the EXIF orientation of `image`; unreadable EXIF data are ignored."""
     orientation = _orientation(image)
     return pixels.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else pixels
 
@@ -89,10 +89,10 @@ def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """1, upright, to 8; from 5 on height and width are swapped."""
     try:
-        found = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # malformed EXIF data, beside sound pixels
-        found = 1
-    return found if found in _UPRIGHT else 1
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # malformed EXIF data; the pixels may be whole
+        orientation = 1
+    return orientation if orientation in _UPRIGHT else 1
 
 
 def fit(image: Image.Image, size: int) -> np.ndarray:
@@ -104,12 +104,12 @@ def fit(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def crop_square(pixels: np.ndarray, place: tuple[float, float] | None = None) -> np.ndarray:
-    """The largest square of (h, w, 3) in the centre, or at `place` (down, right) in [0, 1) among those possible."""
+def crop_square(pixels: np.ndarray, position: tuple[float, float] | None = None) -> np.ndarray:
+    """The largest square of (h, w, 3), in the centre or at `position` (down, right) in [0, 1)."""
     height, width = pixels.shape[:2]
     size = min(height, width)
-    down, right = place or (0.0, 0.0)
+    down, right = position or (0.0, 0.0)
     top, left = int(down * (height - size + 1)), int(right * (width - size + 1))
-    if place is None:
+    if position is None:
         top, left = (height - size) // 2, (width - size) // 2
     return pixels[top : top + size, left : left + size]

@@ -1,4 +1,4 @@
-"""Latents of a data set, encoded once: posterior mean and standard deviation of every image, mirrored ones as well."""
+"""Latents of a data set, encoded once: posterior mean and standard deviation of every image and of its mirror image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RAM_LIMIT = 2**30  # bytes; a cache up to this size is read into memory, a large
 
 @dataclass(frozen=True)
 class CacheKey:
-    """All that the latents depend on."""
+    """Everything that the latents depend on."""
 
     images: str  # fingerprint of the images and their order
     autoencoder: str
@@ -37,23 +37,26 @@ class CacheKey:
 
     @classmethod
     def of(cls, autoencoder: Autoencoder, data: ImageData) -> CacheKey:
-        """Images are encoded with the plain preprocessing, so the crop is always the centre."""
+        """Images are encoded without augmentation, so the crop is always the centre."""
         return cls(data.image_fingerprint, autoencoder.fingerprint(), data.image_size, "center", data.flip)
 
     def digest(self) -> str:
         return fingerprint(asdict(self))
 
     def differences(self, cached: dict[str, Any]) -> list[str]:
-        """What is not the same in a cache's key, told for a message."""
-        pairs = [(name, cached.get(name), now) for name, now in asdict(self).items()]
-        return [f"{name} (cached {_short(then)}, now {_short(now)})" for name, then, now in pairs if then != now]
+        """The differences from the key of a cache, as words of a message."""
+        return [
+            f"{name} (cached {str(cached.get(name))[:12]}, now {str(now)[:12]})"
+            for name, now in asdict(self).items()
+            if cached.get(name) != now
+        ]
 
 
 class LatentCache:
     """The latents of a data set by index: on the device, in memory, or in their files (`choose_cache_device`)."""
 
-    def __init__(self, folder: Path, layout: Layout, device: torch.device, place: CacheDevice = "auto") -> None:
-        chosen = choose_cache_device(place, device, layout.count * layout.example_bytes, RAM_LIMIT)
+    def __init__(self, folder: Path, layout: Layout, device: torch.device, cache_device: CacheDevice = "auto") -> None:
+        chosen = choose_cache_device(cache_device, device, layout.count * layout.example_bytes, RAM_LIMIT)
         self.folder, self.device, self._layout = folder, chosen or torch.device("cpu"), layout
         self._memory: dict[str, Tensor] = {}
         self._maps: list[dict[str, np.ndarray]] = []
@@ -65,11 +68,11 @@ class LatentCache:
                 raise UserError(f"{path}: damaged ({error})", remedy="remove the folder and encode again") from None
         if chosen is not None:
             for name in layout.names:
-                self._memory[name] = self._gathered(name)
+                self._memory[name] = self._concatenated(name)
             self._maps = []
 
-    def _gathered(self, name: str) -> Tensor:
-        """All shards of a moment, (N, F, C, h, w) on the device; a second copy is never made."""
+    def _concatenated(self, name: str) -> Tensor:
+        """All shards of a moment, (N, F, C, h, w) on the device, without a second copy."""
         shape = (len(self), 1 + self.has_flips, *self.shape)
         whole, row = torch.empty(shape, dtype=torch.float16, device=self.device), 0
         for part in self._maps:
@@ -80,9 +83,14 @@ class LatentCache:
 
     @classmethod
     def open(
-        cls, folder: str | Path, expected: CacheKey, *, device: torch.device | str = "cpu", place: CacheDevice = "auto"
+        cls,
+        folder: str | Path,
+        expected: CacheKey,
+        *,
+        device: torch.device | str = "cpu",
+        cache_device: CacheDevice = "auto",
     ) -> LatentCache:
-        """UserError if the cache is not whole, or not of `expected`: then it says what differs."""
+        """Open a whole cache of the key `expected`; otherwise a `UserError` names the differences."""
         folder = Path(folder)
         if not (folder / "manifest.json").is_file():
             state = "is not complete" if folder.is_dir() else "does not exist"
@@ -93,20 +101,20 @@ class LatentCache:
                 f"{folder}: the latent cache is stale: {', '.join(differences)} differ",
                 remedy="remove the folder or name another one, and encode again",
             )
-        for shard, wanted in enumerate(sums):
+        for shard, sha256 in enumerate(sums):
             path = layout.path(folder, shard)
             if not path.is_file():
                 raise UserError(f"{path}: missing", remedy="remove the folder and encode again")
-            if layout.count * layout.example_bytes <= RAM_LIMIT and sha256_of_file(path) != wanted:
+            if layout.count * layout.example_bytes <= RAM_LIMIT and sha256_of_file(path) != sha256:
                 raise UserError(f"{path}: damaged, its SHA-256 differs", remedy="remove the folder and encode again")
-        return cls(folder, layout, torch.device(device), place)
+        return cls(folder, layout, torch.device(device), cache_device)
 
     def __len__(self) -> int:
         return self._layout.count
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one latent: (C, h, w)."""
+        """The shape (C, h, w) of one latent."""
         return self._layout.shape
 
     @property
@@ -118,9 +126,10 @@ class LatentCache:
         return self._layout.has_std
 
     def moments(self, indices: Sequence[int] | Tensor, flips: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Posterior mean and standard deviation (None of a deterministic encoder): fp16 (B, C, h, w).
+        """Posterior mean and standard deviation (None for a deterministic encoder): fp16 (B, C, h, w).
 
-        `flips` (B,) bool asks for mirrored images. From memory they come on the cache's device, else on the CPU.
+        `flips` (B,) bool selects mirrored images. The result is on the device of the cache, or on the CPU if the cache
+        stays in its files.
         """
         rows = torch.as_tensor(indices, dtype=torch.int64).cpu()
         sides = torch.zeros_like(rows) if flips is None else flips.to(rows)
@@ -130,14 +139,14 @@ class LatentCache:
         if low < 0 or high >= len(self):
             raise IndexError(f"expected indices from 0 to {len(self) - 1}, got {low} to {high}")
         if not self.has_flips and bool(sides.any()):
-            raise ValueError("mirrored latents asked of a cache without them: its data set does not flip")
+            raise ValueError("this cache has no mirrored latents: its data set does not flip")
         moments = [self._rows(name, rows, sides) for name in self._layout.names]
         return moments[0], moments[1] if self.has_std else None
 
     def gather(
         self, indices: Sequence[int] | Tensor, flips: Tensor | None = None, noise: Tensor | None = None
     ) -> Tensor:
-        """Latents float32 (B, C, h, w): mean + std * noise; the mean without noise, or of a deterministic encoder."""
+        """Latents float32 (B, C, h, w): mean + std * noise; the mean if there is no noise or no std."""
         mean, std = self.moments(indices, flips)
         if noise is not None and noise.shape != mean.shape:
             raise ValueError(f"expected noise of shape {tuple(mean.shape)}, got {tuple(noise.shape)}")
@@ -149,14 +158,14 @@ class LatentCache:
         if self._memory:
             return self._memory[name][rows.to(self.device), sides.to(self.device)]
         batch = np.empty((len(rows), *self.shape), dtype=np.float16)
-        for place, (row, side) in enumerate(zip(rows.tolist(), sides.tolist(), strict=True)):
+        for index, (row, side) in enumerate(zip(rows.tolist(), sides.tolist(), strict=True)):
             shard, example = divmod(row, self._layout.per_shard)
-            batch[place] = self._maps[shard][name][example, side]
+            batch[index] = self._maps[shard][name][example, side]
         return torch.from_numpy(batch)
 
 
 def check_cache_folder(folder: Path) -> None:
-    """UserError unless the folder is absent or holds nothing but a latent cache."""
+    """`UserError` unless the folder is absent or holds nothing but a latent cache."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: a file", remedy="expected a folder for latents")
     foreign = sorted(path.name for path in folder.iterdir() if not is_ours(path.name)) if folder.is_dir() else []
@@ -175,14 +184,14 @@ def encode_latents(
     num_workers: int = 0,
     tiling: Tiling | None = None,
     processes: Processes = SINGLE_PROCESS,
-    place: CacheDevice = "auto",
+    cache_device: CacheDevice = "auto",
 ) -> LatentCache:
-    """Write the latents of all images of `data` to `folder`, and open them; `autoencoder` must be on `device`.
+    """Write the latents of all images of `data` to `folder` and open them; `autoencoder` must be on `device`.
 
-    A whole cache of the same key is opened as it is, one of another key is refused. Whole shards of an interrupted run
-    with the same key are kept, its other remains replaced. A folder that holds anything else is refused. `tiling` saves
-    memory and is no part of the key: the latents are the same to a rounding finer than theirs in the cache. Several
-    processes, all of which must call this, share the missing shards among them; a folder that all see is needed.
+    A whole cache of the same key is opened, one of another key is refused. Whole shards of an interrupted run with the
+    same key are reused, its other files replaced. A folder that holds anything else is refused. `tiling` saves memory
+    and is not part of the key: it changes the latents by less than the rounding of the cache. Several processes, all of
+    which must call this, divide the missing shards; they need a common folder.
     """
     folder, device, key = Path(folder), torch.device(device), CacheKey.of(autoencoder, data)
     if batch_size < 1:
@@ -193,7 +202,7 @@ def encode_latents(
         )
     check_cache_folder(folder)
     if processes.run_on_main_and_broadcast(lambda: (folder / "manifest.json").is_file()):
-        return LatentCache.open(folder, key, device=device, place=place)
+        return LatentCache.open(folder, key, device=device, cache_device=cache_device)
 
     training = autoencoder.training
     autoencoder.eval()
@@ -218,7 +227,7 @@ def encode_latents(
         atomic_write_json(folder / "manifest.json", manifest_of(layout, asdict(key), sums))
 
     processes.run_on_main_and_broadcast(finish)
-    return LatentCache.open(folder, key, device=device, place=place)
+    return LatentCache.open(folder, key, device=device, cache_device=cache_device)
 
 
 def _encoded(
@@ -231,7 +240,7 @@ def _encoded(
     num_workers: int,
     tiling: Tiling,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """(shard, its tensors (n, F, C, h, w) by name), one after another."""
+    """Yield (shard, its tensors (n, F, C, h, w) by name)."""
     plan: list[tuple[int, list[int]]] = []  # (shard, rows) of each batch
     for shard in shards:
         rows = list(layout.rows(shard))
@@ -254,7 +263,7 @@ def _encoded(
 def _moments(
     autoencoder: Autoencoder, batch: Batch, layout: Layout, device: torch.device, tiling: Tiling
 ) -> dict[str, Tensor]:
-    """Posterior moments of a batch, fp16 on the CPU: each (B, F, C, h, w)."""
+    """Posterior moments (B, F, C, h, w) of a batch, fp16 on the CPU."""
     images = batch.images.to(device)
     sides: dict[str, list[Tensor]] = {name: [] for name in layout.names}
     for side in (images, images.flip(-1)) if layout.has_flips else (images,):
@@ -276,7 +285,7 @@ def _moments(
 
 
 def _begin(folder: Path, layout: Layout, key: CacheKey) -> list[int]:
-    """Make the folder, or rid it of all but the whole shards of an earlier run; the shards that are missing."""
+    """Create the folder, or remove all but the whole shards of an earlier run; return the missing shards."""
     folder.mkdir(parents=True, exist_ok=True)
     whole = {n for n in range(layout.shards) if is_whole(layout.path(folder, n), layout, n, key.digest())}
     keep = {layout.path(folder, shard) for shard in whole}
@@ -284,8 +293,3 @@ def _begin(folder: Path, layout: Layout, key: CacheKey) -> list[int]:
         if path not in keep:
             path.unlink()
     return [shard for shard in range(layout.shards) if shard not in whole]
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 12 else text[:12]

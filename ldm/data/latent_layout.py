@@ -1,7 +1,7 @@
-"""How cached latents lie on disk.
+"""The files of a latent cache.
 
     folder/latents-00000-of-00012.safetensors    mean (n, F, C, h, w) and, unless the encoder is deterministic, std
-    folder/manifest.json                         what was encoded by what; written last: if it is there, all is
+    folder/manifest.json                         key, layout, SHA-256 of the shards; written last, so it marks a whole cache
 
 F is 2 (plain, mirrored) if the data set flips, else 1. Everything is fp16.
 """
@@ -21,7 +21,7 @@ from ldm.runtime.errors import UserError
 from ldm.runtime.files import read_json
 
 SHARD_EXAMPLES = 4096
-SHARD_BYTES = 2**27  # fewer examples a shard where they would take more
+SHARD_BYTES = 2**27  # a shard has fewer examples where they would take more
 FORMAT = 1
 MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what map_shard may raise
 _HEADER_LIMIT = 2**20  # bytes; ours take a few hundred
@@ -30,7 +30,7 @@ _OURS = re.compile(r"\.?(latents-\d{5}-of-\d{5}\.safetensors|manifest\.json)(\.t
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each example's latents lie."""
+    """Shard and row of each example's latents."""
 
     count: int  # examples
     shape: tuple[int, int, int]  # of one latent: C, h, w
@@ -80,8 +80,9 @@ def read_manifest(path: Path) -> tuple[Layout, dict[str, Any], list[str]]:
             raise UserError(
                 f"{path}: a latent cache of format {manifest['format']}, expected {FORMAT}", remedy="encode again"
             )
-        facts = manifest["layout"]
-        layout = Layout(facts["count"], tuple(facts["shape"]), facts["has_flips"] is True, facts["has_std"] is True)
+        stored = manifest["layout"]
+        flags = stored["has_flips"] is True, stored["has_std"] is True
+        layout = Layout(stored["count"], tuple(stored["shape"]), *flags)
         key, sums = dict(manifest["key"]), [str(value) for value in manifest["sha256"]]
         if len(sums) != layout.shards:
             raise ValueError(f"expected {layout.shards} checksums, got {len(sums)}")
@@ -97,7 +98,7 @@ def manifest_of(layout: Layout, key: dict[str, Any], sums: list[str]) -> dict[st
 
 
 def map_shard(path: Path, layout: Layout, shard: int, key: str | None = None) -> dict[str, np.ndarray]:
-    """A shard's tensors as read-only memory maps; ValueError if the file is not what the layout (and `key`) say."""
+    """A shard's tensors as read-only memory maps; ValueError if the file does not match the layout (and `key`)."""
     size = path.stat().st_size
     with open(path, "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -122,7 +123,7 @@ def map_shard(path: Path, layout: Layout, shard: int, key: str | None = None) ->
 
 
 def is_whole(path: Path, layout: Layout, shard: int, key: str) -> bool:
-    """Whether a shard of this very key is there; it was renamed into place, so it was written whole."""
+    """Whether there is a shard of this key; it was renamed after writing, so it is whole."""
     try:
         map_shard(path, layout, shard, key)
     except MALFORMED:

@@ -1,4 +1,4 @@
-"""What a folder of images holds, by its metadata file or its sub-folders; no image is opened here."""
+"""The images of a folder with their labels and captions; no image is opened here."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a folder, by their paths relative to it (with "/"), in a fixed order."""
+    """The images of a folder, by their relative paths (with "/"), in a fixed order."""
 
     folder: Path
     names: tuple[str, ...]
-    labels: tuple[int, ...] | None  # one a name
-    captions: tuple[tuple[str, ...], ...] | None  # one or more a name
+    labels: tuple[int, ...] | None  # one for each name
+    captions: tuple[tuple[str, ...], ...] | None  # one or more for each name
     class_names: tuple[str, ...]
     contents: Contents
 
 
 def list_folder(folder: str | Path) -> Listing:
-    """By metadata.jsonl or metadata.csv, else by class sub-folders, else unlabelled.
+    """From metadata.jsonl or metadata.csv, else from class sub-folders, else unlabelled.
 
-    Class sub-folders are two or more, with no image beside them; images count at any depth.
+    Sub-folders are classes if there are two or more and no image is outside them; images may be at any depth.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -51,10 +51,10 @@ def list_folder(folder: str | Path) -> Listing:
 
 
 def _from_tree(folder: Path) -> Listing:
-    found = sorted(_files(folder))
-    names = tuple(name for name in found if PurePosixPath(name).suffix.lower() in ENDINGS)
+    paths = sorted(_files(folder))
+    names = tuple(name for name in paths if PurePosixPath(name).suffix.lower() in ENDINGS)
     if not names:
-        files = f"{len(found)} file{'s' if len(found) > 1 else ''}, none an image" if found else "no file"
+        files = f"{len(paths)} file{'s' if len(paths) > 1 else ''}, none an image" if paths else "no file"
         raise UserError(
             f"{printable(folder)}: holds {files}", remedy=f"looked for {', '.join(ENDINGS)}, in sub-folders as well"
         )
@@ -73,15 +73,15 @@ def _from_tree(folder: Path) -> Listing:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Every file below `folder`, through links, but for hidden ones; each folder once, so that no link makes a loop."""
-    seen: set[tuple[int, int]] = set()
+    """Every file below `folder` that is not hidden. Links are followed; a folder is visited once, so loops end."""
+    visited: set[tuple[int, int]] = set()
     waiting = [(str(folder), "")]
     while waiting:
         path, prefix = waiting.pop()
         status = os.stat(path)
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in visited:
             continue
-        seen.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         with os.scandir(path) as entries:
             for entry in entries:
                 if entry.name.startswith(".") or entry.name == "__MACOSX":
@@ -167,9 +167,9 @@ def _csv_rows(stream: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _inside(root: Path, name: Any, where: str, parents: dict[str, str]) -> str:
-    """A file name of the metadata, normalised; UserError unless it is an existing file inside the folder.
+    """A file name of the metadata, normalised; `UserError` unless it is an existing file inside the folder.
 
-    `parents` remembers the real paths of folders: resolving every file's whole path would take a minute a million.
+    `parents` caches the real paths of folders: to resolve the whole path of a million files takes a minute.
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise UserError(
@@ -197,15 +197,15 @@ def _inside(root: Path, name: Any, where: str, parents: dict[str, str]) -> str:
 
 
 def check_texts(text: Any, where: str) -> tuple[str, ...]:
-    """One caption or several; UserError for anything else."""
+    """One caption or several; `UserError` for anything else."""
     texts = text if isinstance(text, list) else [text]
-    if not texts or not all(isinstance(one, str) for one in texts):
+    if not texts or not all(isinstance(caption, str) for caption in texts):
         raise UserError(f"{where}: text must be a string or a list of strings, got {printable(json.dumps(text), 60)}")
     return tuple(texts)
 
 
 def check_label(label: Any, where: str) -> int | str:
-    """A class by its name or number; UserError for anything else."""
+    """A class by its name or number; `UserError` for anything else."""
     if isinstance(label, str) and label.strip():
         return label.strip()
     if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < MAX_CLASSES:
@@ -216,7 +216,7 @@ def check_label(label: Any, where: str) -> int | str:
 
 
 def number_classes(labels: Sequence[int | str], path: Path) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
-    """Names are numbered in sorted order; numbers stand for themselves, and name their classes."""
+    """Labels as numbers, and the class names. Names are numbered in sorted order; numbers are their own names."""
     if not labels:
         return None, ()
     if all(isinstance(label, int) for label in labels):

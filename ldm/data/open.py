@@ -1,4 +1,4 @@
-"""Names and folders to data sets."""
+"""From names, folders and shards to data sets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = ("shapes", *SETS)
 
 
 def open_data(config: DataConfig, split: str = "train") -> ImageData:
-    """The data set that `config` names, every image of it checked; UserError where it cannot be used as a whole."""
+    """The data set that `config` names, with every image checked; `UserError` where it cannot be used."""
     if split not in SPLITS:
         raise UserError(f'unknown split "{split}"', remedy=suggest(split, SPLITS))
     if config.data == "shapes":
@@ -58,7 +58,7 @@ def _shapes(config: DataConfig, split: str) -> ImageData:
 
 
 def other_split(dataset: DataConfig, split: str) -> ImageData | None:
-    """The images that the split is not of; None where the data have no others."""
+    """The other split of a data set; None if there is none."""
     try:
         return open_data(dataset, "validation" if split == "train" else "train")
     except UserError:
@@ -66,40 +66,40 @@ def other_split(dataset: DataConfig, split: str) -> ImageData | None:
 
 
 def open_listing(listing: Listing, config: DataConfig, split: str) -> PixelData:
-    """A split of a folder or of shards: every image checked, a fixed part of the names held out."""
-    found = verify(listing, config.image_size, crop=config.crop, max_bad=config.max_bad_images)
-    names = [listing.names[place] for place in found.kept]
+    """A split of a folder or of shards, with every image checked and a fixed part of the names held out."""
+    verified = verify(listing, config.image_size, crop=config.crop, max_bad=config.max_bad_images)
+    names = [listing.names[index] for index in verified.indices]
     held_out = hold_out(names, config.validation_fraction)
     rows = [row for row, name in enumerate(names) if (name in held_out) == (split == "validation")]
     if not rows:
         remedy = "give `validation_fraction` above 0" if not held_out else "give a smaller `validation_fraction`"
         remedy = "at least two are needed" if len(names) == 1 else remedy
         raise UserError(f"{printable(config.data)}: no image of {len(names)} is left for {split}", remedy=remedy)
-    places = [found.kept[row] for row in rows]
+    indices = [verified.indices[row] for row in rows]
     return PixelData(
         config,
         split,
         name=listing.folder.resolve().name,
-        pixels=found,
+        pixels=verified,
         rows=rows,
-        labels=None if listing.labels is None else [listing.labels[place] for place in places],
-        captions=None if listing.captions is None else [listing.captions[place] for place in places],
+        labels=None if listing.labels is None else [listing.labels[index] for index in indices],
+        captions=None if listing.captions is None else [listing.captions[index] for index in indices],
         class_names=listing.class_names,
         file_names=[names[row] for row in rows],
-        image_fingerprint=fingerprint([VERSION, *((names[row], found.digests[row].hex()) for row in rows)]),
+        image_fingerprint=fingerprint([VERSION, *((names[row], verified.digests[row].hex()) for row in rows)]),
     )
 
 
 def hold_out(names: list[str], fraction: float) -> set[str]:
-    """The names of the validation split: those whose hash is below `fraction`, or the lowest if there is none.
+    """The names of the validation split: those with a hash below `fraction`, or else the one with the lowest.
 
-    So each file's side depends on its name alone, and stays when others come and go.
+    So the split of a file depends on its name alone, and does not change when files are added or removed.
     """
     if fraction == 0 or len(names) < 2:
         return set()
-    places = {name: _hash(name) for name in names}
-    chosen = {name for name, place in places.items() if place < fraction}
-    return chosen or {min(names, key=places.__getitem__)}
+    hashes = {name: _hash(name) for name in names}
+    chosen = {name for name, value in hashes.items() if value < fraction}
+    return chosen or {min(names, key=hashes.__getitem__)}
 
 
 def _hash(name: str) -> float:

@@ -1,8 +1,8 @@
-"""Parquet files of encoded images, as Hugging Face data sets are published. Needs pyarrow: the extra `datasets`.
+"""Parquet files of encoded images, the format of Hugging Face data sets. Needs pyarrow: the extra `datasets`.
 
-The images of a parquet file lie in compressed pages, and one cannot be had without its whole row group. So each file
-is unpacked once, a few rows at a time, into one file of images in the user's cache folder; from then on it is read as
-tar shards are: any image in any order, by any number of workers.
+The images of a parquet file are in compressed pages; to read one, its whole row group must be unpacked. So each file is
+unpacked once, a few rows at a time, into one file of images in the user's cache folder. From then on it is read like a
+tar shard: any image in any order, by any number of workers.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from ldm.runtime.text import printable, suggest
 
 _IMAGES, _TEXTS = ("image", "img", "jpg", "png"), ("text", "caption")
 _LABELS = ("label", "labels", "class", "fine_label")
-_ROWS = 64  # taken at a time
+_ROWS = 64  # read at a time
 _ROW_GROUP_BYTES = 4 * 2**30  # of one row group, unpacked
 
 
 def read_parquet(path: Path, columns: tuple[str, str, str]) -> Shard:
-    """The images of a file, unpacked now if they are not; `columns` names image, label and text ("": by their usual
-    names). UserError for a file that cannot be read or has no images."""
+    """The images of a file, unpacked if they are not yet. `columns` names image, label and text ("": the usual names).
+    `UserError` for a file that cannot be read or has no images."""
     index = index_path(path, "parquet", *columns)
     images = index.with_suffix(".images")
-    known = read_index(index)
-    if known is None or not _covers(images, known[0]):
-        known = _unpack(path, images, columns)
-        write_index(index, *known)
-    return Shard(images, path, *known)
+    content = read_index(index)
+    if content is None or not _is_unpacked(images, content[0]):
+        content = _unpack(path, images, columns)
+        write_index(index, *content)
+    return Shard(images, path, *content)
 
 
-def _covers(images: Path, samples: list[Sample]) -> bool:
+def _is_unpacked(images: Path, samples: list[Sample]) -> bool:
     last = samples[-1] if samples else None
     return images.is_file() and images.stat().st_size == (last.offset + last.size if last else 0)
 
@@ -87,17 +87,17 @@ def _unpack(path: Path, images: Path, columns: tuple[str, str, str]) -> tuple[li
     return samples, class_names
 
 
-def _columns(schema: Any, wanted: tuple[str, str, str], path: Path) -> tuple[tuple[str, str, str], tuple[str, ...]]:
-    """The names of the image, label and text column ("" for none), and the class names that the file tells."""
-    found = []
-    for flag, given, usual in zip(("image", "label", "text"), wanted, (_IMAGES, _LABELS, _TEXTS), strict=True):
+def _columns(schema: Any, requested: tuple[str, str, str], path: Path) -> tuple[tuple[str, str, str], tuple[str, ...]]:
+    """The names of the image, label and text column ("" for none), and the class names in the file."""
+    names = []
+    for flag, given, usual in zip(("image", "label", "text"), requested, (_IMAGES, _LABELS, _TEXTS), strict=True):
         if given and given not in schema.names:
             raise UserError(
                 f'{printable(path)}: no column "{printable(given)}" (`{flag}_column`)',
                 remedy=suggest(given, schema.names),
             )
-        found.append(given or next((name for name in usual if name in schema.names), ""))
-    image, label, text = found
+        names.append(given or next((name for name in usual if name in schema.names), ""))
+    image, label, text = names
     if not image:
         raise UserError(
             f"{printable(path)}: no column of images; name it by `image_column`", remedy=suggest("image", schema.names)
@@ -111,10 +111,10 @@ def _columns(schema: Any, wanted: tuple[str, str, str], path: Path) -> tuple[tup
 
 
 def _class_names(schema: Any, label: str) -> tuple[str, ...]:
-    """The names that the data sets library keeps of a column's numbers."""
+    """The names of the numbers in a column, from the metadata of the datasets library."""
     try:
-        facts = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        names = facts["info"]["features"][label]["names"]
+        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        names = metadata["info"]["features"][label]["names"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return ()
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()

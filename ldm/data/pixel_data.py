@@ -18,7 +18,7 @@ from ldm.runtime.files import fingerprint
 class PixelData:
     """One split of stored images; see `ldm.data.ImageData`.
 
-    `rows[i]` is the place of image i in `pixels`, `labels` and `captions` are given for the images of the split.
+    `rows[i]` is the index of image i in `pixels`; `labels` and `captions` are those of the split.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class PixelData:
         return () if self._captions is None else self._captions[index]
 
     def file_name(self, index: int) -> str:
-        """Where image `index` came from, inside its folder; "" where there are no files."""
+        """The path of image `index` inside its folder; "" if there are no files."""
         return "" if self._file_names is None else self._file_names[index]
 
     def attributes(self, index: int) -> dict[str, Any]:
@@ -78,8 +78,8 @@ class PixelData:
             square, caption = self._pixels.crop(int(self._rows[index]), None), captions[0]
         else:
             word = random_words(index, seed)
-            place = (word[0] / 2**32, word[1] / 2**32) if self.crop == "random" else None
-            square = self._pixels.crop(int(self._rows[index]), place)  # (H, W, 3)
+            position = (word[0] / 2**32, word[1] / 2**32) if self.crop == "random" else None
+            square = self._pixels.crop(int(self._rows[index]), position)  # (H, W, 3)
             square = square[:, ::-1] if self.flip and word[2] & 1 else square
             caption = captions[word[3] * len(captions) >> 32]
         image = torch.from_numpy(np.ascontiguousarray(square.transpose(2, 0, 1)))  # (3, H, W)

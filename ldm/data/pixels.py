@@ -1,4 +1,4 @@
-"""Where the uint8 pixels of an image come from: memory, or its file."""
+"""Sources of uint8 pixels: images in memory, or files that are decoded when they are read."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from PIL import Image
 from ldm.data.decode import MAX_BYTES, BadImageError, crop_square, decode_rgb, fit
 from ldm.runtime.errors import UserError
 
-CropPosition = tuple[float, float] | None  # of a crop: (down, right) in [0, 1), or the centre
+CropPosition = tuple[float, float] | None  # (down, right) in [0, 1); None: the centre
+FileStat = tuple[int, int]  # size in bytes, time of change in ns
 
 
 class Pixels(Protocol):
-    def crop(self, index: int, place: CropPosition) -> np.ndarray:
+    def crop(self, index: int, position: CropPosition) -> np.ndarray:
         """A square of image `index`, its shorter side resized: uint8 (size, size, 3)."""
         ...
 
@@ -32,65 +33,65 @@ class RamPixels:
         self.starts = np.concatenate(([0], ends))  # (N + 1,)
         self.flat = torch.frombuffer(pixels, dtype=torch.uint8)
 
-    def crop(self, index: int, place: CropPosition) -> np.ndarray:
+    def crop(self, index: int, position: CropPosition) -> np.ndarray:
         height, width = self.shapes[index]
         image = self.flat[self.starts[index] : self.starts[index + 1]].numpy().reshape(height, width, 3)
-        return crop_square(image, place)
+        return crop_square(image, position)
 
 
 class Contents(Protocol):
-    """Where the encoded images of a listing are, by their place in it; picklable for workers."""
+    """The encoded images of a listing, by their index in it; picklable for workers."""
 
-    def facts(self, place: int) -> tuple[int, int]:
-        """Bytes and time of change in ns; BadImageError if the file cannot be looked at."""
+    def stat(self, index: int) -> FileStat:
+        """BadImageError if the file system does not give them."""
         ...
 
-    def read(self, place: int) -> bytes:
+    def read(self, index: int) -> bytes:
         """The content of an image file; BadImageError if it is too large or cannot be read."""
         ...
 
-    def where(self, place: int) -> str:
+    def where(self, index: int) -> str:
         """The name of the image for a message."""
         ...
 
 
 class FolderContents:
-    """A file an image."""
+    """One file for each image."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.folder, self.names = folder, names
 
-    def facts(self, place: int) -> tuple[int, int]:
-        return file_stat(self.folder / self.names[place])
+    def stat(self, index: int) -> FileStat:
+        return file_stat(self.folder / self.names[index])
 
-    def read(self, place: int) -> bytes:
-        return read_file(self.folder / self.names[place])
+    def read(self, index: int) -> bytes:
+        return read_file(self.folder / self.names[index])
 
-    def where(self, place: int) -> str:
-        return str(self.folder / self.names[place])
+    def where(self, index: int) -> str:
+        return str(self.folder / self.names[index])
 
 
 class FilePixels:
     """Images decoded from their files each time; a file that changed since it was checked is an error."""
 
-    def __init__(self, contents: Contents, places: Sequence[int], stats: Sequence[tuple[int, int]], size: int) -> None:
+    def __init__(self, contents: Contents, indices: Sequence[int], stats: Sequence[FileStat], size: int) -> None:
         self.contents, self.size = contents, size
-        self.places = np.array(places, dtype=np.int64)  # (N,) in the listing
+        self.indices = np.array(indices, dtype=np.int64)  # (N,) in the listing
         self.stats = np.array(stats, dtype=np.int64)  # (N, 2): bytes, time of change in ns
 
-    def crop(self, index: int, place: CropPosition) -> np.ndarray:
-        own = int(self.places[index])
+    def crop(self, index: int, position: CropPosition) -> np.ndarray:
+        listed = int(self.indices[index])
         try:
-            if self.contents.facts(own) != tuple(self.stats[index]):
+            if self.contents.stat(listed) != tuple(self.stats[index]):
                 raise BadImageError("changed since it was checked")
-            return crop_square(fit(decode_rgb(self.contents.read(own)), self.size), place)
+            return crop_square(fit(decode_rgb(self.contents.read(listed)), self.size), position)
         except BadImageError as error:
-            where = self.contents.where(own)
+            where = self.contents.where(listed)
             raise UserError(f"{where}: {error}", remedy="start again, so that the folder is checked anew") from None
 
 
-def file_stat(path: Path) -> tuple[int, int]:
-    """Size in bytes and time of change in ns; BadImageError if the file cannot be looked at."""
+def file_stat(path: Path) -> FileStat:
+    """Size and time of change; BadImageError if the file system does not give them."""
     try:
         status = os.stat(path)
     except OSError as error:

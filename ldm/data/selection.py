@@ -1,4 +1,4 @@
-"""Which images of a data set are looked at, and looking at them as they are."""
+"""Choices of images of a data set, and batches of them without augmentation."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from ldm.data.dataset import ImageData, collate
 
 
 def random_indices(length: int, count: int, seed: int = 0) -> list[int]:
-    """`count` different indices below `length` at random, in order; all of them if there are no more."""
+    """`count` different random indices below `length`, in increasing order; at most all of them."""
     if count >= length:
         return list(range(length))
     return sorted(np.random.Generator(np.random.PCG64(seed)).permutation(length)[:count].tolist())
 
 
 def even_indices(length: int, count: int) -> list[int]:
-    """At most `count` indices from the first to the last, evenly."""
+    """At most `count` indices, evenly spaced from the first to the last."""
     count = min(count, length)
-    return [round(place * (length - 1) / max(1, count - 1)) for place in range(count)]
+    return [round(k * (length - 1) / max(1, count - 1)) for k in range(count)]
 
 
 def shuffled_indices(length: int, count: int) -> list[int]:
-    """At most `count` indices, always the same ones, in an order that knows nothing of classes, by which folders are
-    sorted: the first images of one would be all of its first class."""
+    """At most `count` indices of a fixed permutation. Folders are sorted by class, so their first images would all be
+    of one class."""
     return torch.randperm(length, generator=torch.Generator().manual_seed(0))[:count].tolist()
 
 

@@ -1,8 +1,8 @@
 """Built-in data: one antialiased shape on a plain background, rendered on the fly.
 
-Picture i of a split depends on (seed, split, i) alone: neither on the number of pictures nor on the order of access.
-Object colours are vivid, backgrounds are dark, pale or grey tones, so that the two can be told apart even where they
-share a name (a blue circle on a blue background is bright blue on dark blue).
+Image i of a split depends on (seed, split, i) alone: neither on the number of images nor on the order of access.
+Object colours are vivid, backgrounds are dark, pale or grey, so that they differ even where they share a name (a blue
+circle on a blue background is bright blue on dark blue).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BACKGROUNDS = {
 }
 RADII = {"small": (0.21, 0.24), "large": (0.28, 0.32)}  # of the side: radius of a disc of about the same weight
 MIN_IMAGE_SIZE = 16
-VERSION = 1  # part of the fingerprint: raise it when a picture or caption changes
+VERSION = 1  # part of the fingerprint: raise it when an image or caption changes
 
 _SPLITS = ("train", "validation")
 _COLOUR_TABLE = np.array(list(COLOURS.values()), dtype=np.float32) / 127.5 - 1
@@ -50,7 +50,7 @@ _RADIUS_TABLE = np.array([RADII[size] for size in SIZES])
 
 
 class ShapesData:
-    """Procedural pictures with class label (the shape), captions and attributes; see `ldm.data.ImageData`."""
+    """Procedural images with class label (the shape), captions and attributes; see `ldm.data.ImageData`."""
 
     name = "shapes"
     crop, flip = "center", False
@@ -71,7 +71,7 @@ class ShapesData:
         if image_size < MIN_IMAGE_SIZE:
             raise UserError(f"shapes: image size must be at least {MIN_IMAGE_SIZE} pixels, got {image_size}")
         if min(size) < 1:
-            raise UserError(f"shapes: the numbers of training and validation pictures must be positive, got {size}")
+            raise UserError(f"shapes: the numbers of training and validation images must be positive, got {size}")
         if seed < 0:
             raise UserError(f"shapes: seed must not be negative, got {seed}")
         self.split, self.image_size, self.seed = split, image_size, seed
@@ -85,13 +85,13 @@ class ShapesData:
         self._background = (u[:, 3] * len(BACKGROUNDS)).astype(np.int64)
         low, high = _RADIUS_TABLE[self._size].T
         self._radius = (low + (high - low) * u[:, 4]) * image_size  # pixels
-        reach = self._radius * 1.15 + 2  # the star's tips are the farthest; then their soft edge and one free pixel
-        self._centre = reach[:, None] + (image_size - 2 * reach[:, None]) * u[:, 5:7]  # (N, 2): x, y in pixels
+        extent = self._radius * 1.15 + 2  # a star's tips are the farthest; plus the soft edge and one free pixel
+        self._centre = extent[:, None] + (image_size - 2 * extent[:, None]) * u[:, 5:7]  # (N, 2): x, y in pixels
 
     @property
     def fingerprint(self) -> str:
-        facts = ("shapes", VERSION, self.split, self.image_size, len(self), self.seed)
-        return hashlib.sha256(repr(facts).encode()).hexdigest()
+        key = ("shapes", VERSION, self.split, self.image_size, len(self), self.seed)
+        return hashlib.sha256(repr(key).encode()).hexdigest()
 
     @property
     def image_fingerprint(self) -> str:
@@ -112,12 +112,12 @@ class ShapesData:
         }
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The full caption, then true ones that leave more and more out."""
-        told = self.attributes(index)
-        return tuple(describe(**{name: told[name] for name in kept}) for kept in _CAPTION_PLAN)
+        """The full caption, then true captions with fewer and fewer attributes."""
+        attributes = self.attributes(index)
+        return tuple(describe(**{name: attributes[name] for name in names}) for names in _CAPTION_PLAN)
 
     def __getitem__(self, key: Key) -> Example:
-        """Int: the full caption. (index, seed): one of the captions, drawn by both."""
+        """Of an index: the full caption. Of (index, seed): one of the captions, chosen by both."""
         index, seed = key if isinstance(key, tuple) else (key, None)
         index = range(len(self))[index]  # negative indices, IndexError
         captions = self.captions(index)
@@ -126,7 +126,7 @@ class ShapesData:
         return Example(image=image, label=self.label(index), caption=captions[choice], index=index)
 
     def render_batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Pictures `indices` as float32 (B, 3, H, W) in [-1, 1]."""
+        """Images `indices` as float32 (B, 3, H, W) in [-1, 1]."""
         i = np.asarray(indices, dtype=np.int64)
         grid = (np.arange(self.image_size) + 0.5).astype(np.float32)
         centre, r = self._centre[i].astype(np.float32), self._radius[i].astype(np.float32)
@@ -145,7 +145,7 @@ class ShapesData:
 def describe(
     shape: str | None = None, colour: str | None = None, size: str | None = None, background: str | None = None
 ) -> str:
-    """A caption that tells what is given: `a large red circle on a blue background`, `a small star`, `red`."""
+    """A caption of the given attributes: `a large red circle on a blue background`, `a small star`, `red`."""
     if shape is None and background is None and not (size and colour):
         return size or colour or ""
     words = [word for word in (size, colour, shape or "shape") if word]

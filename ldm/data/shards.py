@@ -1,4 +1,4 @@
-"""Which files `--data` means where images lie many in a file, and what they hold together."""
+"""The shard files that the setting `data` names, and the listing of all their images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ldm.runtime.text import printable
 
 SHARD_ENDINGS = (".tar", ".parquet")
 _MAX_SHARDS = 100_000
-_NEARLY = {
+_UNSUPPORTED = {
     ".arrow": "write the data set as parquet (to_parquet instead of save_to_disk)",
     ".tar.gz": "unpack it by gunzip",
     ".tgz": "unpack it by gunzip",
@@ -29,7 +29,7 @@ _SPLIT = re.compile(r"(train|validation|valid|val|test)(?![a-z])", re.IGNORECASE
 
 
 def find_shards(data: str) -> list[Path] | None:
-    """The shards that are meant, in the order of their names; None where `data` is something else.
+    """The shards that `data` names, sorted by name; None where it names something else.
 
     A shard, a folder of shards (or with a folder `data` of them), or a pattern with *, ? or {000..012}.
     """
@@ -41,12 +41,12 @@ def find_shards(data: str) -> list[Path] | None:
     if not any(mark in data for mark in "*?[{"):
         return None
     patterns = list(itertools.islice(_braces(str(path)), _MAX_SHARDS + 1))
-    found = sorted({Path(name) for pattern in patterns for name in glob.glob(pattern)})
-    if not found:
+    paths = sorted({Path(name) for pattern in patterns for name in glob.glob(pattern)})
+    if not paths:
         raise UserError("no file fits this pattern", setting="data", value=printable(data))
-    if len(found) > _MAX_SHARDS or len(patterns) > _MAX_SHARDS:
+    if len(paths) > _MAX_SHARDS or len(patterns) > _MAX_SHARDS:
         raise UserError(f"more than {_MAX_SHARDS} shards", setting="data", value=printable(data))
-    return _one_kind(found, data)
+    return _one_kind(paths, data)
 
 
 def list_shards(config: DataConfig, paths: list[Path]) -> Listing:
@@ -56,7 +56,8 @@ def list_shards(config: DataConfig, paths: list[Path]) -> Listing:
     samples = [sample for shard in shards for sample in shard.samples]
     folder = paths[0].parent
     if not samples:
-        raise UserError(f"{printable(paths[0])}{' and its kin' if len(paths) > 1 else ''}: no image in it")
+        others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        raise UserError(f"{printable(paths[0])}{others}: no image in it")
     names = tuple(sample.name for sample in samples)
     if len(set(names)) < len(names):  # each shard may count from 0, and each row may come from another folder
         names = tuple(
@@ -68,12 +69,12 @@ def list_shards(config: DataConfig, paths: list[Path]) -> Listing:
         twice = next(name for name, group in itertools.groupby(sorted(names)) if len(list(group)) > 1)
         raise UserError(f'{printable(folder)}: "{printable(twice)}" is there twice', remedy="names must differ")
     _all_or_none(shards, names, folder)
-    found = [sample.label for sample in samples if sample.label is not None]
-    labels, class_names = number_classes(found, folder)
-    if told := next((shard.class_names for shard in shards if shard.class_names), ()):
-        if any(shard.class_names != told for shard in shards) or len(told) < len(class_names):
+    given = [sample.label for sample in samples if sample.label is not None]
+    labels, class_names = number_classes(given, folder)
+    if stored_names := next((shard.class_names for shard in shards if shard.class_names), ()):
+        if any(shard.class_names != stored_names for shard in shards) or len(stored_names) < len(class_names):
             raise UserError(f"{printable(folder)}: its files name their classes differently")
-        class_names = told
+        class_names = stored_names
     texts = tuple(sample.texts for sample in samples if sample.texts is not None)
     return Listing(folder, names, labels, texts or None, class_names, PackedContents(shards, names))
 
@@ -81,7 +82,7 @@ def list_shards(config: DataConfig, paths: list[Path]) -> Listing:
 def _all_or_none(shards: list[Shard], names: tuple[str, ...], folder: Path) -> None:
     samples: list[Sample] = [sample for shard in shards for sample in shard.samples]
     for what in ("label", "texts"):
-        without = [place for place, sample in enumerate(samples) if getattr(sample, what) is None]
+        without = [index for index, sample in enumerate(samples) if getattr(sample, what) is None]
         if 0 < len(without) < len(samples):
             raise UserError(
                 (
@@ -95,16 +96,16 @@ def _all_or_none(shards: list[Shard], names: tuple[str, ...], folder: Path) -> N
 def _in_folder(folder: Path) -> list[Path] | None:
     if any((folder / name).is_file() for name in METADATA):
         return None
-    for place in (folder, folder / "data"):
-        entries = sorted(place.glob("[!.]*")) if place.is_dir() else []
+    for parent in (folder, folder / "data"):
+        entries = sorted(parent.glob("[!.]*")) if parent.is_dir() else []
         if any(entry.suffix.lower() in ENDINGS for entry in entries):
             return None
-        if found := [entry for entry in entries if entry.suffix in SHARD_ENDINGS and entry.is_file()]:
-            return _one_kind(found, str(folder))
+        if shards := [entry for entry in entries if entry.suffix in SHARD_ENDINGS and entry.is_file()]:
+            return _one_kind(shards, str(folder))
         for entry in entries:
-            if remedy := next((text for ending, text in _NEARLY.items() if entry.name.endswith(ending)), ""):
+            if remedy := next((text for ending, text in _UNSUPPORTED.items() if entry.name.endswith(ending)), ""):
                 raise UserError(
-                    f"{printable(entry.name)} cannot be read by its places",
+                    f"{printable(entry.name)} cannot be read image by image",
                     remedy=remedy,
                     setting="data",
                     value=printable(folder),
@@ -139,7 +140,7 @@ def _one_kind(paths: list[Path], data: str) -> list[Path]:
 
 
 def _braces(pattern: str) -> Iterator[str]:
-    """`a-{000..012}` and `{a,b}` written out, as webdataset has them."""
+    """`a-{000..012}` and `{a,b}` expanded, in webdataset's notation."""
     match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if match is None:
         yield pattern

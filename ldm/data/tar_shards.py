@@ -1,7 +1,7 @@
-"""Shards as webdataset has them: tar files in which members of one key (name up to the first dot) are one sample.
+"""Shards in webdataset's layout: tar files in which members of one key (name up to the first dot) form a sample.
 
-A sample has an image (its ending says so) and may have .cls (class number or name), .txt (caption) and .json with
-"label" and "text". Everything else in it is passed over: nothing is unpickled, extracted or run.
+A sample has an image (by its ending) and may have .cls (class number or name), .txt (caption) and .json with "label"
+and "text". Other members are ignored: nothing is unpickled, extracted or run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ldm.data.packed import Sample, Shard, index_path, read_index, write_index
 from ldm.runtime.errors import UserError
 from ldm.runtime.text import printable
 
-_FACTS = ("cls", "txt", "json")
+_ANNOTATIONS = ("cls", "txt", "json")
 _BLOCK = 512  # bytes: the unit of a tar file
 _LONG = {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
 _PACKERS = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
@@ -36,41 +36,43 @@ class _Member(tarfile.TarInfo):
 
 
 def read_tar(path: Path) -> Shard:
-    """What is in a shard, from its index if it has one; UserError for a file that is not a whole tar file."""
+    """The samples of a shard, from its cached index if there is one; `UserError` for a damaged tar file."""
     index = index_path(path, "tar")
-    known = read_index(index)
-    if known is None:
-        known = _samples(path), ()
-        write_index(index, *known)
-    return Shard(path, path, *known)
+    content = read_index(index)
+    if content is None:
+        content = _samples(path), ()
+        write_index(index, *content)
+    return Shard(path, path, *content)
 
 
 def _samples(path: Path) -> list[Sample]:
-    found: dict[str, dict[str, tuple[str, int, int]]] = {}  # key -> ending -> name, offset, size
-    passed: list[str] = []
+    members: dict[str, dict[str, tuple[str, int, int]]] = {}  # key -> ending -> name, offset, size
+    ignored: list[str] = []
     for name, offset, size in _members(path):
         pure = PurePosixPath(name)
         stem, _, ending = pure.name.partition(".")
         ending = ending.lower()
-        if not stem or stem.startswith("__") or not (f".{ending}" in ENDINGS or ending in _FACTS):
-            passed += [name] if stem and pure.suffix.lower() in ENDINGS else []
+        if not stem or stem.startswith("__") or not (f".{ending}" in ENDINGS or ending in _ANNOTATIONS):
+            ignored += [name] if stem and pure.suffix.lower() in ENDINGS else []
             continue
         kind = "image" if f".{ending}" in ENDINGS else ending
-        sample = found.setdefault(str(pure.with_name(stem)), {})
+        sample = members.setdefault(str(pure.with_name(stem)), {})
         if kind in sample:
             raise UserError(
                 f'{printable(path)}: "{printable(name)}" is the second {kind} of its sample', remedy="expected one"
             )
         sample[kind] = str(pure), offset, size
-    bare = [key for key, sample in found.items() if "image" not in sample]
-    for names, what in ((bare, "samples without an image"), (passed, "images with a dot in their name")):
+    bare = [key for key, sample in members.items() if "image" not in sample]
+    for names, what in ((bare, "samples without an image"), (ignored, "images with a dot in their name")):
         if names:
             logger.warning(
                 "%s: %d %s are left out, such as %s", printable(path), len(names), what, printable(names[0], 80)
             )
     with open(path, "rb") as stream:
         return [
-            Sample(*sample["image"], *_facts(stream, path, sample)) for sample in found.values() if "image" in sample
+            Sample(*sample["image"], *_annotations(stream, path, sample))
+            for sample in members.values()
+            if "image" in sample
         ]
 
 
@@ -80,13 +82,13 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
         packer = _PACKERS.get(stream.read(2))
     if packer:
         raise UserError(
-            f"{printable(path)}: compressed by {packer}, so that no image can be read by its place", remedy="unpack it"
+            f"{printable(path)}: compressed by {packer}, so that no image can be read at its offset", remedy="unpack it"
         )
     length, members = path.stat().st_size, []
     try:
         with tarfile.open(path, "r:", tarinfo=_Member, errorlevel=2) as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+                archive.members.clear()  # type: ignore[attr-defined]  # the list would grow with the archive
                 if member.offset_data + member.size > length and member.isreg():
                     raise tarfile.ReadError(f"cut short in {printable(member.name, 80)}")
                 if member.isreg() and not member.issparse():
@@ -94,7 +96,7 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
             end = archive.offset
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise UserError(f"{printable(path)}: not a whole tar file ({printable(error, 120)})") from None
-    with open(path, "rb") as stream:  # a damaged header ends the archive as the zeros do: silently
+    with open(path, "rb") as stream:  # a damaged header ends the archive in silence, as the final zeros do
         stream.seek(end)
         if any(rest := stream.read(_BLOCK)) or (length < end and members):
             where = f"byte {end}" if rest else "its end"
@@ -104,7 +106,7 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
     return members
 
 
-def _facts(
+def _annotations(
     stream: Any, path: Path, sample: dict[str, tuple[str, int, int]]
 ) -> tuple[int | str | None, tuple[str, ...] | None]:
     """Label and captions: those of .cls and .txt, else those of .json."""

@@ -1,8 +1,8 @@
-"""Every image of a folder is decoded once before training starts: what is broken is known then, not at step 9,000.
+"""Every image of a folder is decoded once before training starts, so that a broken file is reported before step 1.
 
-A folder whose pixels fit into `RAM_LIMIT` at the wanted size stays in memory, as uint8. Of a larger one the pixels
-are read again for every example, and the verdict on each whole file is remembered between runs, so that the next check
-decodes only new and changed files. A file that changes after the check is an error: nothing ever takes its place.
+A folder whose resized pixels fit into `RAM_LIMIT` stays in memory, as uint8. From a larger one every example is decoded
+again, and a cache on disk lists the files that passed the check, so that the next check decodes only new and changed
+files. A file that changes after the check is an error; nothing replaces it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import PIL
 
 from ldm.data.decode import VERSION, BadImageError, crop_square, decode_rgb, fit
 from ldm.data.listing import Listing
-from ldm.data.pixels import CropPosition, FilePixels, Pixels, RamPixels
+from ldm.data.pixels import CropPosition, FilePixels, FileStat, Pixels, RamPixels
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write, cache_folder
 from ldm.runtime.progress import progress
@@ -28,92 +28,92 @@ from ldm.runtime.text import printable
 
 RAM_LIMIT = 2**30  # bytes of decoded pixels
 _NAMED = 5  # bad files named in a message
-_SMALL_FILE = 16 * 2**10  # bytes; below it threads cost more than they give
+_SMALL_FILE = 16 * 2**10  # bytes; below it threads cost more than they save
 _BLOCK = 1024  # files given to the threads at a time
 _DIGEST = 16  # bytes; a record is the digest of (name, size, time of change), then that of the content
 _SAVE_EVERY = 20_000  # files, so that an interrupted check is not lost
 
 logger = logging.getLogger("ldm")
 
-Found = tuple[bytes, np.ndarray | None] | BadImageError  # content digest and, where memory shall hold them, pixels
+DecodeResult = tuple[bytes, np.ndarray | None] | BadImageError  # content digest; pixels, if they stay in memory
 
 
 class VerifiedFolder:
-    """The whole images of a folder: their places in the listing, a digest of each one's content, their pixels."""
+    """The whole images of a folder: their `indices` in the listing, a digest of each one's content, their pixels."""
 
-    def __init__(self, kept: list[int], digests: list[bytes], pixels: Pixels) -> None:
-        self.kept, self.digests, self.pixels = kept, digests, pixels
+    def __init__(self, indices: list[int], digests: list[bytes], pixels: Pixels) -> None:
+        self.indices, self.digests, self.pixels = indices, digests, pixels
 
-    def crop(self, index: int, place: CropPosition) -> np.ndarray:
-        """A square of kept image `index`: uint8 (size, size, 3)."""
-        return self.pixels.crop(index, place)
+    def crop(self, index: int, position: CropPosition) -> np.ndarray:
+        """A square of whole image `index`: uint8 (size, size, 3)."""
+        return self.pixels.crop(index, position)
 
 
-_known: weakref.WeakValueDictionary[tuple[object, ...], VerifiedFolder] = weakref.WeakValueDictionary()
+_verified: weakref.WeakValueDictionary[tuple[object, ...], VerifiedFolder] = weakref.WeakValueDictionary()
 
 
 def verify(listing: Listing, size: int, *, crop: str, max_bad: int) -> VerifiedFolder:
-    """Decode every file; UserError if more than `max_bad` of them are not whole images.
+    """Decode every file; `UserError` if more than `max_bad` of them are not whole images.
 
     The splits of a folder share one result, as long as one of them is in use and no file has changed.
     """
-    facts = [_facts(listing, place) for place in range(len(listing.names))]
-    key = (listing.folder.resolve(), listing.names, tuple(facts), size, crop, max_bad)
-    known = _known.get(key)
-    if known is None:
-        known = _known[key] = _verify(listing, facts, size, crop, max_bad)
-    return known
+    stats = [_stat(listing, index) for index in range(len(listing.names))]
+    key = (listing.folder.resolve(), listing.names, tuple(stats), size, crop, max_bad)
+    result = _verified.get(key)
+    if result is None:
+        result = _verified[key] = _verify(listing, stats, size, crop, max_bad)
+    return result
 
 
-def _verify(listing: Listing, facts: list[tuple[int, int]], size: int, crop: str, max_bad: int) -> VerifiedFolder:
+def _verify(listing: Listing, stats: list[FileStat], size: int, crop: str, max_bad: int) -> VerifiedFolder:
     checked = CheckedFiles(listing.folder)
-    to_ram = len(facts) * size * size * 3 <= RAM_LIMIT  # random crops need more: then it may turn out too little below
+    to_ram = len(stats) * size * size * 3 <= RAM_LIMIT  # random crops keep more pixels: counted again below
     if not to_ram:
         checked.load()
 
-    def look(place: int) -> Found:
-        name = listing.names[place]
-        known = checked.get(name, facts[place])
-        if known is not None:
-            return known, None
+    def decode(index: int) -> DecodeResult:
+        digest = checked.get(listing.names[index], stats[index])
+        if digest is not None:
+            return digest, None
         try:
-            content = listing.contents.read(place)
+            content = listing.contents.read(index)
             array = fit(decode_rgb(content), size)
         except BadImageError as error:
             return error
         array = array if crop == "random" else crop_square(array)
         return content_digest(content), array if to_ram else None
 
-    threads = 1 if sum(length for length, _ in facts) < _SMALL_FILE * len(facts) else _cpus()
-    looks = progress(_in_order(look, len(facts), threads), "checking images", total=len(facts))
+    threads = 1 if sum(length for length, _ in stats) < _SMALL_FILE * len(stats) else _cpus()
+    results = progress(_in_order(decode, len(stats), threads), "checking images", total=len(stats))
     pixels, shapes = bytearray(), []
-    kept, digests, bad = [], [], []
-    for place, found in enumerate(looks):
-        if isinstance(found, BadImageError):
-            bad.append(f"{printable(listing.names[place], 80)} ({printable(found, 80)})")
+    indices, digests, bad = [], [], []
+    for index, result in enumerate(results):
+        if isinstance(result, BadImageError):
+            bad.append(f"{printable(listing.names[index], 80)} ({printable(result, 80)})")
             continue
-        digest, array = found
-        kept.append(place)
+        digest, array = result
+        indices.append(index)
         digests.append(digest)
-        checked.add(listing.names[place], facts[place], digest)
+        checked.add(listing.names[index], stats[index], digest)
         if to_ram and array is not None and len(pixels) + array.nbytes <= RAM_LIMIT:
             pixels += array.tobytes()
             shapes.append(array.shape[:2])
         elif to_ram:
             to_ram, pixels, shapes = False, bytearray(), []
-        if not to_ram and len(kept) % _SAVE_EVERY == 0:
+        if not to_ram and len(indices) % _SAVE_EVERY == 0:
             checked.save()
     if not to_ram:
         checked.save()
-    _judge(listing, bad, max_bad)
+    _report_bad(listing, bad, max_bad)
     if to_ram:
-        return VerifiedFolder(kept, digests, RamPixels(pixels, shapes))
-    known_facts = [facts[place] for place in kept]
-    return VerifiedFolder(kept, digests, FilePixels(listing.contents, kept, known_facts, size))
+        return VerifiedFolder(indices, digests, RamPixels(pixels, shapes))
+    return VerifiedFolder(
+        indices, digests, FilePixels(listing.contents, indices, [stats[index] for index in indices], size)
+    )
 
 
-def _judge(listing: Listing, bad: list[str], max_bad: int) -> None:
-    """Name the bad files: in an error where they are too many, else in the log."""
+def _report_bad(listing: Listing, bad: list[str], max_bad: int) -> None:
+    """Name the bad files: in a `UserError` if there are too many, else in the log."""
     if not bad:
         return
     names = ", ".join(bad[:_NAMED]) + (f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else "")
@@ -121,25 +121,25 @@ def _judge(listing: Listing, bad: list[str], max_bad: int) -> None:
     if len(bad) == len(listing.names):
         raise UserError(message)
     if len(bad) > max_bad:
-        raise UserError(f"{message}", remedy=f"mend or remove them, or leave them out with `max_bad_images` {len(bad)}")
+        raise UserError(message, remedy=f"repair or remove them, or leave them out with `max_bad_images` {len(bad)}")
     logger.warning("%s; left out (`max_bad_images` %d)", message, max_bad)
 
 
-def _facts(listing: Listing, place: int) -> tuple[int, int]:
+def _stat(listing: Listing, index: int) -> FileStat:
     try:
-        return listing.contents.facts(place)
-    except BadImageError:  # told again, and counted, when the file is read
+        return listing.contents.stat(index)
+    except BadImageError:  # raised again, and counted, when the file is read
         return 0, 0
 
 
-def _in_order(look: Callable[[int], Found], count: int, threads: int) -> Iterator[Found]:
-    """look(0), look(1), ..., a block at a time by several threads."""
+def _in_order(decode: Callable[[int], DecodeResult], count: int, threads: int) -> Iterator[DecodeResult]:
+    """decode(0), decode(1), ..., a block at a time by several threads."""
     if threads == 1:
-        yield from map(look, range(count))
+        yield from map(decode, range(count))
         return
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, count, _BLOCK):
-            yield from pool.map(look, range(start, min(count, start + _BLOCK)))
+            yield from pool.map(decode, range(start, min(count, start + _BLOCK)))
 
 
 def _cpus() -> int:
@@ -147,15 +147,15 @@ def _cpus() -> int:
 
 
 class CheckedFiles:
-    """The content digest of each whole file of one folder, valid while its name, size and time of change stay."""
+    """The content digests of a folder's whole files, cached on disk; valid while name, size and time are the same."""
 
     def __init__(self, folder: Path) -> None:
-        facts = f"{VERSION}/{PIL.__version__}/{folder.resolve()}"
-        self.path = cache_folder() / f"images-{hashlib.sha256(facts.encode(errors='surrogateescape')).hexdigest()[:32]}"
+        key = f"{VERSION}/{PIL.__version__}/{folder.resolve()}"
+        self.path = cache_folder() / f"images-{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}"
         self.records: dict[bytes, bytes] = {}
 
     def load(self) -> None:
-        """Read what earlier runs found; an unreadable file counts as none."""
+        """Read the records of earlier runs; an unreadable file counts as none."""
         try:
             content = self.path.read_bytes()
         except OSError:
@@ -164,23 +164,23 @@ class CheckedFiles:
             starts = range(0, len(content), 2 * _DIGEST)
             self.records = {content[i : i + _DIGEST]: content[i + _DIGEST : i + 2 * _DIGEST] for i in starts}
 
-    def get(self, name: str, facts: tuple[int, int]) -> bytes | None:
-        return self.records.get(_key(name, facts))
+    def get(self, name: str, stat: FileStat) -> bytes | None:
+        return self.records.get(_key(name, stat))
 
-    def add(self, name: str, facts: tuple[int, int], digest: bytes) -> None:
-        self.records[_key(name, facts)] = digest
+    def add(self, name: str, stat: FileStat, digest: bytes) -> None:
+        self.records[_key(name, stat)] = digest
 
     def save(self) -> None:
-        """Write all; a cache folder that cannot be written is only logged."""
+        """Write all records; a cache folder that cannot be written is only logged."""
         try:
             atomic_write(self.path, b"".join(key + digest for key, digest in self.records.items()))
         except OSError as error:
-            logger.info("checked images are not remembered: %s", error)
+            logger.info("the list of checked images cannot be cached: %s", error)
 
 
 def content_digest(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()[:_DIGEST]
 
 
-def _key(name: str, facts: tuple[int, int]) -> bytes:
-    return hashlib.sha256(f"{facts[0]}/{facts[1]}/{name}".encode(errors="surrogateescape")).digest()[:_DIGEST]
+def _key(name: str, stat: FileStat) -> bytes:
+    return hashlib.sha256(f"{stat[0]}/{stat[1]}/{name}".encode(errors="surrogateescape")).digest()[:_DIGEST]

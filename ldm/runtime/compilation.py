@@ -1,4 +1,4 @@
-"""`--compile`: networks through torch.compile, refused in one line where that cannot work."""
+"""The setting `compile`: networks under torch.compile, with a `UserError` where that cannot work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ldm.runtime.errors import UserError
 
 Mode = Literal["none", "default", "reduce-overhead"]
 
-_SHAPES = 64  # of a network's inputs, each of which is compiled once; torch gives up after 8
+_SHAPES = 64  # input shapes of a network, each compiled once; torch's default limit is 8
 _modes: weakref.WeakKeyDictionary[nn.Module, Mode] = weakref.WeakKeyDictionary()
 
 
@@ -47,10 +47,10 @@ def check_compiler(mode: Mode, device: torch.device) -> None:
 
 
 def compile_network(network: nn.Module, mode: Mode) -> None:
-    """Let the calls of `network` run compiled, or as written ("none"); its weights and their names stay as they are.
+    """Compile the calls of `network`, or undo that ("none"); its weights and their names do not change.
 
-    Its results are those of the network as written to the rounding of its dtype. What cannot be compiled whole is a
-    `UserError` at the first call, never a silent return to the plain way.
+    The results are those of the uncompiled network to the rounding of its dtype. A network that cannot be compiled as
+    one graph is a `UserError` at the first call; it never falls back to eager mode in silence.
     """
     if _modes.get(network, "none") == mode:
         return
@@ -60,13 +60,13 @@ def compile_network(network: nn.Module, mode: Mode) -> None:
         return
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, _SHAPES)
-    options = {"fallback_random": True, "triton.cudagraphs": mode == "reduce-overhead"}  # dropout's draws as without
+    options = {"fallback_random": True, "triton.cudagraphs": mode == "reduce-overhead"}  # dropout as in eager mode
     network.compile(fullgraph=True, dynamic=False, options=options)
     compiled: Any = network._compiled_call_impl
 
     def call(*inputs: Any, **named: Any) -> Any:
         if mode == "reduce-overhead":
-            torch.compiler.cudagraph_mark_step_begin()  # what an earlier call gave out may be overwritten from here on
+            torch.compiler.cudagraph_mark_step_begin()  # the outputs of earlier calls may now be overwritten
         try:
             result = compiled(*inputs, **named)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
@@ -74,7 +74,7 @@ def compile_network(network: nn.Module, mode: Mode) -> None:
             raise UserError(
                 f"this network cannot be compiled ({why})", remedy="use `compile` none", setting="compile", value=mode
             ) from None
-        kept = mode == "reduce-overhead" and isinstance(result, Tensor) and not result.requires_grad
-        return result.clone() if kept else result  # a sampler keeps it beyond the next call
+        is_reused = mode == "reduce-overhead" and isinstance(result, Tensor) and not result.requires_grad
+        return result.clone() if is_reused else result  # a sampler needs it after the next call
 
     network._compiled_call_impl = call  # type: ignore[assignment]

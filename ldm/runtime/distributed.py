@@ -1,7 +1,7 @@
-"""The processes of one run, as `torchrun` starts them: how work is shared among them and brought together again.
+"""The processes of one run that `torchrun` started: how they divide the work and combine the results.
 
-Whole batches are dealt out in turn, and they are those that one process would draw, so that nothing depends on the
-number of processes. The first process collects, writes and prints; the others only compute.
+Each process takes whole batches, every `count`-th one, and a batch is the same on any number of processes. The main
+process collects, writes and prints; the others only compute.
 """
 
 from __future__ import annotations
@@ -21,81 +21,81 @@ from ldm.runtime.errors import LostProcessError, StoppedByOtherProcess, UserErro
 
 T = TypeVar("T")
 logger = logging.getLogger("ldm")
-TIMEOUT = "LDM_PROCESS_TIMEOUT"  # seconds; the first process may be alone at its figures for so long
+TIMEOUT = "LDM_PROCESS_TIMEOUT"  # seconds; the main process may compute metrics alone for so long
 _SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process, number `rank` of `count`. Each call of a method that brings together must be made by all."""
+    """This process, number `rank` of `count`. All processes must make the calls that exchange data."""
 
     rank: int = 0
     count: int = 1
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the first, which writes and prints."""
+        """Whether this is process 0, which writes and prints."""
         return self.rank == 0
 
     @property
     def shard(self) -> tuple[int, int]:
-        """As `Pipeline.generate` takes it: this process draws the batches rank, rank + count, ..."""
+        """(rank, count), as `Pipeline.generate` takes it: this process samples the batches rank, rank + count, ..."""
         return self.rank, self.count
 
     def batch_starts(self, total: int, batch_size: int) -> range:
-        """Where this process's batches of `total` samples begin."""
+        """Index of the first sample of each batch of this process, out of `total` samples."""
         return range(self.rank * batch_size, total, self.count * batch_size)
 
     def warn_if_idle(self, total: int, batch_size: int) -> None:
-        """Say once if some of the processes would have nothing to draw."""
+        """Log once if there are fewer batches than processes."""
         if self.is_main and -(-total // batch_size) < self.count:
             logger.warning("%d samples in batches of %d leave processes idle; lower `batch_size`", total, batch_size)
 
     def device(self, device: torch.device) -> torch.device:
-        """Of several GPUs this process's own."""
+        """The GPU of this process, where there are several."""
         if self.count == 1 or device.type != "cuda" or device.index is not None:
             return device
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", self.rank)) % torch.cuda.device_count())
 
     def gather(self, value: T) -> list[T]:
-        """What each process gave, in their order, on the first; on the others []."""
+        """The values of all processes in order, on the main one; [] on the others."""
         if self.count == 1:
             return [value]
-        found: list[Any] | None = [None] * self.count if self.is_main else None
-        with _heard():
-            dist.gather_object(value, found)
-        return found or []
+        values: list[Any] | None = [None] * self.count if self.is_main else None
+        with _connection_errors():
+            dist.gather_object(value, values)
+        return values or []
 
     def run_on_main_and_broadcast(self, work: Callable[[], T]) -> T:
-        """What `work` gives on the first process, which alone does it; what it raises there stops all."""
+        """The result of `work`, which the main process alone computes; an exception there stops all processes."""
         if self.count == 1:
             return work()
-        found, failure = _tried(work) if self.is_main else (None, None)
-        told = [(found, _told(failure))]
-        with _heard():
-            dist.broadcast_object_list(told)
-        self._stop(failure, [told[0][1]])
-        return told[0][0]  # type: ignore[return-value]
+        result, failure = _attempt(work) if self.is_main else (None, None)
+        message = [(result, _summary(failure))]
+        with _connection_errors():
+            dist.broadcast_object_list(message)
+        self._raise(failure, [message[0][1]])
+        return message[0][0]  # type: ignore[return-value]
 
     def run_on_all(self, work: Callable[[], T]) -> T:
-        """`work()` of each process; what one of them raises stops all, so that none waits for it."""
+        """`work()` of each process; an exception in one of them stops all, so that none waits for it."""
         if self.count == 1:
             return work()
-        found, failure = _tried(work)
-        told: list[Any] = [None] * self.count
-        with _heard():
-            dist.all_gather_object(told, _told(failure))
-        self._stop(failure, told)
-        return found  # type: ignore[return-value]
+        result, failure = _attempt(work)
+        summaries: list[Any] = [None] * self.count
+        with _connection_errors():
+            dist.all_gather_object(summaries, _summary(failure))
+        self._raise(failure, summaries)
+        return result  # type: ignore[return-value]
 
     def main_process_first(self, work: Callable[[], T]) -> T:
-        """`work()` of each process, the first before the others, which find what it left in a cache."""
-        made: list[T] = []
-        self.run_on_main_and_broadcast(lambda: made.append(work()))
-        return self.run_on_all(lambda: made[0] if made else work())
+        """`work()` of each process; the others start when the main one has filled the cache that they read."""
+        results: list[T] = []
+        self.run_on_main_and_broadcast(lambda: results.append(work()))
+        return self.run_on_all(lambda: results[0] if results else work())
 
     def gather_batches(self, batches: Iterator[torch.Tensor], number: int) -> Iterator[torch.Tensor]:
-        """All `number` batches on the first process, in order, from those of each; on the others none."""
+        """All `number` batches in order, on the main process; none on the others."""
         if self.count == 1:
             yield from batches
             return
@@ -105,17 +105,20 @@ class Processes:
                 if batch is not None:
                     yield batch
 
-    def _stop(self, failure: Exception | None, told: list[tuple[bool, str] | None]) -> None:
-        """Raise what stops this process, if anything: a refusal is told by the first, any other failure by its own."""
-        reasons = [reason for reason in told if reason is not None]
-        if not reasons:
+    def _raise(self, failure: Exception | None, summaries: list[tuple[bool, str] | None]) -> None:
+        """Raise what stops this process, if anything.
+
+        The main process raises the `UserError` of any process; every other exception is raised where it occurred.
+        """
+        failures = [summary for summary in summaries if summary is not None]
+        if not failures:
             return
         if failure is not None and (self.is_main or not isinstance(failure, UserError)):
             raise failure
-        refused, text = reasons[0]
-        if self.is_main and refused:
+        is_user_error, text = failures[0]
+        if self.is_main and is_user_error:
             raise UserError(text)
-        raise StoppedByOtherProcess(2 if refused else 1)
+        raise StoppedByOtherProcess(2 if is_user_error else 1)
 
 
 SINGLE_PROCESS = Processes()
@@ -125,23 +128,22 @@ SINGLE_PROCESS = Processes()
 def torchrun_processes() -> Iterator[Processes]:
     """The processes that `torchrun` started; without it this one alone.
 
-    They talk through gloo, whatever the device. One that ends or is silent for half an hour (`LDM_PROCESS_TIMEOUT`
-    seconds) ends the others with `LostProcessError`. `UserError` where the environment tells of other processes and
-    not where they are.
+    They communicate through gloo, on any device. When one exits or does not answer for half an hour
+    (`LDM_PROCESS_TIMEOUT` seconds), the others raise `LostProcessError`. `UserError` where the environment is not
+    that of torchrun.
     """
-    if not os.environ.get("WORLD_SIZE", "1").strip().isdigit():
-        raise UserError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: not a number of processes", remedy="start with torchrun"
-        )
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if not world_size.strip().isdigit():
+        raise UserError(f"WORLD_SIZE={world_size}: not a number of processes", remedy="start with torchrun")
+    if int(world_size) < 2:
         yield SINGLE_PROCESS
         return
     try:
         seconds = float(os.environ.get(TIMEOUT, _SECONDS))
-        with _heard():
+        with _connection_errors():
             dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
     except (ValueError, OverflowError) as error:
-        raise UserError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but: {error}", remedy="start with torchrun") from None
+        raise UserError(f"WORLD_SIZE={world_size}, but: {error}", remedy="start with torchrun") from None
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
@@ -149,25 +151,26 @@ def torchrun_processes() -> Iterator[Processes]:
 
 
 def current_processes() -> Processes:
-    """Those that train together with this one, which is alone where it has met no others."""
-    together = dist.is_available() and dist.is_initialized()
-    return Processes(dist.get_rank(), dist.get_world_size()) if together else SINGLE_PROCESS
+    """The processes of the process group that is set up, such as a training's; otherwise this one alone."""
+    is_set_up = dist.is_available() and dist.is_initialized()
+    return Processes(dist.get_rank(), dist.get_world_size()) if is_set_up else SINGLE_PROCESS
 
 
-def _tried(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
     try:
         return work(), None
     except Exception as error:
         return None, error
 
 
-def _told(failure: Exception | None) -> tuple[bool, str] | None:
+def _summary(failure: Exception | None) -> tuple[bool, str] | None:
+    """(whether it is a `UserError`, its message)."""
     return None if failure is None else (isinstance(failure, UserError), str(failure))
 
 
 @contextmanager
-def _heard() -> Iterator[None]:
+def _connection_errors() -> Iterator[None]:
     try:
         yield
-    except RuntimeError:  # gloo's word for a closed connection and for silence
+    except RuntimeError:  # gloo's exception for a closed connection and for a timeout
         raise LostProcessError("another process of this run ended or did not answer in time") from None

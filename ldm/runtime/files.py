@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written under a temporary name, flushed, renamed."""
+"""Atomic files and folders: written under a temporary name, flushed, renamed. JSON, hashes, the cache folder."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def read_json(path: str | Path) -> Any:
 def log_entries(path: str | Path) -> Iterator[dict[str, Any]]:
     """The entries of a metrics.jsonl, in order: objects with a whole "step".
 
-    Other lines are passed over, such as one that a killed training left half-written.
+    Other lines are skipped, such as the last one of a killed training.
     """
     with open(path, encoding="utf-8", errors="replace") as lines:
         for line in lines:

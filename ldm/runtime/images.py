@@ -31,21 +31,21 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
-    """Tile images (N, 3, H, W) in [-1, 1] row by row on white into one (3, H', W') of bytes."""
+    """Images (N, 3, H, W) in [-1, 1] row by row on white: bytes (3, H', W')."""
     pixels = to_uint8(images).cpu()
     count, channels, height, width = pixels.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     sheet = torch.full((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, dtype=torch.uint8)
-    for number, picture in enumerate(pixels):
+    for number, image in enumerate(pixels):
         top, left = (number // columns) * (height + gap), (number % columns) * (width + gap)
-        sheet[:, top : top + height, left : left + width] = picture
+        sheet[:, top : top + height, left : left + width] = image
     return sheet
 
 
-def enlarged(picture: Tensor, least: int = 384) -> Image.Image:
-    """A picture of bytes (3, H, W) as PIL image, small ones magnified by a whole number to `least` pixels or more."""
-    image = to_pil(picture)
+def enlarged(pixels: Tensor, least: int = 384) -> Image.Image:
+    """Bytes (3, H, W) as PIL image; small images are magnified by a whole number to `least` pixels or more."""
+    image = to_pil(pixels)
     factor = max(1, math.ceil(least / max(image.size)))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
@@ -66,10 +66,10 @@ def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> N
 
 
 class PngWriter:
-    """Writes PNGs in threads, while the next pictures are made; leaving the `with` block waits for all of them.
+    """Writes PNGs in threads, while the next images are made; leaving the `with` block waits for all of them.
 
-    The bytes are those of `save_png`. The first failure, in the order of the pictures, is raised by a later `save` or
-    on leaving, and what was not begun by then is not written. At most `waiting` pictures are held.
+    The bytes are those of `save_png`. The first failure, in the order of the images, is raised by a later `save` or
+    on leaving, and writes that have not begun by then are dropped. The queue holds at most `waiting` images.
     """
 
     def __init__(self, threads: int = 4, waiting: int = 64) -> None:
@@ -81,7 +81,7 @@ class PngWriter:
         return self
 
     def save(self, image: Tensor, path: str | Path, text: Mapping[str, str] | None = None) -> None:
-        """Write one image (C, H, W), as `to_pil` takes it and which must not change any more, soon."""
+        """Queue one image (C, H, W), as `to_pil` takes it. The tensor must not change afterwards."""
         while self._pending and (self._pending[0].done() or len(self._pending) >= self._waiting):
             self._pending.popleft().result()
         self._pending.append(self._pool.submit(lambda: save_png(to_pil(image), path, text)))

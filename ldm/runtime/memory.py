@@ -1,4 +1,4 @@
-"""The most memory that a stretch of work took."""
+"""The peak memory of a block of code."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """`with PeakMemory(device) as peak: ...`; then `peak.bytes`, above what was taken before, or None if not known.
+    """`with PeakMemory(device) as peak: ...`; then `peak.bytes`, above the memory in use before, or None if unknown.
 
-    Of a CUDA device by torch's own count; of a CPU by the kernel's mark of the process, where it can be reset (Linux).
+    On CUDA from torch's statistics; on a CPU from the kernel's high-water mark, where it can be reset (Linux).
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -26,7 +26,7 @@ class PeakMemory:
             self._before = torch.cuda.memory_allocated(self.device)
         elif self.device.type == "cpu":
             try:
-                _CLEAR.write_text("5", encoding="ascii")  # proc(5): resets the mark VmHWM
+                _CLEAR.write_text("5", encoding="ascii")  # proc(5): resets VmHWM
             except OSError:
                 return self
             self._before = _status("VmRSS")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -21,21 +21,21 @@ def progress(
     total: int | None = None,
     initial: int = 0,
     every: float = 10.0,
-    beside: Callable[[], str] = str,
+    postfix: Callable[[], str] = str,
 ) -> Iterator[Item]:
-    """Yield `items`, showing a tqdm bar on a terminal and otherwise a log line at most every `every` seconds.
+    """Yield `items` under a tqdm bar on a terminal, otherwise with a log line at most every `every` seconds.
 
-    `beside` gives words to show with the count; it is asked after each item and must be quick.
+    `postfix` returns a text to print after the count. It is called after each item and must be fast.
     """
-    if total is None and hasattr(items, "__len__"):
-        total = len(items)  # type: ignore[arg-type]
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     if sys.stderr.isatty():
-        bar, shown = tqdm(items, desc=label, total=total, initial=initial, dynamic_ncols=True), ""
+        bar, text = tqdm(items, desc=label, total=total, initial=initial, dynamic_ncols=True), ""
         for item in bar:
             yield item
-            if (words := beside()) != shown:
-                shown = words
-                bar.set_postfix_str(words, refresh=False)
+            if (new := postfix()) != text:
+                text = new
+                bar.set_postfix_str(text, refresh=False)
         return
     start = last = time.monotonic()
     count = initial
@@ -45,24 +45,24 @@ def progress(
         now = time.monotonic()
         if now - last >= every and count != total:
             last = now
-            rate = (count - initial) / (now - start)
-            left = f", {(total - count) / rate:.0f} s left" if total else ""
-            words = f", {words}" if (words := beside()) else ""
-            logger.info("%s: %d%s, %.1f a second%s%s", label, count, f" of {total}" if total else "", rate, left, words)
+            speed = (count - initial) / (now - start)
+            left = f", {(total - count) / speed:.0f} s left" if total else ""
+            text = f", {text}" if (text := postfix()) else ""
+            logger.info("%s: %d%s, %.1f a second%s%s", label, count, f" of {total}" if total else "", speed, left, text)
 
 
 class CostProgress:
-    """One bar for work of several parts, told in units of cost: `done` of `total`, which may change on the way.
+    """One bar for work of several parts: `done` of `total` units of cost; `total` may change.
 
-    On a terminal a tqdm bar, elsewhere a log line at most every `every` seconds; nothing where it is not `shown`.
+    On a terminal a tqdm bar, elsewhere a log line at most every `every` seconds; neither if not `enabled`.
     """
 
-    def __init__(self, shown: bool = True, every: float = 10.0) -> None:
+    def __init__(self, enabled: bool = True, every: float = 10.0) -> None:
         self.total, self.done, self.label = 0.0, 0.0, ""
         self._every, self._start = every, time.monotonic()
-        self._last, self._logs = self._start, shown and not sys.stderr.isatty()
+        self._last, self._logs = self._start, enabled and not sys.stderr.isatty()
         form = "{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
-        self._bar = tqdm(total=0, bar_format=form, dynamic_ncols=True) if shown and not self._logs else None
+        self._bar = tqdm(total=0, bar_format=form, dynamic_ncols=True) if enabled and not self._logs else None
 
     def __enter__(self) -> CostProgress:
         return self
@@ -71,8 +71,8 @@ class CostProgress:
         if self._bar is not None:
             self._bar.close()
 
-    def advance(self, units: float) -> None:
-        """So much more is done, of the part that `label` names."""
+    def update(self, units: float) -> None:
+        """Add `units` to `done`, for the part that `label` names."""
         self.done += units
         now = time.monotonic()
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""Settings: dataclasses are the one source; YAML files and flags fill them, in this order."""
+"""Settings are dataclasses: read from YAML and JSON, written as YAML."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def config_folder() -> Path:
 
 
 def config_names() -> list[str]:
-    """Names that --config takes, such as cifar10/diffusion."""
+    """The names of the shipped settings, such as cifar10/diffusion."""
     root = config_folder()
     return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
 
 
 def find_config(name: str) -> Path:
-    """The YAML file of a shipped name or of a path; `UserError` with the known names otherwise."""
+    """The YAML file for a shipped name or a path; otherwise a `UserError` with the known names."""
     if name in config_names():
         return config_folder() / f"{name}.yaml"
     path = Path(name)
@@ -44,27 +44,29 @@ def find_config(name: str) -> Path:
 
 
 def read_settings(schema: type[Settings], path: Path, base: Settings | None = None) -> Settings:
-    """Fill the dataclass `schema` from a YAML file; what the file leaves out is as in `base`, or the default.
+    """Fill the dataclass `schema` from a YAML file; keys that it lacks are as in `base`, or have their default.
 
-    `UserError` names the file and the key for a key that is unknown, a value of the wrong kind, an interpolation (a
-    settings file reads nothing but itself), or an alias (a few bytes of which can stand for gigabytes).
+    `UserError` names the file and the key for an unknown key, a value of the wrong type, an interpolation (a settings
+    file reads no other source), or an alias (a few bytes can expand to gigabytes).
     """
     if path.stat().st_size > _LIMIT:
         raise UserError(f"{path}: larger than {_LIMIT} bytes, not a settings file")
     try:
         text = path.read_text(encoding="utf-8")
         if "${" in text:
-            raise UserError("interpolation (${...}) is not taken in settings", remedy="write the value")
+            raise UserError("interpolation (${...}) is not allowed in settings", remedy="write the value")
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
-            raise UserError("aliases (*name) are not taken in settings", remedy="write the value")
+            raise UserError("aliases (*name) are not allowed in settings", remedy="write the value")
         loaded = OmegaConf.create(text)
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(base or schema), loaded))  # type: ignore[return-value]
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file") from None
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}: " if mark is not None else ""
-        raise UserError(f"{path}: {place}not valid YAML ({getattr(error, 'problem', error)})") from None
+        mark, reason = None, str(error)
+        if isinstance(error, yaml.MarkedYAMLError):
+            mark, reason = error.problem_mark, str(error.problem)
+        line = f"line {mark.line + 1}: " if mark is not None else ""
+        raise UserError(f"{path}: {line}not valid YAML ({reason})") from None
     except ConfigKeyError as error:
         known = _keys_beside(schema, str(error.full_key))
         raise UserError(
@@ -72,15 +74,15 @@ def read_settings(schema: type[Settings], path: Path, base: Settings | None = No
         ) from None
     except OmegaConfBaseException as error:
         message = str(error).splitlines()[0].replace("'$VALUE' of type '$VALUE_TYPE' ", "")
-        raise UserError(f"{path}: {error.full_key or _place(base or schema, loaded)}: {message}") from None
+        raise UserError(f"{path}: {error.full_key or _first_bad_key(base or schema, loaded)}: {message}") from None
     except RecursionError:
         raise UserError(f"{path}: nested too deeply") from None
-    except (ValueError, TypeError) as error:  # a UserError, which has no place yet, among them
+    except (ValueError, TypeError) as error:  # includes UserError, which does not name the file yet
         raise UserError(f"{path}: {error}") from None
 
 
-def _place(base: Any, loaded: Any) -> str:
-    """The dotted key of the first value that the settings do not take, where the error does not tell."""
+def _first_bad_key(base: Any, loaded: Any) -> str:
+    """The dotted key of the first value that does not fit the settings; for errors without a key."""
     leaves: list[tuple[str, Any]] = [("", OmegaConf.to_container(loaded))]
     while leaves:
         key, value = leaves.pop(0)
@@ -97,18 +99,18 @@ def _place(base: Any, loaded: Any) -> str:
 
 
 def from_mapping(schema: type[Settings], values: Any) -> Settings:
-    """The flat dataclass `schema` filled from untrusted JSON, taken literally; `UserError` for another key or kind."""
+    """The flat dataclass `schema` filled from untrusted JSON; `UserError` for an unknown key or another type."""
     if not isinstance(values, dict):
         raise UserError(f"expected settings, got {type(values).__name__}")
-    hints, known = get_type_hints(schema), [each.name for each in dataclasses.fields(schema)]  # type: ignore[arg-type]
-    taken = {}
+    hints, known = get_type_hints(schema), [field.name for field in dataclasses.fields(schema)]  # type: ignore[arg-type]
+    converted = {}
     for name, value in values.items():
         if name not in known:
             raise UserError(f"unknown key {name!r}", remedy=suggest(name, known))
-        taken[name] = tuple(value) if isinstance(value, list) else value
-        if not _fits(taken[name], hints[name]):
+        converted[name] = tuple(value) if isinstance(value, list) else value
+        if not _fits(converted[name], hints[name]):
             raise UserError(f"{name}: expected {hints[name]}, got {type(value).__name__}")
-    return schema(**taken)
+    return schema(**converted)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -127,12 +129,12 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def to_yaml(settings: Any) -> str:
-    """The settings, complete, as YAML that `read_settings` takes."""
+    """All settings as YAML for `read_settings`."""
     return OmegaConf.to_yaml(OmegaConf.structured(settings))
 
 
 def _keys_beside(schema: type, key: str) -> list[str]:
-    """The keys that the level of a dotted key has."""
+    """All valid keys at the level of a dotted key."""
     for part in key.split(".")[:-1]:
         schema = get_type_hints(schema).get(part, schema)
-    return [each.name for each in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else []
+    return [field.name for field in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else []

@@ -139,7 +139,7 @@ class _Training:
         evaluated = self._evaluate(told, stop)  # what the process before did not come to
         since, seen = time.monotonic(), 0
         remaining, label = range(self.step, self.end), f"train {self.task.kind}"
-        for _ in progress(remaining, label, total=config.max_train_steps, initial=self.step, beside=told.beside):
+        for _ in progress(remaining, label, total=config.max_train_steps, initial=self.step, postfix=told.beside):
             terms, norm, rate = self.advance(batches)
             seen += 1
             last = self.step == self.end

@@ -141,8 +141,8 @@ def test_the_bar_tells_what_is_left_of_the_whole(monkeypatch, caplog):
     with caplog.at_level("INFO", "ldm"), progress.Whole(every=10.0) as whole:
         whole.total, whole.label = 100.0, "cfg 3 (1 of 4)"
         for _ in range(3):
-            whole.advance(10)
+            whole.update(10)
         whole.label = "cfg 7.5 (2 of 4)"
-        whole.advance(20)
+        whole.update(20)
     told = [record.getMessage() for record in caplog.records]
     assert told == ["cfg 3 (1 of 4): 20 % of all, 40 s left", "cfg 7.5 (2 of 4): 50 % of all, 30 s left"]

@@ -326,7 +326,7 @@ def test_addresses_and_empty_patterns_are_refused(tmp_path):
         open_data(config(tmp_path / "*.tar"))
     for name, remedy in (("data-00000.arrow", "to_parquet"), ("a.tar.gz", "gunzip")):
         (tmp_path / name).write_bytes(b"")
-        with pytest.raises(UserError, match=f"{name} cannot be read by its places; .*{remedy}"):
+        with pytest.raises(UserError, match=f"{name} cannot be read image by image; .*{remedy}"):
             open_data(config(tmp_path))
         (tmp_path / name).unlink()
 

@@ -21,7 +21,7 @@ def test_words_stand_beside_the_count(terminal, monkeypatch, caplog):
     screen, words = Terminal() if terminal else io.StringIO(), iter(["", "loss 0.5", "loss 0.25", "loss 0.25"])
     monkeypatch.setattr(sys, "stderr", screen)
     items = []
-    for item in progress(range(2, 6), "train x", total=6, initial=2, every=0.0, beside=lambda: next(words)):
+    for item in progress(range(2, 6), "train x", total=6, initial=2, every=0.0, postfix=lambda: next(words)):
         items.append(item)
         time.sleep(0.12)  # above tqdm's least interval
     assert items == [2, 3, 4, 5]

@@ -166,7 +166,7 @@ class LatentSource:
             return
         check_cache_folder(folder)
         if (folder / "manifest.json").is_file():
-            LatentCache.open(folder, CacheKey.of(autoencoder, data), place="disk")
+            LatentCache.open(folder, CacheKey.of(autoencoder, data), cache_device="disk")
 
     def batches(self, plan: BatchPlan) -> Iterator[LatentBatch]:
         """Posterior moments in the plan's order, half of the examples flipped where the data set flips.
@@ -185,7 +185,7 @@ class LatentSource:
             device=self.device,
             num_workers=self.workers,
             processes=current_processes(),
-            place=self.place,
+            cache_device=self.place,
         )
         return self._from_cache(cache, plan)
 
