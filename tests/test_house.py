@@ -134,11 +134,7 @@ def test_nothing_runs_code_out_of_data(word):
 
 def schema_of(name):
     from ldm.cli.compare import CompareRun
-    from ldm.training.tasks.autoencoder import AutoencoderRun
-    from ldm.training.tasks.classifier import ClassifierRun
-    from ldm.training.tasks.diffusion import DiffusionRun
-    from ldm.training.tasks.gan import GanRun
-    from ldm.training.tasks.prior import PriorRun
+    from ldm.training.tasks.settings import AutoencoderRun, ClassifierRun, DiffusionRun, GanRun, PriorRun
 
     kinds = {"autoencoder": AutoencoderRun, "diffusion": DiffusionRun, "classifier": ClassifierRun}
     kinds |= {"gan": GanRun, "prior": PriorRun, "compare": CompareRun}

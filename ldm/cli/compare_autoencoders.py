@@ -22,7 +22,7 @@ from ldm.training.run_folder import RUN_FILE
 if TYPE_CHECKING:
     from ldm.comparison.autoencoders.compare import Candidate
     from ldm.data import ImageData
-    from ldm.training.tasks.autoencoder import AutoencoderRun
+    from ldm.training.tasks.settings import AutoencoderRun
 
 _LINES = 10**6  # of metrics.jsonl; more are not read
 

@@ -12,7 +12,7 @@ import tyro
 from ldm.cli.parsing import parse
 from ldm.runtime.errors import UserError
 
-_MUCH = 0.1  # of an error, for which a user should be warned
+_LARGE_ERROR = 0.1  # of the profile, above which the user is warned
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,15 @@ def run(arguments: list[str]) -> None:
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"--output-dir {target}: holds something; give a new or empty folder")
     from ldm.training.averages import reconstruct
-    from ldm.training.tasks.reconstruction import write_model
+    from ldm.training.tasks.published import write_reconstruction
 
-    found = reconstruct(Path(settings.run), settings.length, settings.step)
-    write_model(Path(settings.run), found, settings.length, target)
-    print(f"length {settings.length:g} after step {found.step} from {found.snapshots} snapshots")
-    print(f"profile error: {found.error:.2%}")
-    if found.error > _MUCH:
-        print("ldm: these snapshots tell little of that length; more of them, or a length nearer, do", file=sys.stderr)
+    average = reconstruct(Path(settings.run), settings.length, settings.step)
+    write_reconstruction(Path(settings.run), average, target)
+    print(f"length {settings.length:g} after step {average.step} from {average.snapshots} snapshots")
+    print(f"profile error: {average.error:.2%}")
+    if average.error > _LARGE_ERROR:
+        print(
+            "ldm: these snapshots fit that length poorly; take more of them, or a nearer length",
+            file=sys.stderr,
+        )
     print(f"wrote {target}")

@@ -24,7 +24,7 @@ from ldm.sampling.checks import check_used
 from ldm.sampling.code_prior import SUPPORTED_SETTINGS, CodePriorModel, holds_prior
 from ldm.sampling.config import SamplingConfig
 from ldm.sampling.pipeline import Pipeline
-from ldm.training.tasks.dataset import dataset_of
+from ldm.training.tasks.published import dataset_of
 
 Settings = TypeVar("Settings")
 

@@ -20,7 +20,7 @@ from ldm.training.run_folder import RUN_FILE
 
 if TYPE_CHECKING:
     from autoencoders import Autoencoder
-    from ldm.training.tasks.autoencoder import AutoencoderRun
+    from ldm.training.tasks.settings import AutoencoderRun
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def run_of(folder: str | Path) -> Path | None:
 
 def settings_of(folder: str | Path) -> AutoencoderRun | None:
     """The settings of the training, where the folder is that of a run."""
-    from ldm.training.tasks.autoencoder import AutoencoderRun
+    from ldm.training.tasks.settings import AutoencoderRun
 
     run = run_of(folder)
     return None if run is None else read_settings(AutoencoderRun, run / "config.yaml")

@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> int:
     from ldm.training.loop import Interrupted
 
     if settings.training.dry_run:
-        return _rehearse(kind, settings)
+        return _dry_run(kind, settings)
     try:
         measures = train_with(kind, settings, shlex.join(["ldm", "train", *arguments]))
     except Interrupted as stopped:
@@ -47,13 +47,10 @@ def run(arguments: list[str]) -> int:
 
 
 def _schema(kind: str) -> type[Any]:
-    """The settings of a kind of training; importing one does not import the others."""
-    return _module(kind)[0]
+    """The settings of a kind of training."""
+    from ldm.training.tasks import settings
 
-
-def _module(kind: str) -> tuple[type[Any], type[Any]]:
-    module = importlib.import_module(f"ldm.training.tasks.{kind}")
-    return getattr(module, f"{kind.capitalize()}Run"), getattr(module, f"{kind.capitalize()}Task")
+    return getattr(settings, f"{kind.capitalize()}Run")
 
 
 def train_with(kind: str, settings: Any, command: str = "") -> dict[str, Any]:
@@ -83,31 +80,34 @@ def _task(kind: str, settings: Any) -> tuple[Any, Any]:
     device = resolve_device(settings.training.device)
     RunFolder.check(settings.training.output_dir, kind)
     data, validation = open_data(settings.dataset, "train"), open_data(settings.dataset, "validation")
-    return _module(kind)[1](settings, data, validation, device), device
+    module = importlib.import_module(f"ldm.training.tasks.{kind}")
+    return getattr(module, f"{kind.capitalize()}Task")(settings, data, validation, device), device
 
 
-def _rehearse(kind: str, settings: Any) -> int:
-    """`--dry-run`: what the training would cost, a line a figure."""
-    from ldm.training.dry_run import STEPS, rehearse
+def _dry_run(kind: str, settings: Any) -> int:
+    """`--dry-run`: print what the training would cost, one figure a line."""
+    from ldm.training.dry_run import STEPS, dry_run
 
     if kind == "autoencoder" and settings.autoencoder.bottleneck == "linear":
         raise UserError("--dry-run: a linear autoencoder is fitted in one pass, without steps; leave it out")
-    quiet: dict[str, Any] = {"validation_rfid": False} if hasattr(settings, "validation_rfid") else {}
-    if hasattr(settings, "evaluation"):  # neither is heard of in a step, but both may train a network first
-        quiet["evaluation"] = dataclasses.replace(settings.evaluation, eval_every=0)
-    task, device = _task(kind, dataclasses.replace(settings, **quiet))
-    found = rehearse(task, settings.training, device)
+    changes: dict[str, Any] = {}  # what no step does, but may train a network first
+    if kind == "autoencoder":
+        changes["validation_rfid"] = False
+    if kind in ("diffusion", "prior"):
+        changes["evaluation"] = dataclasses.replace(settings.evaluation, eval_every=0)
+    task, device = _task(kind, dataclasses.replace(settings, **changes))
+    cost = dry_run(task, settings.training, device)
     if not current_processes().is_main:
         return 0
-    mib = {name: f"{name} {size / 2**20:,.1f}" for name, size in found.memory.items()}
-    print(f"images: {found.images:,}")
-    total = sum(found.parameters.values())
-    print(f"parameters: {total:,} ({', '.join(f'{name} {count:,}' for name, count in found.parameters.items())})")
-    peak = f"; the GPU held at most {found.peak / 2**20:,.1f}" if found.peak is not None else ""
-    print(f"memory: about {sum(found.memory.values()) / 2**20:,.1f} MiB ({', '.join(mib.values())}){peak}")
-    print(f"operations: {found.flops / 1e9:,.2f} GFLOP a step of {settings.training.train_batch_size} images")
-    print(f"time: {found.step_seconds:.3g} s a step ({STEPS} steps on {device}), {_duration(found.seconds)} in all")
-    print(f"checkpoint: {found.checkpoint / 2**20:,.1f} MiB")
+    mib = {name: f"{name} {size / 2**20:,.1f}" for name, size in cost.memory.items()}
+    print(f"images: {cost.images:,}")
+    total = sum(cost.parameters.values())
+    print(f"parameters: {total:,} ({', '.join(f'{name} {count:,}' for name, count in cost.parameters.items())})")
+    peak = f"; the GPU held at most {cost.peak / 2**20:,.1f}" if cost.peak is not None else ""
+    print(f"memory: about {sum(cost.memory.values()) / 2**20:,.1f} MiB ({', '.join(mib.values())}){peak}")
+    print(f"operations: {cost.flops / 1e9:,.2f} GFLOP a step of {settings.training.train_batch_size} images")
+    print(f"time: {cost.step_seconds:.3g} s a step ({STEPS} steps on {device}), {_duration(cost.seconds)} in all")
+    print(f"checkpoint: {cost.checkpoint / 2**20:,.1f} MiB")
     print("dry run: nothing was written")
     return 0
 

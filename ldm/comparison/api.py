@@ -20,7 +20,7 @@ from ldm.runtime.text import suggest
 from ldm.sampling.config import SamplingConfig
 from ldm.sampling.model_folder import Classifiers
 from ldm.sampling.pipeline import Pipeline
-from ldm.training.tasks.dataset import dataset_of
+from ldm.training.tasks.published import dataset_of
 from samplers import Guidance, guidances, parse_guidance
 
 Method = str | Guidance | Sequence[str | Guidance]

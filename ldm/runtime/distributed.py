@@ -82,11 +82,32 @@ class Processes:
         if self.count == 1:
             return work()
         result, failure = _attempt(work)
-        summaries: list[Any] = [None] * self.count
         with _connection_errors():
-            dist.all_gather_object(summaries, _summary(failure))
+            summaries = self.all_gather(_summary(failure))
         self._raise(failure, summaries)
         return result  # type: ignore[return-value]
+
+    def all_gather(self, value: T) -> list[T]:
+        """The values of all processes in order, on all of them."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """A tensor summed over the processes, in place."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean of a tensor over the processes, in place."""
+        return self.sum(values).div_(self.count) if self.count > 1 else values
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether a flag is set on any process; `device` is one that the processes communicate from."""
+        return flag if self.count == 1 else bool(self.sum(torch.tensor(float(flag), device=device)) > 0)
 
     def main_process_first(self, work: Callable[[], T]) -> T:
         """`work()` of each process; the others start when the main one has filled the cache that they read."""

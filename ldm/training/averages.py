@@ -1,68 +1,70 @@
-"""Averages of the weights at several lengths, by the power-function profile, and any other length from their snapshots.
+"""Averages of the weights: exponential, or by the power-function profile at several lengths.
 
 Karras et al. 2024 (EDM2), section 3 and appendix C. The average of length gamma after step t weighs the weights of time
 tau by (gamma + 1) tau^gamma / t^(gamma + 1). `sigma_rel`, the standard deviation of that profile over t, is its length.
+Any other length is reconstructed from snapshots.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import json
 import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.errors import UserError
 from ldm.runtime.tensors import open_tensors, read_tensors, save_tensors
+from ldm.training.config import AveragesConfig, check_length
 from ldm.training.run_folder import RunFolder
 
 FOLDER, _FILE = "averages", "averages.safetensors"
 _NAME = re.compile(r"step-(\d+)\.safetensors")
-_SNAPSHOTS = 50  # by which other lengths are right to a thousandth, near those that were followed
-LONGEST = 12**-0.5  # of a uniform profile, gamma = 0
 
 
-@dataclass(frozen=True)
-class AveragesConfig:
-    """Averages of the weights beside the published one, of which `ldm ema` makes a model of any length."""
+class ExponentialMovingAverage:
+    """A second copy of a model whose weights follow it: ema <- lerp(ema, weight, 1 - decay).
 
-    ema_lengths: tuple[float, ...] = ()
-    """Lengths of the averages to follow, as standard deviations of their profile relative to the training so far (0.05
-    0.1 in EDM2); each costs a copy of the weights. Unset: none."""
-    ema_snapshot_steps: int | None = None
-    """A snapshot of these averages every so many steps, and at the end; unset: 50 in `max_train_steps`."""
-    ema_snapshot_precision: Literal["float16", "float32"] = "float16"
-    """Of the numbers in a snapshot."""
+    The decay warms up as min(decay, (1 + n) / (10 + n)) with n the updates so far (counting from 0), so that early
+    averages are not ruled by the initial weights. Buffers and frozen parameters are copied.
+    """
 
-    def __post_init__(self) -> None:
-        if self.ema_snapshot_steps is not None:
-            at_least(self, ema_snapshot_steps=1)
-        for length in self.ema_lengths:
-            check_length(length, "`ema_lengths`")
-        if len(set(self.ema_lengths)) < len(self.ema_lengths):
-            raise UserError("one is given twice", setting="ema_lengths")
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"EMA decay must be in [0, 1), got {decay}")
+        self.decay = decay
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._followed: nn.Module | None = None  # whose tensors the lists are: walking a network takes as long as lerp
+        self._averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._copied: tuple[list[Tensor], list[Tensor]] = ([], [])
 
-    def within(self, steps: int) -> AveragesConfig:
-        """These settings for a training of so many steps."""
-        return dataclasses.replace(self, ema_snapshot_steps=self.ema_snapshot_steps or -(-steps // _SNAPSHOTS))
+    @torch.no_grad()
+    def update(self, model: nn.Module, updates: int) -> None:
+        """Follow `model`, of the same structure, after its update number `updates` (0 for the first)."""
+        if model is not self._followed:
+            self._follow(model)
+        decay = min(self.decay, (1 + updates) / (10 + updates))
+        torch._foreach_lerp_(*self._averaged, 1 - decay)
+        for copied, current in zip(*self._copied, strict=True):
+            copied.copy_(current)
 
-    def facts(self) -> dict[str, Any]:
-        """What a resumed run must share; nothing where there are none."""
-        return {"averages": {"ema_lengths": list(self.ema_lengths)}} if self.ema_lengths else {}
-
-
-def check_length(length: float, flag: str) -> None:
-    """`UserError` unless there is a profile of this relative standard deviation."""
-    if not 0 < length <= LONGEST:
-        raise UserError(f"{flag} {length:g}: expected above 0 and at most {LONGEST:.3f}, the length of a plain mean")
+    def _follow(self, model: nn.Module) -> None:
+        """List the tensors of both: those that learn are averaged, the others (an EMA codebook, buffers) copied."""
+        pairs = list(zip(self.model.parameters(), model.parameters(), strict=True))
+        trained = [pair for pair in pairs if pair[1].requires_grad]
+        fixed = [pair for pair in pairs if not pair[1].requires_grad]
+        fixed += zip(self.model.buffers(), model.buffers(), strict=True)  # type: ignore[arg-type]
+        self._followed = model
+        self._averaged = [average for average, _ in trained], [weight for _, weight in trained]
+        self._copied = [average for average, _ in fixed], [weight for _, weight in fixed]
 
 
 def exponent(length: float) -> float:
@@ -80,25 +82,25 @@ def inner(a: float, gamma_a: float, b: float, gamma_b: float) -> float:
     return scale * math.exp(gamma_b * math.log(a / b))
 
 
-def coefficients(known: Sequence[tuple[float, float]], wanted: tuple[float, float]) -> tuple[np.ndarray, float]:
-    """Factors of the known profiles (time, gamma) whose sum is nearest to the wanted one in the mean square.
+def coefficients(basis: Sequence[tuple[float, float]], target: tuple[float, float]) -> tuple[np.ndarray, float]:
+    """Factors of the basis profiles (time, gamma) whose sum is nearest to the target profile in the mean square.
 
-    The second is the distance that is left, relative to the wanted profile's norm: 0 if it is among the known.
+    The second is the distance that is left, relative to the target's norm: 0 if it is in the basis.
     """
-    gram = np.array([[inner(*p, *q) for q in known] for p in known])  # (K, K)
-    right = np.array([inner(*p, *wanted) for p in known])  # (K,)
+    gram = np.array([[inner(*p, *q) for q in basis] for p in basis])  # (K, K)
+    right = np.array([inner(*p, *target) for p in basis])  # (K,)
     norm = np.sqrt(np.diag(gram))
     scaled, *_ = np.linalg.lstsq(gram / norm[:, None] / norm, right / norm, rcond=1e-14)
-    found, whole = scaled / norm, inner(*wanted, *wanted)
-    left = whole - 2 * found @ right + found @ gram @ found
-    return found, math.sqrt(max(0.0, left) / whole)
+    factors, squared = scaled / norm, inner(*target, *target)
+    residual = squared - 2 * factors @ right + factors @ gram @ factors
+    return factors, math.sqrt(max(0.0, residual) / squared)
 
 
 class PowerAverages:
     """The averages of a model's trained weights at every length of the settings; without lengths it does nothing."""
 
-    def __init__(self, model: nn.Module, config: AveragesConfig | None) -> None:
-        self.config = config = config or AveragesConfig()
+    def __init__(self, model: nn.Module, config: AveragesConfig) -> None:
+        self.config = config
         self.exponents = {length: exponent(length) for length in config.ema_lengths}  # gamma, a root found once
         trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.weights = {
@@ -123,15 +125,15 @@ class PowerAverages:
             return
         dtype = getattr(torch, self.config.ema_snapshot_precision)
         tensors = {name: value.to("cpu", dtype) for name, value in self._named()}
-        facts = {"lengths": json.dumps(self.config.ema_lengths)}  # one entry: several come in any order
-        save_tensors(run.path / FOLDER / f"step-{step}.safetensors", tensors, facts)
+        metadata = {"lengths": json.dumps(self.config.ema_lengths)}  # one entry: several come in any order
+        save_tensors(run.path / FOLDER / f"step-{step}.safetensors", tensors, metadata)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint keeps, by file."""
+        """What a checkpoint holds, by file."""
         return {"averages": dict(self._named())} if self.weights else {}
 
     def resume(self, checkpoint: Path, step: int, run: RunFolder | None) -> None:
-        """Go on from a checkpoint of this step; later snapshots are of a future that will be made anew, and go."""
+        """Go on from a checkpoint of this step; later snapshots are removed, for they will be made anew."""
         if not self.weights:
             return
         stored = read_tensors(checkpoint / _FILE)
@@ -158,48 +160,54 @@ class Snapshot:
 
 def snapshots(run: Path) -> list[Snapshot]:
     """All snapshots of a run, oldest first; `UserError` names one that cannot be read."""
-    found = []
+    snapshots_read = []
     for path in (run / FOLDER).glob("step-*.safetensors"):
         if not (match := _NAME.fullmatch(path.name)):
             continue
         try:
             with open_tensors(path) as file:
                 lengths = json.loads((file.metadata() or {})["lengths"])
-            found.append(Snapshot(path, int(match[1]), tuple(float(length) for length in lengths)))
+            snapshots_read.append(Snapshot(path, int(match[1]), tuple(float(length) for length in lengths)))
         except (ValueError, KeyError, TypeError) as error:  # UserError among them
             raise UserError(f"{path}: not a whole snapshot of averages ({error})", remedy="remove it") from None
-    return sorted(found, key=lambda snapshot: snapshot.step)
+    return sorted(snapshots_read, key=lambda snapshot: snapshot.step)
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Weights of one length, and how far the profile that they have is from the wanted one (relative)."""
+    """Weights of one length, and how far their profile is from that of the length (relative)."""
 
     weights: dict[str, Tensor]
+    length: float
     step: int
     error: float
     snapshots: int
+
+    def metadata(self) -> dict[str, Any]:
+        """What a model folder stores about its weights."""
+        return {"length": self.length, "step": self.step, "error": self.error, "snapshots": self.snapshots}
 
 
 def reconstruct(run: Path, length: float, step: int | None = None) -> Reconstruction:
     """The average of any length after `step` (the last snapshot's by default) from the snapshots up to then.
 
-    The sum of the stored averages whose profile is nearest to the wanted one (section 3.2, appendix C.3), in float64.
+    The sum of the stored averages whose profile is nearest to that of the length (section 3.2, appendix C.3), in
+    float64.
     """
-    check_length(length, "`length`")
-    found = snapshots(run)
-    if not found:
+    check_length(length, "length")
+    stored = snapshots(run)
+    if not stored:
         raise UserError(f"{run}: no {FOLDER}/ of snapshots in it", remedy="train with `ema_lengths` 0.05 0.1")
-    step = found[-1].step if step is None else step
-    known = [snapshot for snapshot in found if snapshot.step <= step]
-    if not known or not any(snapshot.step == step for snapshot in known):
-        there = ", ".join(str(snapshot.step) for snapshot in found[-20:])
-        raise UserError(f"no snapshot of it in {run / FOLDER}", remedy=f"there is {there}", setting="step", value=step)
-    basis = [(float(each.step), exponent(own)) for each in known for own in each.lengths]
+    step = stored[-1].step if step is None else step
+    earlier = [snapshot for snapshot in stored if snapshot.step <= step]
+    if not any(snapshot.step == step for snapshot in earlier):
+        steps = ", ".join(str(snapshot.step) for snapshot in stored[-20:])
+        raise UserError(f"no snapshot of it in {run / FOLDER}", remedy=f"there is {steps}", setting="step", value=step)
+    basis = [(float(snapshot.step), exponent(own)) for snapshot in earlier for own in snapshot.lengths]
     factors, error = coefficients(basis, (float(step), exponent(length)))
-    opened = [(safe_open(each.path, framework="pt"), each.lengths) for each in known]
+    opened = [(safe_open(snapshot.path, framework="pt"), snapshot.lengths) for snapshot in earlier]
     files = [file for file, lengths in opened for _ in lengths]
-    prefixes = [f"{own!r}/" for each in known for own in each.lengths]
+    prefixes = [f"{own!r}/" for snapshot in earlier for own in snapshot.lengths]
     weights: dict[str, Tensor] = {}
     try:
         names = [name.removeprefix(prefixes[-1]) for name in files[-1].keys() if name.startswith(prefixes[-1])]  # noqa: SIM118
@@ -208,12 +216,6 @@ def reconstruct(run: Path, length: float, step: int | None = None) -> Reconstruc
             for file, prefix, factor in zip(files, prefixes, factors, strict=True):
                 total = total + float(factor) * file.get_tensor(prefix + name).double()
             weights[name] = total.float()
-    except SafetensorError as broken:
-        raise UserError(f"{run / FOLDER}: its snapshots are of different models ({broken})") from None
-    return Reconstruction(weights, step, error, len(known))
-
-
-def facts_of(found: Reconstruction, length: float) -> dict[str, Any]:
-    """What a model folder tells of its weights."""
-    kept = {field.name: getattr(found, field.name) for field in dataclasses.fields(found) if field.name != "weights"}
-    return {"length": length, **kept}
+    except SafetensorError as error_in_file:
+        raise UserError(f"{run / FOLDER}: its snapshots are of different models ({error_in_file})") from None
+    return Reconstruction(weights, length, step, error, len(earlier))

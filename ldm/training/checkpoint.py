@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json, sha256_of_file
 from ldm.runtime.tensors import read_tensors, write_tensors
-from ldm.training.sharding import placed
+from ldm.training.sharding import distribute_like
 
 logger = logging.getLogger("ldm")
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -43,7 +43,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
         parameter_name, entry = name.rsplit("/", 1)
         parameter = parameters[parameter_name]
         if entry != "step":
-            value = torch.empty_like(parameter, requires_grad=False).copy_(placed(value, parameter))
+            value = torch.empty_like(parameter, requires_grad=False).copy_(distribute_like(value, parameter))
         elif fused:
             value = value.to(parameter.device)
         optimizer.state[parameter][entry] = value
@@ -74,15 +74,15 @@ def save_checkpoint(
 
 def checkpoints(run: Path) -> list[Path]:
     """All checkpoint folders of a run, oldest first, whole or not."""
-    found = [(int(match[1]), path) for path in run.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    numbered = [(int(match[1]), path) for path in run.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(numbered)]
 
 
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files against its manifest, or None."""
     try:
         listed = read_json(folder / "manifest.json")
-        manifest = {str(name): (facts["bytes"], facts["sha256"]) for name, facts in listed.items()}
+        manifest = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in listed.items()}
     except UserError as error:
         return str(error)
     except (AttributeError, KeyError, TypeError):
@@ -99,7 +99,7 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def newest_whole_checkpoint(run: Path) -> Path | None:
+def newest_intact_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint that agrees with its manifest; damaged ones are named in a warning and passed over."""
     for folder in reversed(checkpoints(run)):
         problem = damage(folder)
@@ -109,21 +109,21 @@ def newest_whole_checkpoint(run: Path) -> Path | None:
     return None
 
 
-def chosen_checkpoint(run: Path, wanted: str) -> Path | None:
-    """The checkpoint to go on from, None to begin anew; `wanted` is "latest" or the name of a whole one."""
-    if wanted == "latest":
-        return newest_whole_checkpoint(run) if run.is_dir() else None
-    folder = run / wanted
-    if not _NAME.fullmatch(wanted) or not folder.is_dir():
-        found = ", ".join(path.name for path in checkpoints(run)) if run.is_dir() else ""
+def checkpoint_to_resume(run: Path, name: str) -> Path | None:
+    """The checkpoint to resume from, None to begin anew; `name` is "latest" or that of an intact one."""
+    if name == "latest":
+        return newest_intact_checkpoint(run) if run.is_dir() else None
+    folder = run / name
+    if not _NAME.fullmatch(name) or not folder.is_dir():
+        names = ", ".join(path.name for path in checkpoints(run)) if run.is_dir() else ""
         raise UserError(
             f"no such checkpoint in {run}",
-            remedy=f"there is {found or 'none'}",
+            remedy=f"there is {names or 'none'}",
             setting="resume_from_checkpoint",
-            value=wanted,
+            value=name,
         )
     if problem := damage(folder):
-        raise UserError(f"damaged ({problem})", remedy="use latest", setting="resume_from_checkpoint", value=wanted)
+        raise UserError(f"damaged ({problem})", remedy="use latest", setting="resume_from_checkpoint", value=name)
     return folder
 
 
@@ -131,7 +131,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Fill a model from a checkpoint's file; `UserError` for weights of another model."""
     try:
         own = model.state_dict()
-        tensors = {name: placed(value, own.get(name, value)) for name, value in read_tensors(path).items()}
+        tensors = {name: distribute_like(value, own.get(name, value)) for name, value in read_tensors(path).items()}
         model.load_state_dict(tensors)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()

@@ -1,12 +1,54 @@
-"""The settings of the training loop, the same for every training."""
+"""The settings of the training loop and of its averages, the same for every training."""
+
+from __future__ import annotations
 
 import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ldm.runtime.compilation import Mode
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import UserError, at_least
+
+_POSITIVE = (
+    "max_train_steps",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "log_steps",
+    "adam_epsilon",
+    "lr_reference_steps",
+    "muon_learning_rate",
+)
+_NOT_NEGATIVE = (
+    "lr_warmup_steps",
+    "adam_weight_decay",
+    "max_grad_norm",
+    "validation_steps",
+    "skip_non_finite",
+    "dataloader_num_workers",
+    "train_seconds",
+)
+_FREE = (  # what a resumed run may change: the result does not depend on it
+    "output_dir",
+    "device",
+    "train_seconds",
+    "dry_run",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "validation_steps",
+    "log_steps",
+    "dataloader_num_workers",
+    "resume_from_checkpoint",
+    "gradient_checkpointing",
+    "report_to",
+    "tracker_project_name",
+    "skip_non_finite",
+    "fsdp",
+)
+_SNAPSHOTS = 50  # by which other lengths are right to a thousandth, near those that were followed
+LONGEST_AVERAGE = 12**-0.5  # of a uniform profile, gamma = 0
 
 
 @dataclass(frozen=True)
@@ -50,7 +92,7 @@ class TrainingConfig:
     """Decay of the averaged weights, which are the published ones; 0 publishes the last weights."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """auto: bf16 on a GPU that has it, float32 on a CPU."""
-    compile: Mode = "none"
+    compile: Literal["none", "default", "reduce-overhead"] = "none"
     """Compile the model by torch.compile: slow to start, then faster. reduce-overhead adds CUDA graphs."""
     fsdp: bool = False
     """Keep weights, gradients, optimiser and average in shards over the processes, for U-Nets that outgrow a GPU; what
@@ -74,40 +116,25 @@ class TrainingConfig:
     dataloader_num_workers: int = 0
     """Processes that prepare images; the result does not depend on their number."""
     dry_run: bool = False
-    """Build everything and take a few steps, then tell what the training would cost; nothing is written."""
+    """Build everything and take a few steps, then print what the training would cost; nothing is written."""
     resume_from_checkpoint: str = "latest"
     """latest, or the name of a checkpoint of this run such as checkpoint-500."""
 
     def __post_init__(self) -> None:
-        positive: tuple[str, ...] = (
-            "max_train_steps",
-            "train_batch_size",
-            "gradient_accumulation_steps",
-            "learning_rate",
-        )
-        positive += (
-            "checkpointing_steps",
-            "checkpoints_total_limit",
-            "log_steps",
-            "adam_epsilon",
-            "lr_reference_steps",
-        )
-        positive += ("muon_learning_rate",)
-        for name in positive:
+        for name in _POSITIVE:
             if not getattr(self, name) > 0 or not math.isfinite(getattr(self, name)):
                 raise UserError(f"must be above 0, got {getattr(self, name)}", setting=name)
-        not_negative = ("lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "validation_steps", "skip_non_finite")
-        for name in (*not_negative, "dataloader_num_workers", "train_seconds"):
+        for name in _NOT_NEGATIVE:
             if not getattr(self, name) >= 0:
                 raise UserError(f"must be 0 or more, got {getattr(self, name)}", setting=name)
         if self.compile == "reduce-overhead" and self.gradient_accumulation_steps > 1:
             raise UserError(
-                ("`compile` reduce-overhead: its graphs overwrite what `gradient_accumulation_steps` adds up"),
+                "`compile` reduce-overhead: its graphs overwrite what `gradient_accumulation_steps` adds up",
                 remedy="use `compile` default",
             )
         if self.train_seconds and self.lr_scheduler in ("linear", "cosine"):
             raise UserError(
-                (f"a {self.lr_scheduler} rate ends at `max_train_steps`, of which a budget of time knows nothing"),
+                f"a {self.lr_scheduler} rate ends at `max_train_steps`, of which a budget of time knows nothing",
                 remedy="take `lr_scheduler` constant or inverse_sqrt",
                 setting="train_seconds",
             )
@@ -115,25 +142,52 @@ class TrainingConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"must be in [0, 1), got {getattr(self, name)}", setting=name)
 
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings that a resumed run must share: all but those that do not change its result."""
+        free = set(_FREE)
+        if self.lr_scheduler in ("constant", "inverse_sqrt"):
+            free.add("max_train_steps")
+        if self.compile == "none":  # runs from before there was a choice go on
+            free.add("compile")
+        if self.lr_scheduler != "inverse_sqrt":
+            free.add("lr_reference_steps")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
 
-def config_facts(config: TrainingConfig) -> dict[str, Any]:
-    """The settings of the loop that a resumed run must share: all but those that do not change its result."""
-    free = {"output_dir", "device", "train_seconds", "dry_run", "checkpointing_steps", "checkpoints_total_limit"}
-    free |= {
-        "validation_steps",
-        "log_steps",
-        "dataloader_num_workers",
-        "resume_from_checkpoint",
-        "gradient_checkpointing",
-        "report_to",
-        "tracker_project_name",
-        "skip_non_finite",
-        "fsdp",
-    }
-    if config.lr_scheduler in ("constant", "inverse_sqrt"):
-        free.add("max_train_steps")
-    if config.compile == "none":  # runs from before there was a choice go on
-        free.add("compile")
-    if config.lr_scheduler != "inverse_sqrt":
-        free.add("lr_reference_steps")
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in free}
+
+@dataclass(frozen=True)
+class AveragesConfig:
+    """Averages of the weights beside the published one, of which `ldm ema` makes a model of any length."""
+
+    ema_lengths: tuple[float, ...] = ()
+    """Lengths of the averages to follow, as standard deviations of their profile relative to the training so far (0.05
+    0.1 in EDM2); each costs a copy of the weights. Unset: none."""
+    ema_snapshot_steps: int | None = None
+    """A snapshot of these averages every so many steps, and at the end; unset: 50 in `max_train_steps`."""
+    ema_snapshot_precision: Literal["float16", "float32"] = "float16"
+    """Of the numbers in a snapshot."""
+
+    def __post_init__(self) -> None:
+        if self.ema_snapshot_steps is not None:
+            at_least(self, ema_snapshot_steps=1)
+        for length in self.ema_lengths:
+            check_length(length, "ema_lengths")
+        if len(set(self.ema_lengths)) < len(self.ema_lengths):
+            raise UserError("one is given twice", setting="ema_lengths")
+
+    def within(self, steps: int) -> AveragesConfig:
+        """These settings for a training of so many steps."""
+        return dataclasses.replace(self, ema_snapshot_steps=self.ema_snapshot_steps or -(-steps // _SNAPSHOTS))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a resumed run must share; nothing where there are none."""
+        return {"averages": {"ema_lengths": list(self.ema_lengths)}} if self.ema_lengths else {}
+
+
+def check_length(length: float, setting: str) -> None:
+    """`UserError` unless there is a profile of this relative standard deviation."""
+    if not 0 < length <= LONGEST_AVERAGE:
+        raise UserError(
+            f"expected above 0 and at most {LONGEST_AVERAGE:.3f}, the length of a plain mean",
+            setting=setting,
+            value=f"{length:g}",
+        )

@@ -1,9 +1,10 @@
-"""The evaluations of a run: each measured once, kept in evaluations/, and the best model of them in best/."""
+"""The evaluations of a run: each measured once and stored in evaluations/; the best model of a run in best/."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,94 +12,89 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldm.evaluation.periodic import EvaluationStopped, PeriodicEvaluator
+from ldm.evaluation.periodic import EvaluationStopped
 from ldm.evaluation.records import EvaluationResult
 from ldm.models.weights import weights_fingerprint
 from ldm.runtime.distributed import Processes
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_write_json, read_json
+from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
 from ldm.sampling.pipeline import Pipeline
-from ldm.training.best import keep_best
 from ldm.training.run_folder import RunFolder
+from ldm.training.task import Task
 
 logger = logging.getLogger("ldm")
 FOLDER = "evaluations"
-
-
-def is_due(task: Any, step: int, last: int) -> bool:
-    """Whether samples are measured after this step, the same in all processes: every so many steps and at the end."""
-    watch: PeriodicEvaluator | None = getattr(task, "watch", None)
-    return watch is not None and step > 0 and (step == last or step % watch.config.eval_every == 0)
+BEST, BEST_FILE = "best", "best.json"
 
 
 class Evaluations:
-    """Measures the published weights of a task that has a `watch`, at the steps that the loop names.
+    """Measures the published weights of a task that has an `evaluator`, every so many steps and at the end.
 
-    What was measured is a file of its own, written before anything else is told. A training that was killed and comes
-    to the same step with the same weights takes the figures from there. Every process must ask, and all share the
-    sampling; the first, which has the `run`, reads and writes.
+    A result is written to a file of its own before it is logged. A training that was killed and comes to the same step
+    with the same weights reads it from there. All processes must call `evaluate` and share the sampling; the first,
+    which has the `run`, reads and writes.
     """
 
-    def __init__(self, run: RunFolder | None, task: Any, processes: Processes) -> None:
-        self.run, self.task, self.processes = run, task, processes
+    def __init__(self, run: RunFolder | None, task: Task, processes: Processes) -> None:
+        self.run, self.task, self.evaluator, self.processes = run, task, task.evaluator, processes
 
-    def figures(self, model: nn.Module, step: int, stop: Callable[[], object]) -> dict[str, float]:
+    def due(self, step: int, last: bool) -> bool:
+        """Whether samples are measured after this step, the same in all processes."""
+        return self.evaluator is not None and step > 0 and (last or step % self.evaluator.config.eval_every == 0)
+
+    def evaluate(self, model: nn.Module, step: int, stop: Callable[[], object]) -> dict[str, float]:
         """{name: value} of the model of a step; {} where they are logged already, or the evaluation was stopped."""
-        logged, result, facts = self.processes.run_on_main_and_broadcast(lambda: self._before(model, step))
+        assert self.evaluator is not None
+        logged, result, key = self.processes.run_on_main_and_broadcast(lambda: self._stored(model, step))
         if logged:
             return {}
         if result is None:
             try:
-                result = self._measured(model, stop)
+                result = self._measure(model, stop)
             except EvaluationStopped:
                 logger.info("step %d: the evaluation was stopped; it is made when the training goes on", step)
                 return {}
         if self.run is not None:
-            atomic_write_json(self._file(self.run, step), {**facts, "result": result.to_json()})
-            self._keep_best(self.run, result, model, step)
-        return {figure.name: figure.value for figure in result.figures}
+            atomic_write_json(self._file(self.run, step), {**key, "result": result.to_json()})
+            best = result[self.evaluator.config.best_by]
+            keep_best(
+                self.run.path,
+                best.name,
+                {best.name: best.value},
+                step,
+                lambda folder: self.task.publish(model, folder),
+                higher_is_better=best.higher_is_better,
+                fingerprint=self.evaluator.comparable_settings,
+            )
+        return {metric.name: metric.value for metric in result.figures}
 
-    def _measured(self, model: nn.Module, stop: Callable[[], object]) -> EvaluationResult:
-        watch: PeriodicEvaluator = self.task.watch
-        with torch.no_grad(), requires_grad_kept(model):
+    def _measure(self, model: nn.Module, stop: Callable[[], object]) -> EvaluationResult:
+        evaluator, processes = self.evaluator, self.processes
+        assert evaluator is not None
+        with torch.no_grad(), preserve_requires_grad(model):
             pipeline = self.task.pipeline(model)
             if isinstance(pipeline, Pipeline):
-                return watch(pipeline, stop, self.processes)
-            heard = stop if self.processes.count == 1 else bool
-            return self.processes.run_on_main_and_broadcast(
-                lambda: watch(pipeline, heard)
-            )  # a prior's codes are drawn by one
+                return evaluator(pipeline, stop, processes)
+            stop = stop if processes.count == 1 else bool  # a prior's codes are drawn by one process
+            return processes.run_on_main_and_broadcast(lambda: evaluator(pipeline, stop))
 
-    def _before(self, model: nn.Module, step: int) -> tuple[bool, EvaluationResult | None, dict[str, Any]]:
-        """Whether the figures are logged already; else what was measured of these weights before, and their facts."""
-        assert self.run is not None
+    def _stored(self, model: nn.Module, step: int) -> tuple[bool, EvaluationResult | None, dict[str, Any]]:
+        """Whether the result is logged already; else what was measured of these weights before, and their key."""
+        assert self.run is not None and self.evaluator is not None
         if self.run.has_evaluation(step):
             return True, None, {}
-        facts = {"step": step, "weights": weights_fingerprint(model), "settings": self.task.watch.comparable_settings}
-        return False, _known(self._file(self.run, step), facts), facts
+        key = {"step": step, "weights": weights_fingerprint(model), "settings": self.evaluator.comparable_settings}
+        return False, _read_result(self._file(self.run, step), key), key
 
     def _file(self, run: RunFolder, step: int) -> Path:
         return run.path / FOLDER / f"step-{step:06d}.json"
 
-    def _keep_best(self, run: RunFolder, result: EvaluationResult, model: nn.Module, step: int) -> None:
-        watch: PeriodicEvaluator = self.task.watch
-        figure = result[watch.config.best_by]
-        keep_best(
-            run.path,
-            figure.name,
-            {figure.name: figure.value},
-            step,
-            lambda folder: self.task.publish(model, folder),
-            higher_is_better=figure.higher_is_better,
-            facts=watch.comparable_settings,
-        )
 
-
-def _known(path: Path, facts: dict[str, Any]) -> EvaluationResult | None:
-    """What the file says, if it is of these weights under these settings."""
+def _read_result(path: Path, key: dict[str, Any]) -> EvaluationResult | None:
+    """The result in the file, if it is of these weights under these settings."""
     try:
         stored = read_json(path)
-        if {name: stored.get(name) for name in facts} == facts:
+        if {name: stored.get(name) for name in key} == key:
             return EvaluationResult.from_json(stored["result"])
     except (UserError, AttributeError, KeyError, TypeError):
         pass
@@ -106,7 +102,7 @@ def _known(path: Path, facts: dict[str, Any]) -> EvaluationResult | None:
 
 
 @contextmanager
-def requires_grad_kept(model: nn.Module) -> Iterator[None]:
+def preserve_requires_grad(model: nn.Module) -> Iterator[None]:
     """A pipeline freezes its networks; where there is no average they are those in training."""
     trained = [parameter.requires_grad for parameter in model.parameters()]
     try:
@@ -114,3 +110,36 @@ def requires_grad_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, requires_grad in zip(model.parameters(), trained, strict=True):
             parameter.requires_grad_(requires_grad)
+
+
+def keep_best(
+    run: Path,
+    best_by: str,
+    measures: Mapping[str, Any],
+    step: int,
+    publish: Callable[[Path], None],
+    *,
+    higher_is_better: bool = False,
+    fingerprint: Mapping[str, Any] | None = None,
+) -> bool:
+    """Publish into `run/best` if the measure whose name begins with `best_by` is better than all before; whether so.
+
+    best.json there holds the name of the measure, its value, the step, and the `fingerprint` (plain JSON) without which
+    values do not compare: where it changed, the present model is the best. A run that was resumed from before its best
+    step comes to the same model again and leaves the folder alone. No measure of that name, or NaN: nothing happens.
+    """
+    name = next((name for name in measures if name.startswith(best_by)), None)
+    if name is None or measures[name] is None or not math.isfinite(measures[name]):
+        return False
+    file, value = run / BEST / BEST_FILE, measures[name]
+    before = read_json(file) if file.is_file() else {}
+    if before.get("measure") == name and before.get("facts") == fingerprint:
+        better = value > before["value"] if higher_is_better else value < before["value"]
+        if not better:
+            return False
+    with atomic_folder(run / BEST) as target:
+        publish(target)
+        record = {"measure": name, "value": value, "step": step}
+        record |= {"higher_is_better": True} if higher_is_better else {}
+        atomic_write_json(target / BEST_FILE, record if fingerprint is None else {**record, "facts": fingerprint})
+    return True

@@ -9,35 +9,37 @@ from itertools import chain
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ldm.data.pixel_data import PixelData
+from ldm.runtime.distributed import Processes
 from ldm.runtime.text import printable
-from ldm.training.processes import on_any_process
 from ldm.training.randomness import BatchPlan, BatchShard
+from ldm.training.task import Task
 
 logger = logging.getLogger("ldm")
 _NAMED = 8  # examples in a message; the log has all
 
 
 class FiniteGuard:
-    """Looks at every step before its update; all processes come to the same verdict.
+    """Checks every step before its update; all processes come to the same result.
 
     `limit` steps in a row may be left out; 0: the first one stops the run. What a forward call changes without a
-    gradient (a moving codebook, running statistics) is put back as well, for which a copy of it is kept where steps may
-    be left out.
+    gradient (a moving codebook, running statistics) is restored as well, from a copy that is made where steps may be
+    left out.
     """
 
-    def __init__(self, limit: int, accelerator: Accelerator, models: Sequence[nn.Module]) -> None:
-        self.limit, self.accelerator = limit, accelerator
+    def __init__(self, limit: int, processes: Processes, models: Sequence[nn.Module]) -> None:
+        self.limit, self.processes = limit, processes
         self.left_out = self.in_a_row = 0
-        self._found: list[str] | None = None  # what is not finite in the last step
-        self._moving = [
+        self._non_finite: list[str] | None = None  # terms of the last step
+        self._message = ""
+        self._buffers = [
             value
             for model in models
             for value in chain(model.buffers(), (p for p in model.parameters() if not p.requires_grad))
         ]
-        self._kept: list[Tensor] = []
+        self._copies: list[Tensor] = []
 
     def state(self) -> dict[str, int]:
         """For a checkpoint."""
@@ -49,50 +51,50 @@ class FiniteGuard:
 
     def begin(self) -> None:
         """Before the first forward call of a step."""
-        self._found = None
+        self._non_finite = None
         if self.limit:
-            self._kept = [value.detach().clone() for value in self._moving]
+            self._copies = [value.detach().clone() for value in self._buffers]
 
-    def refuses(self, terms: dict[str, Tensor], norms: dict[str, Tensor]) -> bool:
+    def rejects(self, terms: dict[str, Tensor], norms: dict[str, Tensor]) -> bool:
         """Whether a loss of `terms` ("loss", "..._loss") or a norm is not finite: then the update must be left out."""
         losses = [value.detach() for name, value in terms.items() if name == "loss" or name.endswith("_loss")]
         checked = torch.stack([value.float() for value in (*losses, *norms.values())])
-        if not on_any_process(not bool(checked.isfinite().all()), self.accelerator):  # the step's one wait
+        if not self.processes.any(not bool(checked.isfinite().all()), checked.device):  # the step's one wait
             self.in_a_row = 0
             return False
         joint = torch.stack([value.detach().float() for value in (*terms.values(), *norms.values())])
-        values = zip((*terms, *norms), self.accelerator.reduce(joint, "sum").tolist(), strict=True)
-        self._found = [name for name, value in values if not math.isfinite(value)]
+        values = zip((*terms, *norms), self.processes.sum(joint).tolist(), strict=True)
+        self._non_finite = [name for name, value in values if not math.isfinite(value)]
         self.left_out, self.in_a_row = self.left_out + 1, self.in_a_row + 1
         with torch.no_grad():
-            for value, kept in zip(self._moving, self._kept, strict=True) if self._kept else ():
-                value.copy_(kept)
+            for value, copy in zip(self._buffers, self._copies, strict=True) if self._copies else ():
+                value.copy_(copy)
         return True
 
-    def entry(self, task: Any, seed: int, step: int, batch_size: int) -> dict[str, Any]:
-        """What the log is to say of the step just taken: {} if no step has been left out so far."""
-        if self._found is None:
+    def entry(self, task: Task, seed: int, step: int, batch_size: int) -> dict[str, Any]:
+        """Entries of the log for the step just taken: {} if no step has been left out so far."""
+        if self._non_finite is None:
             return {"steps_left_out": self.left_out} if self.left_out else {}
         (keys,) = BatchPlan(task.length, seed, BatchShard(batch_size), step, step + 1)
         examples = [index for index, _ in keys]
-        name_of = getattr(getattr(task, "data", None), "file_name", None)
-        files = [name for index in examples if name_of is not None and (name := printable(name_of(index)))]
+        data = task.data
+        files = [name for i in examples if isinstance(data, PixelData) and (name := printable(data.file_name(i)))]
         named = [f"{index} ({file})" for index, file in zip(examples, files, strict=True)] if files else examples
         more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
         self._message = (
-            f"step {step + 1}: not finite: {', '.join(self._found)}; training examples of the batch: "
+            f"step {step + 1}: not finite: {', '.join(self._non_finite)}; training examples of the batch: "
             f"{', '.join(str(name) for name in named[:_NAMED])}{more}"
         )
-        entry = {"not_finite": self._found, "examples": examples, **({"files": files} if files else {})}
+        entry = {"not_finite": self._non_finite, "examples": examples, **({"files": files} if files else {})}
         return {**entry, "steps_left_out": self.left_out}
 
-    def stop_or_go_on(self) -> None:
+    def raise_or_warn(self) -> None:
         """After the step was logged: `FloatingPointError` if one too many in a row was not finite."""
-        if self._found is None:
+        if self._non_finite is None:
             return
         if self.in_a_row <= self.limit:
             logger.warning("%s; left out (%d in a row, %d in all)", self._message, self.in_a_row, self.left_out)
             return
-        mend = "look at them, or lower `learning_rate`; `skip_non_finite` N leaves out such steps"
+        remedy = "look at them, or lower `learning_rate`; `skip_non_finite` N leaves out such steps"
         row = f"{self.in_a_row} steps in a row, the limit is `skip_non_finite` {self.limit}"
-        raise FloatingPointError(f"{self._message}; no weight was changed; {row if self.limit else mend}")
+        raise FloatingPointError(f"{self._message}; no weight was changed; {row if self.limit else remedy}")

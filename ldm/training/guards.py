@@ -1,4 +1,4 @@
-"""What surrounds a training: the caller's random states are kept, and signals stop it after a whole step."""
+"""What surrounds a training: random states, signals, a full disk, and its budget of time."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import logging
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
+from ldm.runtime.distributed import Processes
+
 logger = logging.getLogger("ldm")
 
 
 class Interrupted(Exception):  # noqa: N818  (not an error)
-    """The training was asked to stop (SIGINT or SIGTERM); a checkpoint was saved."""
+    """A signal (SIGINT or SIGTERM) stopped the training; a checkpoint was saved."""
 
     def __init__(self, signal_number: int, step: int) -> None:
         super().__init__(f"stopped at step {step}; the same command goes on from there")
@@ -25,7 +28,7 @@ class Interrupted(Exception):  # noqa: N818  (not an error)
 
 
 @contextmanager
-def global_random_state_kept() -> Iterator[None]:
+def preserve_random_state() -> Iterator[None]:
     """Give Python, NumPy and torch their global random states back at the end."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
@@ -38,8 +41,8 @@ def global_random_state_kept() -> Iterator[None]:
 
 
 @contextmanager
-def full_disk_told(run: str) -> Iterator[None]:
-    """While a run folder is written: a full disk is told with what is left of the run."""
+def explain_full_disk(run: str) -> Iterator[None]:
+    """While a run folder is written: the error of a full disk says what is left of the run."""
     try:
         yield
     except OSError as error:
@@ -53,7 +56,6 @@ def full_disk_told(run: str) -> Iterator[None]:
 def stop_signals() -> Iterator[dict[str, int]]:
     """Note SIGINT and SIGTERM instead of dying, so that the step in progress can be finished and saved."""
     received: dict[str, int] = {}
-
     owner = os.getpid()
 
     def note(number: int, _: object) -> None:
@@ -74,3 +76,25 @@ def stop_signals() -> Iterator[dict[str, int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+class Budget:
+    """Seconds in training steps, without validation, previews and saving; all processes agree when it is spent."""
+
+    def __init__(self, limit: float, processes: Processes, device: torch.device) -> None:
+        self.limit, self.processes, self.device = limit, processes, device
+        self.seconds = 0.0  # so far, in all parts of the run
+        self.spent = False
+
+    def resume(self, seconds: float) -> None:
+        """Go on from a checkpoint, the same for all processes."""
+        self.seconds, self.spent = seconds, 0 < self.limit <= seconds
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Add the time that is spent inside."""
+        since = time.monotonic()
+        yield
+        self.seconds += time.monotonic() - since
+        if self.limit:
+            self.spent = self.processes.any(self.seconds >= self.limit, self.device)

@@ -1,73 +1,87 @@
-"""What is told of a training while it runs: metrics.jsonl, trackers, previews and the line beside the bar."""
+"""The records of a training: metrics.jsonl, trackers, previews, throughput and the text beside the progress bar."""
 
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ldm.runtime.images import enlarged, grid, save_png
-from ldm.training.best import keep_best
 from ldm.training.config import TrainingConfig
+from ldm.training.evaluations import keep_best
 from ldm.training.run_folder import RunFolder, flat
+from ldm.training.task import Task
 from ldm.training.tracking import Trackers
 
 logger = logging.getLogger("ldm")
 
 
 class Observer:
-    """It never changes what is trained. Of several processes the first has the `run` and tells; the others are mute."""
+    """It never changes what is trained. Of several processes the first has the `run` and writes; the others do not."""
 
-    def __init__(self, run: RunFolder | None, task: Any, config: TrainingConfig, step: int) -> None:
-        self.run, self.task = run, task
-        self._beside = ""
-        if run is None:
-            return
-        project, told = config.tracker_project_name, run.last_step()
-        self.trackers = Trackers(config.report_to, project, run.path, flat(task.facts), step, told)
-        run.at_end.callback(self.trackers.close)
-        run.start_metrics(step)
+    def __init__(self, run: RunFolder | None, task: Task, config: TrainingConfig, step: int) -> None:
+        self.run, self.task, self.config = run, task, config
+        self._postfix = ""
+        if run is not None:
+            logged = run.last_step()
+            metadata = flat(task.fingerprint)
+            self.trackers = Trackers(config.report_to, config.tracker_project_name, run.path, metadata, step, logged)
+            run.at_end.callback(self.trackers.close)
+            run.start_metrics(step)
+        self.restart_clock()
 
-    def step(self, step: int, entry: dict[str, float]) -> None:
-        """Log what a step gave: the parts of the loss, and the like."""
-        if self.run is None:
-            return
-        self.run.log({"step": step, **entry})
-        self.trackers.log(step, "train", entry)
-        names = {"loss": "loss", "gradient_norm": "gradient", "images_per_second": "images/s"}
-        self._beside = ", ".join(f"{short} {entry[name]:.4g}" for name, short in names.items() if name in entry)
+    def restart_clock(self) -> None:
+        """Measure the throughput from here: what came before was not training."""
+        self._since, self._steps = time.monotonic(), 0
 
-    def beside(self) -> str:
-        """A few words for the progress bar, of the step that was logged last: numbers cost a wait for the device."""
-        return self._beside
+    def count_step(self) -> None:
+        """A step was taken."""
+        self._steps += 1
+
+    def log_step(self, step: int, entry: dict[str, Any]) -> None:
+        """Log the terms of the loss and the like, with the throughput since the last entry."""
+        images = self._steps * self.config.train_batch_size
+        entry = {**entry, "images_per_second": round(images / (time.monotonic() - self._since), 1)}
+        if self.run is not None:
+            self.run.log({"step": step, **entry})
+            self.trackers.log(step, "train", entry)
+            names = {"loss": "loss", "gradient_norm": "gradient", "images_per_second": "images/s"}
+            self._postfix = ", ".join(f"{short} {entry[name]:.4g}" for name, short in names.items() if name in entry)
+        self.restart_clock()
+
+    def postfix(self) -> str:
+        """Text for the progress bar, of the step that was logged last: numbers cost a wait for the device."""
+        return self._postfix
 
     def validate(self, model: nn.Module, step: int) -> dict[str, Any]:
-        """Measure the published weights on held-out data, and draw a preview."""
-        run = self.run
-        if run is None:
-            return {}
-        with torch.no_grad():
-            measures = self.task.validate(model)
-            pictures: Tensor | None = self.task.preview(model)
-        if best_by := getattr(self.task, "best_by", None):
-            keep_best(run.path, best_by, measures, step, lambda folder: self.task.publish(model, folder))
-        self._tell(step, "validation", measures)
-        if pictures is not None:
-            sheet = grid(pictures)  # (3, H, W), bytes
-            save_png(enlarged(sheet), run.path / "samples" / f"step-{step:06d}.png")
-            self.trackers.picture(step, sheet)
+        """Measure the published weights on held-out data, and save a preview."""
+        run, measures = self.run, {}
+        if run is not None:
+            with torch.no_grad():
+                measures = self.task.validate(model)
+                images = self.task.preview(model)
+            if self.task.best_by:
+                keep_best(run.path, self.task.best_by, measures, step, lambda folder: self.task.publish(model, folder))
+            self._log_measures(step, "validation", measures)
+            if images is not None:
+                sheet = grid(images)  # (3, H, W), bytes
+                save_png(enlarged(sheet), run.path / "samples" / f"step-{step:06d}.png")
+                self.trackers.log_image(step, sheet)
+        self.restart_clock()
         return measures
 
-    def evaluated(self, step: int, figures: dict[str, float]) -> None:
+    def log_evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Log what was measured of the samples of the published weights."""
-        self._tell(step, "evaluation", figures)
+        self._log_measures(step, "evaluation", metrics)
+        self.restart_clock()
 
-    def _tell(self, step: int, what: str, measures: dict[str, Any]) -> None:
+    def _log_measures(self, step: int, what: str, measures: dict[str, Any]) -> None:
         if self.run is None or not measures:
             return
         self.run.log({"step": step, what: measures})
         self.trackers.log(step, what, measures)
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in measures.items() if isinstance(value, float))
-        logger.info("step %d: %s", step, shown)
+        values = ", ".join(f"{name} {value:.4g}" for name, value in measures.items() if isinstance(value, float))
+        logger.info("step %d: %s", step, values)

@@ -20,7 +20,7 @@ def key(*parts: int | str) -> int:
 
 @dataclass(frozen=True)
 class BatchShard:
-    """Which part of each global batch this process works on, and in how many pieces (gradient accumulation)."""
+    """Which part of each global batch this process works on, and in how many forward calls (gradient accumulation)."""
 
     batch_size: int  # examples an optimiser step, over all processes
     accumulation: int = 1
@@ -39,29 +39,33 @@ class BatchShard:
         """Examples in one forward call of one process."""
         return self.batch_size // (self.accumulation * self.processes)
 
-    def part(self, micro: int) -> slice:
-        """The positions in the global batch of this process's piece number `micro`."""
+    def rows(self, micro: int) -> slice:
+        """The rows of the global batch in this process's forward call number `micro`."""
         start = (micro * self.processes + self.rank) * self.size
         return slice(start, start + self.size)
 
 
 @dataclass(frozen=True)
 class StepRandom:
-    """The random numbers of one forward call: drawn for the global batch, then cut to this process's piece.
+    """The random numbers of one forward call: drawn for the global batch, then cut to the rows of this call.
 
-    So the same numbers meet the same examples whatever the number of processes and accumulation steps.
+    So an example gets the same numbers whatever the number of processes and accumulation steps.
     """
 
     seed: int
     step: int
     micro: int
-    share: BatchShard
+    shard: BatchShard
     device: torch.device
 
+    @property
+    def rows(self) -> slice:
+        """The rows of the global batch in this call."""
+        return self.shard.rows(self.micro)
+
     def generator(self, purpose: str) -> torch.Generator:
-        """A generator on the device that knows which rows of the global batch this piece has."""
-        part = self.share.part(self.micro)
-        generator = ShardGenerator(self.device, part.start, self.share.batch_size)
+        """A generator on the device that knows which rows of the global batch this call has."""
+        generator = ShardGenerator(self.device, self.rows.start, self.shard.batch_size)
         generator.manual_seed(key(self.seed, self.step, purpose))
         return generator
 
@@ -70,30 +74,29 @@ class StepRandom:
 
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """Standard normal numbers, (size, *shape)."""
-        drawn = torch.randn(
-            (self.share.batch_size, *shape), generator=self._global(purpose), device=self.device, dtype=torch.float32
+        numbers = torch.randn(
+            (self.shard.batch_size, *shape), generator=self._global(purpose), device=self.device, dtype=torch.float32
         )
-        return drawn[self.share.part(self.micro)]
+        return numbers[self.rows]
 
     def uniform(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
         """Uniform numbers in [0, 1), (size, *shape)."""
-        drawn = torch.rand((self.share.batch_size, *shape), generator=self._global(purpose), device=self.device)
-        return drawn[self.share.part(self.micro)]
+        numbers = torch.rand((self.shard.batch_size, *shape), generator=self._global(purpose), device=self.device)
+        return numbers[self.rows]
 
     def integers(self, purpose: str, high: int) -> Tensor:
         """Uniform integers in [0, high), (size,)."""
-        drawn = torch.randint(high, (self.share.batch_size,), generator=self._global(purpose), device=self.device)
-        return drawn[self.share.part(self.micro)]
+        numbers = torch.randint(high, (self.shard.batch_size,), generator=self._global(purpose), device=self.device)
+        return numbers[self.rows]
 
     def stratified(self, purpose: str) -> Tensor:
         """Uniform numbers in [0, 1), (size,), those of the global batch evenly spaced from one random start.
 
-        Each is uniform by itself, and the batch covers the interval (Kingma et al. 2021, appendix I.1).
+        Every one is uniform by itself, and the batch covers the interval (Kingma et al. 2021, appendix I.1).
         """
         start = torch.rand((), generator=self._global(purpose), device=self.device)
-        part = self.share.part(self.micro)
-        places = torch.arange(part.start, part.stop, device=self.device)
-        return (start + places / self.share.batch_size) % 1
+        rows = torch.arange(self.rows.start, self.rows.stop, device=self.device)
+        return (start + rows / self.shard.batch_size) % 1
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class BatchPlan:
 
     length: int  # examples in the data set
     seed: int
-    share: BatchShard
+    shard: BatchShard
     start: int
     stop: int
 
@@ -115,21 +118,19 @@ class BatchPlan:
             raise ValueError("no examples to train on")
 
     def __len__(self) -> int:
-        return (self.stop - self.start) * self.share.accumulation
+        return (self.stop - self.start) * self.shard.accumulation
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         orders: dict[int, list[int]] = {}
         for step in range(self.start, self.stop):
-            first = step * self.share.batch_size
-            epochs = range(first // self.length, (first + self.share.batch_size - 1) // self.length + 1)
+            first = step * self.shard.batch_size
+            epochs = range(first // self.length, (first + self.shard.batch_size - 1) // self.length + 1)
             orders = {epoch: orders.get(epoch) or self._order(epoch) for epoch in epochs}
-            for micro in range(self.share.accumulation):
-                part = self.share.part(micro)
-                places = (divmod(first + place, self.length) for place in range(part.start, part.stop))
-                yield [
-                    (orders[epoch][place], key(self.seed, "augment", epoch, orders[epoch][place]))
-                    for epoch, place in places
-                ]
+            for micro in range(self.shard.accumulation):
+                rows = self.shard.rows(micro)
+                positions = (divmod(first + row, self.length) for row in range(rows.start, rows.stop))
+                indices = ((epoch, orders[epoch][position]) for epoch, position in positions)
+                yield [(index, key(self.seed, "augment", epoch, index)) for epoch, index in indices]
 
     def _order(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(key(self.seed, "order", epoch))

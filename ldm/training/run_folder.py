@@ -60,13 +60,15 @@ class RunFolder:
                 setting="output_dir",
                 value=path,
             )
-        found = content.get("kind")
-        if found != kind:
-            raise UserError(f"holds a run of `train {found}`, not of `train {kind}`", setting="output_dir", value=path)
+        stored = content.get("kind")
+        if stored != kind:
+            raise UserError(f"holds a run of `train {stored}`, not of `train {kind}`", setting="output_dir", value=path)
 
     @classmethod
-    def claim(cls, path: str | Path, kind: str, settings: str, facts: dict[str, Any], command: str = "") -> RunFolder:
-        """Open or make the folder, lock it and store `settings` (YAML text) and `facts` (what a resume must match).
+    def claim(
+        cls, path: str | Path, kind: str, settings: str, fingerprint: dict[str, Any], command: str = ""
+    ) -> RunFolder:
+        """Open or make the folder, lock it and store `settings` (YAML text) and `fingerprint` (a resume has the same).
 
         `command` joins those that the run was started by before.
         """
@@ -89,13 +91,13 @@ class RunFolder:
         try:
             commands = []
             if (path / RUN_FILE).exists():
-                run._refuse_other_facts(facts)
+                run._refuse_other_settings(fingerprint)
                 commands = commands_of(path)
             for pattern in (".*.tmp-*", ".*.old-*", "samples/.*.tmp-*", "averages/.*.tmp-*"):  # of a killed run
                 for leftover in path.glob(pattern):
                     shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
-            commands = [each for each in commands if each != command] + ([command] if command else [])
-            content = {"kind": kind, "commands": commands, "facts": facts}
+            commands = [earlier for earlier in commands if earlier != command] + ([command] if command else [])
+            content = {"kind": kind, "commands": commands, "facts": fingerprint}
             atomic_write_json(path / RUN_FILE, content)  # first: with it the folder is a run's
             atomic_write(path / "config.yaml", settings)
         except BaseException:
@@ -103,15 +105,15 @@ class RunFolder:
             raise
         return run
 
-    def _refuse_other_facts(self, facts: dict[str, Any]) -> None:
+    def _refuse_other_settings(self, fingerprint: dict[str, Any]) -> None:
         stored = flat(read_json(self.path / RUN_FILE)["facts"])
-        current = flat(json.loads(json.dumps(facts)))
+        current = flat(json.loads(json.dumps(fingerprint)))
         differing = [name for name in sorted({*stored, *current}) if stored.get(name) != current.get(name)]
         if differing:
-            shown = "; ".join(f"{name} was {stored.get(name)!r}, is {current.get(name)!r}" for name in differing[:8])
-            shown += f"; and {len(differing) - 8} more" if len(differing) > 8 else ""
+            listed = "; ".join(f"{name} was {stored.get(name)!r}, is {current.get(name)!r}" for name in differing[:8])
+            listed += f"; and {len(differing) - 8} more" if len(differing) > 8 else ""
             raise UserError(
-                f"its run has other settings ({shown})",
+                f"its run has other settings ({listed})",
                 remedy="give another folder",
                 setting="output_dir",
                 value=self.path,
@@ -119,20 +121,20 @@ class RunFolder:
 
     def start_metrics(self, step: int) -> None:
         """Open metrics.jsonl for appending, having dropped every line after `step` and any half-written one."""
-        kept = [entry for entry in self._entries() if entry["step"] <= step]
-        atomic_write(self.path / _METRICS, "".join(json.dumps(entry) + "\n" for entry in kept))
+        lines = [json.dumps(entry) + "\n" for entry in self._entries() if entry["step"] <= step]
+        atomic_write(self.path / _METRICS, "".join(lines))
         self._metrics = open(self.path / _METRICS, "a", encoding="utf-8")  # noqa: SIM115
 
     def last_step(self) -> int:
-        """The last step of which metrics.jsonl tells, which a killed run did not come to save; 0 if of none."""
+        """The last step in metrics.jsonl, which a killed run did not come to save; 0 if there is none."""
         return max((entry["step"] for entry in self._entries()), default=0)
 
     def last_measures(self) -> dict[str, Any]:
-        """What the last validation and the last evaluation found, as logged; {} if there was none."""
-        found: dict[str, Any] = {}
+        """The results of the last validation and the last evaluation, as logged; {} if there was none."""
+        measures: dict[str, Any] = {}
         for what in ("validation", "evaluation"):
-            found |= ([{}] + [entry[what] for entry in self._entries() if what in entry])[-1]
-        return found
+            measures |= ([{}] + [entry[what] for entry in self._entries() if what in entry])[-1]
+        return measures
 
     def has_evaluation(self, step: int) -> bool:
         """Whether the evaluation of this step stands in metrics.jsonl."""
@@ -166,16 +168,16 @@ class RunFolder:
 
 def commands_of(run: str | Path) -> list[str]:
     """The commands that a run was started by, the newest last."""
-    found = read_json(Path(run) / RUN_FILE).get("commands")
-    return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
+    commands = read_json(Path(run) / RUN_FILE).get("commands")
+    return [command for command in commands if isinstance(command, str)] if isinstance(commands, list) else []
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"training": {"seed": 0}} as {"training.seed": 0}."""
-    found: dict[str, Any] = {}
+    names: dict[str, Any] = {}
     for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
+        names |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return names
 
 
 def _finite(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Trackers: what metrics.jsonl tells, and the previews, for TensorBoard and Weights & Biases as well."""
+"""Trackers: the entries of metrics.jsonl, and the previews, for TensorBoard and Weights & Biases as well."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVENTS, IDENTITY = "logs", "wandb.json"
 
 
 def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
-    """The trackers that are asked for; `UserError` for one that is unknown or not installed."""
+    """The trackers of these names; `UserError` for one that is unknown or not installed."""
     for name in names:
         if name not in (*TRACKERS, "none"):
             raise UserError(f"unknown tracker {name!r}", remedy=suggest(name, (*TRACKERS, "none")), setting="report_to")
@@ -40,22 +40,23 @@ def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
 class Trackers:
     """The trackers of one run, through accelerate, on the main process.
 
-    A step that a resumed run makes again is not told twice: TensorBoard is told to forget what came after the
-    checkpoint (each start writes a file of its own in RUN/logs, and it reads them as one), and Weights & Biases, which
-    cannot forget, gets the same run again (its id is in RUN/wandb.json) and nothing before `told`, the last step that
-    it had.
+    A step that a resumed run makes again is not logged twice: TensorBoard drops what came after the checkpoint (each
+    start writes a file of its own in RUN/logs, and it reads them as one), and Weights & Biases, which drops nothing,
+    gets the same run again (its id is in RUN/wandb.json) and nothing before `logged`, the last step that it had.
     """
 
-    def __init__(self, names: Sequence[str], project: str, run: Path, facts: Mapping[str, Any], step: int, told: int):
+    def __init__(
+        self, names: Sequence[str], project: str, run: Path, metadata: Mapping[str, Any], step: int, logged: int
+    ) -> None:
         self._trackers: list[GeneralTracker] = []
-        self._told = told
+        self._logged = logged
         for name in check_trackers(names):
             if name == "tensorboard":
                 tracker: GeneralTracker = TensorBoardTracker("", str(run / EVENTS), purge_step=step + 1)
                 tracker.start()
             else:
                 tracker = _weights_and_biases(project, run)
-                tracker.store_init_configuration(dict(facts))
+                tracker.store_init_configuration(dict(metadata))
             self._trackers.append(tracker)
 
     def log(self, step: int, what: str, values: Mapping[str, Any]) -> None:
@@ -64,9 +65,9 @@ class Trackers:
         for tracker in self._of(step):
             tracker.log(numbers, step=step)
 
-    def picture(self, step: int, picture: Tensor) -> None:
-        """A picture of bytes (3, H, W)."""
-        pixels = picture.permute(1, 2, 0)[None].cpu().numpy()  # (1, H, W, 3)
+    def log_image(self, step: int, image: Tensor) -> None:
+        """An image of bytes (3, H, W)."""
+        pixels = image.permute(1, 2, 0)[None].cpu().numpy()  # (1, H, W, 3)
         for tracker in self._of(step):
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({"samples": pixels}, step=step, **layout)  # type: ignore[attr-defined]
@@ -77,7 +78,7 @@ class Trackers:
             tracker.finish()
 
     def _of(self, step: int) -> list[GeneralTracker]:
-        return [each for each in self._trackers if each.name != "wandb" or step >= self._told]
+        return [tracker for tracker in self._trackers if tracker.name != "wandb" or step >= self._logged]
 
 
 def _weights_and_biases(project: str, run: Path) -> GeneralTracker:
@@ -102,14 +103,14 @@ def _weights_and_biases(project: str, run: Path) -> GeneralTracker:
 def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
     """Every number of nested values, under a path of names; rows of a table are named by their time."""
     if isinstance(value, Mapping):
-        for key, each in value.items():
-            yield from _numbers(f"{name}/{key}", each)
+        for key, entry in value.items():
+            yield from _numbers(f"{name}/{key}", entry)
     elif isinstance(value, list | tuple):
-        for place, each in enumerate(value, 1):
-            if isinstance(each, Mapping) and "t" in each:
-                rest = {key: entry for key, entry in each.items() if key not in ("t", "noise_ratio")}
-                yield from _numbers(f"{name}/t={each['t']:g}", rest)
+        for number, entry in enumerate(value, 1):
+            if isinstance(entry, Mapping) and "t" in entry:
+                rest = {key: column for key, column in entry.items() if key not in ("t", "noise_ratio")}
+                yield from _numbers(f"{name}/t={entry['t']:g}", rest)
             else:
-                yield from _numbers(f"{name}/{place}", each)
+                yield from _numbers(f"{name}/{number}", entry)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield name, float(value)

@@ -40,12 +40,12 @@ def quick_networks(monkeypatch):
     """The networks that trainings and evaluations ask learn for a few steps only: what they know is not asked."""
     from ldm.evaluation.features import extractors as features
     from ldm.evaluation.features import judge, train_network
-    from ldm.training.tasks import perception
+    from ldm.training.tasks import images
 
     def quickly(data, *, device="cpu"):
         return train_network.trained_network(data, device=device, recipe=train_network.Recipe(steps=8))
 
-    for module in (features, judge, perception):
+    for module in (features, judge, images):
         monkeypatch.setattr(module, "trained_network", quickly)
 
 

@@ -16,12 +16,14 @@ from autoencoders import Autoencoder, AutoencoderConfig, Generator, LossConfig
 from autoencoders.losses import AdversarialConfig, DiscriminatorConfig
 from ldm.data.shapes import ShapesData
 from ldm.evaluation.metrics.perceptual import BACKBONES, lpips_distance
+from ldm.runtime.distributed import SINGLE_PROCESS
 from ldm.runtime.errors import UserError
 from ldm.training.adversary import AdversarialTrainer
-from ldm.training.best import keep_best
 from ldm.training.config import TrainingConfig
+from ldm.training.evaluations import keep_best
 from ldm.training.randomness import BatchShard, StepRandom
-from ldm.training.tasks.autoencoder import AutoencoderRun, AutoencoderTask
+from ldm.training.tasks.autoencoder import AutoencoderTask
+from ldm.training.tasks.settings import AutoencoderRun
 
 CPU = torch.device("cpu")
 PLAYERS = [
@@ -51,16 +53,16 @@ def settings(**changes):
 
 def test_gradients_do_not_leak_between_the_players(tiny):
     task = AutoencoderTask(settings(), *tiny, CPU)
-    second = AdversarialTrainer(task.adversary, task.config.training, CPU)
+    adversary = AdversarialTrainer(task.adversary, task.config.training, CPU, SINGLE_PROCESS)
     batch = torch.stack([tiny[0][index].image for index in range(8)])
     random = StepRandom(0, 0, 0, BatchShard(8), CPU)
-    frozen = copy.deepcopy(second.model).eval().requires_grad_(False)
-    before = copy.deepcopy(second.model.state_dict())
-    with second.frozen():
+    frozen = copy.deepcopy(adversary.model).eval().requires_grad_(False)
+    before = copy.deepcopy(adversary.model.state_dict())
+    with adversary.frozen():
         loss = task.loss(task.model, batch, random)
         loss.total.backward()
-    assert all(weight.grad is None for weight in second.model.parameters()), "the first player's step reached it"
-    assert all(before[name].equal(value) for name, value in second.model.state_dict().items()), "its state moved"
+    assert all(weight.grad is None for weight in adversary.model.parameters()), "the first player's step reached it"
+    assert all(before[name].equal(value) for name, value in adversary.model.state_dict().items()), "its state moved"
     # the same gradient as against a copy that cannot learn, with the loss and its weight written out here
     twin = Autoencoder(task.config.autoencoder)
     made = twin(batch, generator=torch.Generator()).reconstruction
@@ -71,10 +73,10 @@ def test_gradients_do_not_leak_between_the_players(tiny):
     mine = {name: weight.grad.clone() for name, weight in task.model.named_parameters()}
     for name, weight in twin.named_parameters():
         torch.testing.assert_close(mine[name], weight.grad, rtol=1e-4, atol=1e-7)
-    second.forward_backward(batch, loss.shown, random, 1)
-    assert all(weight.grad is not None for weight in second.model.parameters())
+    adversary.forward_backward(batch, loss.generated, random, 1)
+    assert all(weight.grad is not None for weight in adversary.model.parameters())
     assert all(mine[name].equal(weight.grad) for name, weight in task.model.named_parameters()), "its step reached us"
-    assert not loss.shown.requires_grad
+    assert not loss.generated.requires_grad
 
 
 @pytest.mark.parametrize("flags", [["--coder", "vit"], ["--bottleneck", "vqvae2"], ["--bottleneck", "nvae"]])
@@ -94,8 +96,8 @@ def test_both_players_move_and_a_wgan_critic_stays_within_its_clip(models, ldm, 
     largest = max(float(value.abs().max()) for value in last.values())
     assert largest <= 0.01 if objective == "wgan" else largest > 0.02
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    heard = [entry for entry in lines if "adversarial" in entry]
-    assert [entry["step"] for entry in heard] == [2, 3, 4] and all(entry["adaptive_weight"] > 0 for entry in heard)
+    entries = [entry for entry in lines if "adversarial" in entry]
+    assert [entry["step"] for entry in entries] == [2, 3, 4] and all(entry["adaptive_weight"] > 0 for entry in entries)
 
 
 def test_two_processes_train_as_one(models, ldm, tmp_path):
@@ -205,7 +207,7 @@ def test_refusals(models, refused, tmp_path, monkeypatch, flags, words):
 
 def test_refusals_of_a_gan(models, refused, tmp_path):
     refused(models.command("gan", tmp_path / "run", "--noise-size", 8), "--image-size 16", "makes 32 pixels")
-    refused(models.command("gan", tmp_path / "run", "--train-batch-size", 1), "--train-batch-size", "2 pictures")
+    refused(models.command("gan", tmp_path / "run", "--train-batch-size", 1), "--train-batch-size", "2 images")
     refused(models.command("gan", tmp_path / "run", "--discriminator-rounds", 7), "--discriminator-rounds 7")
 
 
@@ -247,12 +249,12 @@ def test_features_of_the_data_make_a_loss(models, ldm, tmp_path, tiny):
     assert len(facts["perceptual"]["network"]) == 16
 
 
-def test_the_kl_is_heard_little_by_little(models, ldm, tmp_path):
+def test_the_weight_of_the_kl_rises_step_by_step(models, ldm, tmp_path):
     flags = ["--kl-weight", 0.5, "--kl-warmup-steps", 2]
     assert ldm(*models.command("autoencoder", tmp_path / "run", *flags, steps=4)).code == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    heard = [(entry["loss"] - entry["reconstruction"]) * 768 / entry["kl"] for entry in lines if "loss" in entry]
-    assert heard == pytest.approx([0, 0.25, 0.5, 0.5], abs=1e-3)
+    weights = [(entry["loss"] - entry["reconstruction"]) * 768 / entry["kl"] for entry in lines if "loss" in entry]
+    assert weights == pytest.approx([0, 0.25, 0.5, 0.5], abs=1e-3)
 
 
 def test_logit_laplace_is_one_flag_and_diffusion_draws_on_it(models, ldm, tmp_path):
@@ -270,9 +272,9 @@ def test_logit_laplace_is_one_flag_and_diffusion_draws_on_it(models, ldm, tmp_pa
 def test_runs_of_before_still_have_their_facts(tiny):
     """What is off leaves no fact, so that runs from before these settings go on."""
     plain = replace(settings(), adversarial=AdversarialConfig())
-    facts = AutoencoderTask(plain, *tiny, CPU).facts
+    facts = AutoencoderTask(plain, *tiny, CPU).fingerprint
     assert facts.keys() == {"data", "autoencoder", "loss", "training"}
     assert facts["loss"].keys() == {"reconstruction", "kl_weight", "codebook_weight"}
     assert "decoder_output" not in facts["autoencoder"]
-    other = AutoencoderTask(replace(plain, loss=LossConfig("huber", huber_delta=0.5)), *tiny, CPU).facts["loss"]
+    other = AutoencoderTask(replace(plain, loss=LossConfig("huber", huber_delta=0.5)), *tiny, CPU).fingerprint["loss"]
     assert other["huber_delta"] == 0.5

@@ -180,7 +180,7 @@ def test_a_reconstructed_model_samples_and_serves_as_the_weak_network(ldm, model
     assert "averages: lengths 0.05, 0.2 after steps 4, 8, 10" in ldm("info", trained).out
     assert weights_of(made) == "EMA of relative length 0.2 after step 10, from snapshots"
     short = ldm("ema", trained, "--length", 0.005, "--output-dir", tmp_path / "short")
-    assert short.code == 0 and "tell little of that length" in short.err
+    assert short.code == 0 and "fit that length poorly" in short.err
     found = load_file(made / "unet" / "diffusion_pytorch_model.safetensors")
     tracked = load_file(trained / "checkpoint-10" / "averages.safetensors")
     published = load_file(trained / "unet" / "diffusion_pytorch_model.safetensors")

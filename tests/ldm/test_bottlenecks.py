@@ -7,7 +7,7 @@ import pytest
 from autoencoders import BOTTLENECKS, Autoencoder, AutoencoderConfig
 from ldm.runtime.settings import read_settings, to_yaml
 from ldm.sampling.pipeline import Pipeline
-from ldm.training.tasks.autoencoder import AutoencoderRun
+from ldm.training.tasks.settings import AutoencoderRun
 
 OPTIONS = {
     "vq": ["--num-codes", 16],

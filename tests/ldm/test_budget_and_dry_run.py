@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ldm.runtime.errors import UserError
-from ldm.training.config import TrainingConfig, config_facts
+from ldm.training import dry_run as module
+from ldm.training.config import TrainingConfig
 from ldm.training.dry_run import saved_bytes
 
 
@@ -31,9 +32,9 @@ class Clock:
 
 @pytest.fixture
 def ten_seconds_a_step(monkeypatch):
-    from ldm.training import budget
+    from ldm.training import guards
 
-    monkeypatch.setattr(budget, "time", Clock())
+    monkeypatch.setattr(guards, "time", Clock())
 
 
 def test_the_budget_counts_over_resumed_parts_and_publishes(ldm, models, tmp_path, ten_seconds_a_step):
@@ -58,8 +59,8 @@ def test_rates_that_end_at_a_step_take_no_budget():
     for schedule in ("linear", "cosine"):
         with pytest.raises(UserError, match=f"a {schedule} rate ends at `max_train_steps`"):
             TrainingConfig(train_seconds=5, lr_scheduler=schedule)
-    facts = config_facts(TrainingConfig(train_seconds=5, lr_scheduler="inverse_sqrt", dry_run=True))
-    assert not {"train_seconds", "dry_run"} & facts.keys()
+    fingerprint = TrainingConfig(train_seconds=5, lr_scheduler="inverse_sqrt", dry_run=True).fingerprint()
+    assert not {"train_seconds", "dry_run"} & fingerprint.keys()
     with pytest.raises(UserError, match="`train_seconds`: must be 0 or more"):
         TrainingConfig(train_seconds=-1)
 
@@ -102,24 +103,33 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(kind, ldm, models, tmp_path
     assert all(name in told["memory"] for name in ("weights", "gradients", "optimizer", "averages", "activations"))
 
 
-def test_the_figures_of_a_dry_run_are_those_of_the_training(ldm, models, tmp_path):
+@pytest.fixture
+def dry_run(ldm, models, tmp_path, monkeypatch):
+    """`dry_run(*flags)`: the figures of a diffusion training, not rounded."""
+    measure, results = module.dry_run, []
+    monkeypatch.setattr(module, "dry_run", lambda *arguments: results.append(measure(*arguments)) or results[-1])
+
+    def run(*flags):
+        assert ldm(*models.command("diffusion", tmp_path / "no", *flags), "--dry-run").code == 0
+        return results[-1]
+
+    return run
+
+
+def test_the_figures_of_a_dry_run_are_those_of_the_training(dry_run, ldm, models, tmp_path):
     """Parameters and checkpoint against the files, operations twice for twice the batch, two averages and the EMA."""
     flags = ("--text-encoder", "None", "--ema-lengths", 0.05, 0.1)
-    told = figures(ldm(*models.command("diffusion", tmp_path / "no", *flags), "--dry-run").out)
+    cost = dry_run(*flags)
     assert ldm(*models.command("diffusion", tmp_path / "run", *flags, steps=1)).code == 0
     weights = load_file(tmp_path / "run" / "checkpoint-1" / "model.safetensors")
     count = sum(value.numel() for value in weights.values())
-    assert told["parameters"].startswith(f"{count:,} (unet ")
+    assert sum(cost.parameters.values()) == count and cost.memory["averages"] == 3 * 4 * count
     size = sum(path.stat().st_size for path in (tmp_path / "run" / "checkpoint-1").glob("*.safetensors"))
-    assert float(told["checkpoint"].split()[0]) == pytest.approx(size / 2**20, rel=0.15)
-    assert f"averages {3 * 4 * count / 2**20:,.1f}" in told["memory"]
-    more = ldm(*models.command("diffusion", tmp_path / "no", *flags, "--train-batch-size", 32), "--dry-run").out
-    once, twice = (float(re.match(r"([\d.]+)", text["operations"])[1]) for text in (told, figures(more)))
-    assert twice == pytest.approx(2 * once, rel=0.02)
+    assert cost.checkpoint == pytest.approx(size, rel=0.15)
+    assert dry_run(*flags, "--train-batch-size", 32).flops == 2 * cost.flops
     pieces = ("--train-batch-size", 32, "--gradient-accumulation-steps", 2)
-    cut = figures(ldm(*models.command("diffusion", tmp_path / "no", *flags, *pieces), "--dry-run").out)
-    kept, kept_cut = (float(text["memory"].split("activations ")[1].rstrip(")")) for text in (told, cut))
-    assert kept_cut == pytest.approx(kept, rel=0.1), "pieces of the size of the first batch keep as much"
+    activations = dry_run(*flags, *pieces).memory["activations"]
+    assert activations == pytest.approx(cost.memory["activations"], rel=0.1), "as much as a batch of their size"
 
 
 def test_a_dry_run_of_a_started_run_tells_what_is_left_and_leaves_it_alone(ldm, models, tmp_path):

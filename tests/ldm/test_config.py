@@ -11,9 +11,7 @@ from ldm.cli.parsing import parse
 from ldm.runtime.errors import UserError
 from ldm.runtime.settings import find_config, from_mapping, read_settings, to_yaml
 from ldm.sampling.config import Request, SamplingConfig
-from ldm.training.tasks.autoencoder import AutoencoderRun
-from ldm.training.tasks.classifier import ClassifierRun
-from ldm.training.tasks.diffusion import DiffusionRun
+from ldm.training.tasks.settings import AutoencoderRun, ClassifierRun, DiffusionRun
 
 
 @dataclass(frozen=True)

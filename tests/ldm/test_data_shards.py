@@ -380,22 +380,26 @@ def test_every_source_trains_the_same_weights_and_encodes_the_same_latents(sourc
 def test_latents_encoded_anew_have_the_distribution_of_the_cache_and_train_as_well(sources, ldm, models, tmp_path):
     from scipy import stats
 
+    from ldm.training.config import TrainingConfig
     from ldm.training.randomness import BatchPlan, BatchShard, StepRandom
     from ldm.training.tasks.latents import LatentSource, load_autoencoder
+    from ldm.training.tasks.settings import ClassifierRun
 
     cpu = torch.device("cpu")
     autoencoder, _ = load_autoencoder(str(models.autoencoder), cpu)
     data = {flip: open_data(config(sources["tar"], flip=flip)) for flip in (False, True)}
     plan = BatchPlan(len(data[True]), 0, BatchShard(32), 0, 40)
 
-    def seen(latents, flip):
-        source = LatentSource(autoencoder, data[flip], latents, str(tmp_path / f"out-{flip}"), cpu, 0)
+    def sampled(latents, flip):
+        training = TrainingConfig(output_dir=str(tmp_path / f"out-{flip}"))
+        settings = ClassifierRun(latents=latents, training=training)
+        source = LatentSource(settings, autoencoder, data[flip], cpu)
         batches = enumerate(source.batches(plan))
-        return torch.cat([batch.sample(StepRandom(0, step, 0, plan.share, cpu)) for step, batch in batches])
+        return torch.cat([batch.sample(StepRandom(0, step, 0, plan.shard, cpu)) for step, batch in batches])
 
-    cached, online = seen("", False), seen("none", False)
+    cached, online = sampled("", False), sampled("none", False)
     torch.testing.assert_close(cached, online, rtol=2e-3, atol=2e-3)  # the cache is float16
-    cached, online = seen("", True), seen("none", True)
+    cached, online = sampled("", True), sampled("none", True)
     assert not torch.allclose(cached, online, atol=0.1), "each has drawn its own mirror images"
     for index in range(0, cached[0].numel(), 7):
         a, b = (values.flatten(1)[:, index].numpy() for values in (cached, online))

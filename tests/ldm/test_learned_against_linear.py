@@ -6,7 +6,7 @@ import torch
 
 from autoencoders import Autoencoder, AutoencoderConfig, LossConfig, autoencoder_loss, fit_linear
 from ldm.training.config import TrainingConfig
-from ldm.training.optimization import make_optimizer
+from ldm.training.optimizers import make_optimizer
 
 
 def generator(seed):

@@ -8,18 +8,19 @@ import torch
 from scipy import stats
 
 from ldm.runtime.errors import UserError
-from ldm.training.config import TrainingConfig, config_facts
-from ldm.training.optimization import learning_rate
+from ldm.training.config import TrainingConfig
+from ldm.training.optimizers import learning_rate
 from ldm.training.randomness import BatchShard, StepRandom
-from ldm.training.tasks.latents import DiffusionConfig
-from ldm.training.tasks.objective import ObjectiveConfig
+from ldm.training.tasks.latents import make_process
+from ldm.training.tasks.objective import Objective
+from ldm.training.tasks.settings import DiffusionConfig, ObjectiveConfig
 from samplers import TARGETS
 
 CPU = torch.device("cpu")
 BATCH = 20_000
-FLOW = DiffusionConfig(beta_schedule="flow").process()
-EDM = DiffusionConfig(beta_schedule="edm").process()
-VP = DiffusionConfig().process()
+FLOW = make_process(DiffusionConfig(beta_schedule="flow"))
+EDM = make_process(DiffusionConfig(beta_schedule="edm"))
+VP = make_process(DiffusionConfig())
 
 
 def draws(batch=BATCH, step=0):
@@ -38,7 +39,7 @@ def log_ratio(process, times):
 def test_log_normal_times_have_the_normal_distribution_of_scipy(process, mean, std, stratified):
     own = {"time_mean": mean, "time_std": std} if process is VP else {}
     config = ObjectiveConfig(time_sampling="log_normal", stratified_times=stratified, **own)
-    times = config.times(process, draws())
+    times = Objective(config, process, None).times(draws())
     assert times.dtype == torch.float32
     found = stats.kstest(log_ratio(process, times), stats.norm(mean, std).cdf)
     if stratified:  # from one random start the whole batch lies on a grid of quantiles
@@ -52,17 +53,17 @@ def test_log_normal_times_have_the_normal_distribution_of_scipy(process, mean, s
 @pytest.mark.parametrize("process", [VP, FLOW])
 def test_uniform_times_are_whole_and_uniform_and_stratified_ones_cover_every_stretch(process):
     count = process.schedule.num_train_timesteps
-    plain = ObjectiveConfig().times(process, draws())
+    plain = Objective(ObjectiveConfig(), process, None).times(draws())
+    small = Objective(ObjectiveConfig(stratified_times=True), process, None)
     assert torch.equal(plain, draws().integers("time", count).float()), "the defaults draw what they always drew"
-    for times in (plain, ObjectiveConfig(stratified_times=True).times(process, draws())):
+    for times in (plain, small.times(draws())):
         assert torch.equal(times, times.round()) and times.min() >= 0 and times.max() <= count - 1
         observed = np.bincount((times.numpy() // 100).astype(int), minlength=10)
         assert stats.chisquare(observed).pvalue > 0.01
-    small = ObjectiveConfig(stratified_times=True)
     for step in range(20):  # a batch of 10 has exactly one time in each tenth, shifted by its start
-        times = small.times(process, draws(10, step)).sort().values
+        times = small.times(draws(10, step)).sort().values
         assert ((times.diff() - 100).abs() <= 1).all()
-    starts = [float(small.times(process, draws(1, step))) / count for step in range(400)]
+    starts = [float(small.times(draws(1, step))) / count for step in range(400)]
     assert stats.kstest(starts, "uniform").pvalue > 0.01, "each time by itself is uniform"
 
 
@@ -102,13 +103,13 @@ def test_p2_costs_the_same_estimate_the_same_whatever_is_predicted(name):
 
 def test_offset_noise_and_perturbation_have_the_variance_of_their_sums():
     config = ObjectiveConfig(offset_noise=0.5, input_perturbation=0.1)
-    eps, shown = config.noise((2, 4, 4), draws(4000))
+    eps, perturbed = Objective(config, VP, None).noise((2, 4, 4), draws(4000))
     assert abs(float(eps.var()) - 1.25) < 0.03, "1 + 0.5^2"
     means = eps.mean((2, 3))  # of 16 numbers: 0.5^2 + 1 / 16
     assert abs(float(means.var()) - 0.3125) < 0.02
-    assert abs(float((shown - eps).std()) - 0.1) < 1e-3
+    assert abs(float((perturbed - eps).std()) - 0.1) < 1e-3
     assert abs(float(torch.corrcoef(torch.stack([means[:, 0], means[:, 1]]))[0, 1])) < 0.05, "each channel its own"
-    plain, same = ObjectiveConfig().noise((2, 4, 4), draws(4))
+    plain, same = Objective(ObjectiveConfig(), VP, None).noise((2, 4, 4), draws(4))
     assert same is plain and torch.equal(plain, draws(4).normal("eps", (2, 4, 4)))
 
 
@@ -116,18 +117,18 @@ def test_the_rate_of_edm2_halves_when_the_steps_quadruple():
     rates = [learning_rate(step, 3.0, "inverse_sqrt", 10, 10**6, 100) for step in (4, 50, 100, 400, 1600, 10**6 + 5)]
     np.testing.assert_allclose(rates[:5], [1.5, 3.0, 3.0, 1.5, 0.75])
     assert rates[5] == pytest.approx(0.03, rel=1e-5), "it does not end"
-    facts = config_facts(TrainingConfig(lr_scheduler="inverse_sqrt", max_train_steps=7))
-    assert "max_train_steps" not in facts and facts["lr_reference_steps"] == 1000
-    assert "lr_reference_steps" not in config_facts(TrainingConfig()), "runs from before it go on"
+    fingerprint = TrainingConfig(lr_scheduler="inverse_sqrt", max_train_steps=7).fingerprint()
+    assert "max_train_steps" not in fingerprint and fingerprint["lr_reference_steps"] == 1000
+    assert "lr_reference_steps" not in TrainingConfig().fingerprint(), "runs from before it go on"
 
 
 def test_defaults_leave_no_fact_and_contradictions_are_refused():
-    assert ObjectiveConfig().facts() == {} and ObjectiveConfig(p2_gamma=1.0).facts() == {"p2_gamma": 1.0}
+    assert ObjectiveConfig().fingerprint() == {} and ObjectiveConfig(p2_gamma=1.0).fingerprint() == {"p2_gamma": 1.0}
     with pytest.raises(UserError, match="give one"):
-        ObjectiveConfig(p2_gamma=1.0).check(VP, 5.0)
+        Objective(ObjectiveConfig(p2_gamma=1.0), VP, 5.0)
     with pytest.raises(UserError, match="add `time_sampling` log_normal"):
-        ObjectiveConfig(time_mean=0.0).check(VP, None)
-    ObjectiveConfig(time_mean=0.0).check(EDM, None)
+        Objective(ObjectiveConfig(time_mean=0.0), VP, None)
+    Objective(ObjectiveConfig(time_mean=0.0), EDM, None)
     with pytest.raises(UserError, match="`offset_noise`: must be 0 or more"):
         ObjectiveConfig(offset_noise=-1)
 
@@ -144,5 +145,5 @@ def test_every_setting_trains_and_resumes_from_yaml_and_flags(ldm, models, tmp_p
     refused(models.command("diffusion", tmp_path / "new", *flags, "--snr-gamma", 5), "--p2-gamma", "give one")
     with pytest.raises(SystemExit):
         ldm("train", "diffusion", "--help")
-    told = capfd.readouterr().out
-    assert all(f"--{name.replace('_', '-')}" in told for name in (*vars(ObjectiveConfig()), "lr_reference_steps"))
+    printed = capfd.readouterr().out
+    assert all(f"--{name.replace('_', '-')}" in printed for name in (*vars(ObjectiveConfig()), "lr_reference_steps"))

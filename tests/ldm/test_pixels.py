@@ -12,6 +12,7 @@ from ldm.data.shapes import ShapesData
 from ldm.sampling.pipeline import Pipeline
 from ldm.training.randomness import BatchPlan, BatchShard
 from ldm.training.tasks.latents import LatentSource, load_autoencoder
+from ldm.training.tasks.settings import DiffusionRun
 
 PIXELS = ["--autoencoder", "identity", "--latents", "", "--text-encoder", "None"]
 
@@ -44,7 +45,7 @@ def test_the_folder_says_that_its_latents_are_pixels(pixels):
 def test_batches_are_the_images_themselves_in_the_plans_order():
     data = ShapesData("train", 16, size=(32, 4))
     identity, _ = load_autoencoder("identity", torch.device("cpu"))
-    source = LatentSource(identity, data, "", "nowhere", torch.device("cpu"), 0)
+    source = LatentSource(DiffusionRun(), identity, data, torch.device("cpu"))
     plan = BatchPlan(len(data), 0, BatchShard(8), 0, 2)
     for batch, keys in zip(source.batches(plan), plan, strict=True):
         assert batch.keys == keys and batch.std is None

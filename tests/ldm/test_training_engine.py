@@ -13,15 +13,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ldm.runtime.errors import UserError
-from ldm.training.adamw import AdamW
+from ldm.training.averages import ExponentialMovingAverage
 from ldm.training.checkpoint import checkpoints, damage, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from ldm.training.config import TrainingConfig
-from ldm.training.ema import ExponentialMovingAverage
-from ldm.training.loop import Loss, train
-from ldm.training.muon import orthogonalized
-from ldm.training.optimization import clip_gradients, learning_rate, make_optimizer
+from ldm.training.loop import train
+from ldm.training.optimizers import AdamW, clip_gradients, learning_rate, make_optimizer, orthogonalized
 from ldm.training.randomness import BatchPlan, BatchShard, StepRandom
 from ldm.training.run_folder import RunFolder
+from ldm.training.task import Loss, Task
 
 CPU = torch.device("cpu")
 
@@ -48,24 +47,24 @@ def test_the_plan_depends_neither_on_where_it_starts_nor_on_how_it_is_shared():
     whole = list(BatchPlan(10, 3, BatchShard(8), 0, 6))
     assert list(BatchPlan(10, 3, BatchShard(8), 4, 6)) == whole[4:]
     for accumulation, processes in ((2, 1), (1, 2), (2, 2), (4, 2)):
-        shares = [BatchShard(8, accumulation, rank, processes) for rank in range(processes)]
-        plans = [list(BatchPlan(10, 3, share, 0, 6)) for share in shares]
-        assert all(len(plan) == len(BatchPlan(10, 3, shares[0], 0, 6)) for plan in plans)
+        shards = [BatchShard(8, accumulation, rank, processes) for rank in range(processes)]
+        plans = [list(BatchPlan(10, 3, shard, 0, 6)) for shard in shards]
+        assert all(len(plan) == len(BatchPlan(10, 3, shards[0], 0, 6)) for plan in plans)
         for step in range(6):
             calls = [plan[step * accumulation + micro] for micro in range(accumulation) for plan in plans]
             assert list(chain.from_iterable(calls)) == whole[step]
 
 
 def test_random_numbers_meet_their_example_however_the_batch_is_shared():
-    def numbers(step=7, micro=0, share=None, purpose="noise"):
-        share = share or BatchShard(8)
-        drawn = StepRandom(0, step, micro, share, CPU)
+    def numbers(step=7, micro=0, shard=None, purpose="noise"):
+        shard = shard or BatchShard(8)
+        drawn = StepRandom(0, step, micro, shard, CPU)
         return drawn.normal(purpose, (2, 3)), drawn.uniform(purpose), drawn.integers(purpose, 10**6)
 
     whole = numbers()
     for accumulation, processes in ((4, 1), (1, 4), (2, 2)):
-        shares = [BatchShard(8, accumulation, rank, processes) for rank in range(processes)]
-        parts = [numbers(micro=micro, share=share) for micro in range(accumulation) for share in shares]
+        shards = [BatchShard(8, accumulation, rank, processes) for rank in range(processes)]
+        parts = [numbers(micro=micro, shard=shard) for micro in range(accumulation) for shard in shards]
         assert all(
             torch.equal(torch.cat(cut), uncut) for cut, uncut in zip(zip(*parts, strict=True), whole, strict=True)
         )
@@ -223,20 +222,20 @@ def test_old_checkpoints_go_only_after_the_new_one_is_whole(tmp_path, monkeypatc
 
 
 @dataclass
-class Means:
+class Means(Task):
     model: nn.Module = field(default_factory=lambda: Number())
     kind: str = "autoencoder"
     length: int = 10
-    facts: dict = field(default_factory=lambda: {"data": "digits"})
+    fingerprint: dict = field(default_factory=lambda: {"data": "digits"})
     bad_step: int = -1
-    seen: list = field(default_factory=list)
+    batches_seen: list = field(default_factory=list)
 
     def batches(self, plan):
         for call in plan:
             yield torch.tensor([float(index) for index, _ in call])
 
     def loss(self, model, batch, random):
-        self.seen.append((random.step, sorted(batch.tolist())))
+        self.batches_seen.append((random.step, sorted(batch.tolist())))
         noise = random.normal("noise", ())
         total = (model(batch) + 0.1 * noise).square().mean()
         return Loss(total * (math.nan if random.step == self.bad_step else 1.0), {"distance": model(batch).mean()})
@@ -244,9 +243,6 @@ class Means:
     def validate(self, model):
         random.random(), np.random.rand(), torch.rand(1)  # must be seen neither by the training nor by the caller
         return {"w": model.w.item()}
-
-    def preview(self, model):
-        return None
 
     def publish(self, model, folder):
         (folder / "published.json").write_text(json.dumps(model.w.item()))
@@ -285,13 +281,13 @@ def test_one_step_is_adam_by_hand(tmp_path):
     assert task.model.w.item() == pytest.approx(0.1, rel=1e-5), "Adam's first step has the size of the rate"
     (entry,) = [entry for entry in metrics(tmp_path) if "loss" in entry]
     assert entry["learning_rate"] == 0.1 and entry["step"] == 1
-    assert entry["distance"] == pytest.approx(-np.mean(task.seen[0][1]), rel=1e-5)
+    assert entry["distance"] == pytest.approx(-np.mean(task.batches_seen[0][1]), rel=1e-5)
 
 
 def test_accumulation_takes_the_same_step(tmp_path):
     one, _ = run(tmp_path / "one", max_train_steps=8)
     four, _ = run(tmp_path / "four", max_train_steps=8, gradient_accumulation_steps=4)
-    assert len(four.seen) == 4 * len(one.seen)
+    assert len(four.batches_seen) == 4 * len(one.batches_seen)
     assert four.model.w.item() == pytest.approx(one.model.w.item(), rel=1e-5)
     np.testing.assert_allclose(losses(tmp_path / "four"), losses(tmp_path / "one"), rtol=1e-5)
 
@@ -383,9 +379,9 @@ def test_a_forked_worker_that_outlives_a_killed_run_does_not_keep_its_folder(tmp
 
 
 def test_a_run_of_other_settings_is_refused_by_name(tmp_path):
-    run(tmp_path, Means(facts={"data": "digits", "unet": {"width": 8, "depth": 1}}))
+    run(tmp_path, Means(fingerprint={"data": "digits", "unet": {"width": 8, "depth": 1}}))
     with pytest.raises(UserError, match=r"other settings \(unet\.width was 8, is 16\)"):
-        run(tmp_path, Means(facts={"data": "digits", "unet": {"width": 16, "depth": 1}}))
+        run(tmp_path, Means(fingerprint={"data": "digits", "unet": {"width": 16, "depth": 1}}))
     with pytest.raises(UserError, match="holds a run of `train autoencoder`, not of `train diffusion`"):
         run(tmp_path, Means(kind="diffusion"))
 
@@ -418,7 +414,7 @@ def test_a_checkpoint_may_be_named_if_it_is_whole(tmp_path):
             run(tmp_path / "new", resume_from_checkpoint=name)
     assert sorted(path.name for path in tmp_path.rglob("*")) == before, "refused before anything was written"
     task, _ = run(tmp_path, max_train_steps=7, resume_from_checkpoint="checkpoint-2")
-    assert [step for step, _ in task.seen] == [2, 3, 4, 5, 6]
+    assert [step for step, _ in task.batches_seen] == [2, 3, 4, 5, 6]
 
 
 PARTS = ("model", "ema", "optimizer")
@@ -443,7 +439,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, fi
         path.unlink()
     task, _ = run(tmp_path)
     assert any("checkpoint-6 is damaged" in record.message for record in caplog.records)
-    assert [step for step, _ in task.seen] == [4, 5]
+    assert [step for step, _ in task.batches_seen] == [4, 5]
     run(tmp_path / "other")
     assert losses(tmp_path) == losses(tmp_path / "other")
     assert damage(tmp_path / "checkpoint-6") is None, "and written again"

@@ -36,8 +36,8 @@ KINDS = {
 def in_float64():
     """The same code one precision up: what is drawn in float32 keeps its value, what is computed has 16 digits."""
     import ldm.data.selection
-    from ldm.training import loop
     from ldm.training.randomness import StepRandom
+    from ldm.training.state import TrainingState
     from ldm.training.tasks import autoencoder, gan, latents
 
     torch.set_default_dtype(torch.float64)
@@ -48,14 +48,14 @@ def in_float64():
     for name in ("normal", "uniform"):
         draw = getattr(StepRandom, name)
         setattr(StepRandom, name, lambda *arguments, draw=draw: draw(*arguments).double())
-    begin = loop._Training.__init__
+    begin = TrainingState.__init__
 
     def begin_in_float64(self, task, *rest):
-        for part in (task.model, getattr(task, "autoencoder", None), getattr(task, "adversary", None)):
+        for part in (task.model, getattr(task, "autoencoder", None), task.adversary):
             getattr(part, "model", part).double() if part is not None else None
         begin(self, task, *rest)
 
-    loop._Training.__init__ = begin_in_float64
+    TrainingState.__init__ = begin_in_float64
 
 
 def forbid_writing(folder):
@@ -237,14 +237,15 @@ def test_shards_of_two_processes_train_as_one(models, folders, started, tmp_path
         in_float64()
         if kind == "classifier" and processes == 2:
             os.environ["ACCELERATE_USE_FSDP"] = "true"
-        steps = loop._Training.steps
+        run = loop.TrainingLoop.run
 
-        def counted(self, stop):
-            parts = [getattr(p, "to_local", lambda p=p: p)().numel() for p in self.optimizer.param_groups[0]["params"]]
-            print("weights", sum(parts), sum(p.numel() for p in self.optimizer.param_groups[0]["params"]))
-            return steps(self, stop)
+        def counted(self):
+            weights = self.state.optimizer.param_groups[0]["params"]
+            parts = [getattr(p, "to_local", lambda p=p: p)().numel() for p in weights]
+            print("weights", sum(parts), sum(p.numel() for p in weights))
+            return run(self)
 
-        loop._Training.steps = counted
+        loop.TrainingLoop.run = counted
 
     runs = [tmp_path / "one", tmp_path / "two"]
     every = ["--checkpointing-steps", 2, "--checkpoints-total-limit", 9, "--validation-steps", 2]
@@ -349,12 +350,12 @@ def test_a_bad_example_on_one_process_is_left_out_or_stops_all(models, folders, 
 
 
 def test_processes_without_a_shared_folder_are_told(models, folders, started, tmp_path):
-    from ldm.training.processes import same_everywhere
+    from ldm.training.processes import check_same_checkpoint
 
     def prepare(rank):
-        import ldm.training.loop as loop
+        from ldm.training import state
 
-        loop.same_everywhere = lambda name, accelerator: same_everywhere(f"checkpoint-{rank}", accelerator)
+        state.check_same_checkpoint = lambda name, processes: check_same_checkpoint(f"checkpoint-{rank}", processes)
 
     children = started(command(models, folders, "classifier", tmp_path / "run", 3), 2, prepare=prepare)
     assert codes(children) == [2, 2]

@@ -226,7 +226,7 @@ TRAININGS = {
 @pytest.fixture
 def seen(monkeypatch, tmp_path):
     """A file into which all trainings from now on write the digest of each batch, with its step and its piece."""
-    from ldm.training.tasks import autoencoder, classifier, diffusion, discriminator, gan, prior
+    from ldm.training.tasks import autoencoder, classifier, diffusion, gan, images, prior
 
     file = tmp_path / "seen"
 
@@ -256,7 +256,7 @@ def seen(monkeypatch, tmp_path):
         prior.PriorTask,
     ):
         watch(task, 1)
-    watch(discriminator.Discriminator, 0)
+    watch(images.Discriminator, 0)
     return file
 
 

@@ -13,7 +13,7 @@ from ldm.data.latent_cache import encode_latents
 from ldm.data.shapes import ShapesData
 from ldm.evaluation.metrics.frechet import Gaussian, frechet_distance
 from ldm.runtime.settings import find_config, read_settings
-from ldm.training.tasks.autoencoder import AutoencoderRun
+from ldm.training.tasks.settings import AutoencoderRun
 from tools.bench.row import Bench, Pair, apart, row
 
 _BATCH, _IMAGES, _SIDE = 32, 64, 128

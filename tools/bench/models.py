@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ldm.models.unet import UNet, UNetConfig
 from ldm.runtime.settings import find_config, read_settings
-from ldm.training.tasks.diffusion import DiffusionRun
+from ldm.training.tasks.settings import DiffusionRun
 from tools.bench.row import Bench
 
 TEXT_WIDTH, TEXT_LENGTH, CLASSES = 64, 16, 10

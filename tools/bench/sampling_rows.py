@@ -16,7 +16,8 @@ from ldm.models.unet import UNet
 from ldm.runtime.settings import find_config, read_settings
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.pipeline import Pipeline
-from ldm.training.tasks.autoencoder import AutoencoderRun
+from ldm.training.tasks.latents import make_process
+from ldm.training.tasks.settings import AutoencoderRun
 from samplers import DiscreteSchedule, Prediction, SampleNoise, get_sampler, make_levels
 from tools.bench.models import fill, settings, shape_of
 from tools.bench.row import Bench, Pair, apart, row
@@ -40,7 +41,7 @@ class _Both:
         fill(unet)
         folder = bench.folder()
         unet.save_pretrained(folder)
-        process = run.diffusion.process()
+        process = make_process(run.diffusion)
         self.pipeline = Pipeline(autoencoder, unet, conditioner, process, device=bench.device)
         self.pipeline.autocast = None  # the peer has none
         self.unet = bench.compiled(UNet2DConditionModel.from_pretrained(folder).eval().requires_grad_(False))
@@ -84,7 +85,7 @@ def _sampling(bench: Bench, **changes: Any) -> SamplingConfig:
 
 def _interval() -> tuple[float, float]:
     """The noise ratios of the guided half of the steps, a little widened."""
-    levels = make_levels(settings("quickstart").diffusion.process().schedule, _STEPS)
+    levels = make_levels(make_process(settings("quickstart").diffusion).schedule, _STEPS)
     return levels[_LAST - 1].noise_ratio * 0.999, levels[_FIRST].noise_ratio * 1.001
 
 

@@ -18,13 +18,15 @@ from torch import Tensor
 from autoencoders import Autoencoder
 from ldm.data.shapes import ShapesData
 from ldm.runtime.settings import find_config, read_settings
-from ldm.training.ema import ExponentialMovingAverage
-from ldm.training.loop import Task, _Training, make_accelerator
-from ldm.training.optimization import make_optimizer
+from ldm.training.averages import ExponentialMovingAverage
+from ldm.training.loop import take_step
+from ldm.training.optimizers import make_optimizer
+from ldm.training.processes import make_accelerator
 from ldm.training.randomness import BatchShard, StepRandom
-from ldm.training.tasks.autoencoder import AutoencoderRun
-from ldm.training.tasks.diffusion import DiffusionModel, DiffusionRun, DiffusionTask
+from ldm.training.state import TrainingState
+from ldm.training.tasks.diffusion import DiffusionModel, DiffusionTask
 from ldm.training.tasks.latents import LatentBatch
+from ldm.training.tasks.settings import AutoencoderRun, DiffusionRun
 from tools.bench.models import fill, networks
 from tools.bench.row import Bench, Pair, apart, row
 
@@ -68,9 +70,9 @@ class _Both:
         task = DiffusionTask(run, data, data, bench.device)
         fill(task.model)
         task.model.unet.save_pretrained(folder / "unet")
-        share = BatchShard(size)
-        self.random = StepRandom(training.seed, 0, 0, share, bench.device)
-        self.training = _Training(cast(Task, task), training, make_accelerator(training, bench.device), share, None)
+        shard = BatchShard(size)
+        self.random = StepRandom(training.seed, 0, 0, shard, bench.device)
+        self.training = TrainingState(task, training, make_accelerator(training, bench.device), shard, None)
         shape = task.model.unet.config
         latents = bench.randn(size, shape.in_channels, shape.sample_size or 1, shape.sample_size or 1)
         labels = torch.arange(size, device=bench.device) % len(data.class_names)
@@ -100,15 +102,14 @@ class _Both:
         self.norm, self.last = training.max_grad_norm, 0.0
 
     def ours(self) -> None:
-        self.training._one_step(self.batches)
-        self.training.step += 1
+        take_step(self.training, self.batches)
 
-    def theirs(self, drawn: tuple[Tensor, ...] | None = None) -> None:
+    def theirs(self, draws: tuple[Tensor, ...] | None = None) -> None:
         batch = self.batch
         with self.accelerator.accumulate(self.unet):
             assert batch.std is not None
             size, device = len(batch.mean), batch.mean.device
-            posterior, noise, t, dropped = drawn or (
+            posterior, noise, t, dropped = draws or (
                 torch.randn_like(batch.mean),
                 torch.randn_like(batch.mean),
                 torch.randint(1000, (size,), device=device),
@@ -133,14 +134,14 @@ class _Both:
     def difference(self) -> float:
         """Of the first step's gradients, as the optimisers keep them: both sides with the random numbers of ours."""
         random, mean = self.random, self.batch.mean
-        drawn = (
+        draws = (
             random.normal("posterior", mean.shape[1:]),
             random.normal("eps", mean.shape[1:]),
             random.integers("time", 1000),
             random.uniform("dropout"),
         )
         self.ours()
-        self.theirs(drawn)
+        self.theirs(draws)
         theirs = dict(self.accelerator.unwrap_model(self.unet).named_parameters())
         mine = dict(cast(DiffusionModel, self.training.model).unet.named_parameters())
 
@@ -194,14 +195,14 @@ def ema(bench: Bench) -> Pair:
         average.update(both.ours, 9)
         names = [name for name, _ in both.theirs.named_parameters()]
         mine = dict(average.model.named_parameters())
-        found = apart(
+        difference = apart(
             torch.cat([mine[name].flatten() for name in names]),
             torch.cat([shadow.flatten() for shadow in theirs.shadow_params]),
         )
         for network, weights in zip(sides, moved, strict=True):
             for weight, before in zip(network.parameters(), weights, strict=True):
                 weight.data.copy_(before)
-        return found
+        return difference
 
     ours: Callable[[], None] = lambda: average.update(both.ours, next(count))  # noqa: E731
     moved = 3 * 4.0 * sum(weight.numel() for weight in both.ours.parameters())

@@ -3,76 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from autoencoders import (
-    AdversarialConfig,
-    Autoencoder,
-    AutoencoderConfig,
-    CorruptionConfig,
-    DiscriminatorConfig,
-    LossConfig,
-    PerceptualConfig,
-    autoencoder_loss,
-    corrupt,
-    measure_latents,
-)
+from autoencoders import Autoencoder, AutoencoderConfig, autoencoder_loss, corrupt, measure_latents
 from autoencoders.losses import adaptive_weight
-from ldm.data import DataConfig, ImageData, collate
+from ldm.data import ImageData
 from ldm.data.selection import even_indices, plain_batches, shuffled_indices, to_device
 from ldm.evaluation.metrics.image_quality import psnr, ssim
-from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder
-from ldm.training.adversary import Loss
-from ldm.training.config import TrainingConfig, config_facts
 from ldm.training.randomness import BatchPlan, StepRandom
-from ldm.training.tasks.discriminator import Discriminator
-from ldm.training.tasks.perception import FrechetMeasure, perceptual_distance
+from ldm.training.task import Loss, Task
+from ldm.training.tasks.images import Discriminator, FrechetMeasure, image_batches, perceptual_distance
+from ldm.training.tasks.settings import AutoencoderRun
 
 
-@dataclass(frozen=True)
-class AutoencoderRun:
-    """`ldm train autoencoder`: compress images into latents and back."""
-
-    dataset: DataConfig = field(default_factory=DataConfig)
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
-    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    validation_images: int = 256
-    """Held-out images on which PSNR and SSIM are measured."""
-    validation_rfid: bool = False
-    """Also measure the Frechet distance of held-out images and their reconstructions (rFID where Inception's weights
-    are, else of a network trained on the data set), and keep the best model by it in best/."""
-    calibration_images: int = 2048
-    """Training images on which the mean and standard deviation of the latents are measured."""
-
-    def __post_init__(self) -> None:
-        at_least(self, validation_images=1, calibration_images=2)
-
-
-class AutoencoderTask:
+class AutoencoderTask(Task):
     """Reconstruction plus the bottleneck's own terms; publishes `vae/` with calibrated latents."""
 
     kind = "autoencoder"
+    model: Autoencoder
+    data: ImageData
+    adversary: Discriminator | None
 
     def __init__(self, config: AutoencoderRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
         if config.autoencoder.bottleneck == "identity":
             raise UserError(
                 "there is nothing to train",
-                remedy=(
-                    "use another, such as kl or vq, or go straight to `ldm train diffusion --autoencoder identity`"
-                ),
+                remedy="use another, such as kl or vq, or train a diffusion with `autoencoder` identity",
                 setting="bottleneck",
                 value="identity",
             )
@@ -88,68 +51,62 @@ class AutoencoderTask:
         check_adversarial(config)
         self.config, self.data, self.validation, self.device = config, data, validation, device
         size = config.autoencoder.sample_size or data.image_size  # `ldm sample` draws images of this size
-        self.model = Autoencoder(replace(config.autoencoder, sample_size=size), seed=config.training.seed)
+        self.model = Autoencoder(dataclasses.replace(config.autoencoder, sample_size=size), seed=config.training.seed)
         if data.image_size % self.model.factor:
             raise UserError(
                 f"not divisible by the autoencoder's {self.model.factor}", setting="image_size", value=data.image_size
             )
         self.model.gradient_checkpointing = config.training.gradient_checkpointing
-        self.adversary = self._opponent()
-        self.distance, perceptual_facts = perceptual_distance(config.perceptual, data, device)
+        self.adversary = self._discriminator()
+        self.distance, perceptual = perceptual_distance(config.perceptual, data, device)
         if config.validation_rfid and min(config.validation_images, len(validation)) < 4:
             raise UserError(
                 "needs 4 or more held-out images", remedy="take more `validation_images`", setting="validation_rfid"
             )
         self.frechet = FrechetMeasure(data, device) if config.validation_rfid else None
-        self.best_by = "rF" if config.validation_rfid else None
+        self.best_by = "rF" if config.validation_rfid else ""
         if config.autoencoder.has_codebook and config.autoencoder.codebook_init == "data":
-            self._initialise_codes()
+            self._initialise_codebook()
         self.length = len(data)
-        self.facts: dict[str, Any] = {
+        self.fingerprint = {
             "data": data.fingerprint,
-            "autoencoder": _autoencoder_facts(config.autoencoder),
+            "autoencoder": _autoencoder_fingerprint(config.autoencoder),
             "loss": config.loss.facts(),
-            **({"perceptual": perceptual_facts} if perceptual_facts else {}),
-            **self._adversarial_facts(),
+            **({"perceptual": perceptual} if perceptual else {}),
+            **(self._adversarial_fingerprint() if self.adversary is not None else {}),
             **({"corruption": dataclasses.asdict(config.corruption)} if config.corruption.active else {}),
-            "training": config_facts(config.training),
+            "training": config.training.fingerprint(),
         }
 
-    def _opponent(self) -> Discriminator | None:
+    def _discriminator(self) -> Discriminator | None:
         if not self.config.adversarial.active:
             return None
         start, warmup = self.config.adversarial.discriminator_start, self.config.adversarial.discriminator_warmup
         seed = self.config.training.seed
         return Discriminator(self.config.discriminator, self.data.image_size, seed, learns_from=start - warmup)
 
-    def _adversarial_facts(self) -> dict[str, Any]:
-        if self.adversary is None:
-            return {}
-        config = self.config
+    def _adversarial_fingerprint(self) -> dict[str, Any]:
         return {
-            "adversarial": dataclasses.asdict(config.adversarial),
-            "discriminator": dataclasses.asdict(config.discriminator),
+            "adversarial": dataclasses.asdict(self.config.adversarial),
+            "discriminator": dataclasses.asdict(self.config.discriminator),
         }
 
-    def _initialise_codes(self) -> None:
+    def _initialise_codebook(self) -> None:
         """Codes from the latents of calibration images spread over the data; some more latents than codes."""
-        codes, each = self.config.autoencoder.num_codes, (self.data.image_size // self.model.factor) ** 2
+        codes, positions = self.config.autoencoder.num_codes, (self.data.image_size // self.model.factor) ** 2
         count = min(self.config.calibration_images, len(self.data))
-        if codes > count * each:
+        if codes > count * positions:
             raise UserError(
-                (
-                    f"larger than the sample that would initialise the codebook, {count * each} latents of "
-                    f"{count} images"
-                ),
+                f"larger than the sample that would initialise the codebook, {count * positions} latents of {count} "
+                "images",
                 remedy="take fewer codes, or more `calibration_images` if there are",
                 setting="num_codes",
                 value=codes,
             )
-        images = plain_batches(
-            self.data, even_indices(len(self.data), min(count, -(-4 * codes // each))), 64, self.device
-        )
-        draws = torch.Generator().manual_seed(self.config.training.seed)
-        self.model.to(self.device).initialise_codebook(images, draws)
+        chosen = even_indices(len(self.data), min(count, -(-4 * codes // positions)))
+        images = plain_batches(self.data, chosen, 64, self.device)
+        generator = torch.Generator().manual_seed(self.config.training.seed)
+        self.model.to(self.device).initialise_codebook(images, generator)
 
     def batches(self, plan: BatchPlan) -> Iterator[Tensor]:
         """Images (B, 3, H, W) on the device."""
@@ -157,28 +114,28 @@ class AutoencoderTask:
             yield to_device(batch.images, self.device)
 
     def loss(self, model: nn.Module, batch: Tensor, random: StepRandom) -> Loss:
-        damaged = corrupt(batch, self.config.corruption, random.generator("corruption"))
+        corrupted = corrupt(batch, self.config.corruption, random.generator("corruption"))
         self.model.set_step(random.step)
-        output = model(damaged, generator=random.generator("posterior"))
+        output = model(corrupted, generator=random.generator("posterior"))
         result = autoencoder_loss(self.config.loss, batch, output, random.step)
-        total, compared, terms = result.total, result.reconstruction, {**result.terms, **output.metrics}
+        total, reconstruction, terms = result.total, result.reconstruction, {**result.terms, **output.metrics}
         if self.distance is not None:
             perceptual = self.distance(output.reconstruction.to(batch.dtype), batch).mean()
             weighted = self.config.perceptual.perceptual_weight * perceptual
-            total, compared = total + weighted, compared + weighted
+            total, reconstruction = total + weighted, reconstruction + weighted
             terms["perceptual"] = perceptual
         if self.adversary is None:
             return Loss(total, terms)
-        shown = output.reconstruction.to(batch.dtype)
+        generated = output.reconstruction.to(batch.dtype)
         if weight := self.config.adversarial.weight_at(random.step):
-            adversarial = self.adversary.judge(shown)
+            adversarial = self.adversary.generator_loss(generated)
             terms["adversarial"] = adversarial
             if self.config.adversarial.adaptive:
                 largest = self.config.adversarial.adaptive_max
-                terms["adaptive_weight"] = adaptive_weight(compared, adversarial, self.model.last_layer, largest)
+                terms["adaptive_weight"] = adaptive_weight(reconstruction, adversarial, self.model.last_layer, largest)
                 adversarial = terms["adaptive_weight"] * adversarial
             total = total + weight * adversarial
-        return Loss(total, terms, shown.detach())
+        return Loss(total, terms, generated.detach())
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
         quality: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
@@ -217,23 +174,23 @@ class AutoencoderTask:
 
 
 def with_likelihood(config: AutoencoderRun) -> AutoencoderRun:
-    """The settings with the decoder's output that the loss asks for; `UserError` where they contradict each other."""
-    asked = "logit_laplace" if config.loss.reconstruction == "logit_laplace" else "image"
-    if config.autoencoder.decoder_output not in ("image", asked):
+    """The settings with the decoder's output that the loss needs; `UserError` where they contradict each other."""
+    output = "logit_laplace" if config.loss.reconstruction == "logit_laplace" else "image"
+    if config.autoencoder.decoder_output not in ("image", output):
         raise UserError(
             "only `reconstruction` logit_laplace trains it", setting="decoder_output", value="logit_laplace"
         )
     try:
         return dataclasses.replace(
             config,
-            autoencoder=dataclasses.replace(config.autoencoder, decoder_output=asked),  # type: ignore[arg-type]
+            autoencoder=dataclasses.replace(config.autoencoder, decoder_output=output),  # type: ignore[arg-type]
         )
     except ValueError as error:
-        raise UserError(f"{error}", setting="reconstruction", value=asked) from None
+        raise UserError(f"{error}", setting="reconstruction", value=output) from None
 
 
 def check_adversarial(config: AutoencoderRun) -> None:
-    """`UserError` for a discriminator that would never be heard, and for losses that nothing is trained by."""
+    """`UserError` for a discriminator that would have no effect, and for losses that nothing is trained by."""
     if config.autoencoder.bottleneck == "linear" and (config.adversarial.active or config.perceptual.active):
         raise UserError(
             "a linear autoencoder is found in closed form, by the squared error alone",
@@ -243,19 +200,19 @@ def check_adversarial(config: AutoencoderRun) -> None:
     start, steps = config.adversarial.discriminator_start, config.training.max_train_steps
     if config.adversarial.active and start >= steps:
         raise UserError(
-            f"beyond the run's {steps} steps, so it would never be heard",
+            f"beyond the run's {steps} steps, so it would have no effect",
             remedy="take an earlier step, more `max_train_steps`, or `adversarial_weight` 0",
             setting="discriminator_start",
             value=start,
         )
 
 
-def _autoencoder_facts(config: AutoencoderConfig) -> dict[str, Any]:
-    """All settings but those that older runs did not have, where they say nothing."""
-    silent = {name for name in ("vqvae2", "nvae") if name != config.bottleneck}
-    silent |= {"coder", "vit"} if config.coder == "conv" else set()
-    silent |= {"decoder_output"} if config.decoder_output == "image" else set()
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in silent}
+def _autoencoder_fingerprint(config: AutoencoderConfig) -> dict[str, Any]:
+    """All settings but those that older runs did not have, where they have no effect."""
+    unused = {name for name in ("vqvae2", "nvae") if name != config.bottleneck}
+    unused |= {"coder", "vit"} if config.coder == "conv" else set()
+    unused |= {"decoder_output"} if config.decoder_output == "image" else set()
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in unused}
 
 
 @torch.no_grad()
@@ -263,16 +220,3 @@ def reconstruct(model: nn.Module, images: Tensor) -> Tensor:
     """Images (B, 3, H, W) through the posterior mean and back."""
     assert isinstance(model, Autoencoder)
     return model.decode(model.encode(images).mean).float()
-
-
-def image_batches(data: ImageData, plan: BatchPlan, workers: int) -> Iterable[Any]:
-    """`Batch`es of augmented images in the plan's order, from `workers` processes or from this one."""
-    return DataLoader(
-        data,  # type: ignore[arg-type]
-        batch_sampler=plan,  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=False,
-        generator=torch.Generator().manual_seed(0),
-    )

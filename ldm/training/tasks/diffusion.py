@@ -4,74 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from autoencoders import Autoencoder, class_of
-from ldm.conditioning import Conditioner, ConditioningConfig
-from ldm.data import DataConfig, ImageData
-from ldm.data.cache_device import CacheDevice
+from autoencoders import class_of
+from ldm.conditioning import Conditioner
+from ldm.data import ImageData
 from ldm.data.selection import shuffled_indices
 from ldm.evaluation.periodic import DiffusionEvalConfig, PeriodicEvaluator
-from ldm.models.unet import UNet, UNetConfig
-from ldm.runtime.errors import UserError, at_least
-from ldm.runtime.files import atomic_folder, atomic_write_json
+from ldm.models.unet import UNet
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import atomic_folder
 from ldm.sampling.config import Request, SamplingConfig
-from ldm.sampling.forward_process import Process
-from ldm.sampling.model_folder import INDEX, copy_part, write_index
+from ldm.sampling.model_folder import INDEX, write_index
 from ldm.sampling.pipeline import Pipeline
-from ldm.training.adversary import Loss
-from ldm.training.averages import AveragesConfig
-from ldm.training.config import TrainingConfig, config_facts
-from ldm.training.evaluations import requires_grad_kept
+from ldm.training.evaluations import preserve_requires_grad
 from ldm.training.randomness import BatchPlan, StepRandom
+from ldm.training.task import Loss, Task
 from ldm.training.tasks.latents import (
-    DiffusionConfig,
     LatentBatch,
     LatentSource,
     held_out_latents,
     load_autoencoder,
+    make_process,
+    publish_shared,
 )
-from ldm.training.tasks.objective import ObjectiveConfig
-
-
-@dataclass(frozen=True)
-class DiffusionRun:
-    """`ldm train diffusion`: a U-Net that removes noise from latents, told classes, text, both or nothing."""
-
-    dataset: DataConfig = field(default_factory=DataConfig)
-    unet: UNetConfig = field(default_factory=UNetConfig)
-    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    averages: AveragesConfig = field(default_factory=AveragesConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    evaluation: DiffusionEvalConfig = field(default_factory=DiffusionEvalConfig)
-    autoencoder: str = ""
-    """Output folder of `ldm train autoencoder` (or any folder with a `vae`); identity: diffusion in pixels."""
-    latents: str = ""
-    """Folder of the latent cache, made when absent; unset: <output-dir>/latents; none: encode each batch anew, which
-    takes random crops and no disk."""
-    cache_device: CacheDevice = "auto"
-    """Where the latents are while training: cuda, cpu (memory), disk (memory-mapped), or auto, the first of these that
-    has the room. The training is the same."""
-    first_caption_probability: float = 0.0
-    """Where an image has several captions: how often the first, the fullest of `shapes`, is taken instead of any."""
-    validation_images: int = 256
-    """Held-out images on which the loss is measured."""
-    preview_images: int = 16
-    """Samples drawn for each preview picture, on fixed seeds."""
-    preview_guidance_scale: float = 3.0
-    """Guidance scale of the previews, where the model has condition dropout."""
-    preview_steps: int = 25
-    """Sampling steps of the previews."""
-
-    def __post_init__(self) -> None:
-        at_least(self, validation_images=1, preview_images=0, preview_steps=1, preview_guidance_scale=0)
+from ldm.training.tasks.objective import Objective
+from ldm.training.tasks.settings import DiffusionRun
 
 
 class DiffusionModel(nn.Module):
@@ -87,16 +49,18 @@ class DiffusionModel(nn.Module):
         return self.unet(x, t, class_labels=condition.class_labels, context=condition.context)
 
 
-class DiffusionTask:
+class DiffusionTask(Task):
     """Mean squared error of the prediction at uniform times, with condition dropout a sample."""
 
     kind = "diffusion"
+    model: DiffusionModel
+    data: ImageData
 
     def __init__(self, config: DiffusionRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
         self.config, self.data, self.validation, self.device = config, data, validation, device
         self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device)
-        self.process = config.diffusion.process()
-        config.objective.check(self.process, config.diffusion.snr_gamma)
+        self.process = make_process(config.diffusion)
+        self.objective = Objective(config.objective, self.process, config.diffusion.snr_gamma)
         self.schedule = self.process.schedule
         captions = [data.captions(index) for index in range(len(data))] if data.has_captions else []
         seed = config.training.seed
@@ -118,17 +82,13 @@ class DiffusionTask:
             except ValueError as error:
                 raise UserError(f"unet settings: {error}") from None
         self.model.unet.gradient_checkpointing = config.training.gradient_checkpointing
-        training = config.training
-        place = training.output_dir, device, training.dataloader_num_workers, config.cache_device
-        self.source = LatentSource(self.autoencoder, data, config.latents, *place)
+        self.source = LatentSource(config, self.autoencoder, data, device)
         self.length = len(data)
-        self.averages = config.averages.within(training.max_train_steps)
+        self.averages = config.averages.within(config.training.max_train_steps)
         first = config.first_caption_probability
-        if not 0 <= first <= 1:
-            raise UserError(f"must be in [0, 1], got {first}", setting="first_caption_probability")
         self.captions = CaptionTokens(conditioner, captions, first) if conditioner.has_text else None
-        self.watch = self._watch(config.evaluation)
-        self.facts: dict[str, Any] = {
+        self.evaluator = self._make_evaluator(config.evaluation)
+        self.fingerprint = {
             "data": data.fingerprint,
             "autoencoder": self.autoencoder.fingerprint(),
             "unet": unet_config.to_diffusers(),
@@ -136,31 +96,34 @@ class DiffusionTask:
             "diffusion": dataclasses.asdict(config.diffusion) | {"prediction_type": self.process.prediction.name},
             "first_caption_probability": first,
             **({"latents": "none"} if self.source.online else {}),
-            **config.averages.facts(),
-            **({"objective": objective} if (objective := config.objective.facts()) else {}),
-            "training": config_facts(config.training),
+            **config.averages.fingerprint(),
+            **({"objective": objective} if (objective := config.objective.fingerprint()) else {}),
+            "training": config.training.fingerprint(),
         }
 
     def batches(self, plan: BatchPlan) -> Iterator[LatentBatch]:
         """Posterior moments, labels and keys; the cache is made now if it is absent."""
         return self.source.batches(plan)
 
+    def skip_cache(self) -> bool:
+        return self.source.skip_cache()
+
     def loss(self, model: nn.Module, batch: LatentBatch, random: StepRandom) -> Loss:
         """E || target - f(x_t, t, c) ||^2 (Ho et al. 2020, eq. 14), weighted by noise level on request."""
-        config, unwrapped = self.config, self.model.conditioner
+        conditioner = self.model.conditioner
         x0 = batch.sample(random)  # (B, C, h, w)
-        eps, input_eps = config.objective.noise(tuple(x0.shape[1:]), random)
-        t = config.objective.times(self.process, random).to(x0.dtype)  # (B,)
-        dropped = random.uniform("dropout") < unwrapped.dropout
-        labels = batch.labels if unwrapped.num_classes else None
+        eps, input_eps = self.objective.noise(tuple(x0.shape[1:]), random)
+        t = self.objective.times(random).to(x0.dtype)  # (B,)
+        dropped = random.uniform("dropout") < conditioner.dropout
+        labels = batch.labels if conditioner.num_classes else None
         tokens = self.captions.choose(batch.keys).to(self.device) if self.captions is not None else None
-        labels, tokens = unwrapped.drop(labels, tokens, dropped)
+        labels, tokens = conditioner.drop(labels, tokens, dropped)
         alpha, sigma = (value.view(-1, 1, 1, 1) for value in self.schedule.at(t))  # (B, 1, 1, 1)
         net_input, c_noise = self.process.precondition(alpha * x0 + sigma * input_eps, t, alpha, sigma)
         output = model(net_input, c_noise, labels, tokens)
         target = self.process.prediction.target(x0, eps, alpha, sigma)
         error = (output.float() - target).square().mean((1, 2, 3))  # (B,)
-        weight = config.objective.weight(self.process, alpha, sigma, config.diffusion.snr_gamma)
+        weight = self.objective.weight(alpha, sigma)
         if weight is None:
             return Loss(error.mean(), {})
         return Loss((weight.flatten() * error).mean(), {"mse": error.mean()})
@@ -200,15 +163,15 @@ class DiffusionTask:
             "validation_loss_by_noise": table,
         }
 
-    def _watch(self, config: DiffusionEvalConfig) -> PeriodicEvaluator | None:
+    def _make_evaluator(self, config: DiffusionEvalConfig) -> PeriodicEvaluator | None:
         if not config.eval_every:
             return None
         reference = self.validation if config.eval_split == "validation" else self.data
-        with requires_grad_kept(self.model):
+        with preserve_requires_grad(self.model):
             return PeriodicEvaluator(config, reference, self.data, self.pipeline(self.model))
 
     def pipeline(self, model: nn.Module) -> Pipeline:
-        """The model as it stands, ready to sample; it is frozen (see `requires_grad_kept`)."""
+        """The model as it stands, ready to sample; it is frozen (see `preserve_requires_grad`)."""
         assert isinstance(model, DiffusionModel)
         return Pipeline(
             self.autoencoder,
@@ -238,7 +201,7 @@ class DiffusionTask:
             num_inference_steps=min(self.config.preview_steps, self.config.diffusion.num_train_timesteps),
             guidance_scale=self.config.preview_guidance_scale if guided else 1.0,
         )
-        with requires_grad_kept(model):
+        with preserve_requires_grad(model):
             return torch.cat(list(self.pipeline(model).generate(requests, sampling)))
 
     def publish(self, model: nn.Module, folder: Path) -> None:
@@ -253,19 +216,6 @@ class DiffusionTask:
             decay = self.config.training.ema_decay
             weights = f"EMA of decay {decay:g}" if decay else "of the last step (no EMA)"
             write_index(folder, index, class_of(self.autoencoder.config), scheduler, weights)
-
-
-def publish_shared(folder: Path, autoencoder: Autoencoder, source: Path | None, process: Process) -> None:
-    """The autoencoder, a copy of its folder where it has one, and the scheduler settings, once a run."""
-    if not (folder / "vae").is_dir():
-        if source is not None:
-            copy_part(source, folder / "vae")
-        else:
-            with atomic_folder(folder / "vae") as target:
-                autoencoder.save_pretrained(target)
-    if not (folder / "scheduler").is_dir():
-        with atomic_folder(folder / "scheduler") as target:
-            atomic_write_json(target / "scheduler_config.json", process.config())
 
 
 class CaptionTokens:

@@ -1,79 +1,32 @@
-"""What diffusion and classifier trainings share: cached latents, labels and noise levels."""
+"""What diffusion and classifier trainings share: cached latents, labels, the forward process, published parts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from autoencoders import Autoencoder, AutoencoderConfig
 from ldm.data import ImageData
-from ldm.data.cache_device import CacheDevice, choose_cache_device
+from ldm.data.cache_device import choose_cache_device
 from ldm.data.latent_cache import CacheKey, LatentCache, check_cache_folder, encode_latents
 from ldm.data.selection import plain_batches, to_device
 from ldm.runtime.distributed import current_processes
-from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.errors import UserError
+from ldm.runtime.files import atomic_folder, atomic_write_json
 from ldm.sampling.forward_process import Process
+from ldm.sampling.model_folder import copy_part
 from ldm.training.randomness import BatchPlan, StepRandom
-from ldm.training.tasks.autoencoder import image_batches
-from samplers import TARGETS, DiscreteSchedule, EDMSchedule, EDMTarget, FlowSchedule, FlowTarget, targets_on
+from ldm.training.tasks.images import image_batches
+from ldm.training.tasks.settings import ClassifierRun, DiffusionConfig, DiffusionRun
+from samplers import TARGETS, DiscreteSchedule, EDMSchedule, EDMTarget, FlowSchedule, FlowTarget
 
 IDENTITY = "identity"  # what `autoencoder` is called where the latents are the pixels
 ONLINE = "none"  # what `latents` is called where there is no cache
 _ENCODE_BATCH = 64
-
-
-@dataclass(frozen=True)
-class DiffusionConfig:
-    """The forward process and what the network predicts."""
-
-    beta_schedule: Literal["linear", "scaled_linear", "cosine", "flow", "edm"] = "scaled_linear"
-    """linear: linear in beta; scaled_linear: linear in sqrt(beta) (Stable Diffusion); cosine: clipped at 0.999; flow:
-    rectified flow; edm: x0 + sigma * eps with sigma from 0.002 to 80 (Karras et al. 2022)."""
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.00085
-    """Unused by cosine, flow and edm."""
-    beta_end: float = 0.012
-    """Unused by cosine, flow and edm."""
-    prediction_type: Literal["auto", "epsilon", "v_prediction", "sample", "flow_prediction", "edm"] = "auto"
-    """What the U-Net predicts: epsilon, the noise; v_prediction, the velocity alpha * eps - sigma * x0; sample, x0;
-    flow_prediction, the velocity eps - x0; edm, with Karras' preconditioning. auto: epsilon, and on flow and edm
-    theirs, the only ones that they take."""
-    snr_gamma: float | None = None
-    """min-SNR weighting of the loss with this gamma (5 in the paper); unset: unweighted."""
-
-    def __post_init__(self) -> None:
-        at_least(self, num_train_timesteps=2)
-        if not 0 < self.beta_start <= self.beta_end < 1:
-            raise UserError(f"need 0 < `beta_start` <= `beta_end` < 1, got {self.beta_start} and {self.beta_end}")
-        if self.snr_gamma is not None and not self.snr_gamma > 0:
-            raise UserError(f"must be above 0, got {self.snr_gamma}", setting="snr_gamma")
-        if self.prediction_type not in ("auto", *self._targets):
-            raise UserError(
-                f"with `beta_schedule` {self.beta_schedule} it must be {' or '.join(self._targets)}",
-                setting="prediction_type",
-                value=self.prediction_type,
-            )
-
-    def process(self) -> Process:
-        """The noise schedule that these settings describe, with the target."""
-        if self.beta_schedule == "flow":
-            return Process(FlowSchedule(self.num_train_timesteps), FlowTarget())
-        if self.beta_schedule == "edm":
-            return Process(EDMSchedule(num_train_timesteps=self.num_train_timesteps), EDMTarget(sigma_data=1.0))
-        schedule = DiscreteSchedule(self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
-        return Process(
-            schedule, TARGETS[self._targets[0] if self.prediction_type == "auto" else self.prediction_type]()
-        )
-
-    @property
-    def _targets(self) -> tuple[str, ...]:
-        """What a network may predict under this schedule, the default first."""
-        return targets_on(self.beta_schedule if self.beta_schedule in ("flow", "edm") else DiscreteSchedule.family)
 
 
 @dataclass(frozen=True)
@@ -90,6 +43,17 @@ class LatentBatch:
         if self.std is None:
             return self.mean
         return self.mean + self.std * random.normal("posterior", self.mean.shape[1:])
+
+
+def make_process(config: DiffusionConfig) -> Process:
+    """The noise schedule that these settings describe, with the target."""
+    if config.beta_schedule == "flow":
+        return Process(FlowSchedule(config.num_train_timesteps), FlowTarget())
+    if config.beta_schedule == "edm":
+        return Process(EDMSchedule(num_train_timesteps=config.num_train_timesteps), EDMTarget(sigma_data=1.0))
+    betas = config.beta_start, config.beta_end
+    schedule = DiscreteSchedule(config.beta_schedule, config.num_train_timesteps, *betas)
+    return Process(schedule, TARGETS[config.prediction]())
 
 
 def load_autoencoder(folder: str, device: torch.device) -> tuple[Autoencoder, Path | None]:
@@ -132,23 +96,17 @@ def is_identity(autoencoder: Autoencoder) -> bool:
 class LatentSource:
     """The latents of a data set's training split, from a cache made when first needed, refused when stale.
 
-    Pixels need no cache: they are read and augmented from the data set itself, by `workers` processes. Without a cache,
-    on request, so are the images that are then encoded, at the price of one pass of the encoder each time.
+    Pixels need no cache: they are read and augmented from the data set itself, by worker processes. Without a cache so
+    are the images that are then encoded, at the price of one pass of the encoder each time.
     """
 
     def __init__(
-        self,
-        autoencoder: Autoencoder,
-        data: ImageData,
-        latents: str,
-        output_dir: str,
-        device: torch.device,
-        workers: int,
-        place: CacheDevice = "auto",
+        self, config: DiffusionRun | ClassifierRun, autoencoder: Autoencoder, data: ImageData, device: torch.device
     ) -> None:
-        self.autoencoder, self.data, self.device, self.workers = autoencoder, data, device, workers
-        self.place: CacheDevice = place
-        choose_cache_device(place, device, 0, 0)  # refused, if so, before anything is made
+        self.autoencoder, self.data, self.device = autoencoder, data, device
+        self.workers, self.cache_device = config.training.dataloader_num_workers, config.cache_device
+        latents, output_dir = config.latents, config.training.output_dir
+        choose_cache_device(self.cache_device, device, 0, 0)  # refused, if so, before anything is made
         self.folder = folder = Path(latents) if latents else Path(output_dir) / "latents"
         self.labels = torch.tensor([data.label(index) for index in range(len(data))])
         if data.image_size % autoencoder.factor:
@@ -171,7 +129,7 @@ class LatentSource:
     def batches(self, plan: BatchPlan) -> Iterator[LatentBatch]:
         """Posterior moments in the plan's order, half of the examples flipped where the data set flips.
 
-        The cache is made now, not when the first batch is asked for; not for a plan without steps.
+        The cache is made now, not at the first batch; not for a plan without steps.
         """
         if not len(plan):
             return iter(())
@@ -185,18 +143,19 @@ class LatentSource:
             device=self.device,
             num_workers=self.workers,
             processes=current_processes(),
-            cache_device=self.place,
+            cache_device=self.cache_device,
         )
         return self._from_cache(cache, plan)
 
-    def write_nothing(self) -> None:
-        """Encode each batch by itself, unless a cache is there already."""
+    def skip_cache(self) -> bool:
+        """Encode each batch anew, unless there is a cache already; whether so."""
         self.online = not is_identity(self.autoencoder) and not (self.folder / "manifest.json").is_file()
+        return self.online
 
     def _from_images(self, plan: BatchPlan) -> Iterator[LatentBatch]:
         for batch, keys in zip(image_batches(self.data, plan, self.workers), plan, strict=True):
             images = to_device(batch.images, self.device)
-            mean, std = self._encoded(images) if self.online else (images, None)
+            mean, std = self._encode(images) if self.online else (images, None)
             yield LatentBatch(mean, std, batch.labels.to(self.device), keys)
 
     def _from_cache(self, cache: LatentCache, plan: BatchPlan) -> Iterator[LatentBatch]:
@@ -204,15 +163,15 @@ class LatentSource:
             indices = torch.tensor([index for index, _ in keys])
             flips = torch.tensor([cache.has_flips and seed % 2 == 1 for _, seed in keys])
             mean, std = cache.moments(indices, flips)
-            mean, std = self._placed(mean), None if std is None else self._placed(std)
+            mean, std = self._to_device(mean), None if std is None else self._to_device(std)
             yield LatentBatch(mean, std, self.labels[indices].to(self.device), keys)
 
     @torch.no_grad()
-    def _encoded(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         encoding = self.autoencoder.encode(images)
         return encoding.mean.float(), None if encoding.std is None else encoding.std.float()
 
-    def _placed(self, values: Tensor) -> Tensor:
+    def _to_device(self, values: Tensor) -> Tensor:
         return to_device(values, self.device).float()
 
 
@@ -221,3 +180,16 @@ def held_out_latents(autoencoder: Autoencoder, data: ImageData, indices: Sequenc
     """Posterior means (N, C, h, w) of these images of a split."""
     images = plain_batches(data, indices, 64, device)
     return torch.cat([autoencoder.encode(batch).mean.float() for batch in images])
+
+
+def publish_shared(folder: Path, autoencoder: Autoencoder, source: Path | None, process: Process) -> None:
+    """The autoencoder, a copy of its folder where it has one, and the scheduler settings, once a run."""
+    if not (folder / "vae").is_dir():
+        if source is not None:
+            copy_part(source, folder / "vae")
+        else:
+            with atomic_folder(folder / "vae") as target:
+                autoencoder.save_pretrained(target)
+    if not (folder / "scheduler").is_dir():
+        with atomic_folder(folder / "scheduler") as target:
+            atomic_write_json(target / "scheduler_config.json", process.config())

@@ -20,21 +20,21 @@ def fit(task: AutoencoderTask, output_dir: str, settings: str) -> dict[str, Any]
     """Fit the task's linear autoencoder to its training images, without augmentation; return the measures.
 
     Leaves a run folder like that of a training, with `vae/` but without checkpoints: a fit that was interrupted starts
-    again, a finished one is not repeated. Those settings of the loop that tell of steps mean nothing here. `UserError`
-    where the images cannot determine as many components.
+    again, a finished one is not repeated. The settings of the loop about steps have no effect. `UserError` where the
+    images cannot determine as many components.
     """
     model, data = task.model, task.data
     assert isinstance(model, Autoencoder)
-    patches, wanted = len(data) * (data.image_size // model.factor) ** 2, model.latent_channels
-    if patches <= wanted:
+    patches, channels = len(data) * (data.image_size // model.factor) ** 2, model.latent_channels
+    if patches <= channels:
         raise UserError(
             f"the {len(data)} images have only {patches} patches",
             remedy="take fewer",
             setting="latent_channels",
-            value=wanted,
+            value=channels,
         )
-    facts = {name: task.facts[name] for name in ("data", "autoencoder")}
-    run = RunFolder.claim(output_dir, task.kind, settings, facts)
+    fingerprint = {name: task.fingerprint[name] for name in ("data", "autoencoder")}
+    run = RunFolder.claim(output_dir, task.kind, settings, fingerprint)
     try:
         if (run.path / "vae" / "config.json").is_file() and (measures := run.last_measures()):
             return measures
@@ -45,7 +45,7 @@ def fit(task: AutoencoderTask, output_dir: str, settings: str) -> dict[str, Any]
             values = fit_linear(model, progress(batches, "principal components", total=-(-len(data) // _BATCH)))
         except ValueError as error:
             raise UserError(str(error)) from None
-        explained = float(values[:wanted].sum() / values.sum())
+        explained = float(values[:channels].sum() / values.sum())
         measures = {**task.validate(model), "explained_variance": explained}
         run.log({"step": 1, "validation": measures})
         (run.path / "samples").mkdir(exist_ok=True)

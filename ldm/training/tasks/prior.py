@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,55 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from autoencoders import Autoencoder
-from autoencoders.priors import CodeGrid, CodePriors, PriorConfig, PriorShape, mask_codes
-from ldm.conditioning import Conditioner, ConditioningConfig
-from ldm.data import DataConfig, ImageData
+from autoencoders.priors import CodeGrid, CodePriors, PriorShape, mask_codes
+from ldm.conditioning import Conditioner
+from ldm.data import ImageData
 from ldm.data.code_cache import CodeCache, check_code_folder, encode_codes
 from ldm.data.latent_cache import CacheKey
 from ldm.data.selection import even_indices, plain_batches, to_device
-from ldm.evaluation.periodic import EvalConfig, PeriodicEvaluator
+from ldm.evaluation.periodic import PeriodicEvaluator
 from ldm.runtime.distributed import current_processes
-from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder
 from ldm.sampling.code_prior import PRIOR, CodePriorModel, bits_of_codes, prior_condition
 from ldm.sampling.config import Request
 from ldm.sampling.model_folder import INDEX, copy_part, write_prior_index
-from ldm.training.adversary import Loss
-from ldm.training.config import TrainingConfig, config_facts
 from ldm.training.randomness import BatchPlan, StepRandom
-from ldm.training.tasks.autoencoder import image_batches
+from ldm.training.task import Loss, Task
 from ldm.training.tasks.diffusion import CaptionTokens
+from ldm.training.tasks.images import image_batches
 from ldm.training.tasks.latents import IDENTITY, load_autoencoder
+from ldm.training.tasks.settings import PriorRun
 
 _BATCH = 64  # images at once where nothing is trained
-
-
-@dataclass(frozen=True)
-class PriorRun:
-    """`ldm train prior`: the law of an autoencoder's codes, told classes, text, both or nothing."""
-
-    dataset: DataConfig = field(default_factory=DataConfig)
-    prior: PriorConfig = field(default_factory=PriorConfig)
-    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    evaluation: EvalConfig = field(default_factory=EvalConfig)
-    autoencoder: str = ""
-    """Output folder of `ldm train autoencoder` with a bottleneck of codes: vq and its kin, fsq, lfq, gumbel."""
-    codes: str = ""
-    """Folder of the codes, which are found when it is absent; unset: <output-dir>/codes."""
-    first_caption_probability: float = 0.0
-    """Where an image has several captions: how often the first, the fullest of `shapes`, is taken instead of any."""
-    validation_images: int = 1024
-    """Held-out images on which the bits a code are measured."""
-    preview_images: int = 16
-    """Samples drawn for each preview picture, on fixed seeds."""
-
-    def __post_init__(self) -> None:
-        at_least(self, validation_images=1, preview_images=0)
-        if not 0 <= self.first_caption_probability <= 1:
-            raise UserError(
-                f"must be in [0, 1], got {self.first_caption_probability}", setting="first_caption_probability"
-            )
 
 
 class PriorModel(nn.Module):
@@ -87,10 +59,12 @@ class CodeBatch:
     keys: list[tuple[int, int]]
 
 
-class PriorTask:
+class PriorTask(Task):
     """Mean negative log-likelihood of each level's codes, summed over the levels, which share no weights."""
 
     kind = "prior"
+    model: PriorModel
+    data: ImageData
 
     def __init__(self, config: PriorRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
         if config.training.gradient_checkpointing:
@@ -112,22 +86,21 @@ class PriorTask:
         first = config.first_caption_probability
         self.captions = CaptionTokens(conditioner, captions, first) if conditioner.has_text else None
         self._held_out: tuple[Tensor, ...] | None = None
-        self.watch: PeriodicEvaluator | None = None
         if config.evaluation.eval_every:
             reference = validation if config.evaluation.eval_split == "validation" else data
-            self.watch = PeriodicEvaluator(config.evaluation, reference, data, cast(Any, self.pipeline(self.model)))
-        self.facts: dict[str, Any] = {
+            self.evaluator = PeriodicEvaluator(config.evaluation, reference, data, cast(Any, self.pipeline(self.model)))
+        self.fingerprint = {
             "data": data.fingerprint,
             "autoencoder": self.autoencoder.fingerprint(),
             "prior": dataclasses.asdict(config.prior),
             "conditioning": dataclasses.asdict(config.conditioning),
             "first_caption_probability": first,
-            "training": config_facts(config.training),
+            "training": config.training.fingerprint(),
         }
 
-    def write_nothing(self) -> None:
-        """Encode each batch by itself, unless the codes are there already."""
+    def skip_cache(self) -> bool:
         self.online = not (self.folder / "manifest.json").is_file()
+        return self.online
 
     def batches(self, plan: BatchPlan) -> Iterator[CodeBatch]:
         """Codes in the plan's order, half of them of mirrored images where the data set flips."""
@@ -152,7 +125,7 @@ class PriorTask:
             yield CodeBatch(maps, self.labels[indices].to(self.device), keys)
 
     def loss(self, model: nn.Module, batch: CodeBatch, random: StepRandom) -> Loss:
-        """Sum over levels of E[-log p(code)] in nats, of codes that are told from partly masked ones."""
+        """Sum over levels of E[-log p(code)] in nats, given partly masked ones."""
         conditioner, probability = self.model.conditioner, self.config.prior.token_masking
         read: list[Tensor] | None = None
         if probability:
@@ -173,7 +146,7 @@ class PriorTask:
         return Loss(torch.stack(means).sum(), terms)
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
-        """Bits a code of held-out images, over all levels and of each, told the condition and told nothing.
+        """Bits a code of held-out images, over all levels and of each, with and without the condition.
 
         "bits_per_code_uniform" is log2 K, the price of codes of which nothing is known.
         """
@@ -202,11 +175,11 @@ class PriorTask:
         if not self.config.preview_images:
             return None
         assert isinstance(model, PriorModel)
-        conditioner, shown = model.conditioner, self._held_out_indices()
-        shown = shown[:: max(1, len(shown) // self.config.preview_images)]
+        conditioner, indices = model.conditioner, self._held_out_indices()
+        indices = indices[:: max(1, len(indices) // self.config.preview_images)]
         requests = [
             Request(
-                prompt=self._request(shown[number % len(shown)]).prompt if conditioner.has_text else "",
+                prompt=self._request(indices[number % len(indices)]).prompt if conditioner.has_text else "",
                 class_label=number % conditioner.num_classes if conditioner.num_classes else None,
             )
             for number in range(self.config.preview_images)
@@ -234,7 +207,7 @@ class PriorTask:
         return even_indices(len(self.validation), self.config.validation_images)
 
     def _held_out_codes(self) -> tuple[Tensor, ...]:
-        """Of the held-out images, without mirroring; found once."""
+        """Of the held-out images, without mirroring; encoded once."""
         if self._held_out is None:
             images = plain_batches(self.validation, self._held_out_indices(), _BATCH, self.device)
             parts = [self.autoencoder.codes(batch) for batch in images]
@@ -264,8 +237,8 @@ def code_grids(autoencoder: Autoencoder, image_size: int, name: str) -> tuple[Co
     maps = autoencoder.codes(torch.zeros(1, autoencoder.config.in_channels, image_size, image_size, device=device))
     try:
         return tuple(
-            CodeGrid(size, height=each.shape[1], width=each.shape[2], codebooks=each.shape[2] // each.shape[1])
-            for size, each in zip(sizes, maps, strict=True)
+            CodeGrid(size, height=codes.shape[1], width=codes.shape[2], codebooks=codes.shape[2] // codes.shape[1])
+            for size, codes in zip(sizes, maps, strict=True)
         )
     except ValueError as error:
         raise UserError(f"too many codes for a prior ({error})", setting="autoencoder", value=name) from None
