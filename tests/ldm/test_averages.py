@@ -227,7 +227,7 @@ def test_lengths_without_a_profile_are_refused():
     for length in (0.0, -1.0, 0.29, float("nan")):
         with pytest.raises(UserError, match="`ema_lengths`"):
             AveragesConfig(ema_lengths=(length,))
-    assert AveragesConfig().facts() == {}
+    assert AveragesConfig().fingerprint() == {}
     assert AveragesConfig().within(120).ema_snapshot_steps == 3 and AveragesConfig().within(5).ema_snapshot_steps == 1
     with pytest.raises(UserError, match="`ema_snapshot_steps`"):
         AveragesConfig(ema_snapshot_steps=0)

@@ -57,7 +57,8 @@ class Discriminator(Adversary):
         try:
             self.model = make_discriminator(config, image_size, seed=seed)
         except ValueError as error:
-            raise UserError(str(error)) from None
+            setting, _, problem = str(error).partition(": ")
+            raise UserError(problem, setting=setting) from None
         self.config, self.learns_from, self.rounds, self.generate = config, learns_from, rounds, generate
         self.learning_rate = config.discriminator_learning_rate
         self.betas = config.discriminator_beta1, config.discriminator_beta2
