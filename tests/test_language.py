@@ -1,4 +1,4 @@
-"""The field's words: no definition, parameter, attribute or local of ours has a name of the house's old private language."""
+"""The field's words: no definition, parameter, attribute or local has a name of the old private language."""
 
 import ast
 from pathlib import Path

@@ -39,7 +39,7 @@ class EditFlags:
     unmasked: Unmasked = "reconstruction"
     """Where the pixels kept by --mask come from: reconstruction (of the autoencoder; no seam) or original."""
     invert: str = ""
-    """An image whose noise is sought by DDIM inversion; one image is drawn from it for each prompt or class."""
+    """An image to invert by DDIM into its noise, from which one image is drawn for each prompt or class."""
     source_prompt: str | None = None
     """What the image of --invert shows; unset: the (first) --prompt."""
     source_class: str | None = None

@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> None:
     with torchrun_processes() as processes:
         settings, device = processes.run_on_all(lambda: _settings(arguments))
         ready = processes.run_on_all(lambda: _prepare(settings, processes.device(device)))
-        _draw(settings, ready, processes)
+        _sample(settings, ready, processes)
 
 
 def _settings(arguments: list[str]) -> tuple[SampleRun, torch.device]:
@@ -91,7 +91,7 @@ def _prepare(settings: SampleRun, device: torch.device) -> Ready:
     return Ready(folder, model, requests, plan, seed, first, edit)
 
 
-def _draw(settings: SampleRun, ready: Ready, processes: Processes) -> None:
+def _sample(settings: SampleRun, ready: Ready, processes: Processes) -> None:
     start, edit, model = time.monotonic(), ready.edit, ready.model
     diffusion = isinstance(model, Pipeline)
     processes.warn_if_idle(len(ready.requests), settings.batch_size)

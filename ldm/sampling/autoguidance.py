@@ -1,4 +1,4 @@
-"""The weak network of autoguidance: a smaller model of the same latents, or an earlier snapshot of a training."""
+"""The guiding model of autoguidance: a smaller model of the same latents, or an earlier snapshot of a training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class GuidingModel:
     process: Process
 
     def check(self, labels: Iterable[int | None], class_names: Sequence[str]) -> None:
-        """`UserError` for a class, given by its place in `class_names`, that this network should know and does not."""
+        """`UserError` for a class, given by its index in `class_names`, that this network should know and does not."""
         for label in labels if self.conditioner.num_classes else ():
             self._label(label, class_names)
 
@@ -58,7 +58,7 @@ class GuidingModel:
         name = class_names[label] if label < len(class_names) else str(label)
         if name not in known:
             raise UserError(
-                f"the weak network does not know the class {name!r}, only {', '.join(known[:8])}", setting="weak"
+                f"the guiding model does not know the class {name!r}, only {', '.join(known[:8])}", setting="weak"
             )
         return known.index(name)
 
@@ -72,32 +72,31 @@ class GuidingModel:
 
 
 def load_guiding_model(folder: str | Path, autoencoder: Autoencoder, unet: UNet) -> GuidingModel:
-    """`--weak`: a model or run folder, or RUN/checkpoint-STEP, whose averaged (EMA) weights are then taken.
+    """A model or run folder, or RUN/checkpoint-STEP, whose averaged (EMA) weights are then taken.
 
     `UserError` unless it is for the latents of `autoencoder` and of the size of `unet`'s.
     """
-    place = Path(folder)
-    snapshot = bool(_SNAPSHOT.fullmatch(place.name)) and not (place / "model_index.json").is_file()
-    if snapshot and not place.is_dir():
-        run = place.parent
-        found = sorted(path.name for path in run.glob("checkpoint-*") if path.is_dir()) if run.is_dir() else []
+    path = Path(folder)
+    snapshot = bool(_SNAPSHOT.fullmatch(path.name)) and not (path / "model_index.json").is_file()
+    if snapshot and not path.is_dir():
+        checkpoints = sorted(other.name for other in path.parent.glob("checkpoint-*") if other.is_dir())
         raise UserError(
             "no such checkpoint",
             remedy=(
-                f"there is {', '.join(found) or 'none'} (`checkpoints_total_limit` says how many a training keeps)"
+                f"there is {', '.join(checkpoints) or 'none'} (a training keeps `checkpoints_total_limit` of them)"
             ),
             setting="weak",
             value=folder,
         )
     try:
-        root = check_parts(place.parent if snapshot else place)
+        root = check_parts(path.parent if snapshot else path)
         if Autoencoder.from_pretrained(root / "vae").fingerprint() != autoencoder.fingerprint():
             raise UserError("it is of the latents of another autoencoder than this model's")
         weak = GuidingModel(
             UNet.from_pretrained(root / "unet"), Conditioner.from_pretrained(root), read_scheduler(root)
         )
         if snapshot:
-            _fill(weak, place)
+            _fill(weak, path)
     except (ValueError, OSError) as error:
         raise UserError(f"{error}", setting="weak", value=folder) from None
     _check_latents(weak.unet, unet, f"`weak` {folder}")
@@ -105,7 +104,7 @@ def load_guiding_model(folder: str | Path, autoencoder: Autoencoder, unet: UNet)
 
 
 def read_guiding_model(root: Path, unet: UNet) -> GuidingModel | None:
-    """The weak network that a model folder holds, if any."""
+    """The guiding model that a model folder holds, if any."""
     if not (root / UNET).is_dir():
         return None
     conditioning = root / CONDITIONING
@@ -134,8 +133,8 @@ def _fill(weak: GuidingModel, checkpoint: Path) -> None:
     path = checkpoint / "ema.safetensors"
     path = path if path.is_file() else checkpoint / "model.safetensors"
     listed = read_json(checkpoint / "manifest.json")
-    facts = listed.get(path.name) if isinstance(listed, dict) else None
-    if not isinstance(facts, dict) or not path.is_file() or facts.get("sha256") != sha256_of_file(path):
+    entry = listed.get(path.name) if isinstance(listed, dict) else None
+    if not isinstance(entry, dict) or not path.is_file() or entry.get("sha256") != sha256_of_file(path):
         raise UserError(f"damaged: {path.name} is missing or differs from its manifest.json")
     tensors = read_tensors(path)
     both = torch.nn.ModuleDict({"unet": weak.unet, "conditioner": weak.conditioner})

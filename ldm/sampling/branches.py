@@ -24,7 +24,7 @@ def build_denoiser(
     null = conditioner.null(len(requests), networks.device)
     conditional = null if plan.base_is_null else _condition(conditioner, requests)
     branches: dict[str, Branch | ClassifierBranch] = {"cond": Branch(unet, conditional)}
-    if "uncond" in needed or networks.condition_dropout:  # a plug-in may ask for it without saying so in `needs`
+    if "uncond" in needed or networks.condition_dropout:  # plug-ins may lack it in `needs`
         negative = any(r.negative_prompt is not None or r.negative_class is not None for r in requests)
         branches["uncond"] = Branch(unet, _negative_condition(conditioner, requests) if negative else null)
     for name, perturbation in plan.perturbations.items():

@@ -46,13 +46,13 @@ class SamplingConfig:
     """Classifier guidance: times grad log p(y | x_t) of the noisy classifier. 0 is off."""
     classifier_interval: tuple[float, float] | None = (0.0, 20.0)
     """Noise ratios sigma / alpha between which gradients (`classifier_scale`, and the classifiers and energies of
-    `guidance` that name no interval) act. Far above, x_t tells nothing of the class: the true gradient vanishes with
+    `guidance` that name no interval) act. Far above, x_t holds nothing of the class: the true gradient vanishes with
     alpha, a network's does not, and the step divides it by alpha. None: everywhere."""
     guidance: tuple[str, ...] = ()
     """Further guidances, such as "cfg(7.5, interval=[0.3, 5])"; see `ldm list guidances`."""
     energy: tuple[str, ...] = ()
     """What "energy(50)" guides down: "colour([0.8, -0.6, -0.6])", "inpainting('image.png', 'mask.png')" (white is drawn
-    anew), "similarity('reference.png')". The first is the branch energy, the next energy2, ..., or as name='...' says;
+    anew), "similarity('reference.png')". The first is the branch energy, the next energy2, ..., or the given name;
     of='x' takes the noisy latents for the denoised ones, jacobian=False leaves the network's derivative out."""
     perturbed_layers: tuple[str, ...] = ()
     """Where pag and seg perturb the self-attention, such as mid_block or down_blocks.1.attentions.0. Default: in the

@@ -103,15 +103,15 @@ class ImageModel(ABC, Generic[PlanT]):
         plan = self.resolve(sampling)
         self.check(requests, plan)
         self.evaluations = 0
-        starts = range(shard[0] * batch_size, len(requests), shard[1] * batch_size)
-        batches = [(start, list(requests[start : start + batch_size])) for start in starts]
+        all_requests = list(requests)
 
-        def images() -> Iterator[Tensor]:
-            for position, batch in batches:
+        def batches() -> Iterator[Tensor]:
+            for position in range(shard[0] * batch_size, len(all_requests), shard[1] * batch_size):
+                batch = all_requests[position : position + batch_size]
                 with torch.no_grad():
-                    drawn = self.sample_batch(
+                    images = self.sample_batch(
                         batch, plan, seed=seed, first_index=first_index, position=position, on_step=on_step
                     )
-                yield drawn
+                yield images
 
-        return images()
+        return batches()

@@ -17,10 +17,14 @@ from samplers import DiscreteSchedule, Schedule
 
 INDEX = "model_index.json"
 _KNOWN_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")  # transformers makes do without, and reads nothing
+_VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.json",
+    "spiece.model",
+)  # without one transformers reads no vocabulary and raises nothing
 _TAKEN = ("cond", "uncond", "weak", "perturbed", "blurred", "skipped")  # branches that are no classifier
-WEIGHTS = "_weights"  # tells whether they are averaged, and how
-_FACTS = "_conditioning"  # marks a folder of ours: its conditioning.json may not be guessed when it is gone
+WEIGHTS = "_weights"  # whether they are averaged, and how
+_CONDITIONING = "_conditioning"  # marks a folder of ours, which must have a conditioning.json
 
 Classifiers: TypeAlias = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 
@@ -41,7 +45,7 @@ def write_index(
     stable_diffusion = bool(text_parts) and vae[0] == "diffusers"
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline" if stable_diffusion else "DiffusionPipeline"}
     index |= {"vae": list(vae), "unet": ["diffusers", "UNet2DConditionModel"]}
-    index |= {"scheduler": ["diffusers", scheduler_class], **text_parts, _FACTS: CONDITIONING_FILE}
+    index |= {"scheduler": ["diffusers", scheduler_class], **text_parts, _CONDITIONING: CONDITIONING_FILE}
     if weights:
         index[WEIGHTS] = weights
     if stable_diffusion:
@@ -51,11 +55,11 @@ def write_index(
 
 
 def write_prior_index(folder: Path, text_parts: dict[str, list[str]]) -> None:
-    """model_index.json of an autoencoder, already in its place, with priors over its codes; diffusers has no such."""
+    """model_index.json of an autoencoder, already in its folder, with priors over its codes; diffusers has no such."""
     name = read_json(folder / "vae" / "config.json").get("_class_name")
     vae = ["diffusers" if name == "VQModel" else "autoencoders", name]
     index: dict[str, Any] = {"_class_name": "DiffusionPipeline", "vae": vae}
-    index |= {"prior": ["autoencoders.priors", "CodePriors"], **text_parts, _FACTS: CONDITIONING_FILE}
+    index |= {"prior": ["autoencoders.priors", "CodePriors"], **text_parts, _CONDITIONING: CONDITIONING_FILE}
     atomic_write_json(folder / INDEX, index)
 
 
@@ -72,7 +76,7 @@ def check_parts(folder: str | Path) -> Path:
     index = read_json(root / INDEX)
     if not isinstance(index, dict):
         raise UserError(f"{root / INDEX}: expected a JSON object", remedy="it is not that of a model folder")
-    if _FACTS in index and not (root / CONDITIONING_FILE).is_file():
+    if _CONDITIONING in index and not (root / CONDITIONING_FILE).is_file():
         raise UserError(f"{folder}: the model lacks {CONDITIONING_FILE}, which its {INDEX} lists")
     for part, library in index.items():
         if part not in _KNOWN_PARTS or not isinstance(library, list) or library[:1] in ([], [None]):
@@ -121,15 +125,15 @@ def read_classifier(
 ) -> LoadedClassifier:
     """The classifier of a folder; `UserError`, starting with `what`, if it is not for a model's latents and classes.
 
-    `autoencoder` is the fingerprint of the model's, `size` the side of its latents, `class_names` what it is told. The
+    `autoencoder` is the fingerprint of the model's, `size` the side of its latents, `class_names` its classes. The
     schedule may be another than the model's.
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{what}: no classifier/config.json in it", remedy="give the output of `ldm train classifier`")
-    facts = read_json(folder / "facts.json")
+    metadata = read_json(folder / "facts.json")
     try:
-        fingerprint, names = facts["autoencoder"], tuple(map(str, facts["class_names"]))
-        schedule = DiscreteSchedule.from_config(facts["schedule"])
+        fingerprint, names = metadata["autoencoder"], tuple(map(str, metadata["class_names"]))
+        schedule = DiscreteSchedule.from_config(metadata["schedule"])
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{folder / 'facts.json'}: expected autoencoder, schedule and class_names") from None
     if fingerprint != autoencoder:
@@ -147,17 +151,17 @@ def read_classifier(
     if classifier.config.num_classes != len(names):
         raise UserError(f"{what}: it has {classifier.config.num_classes} classes and {len(names)} names")
     if size not in (None, classifier.config.sample_size):
-        took = classifier.config.sample_size
-        raise UserError(f"{what}: it takes latents of {took} x {took}, the U-Net's are {size} x {size}")
+        side = classifier.config.sample_size
+        raise UserError(f"{what}: it takes latents of {side} x {side}, the U-Net's are {size} x {size}")
     return LoadedClassifier(classifier, names, schedule, folder)
 
 
 def stored_classifiers(root: Path) -> dict[str, tuple[Path, str]]:
-    """The classifiers that a model folder holds: by name, where and what to call them in a refusal."""
-    places = [root / "classifier", *sorted((root / "classifiers").glob("[!.]*"))]
-    found = {place.name: (place, f"`classifier` {place.parent}") for place in places if place.is_dir()}
-    _check_names(found, str(root))
-    return found
+    """The classifiers that a model folder holds: by name, their folder and how a refusal names them."""
+    folders = [root / "classifier", *sorted((root / "classifiers").glob("[!.]*"))]
+    classifiers = {path.name: (path, f"`classifier` {path.parent}") for path in folders if path.is_dir()}
+    _check_names(classifiers, str(root))
+    return classifiers
 
 
 def given_classifiers(classifier: Classifiers | None) -> dict[str, tuple[Path, str]]:

@@ -79,7 +79,7 @@ class Pipeline(ImageModel[SamplingPlan]):
         """Load a model or run folder.
 
         `classifier`: folders of classifier trainings where they stand apart, several as a list (the branches
-        "classifier", "classifier2", ..., or as NAME=FOLDER says) or by name. `weak`: the network of autoguidance,
+        "classifier", "classifier2", ..., or the names of NAME=FOLDER) or by name. `weak`: the network of autoguidance,
         another model or run folder or RUN/checkpoint-STEP. Raises `UserError` for a missing or damaged part, and for a
         classifier or a guiding model of other latents than the U-Net's.
         """

@@ -43,8 +43,8 @@ class Start:
         noised = first.alpha * self.latents + first.sigma * noise
         if not self.pure:
             return noised
-        drawn = math.hypot(first.alpha, first.sigma) * noise
-        return drawn if self.repaint is None else torch.where(self.repaint > 0, drawn, noised)
+        pure = math.hypot(first.alpha, first.sigma) * noise
+        return pure if self.repaint is None else torch.where(self.repaint > 0, pure, noised)
 
 
 class PathNoise:

@@ -32,9 +32,9 @@ def settings_in(path):
 def made(models, ldm, tmp_path):
     """Nine pictures of two prompts in turn, and the folder that they are in."""
     folder = tmp_path / "made"
-    found = ldm("sample", models.text, *PROMPTS, *GUIDED, "--num-images", 9, "--seed", 3, "--output-dir", folder)
-    assert found.code == 0 and found.err == ""
-    assert found.out.startswith("9 images, 72 network evaluations") and str(folder / "grid.png") in found.out
+    outcome = ldm("sample", models.text, *PROMPTS, *GUIDED, "--num-images", 9, "--seed", 3, "--output-dir", folder)
+    assert outcome.code == 0 and outcome.err == ""
+    assert outcome.out.startswith("9 images, 72 network evaluations") and str(folder / "grid.png") in outcome.out
     return folder
 
 
@@ -102,8 +102,8 @@ def test_classifier_guidance_of_a_text_model(models, ldm, tmp_path):
     flags = ["--classifier", models.classifier, "--classifier-scale", 2, "--class-label", "ring", "--guidance-scale", 0]
     fast = ["--num-inference-steps", 3, "--num-images", 2, "--device", "cpu"]
     for sampler in ("ddim", "ddpm"):
-        found = ldm("sample", models.text, *flags, *fast, "--sampler", sampler, "--output-dir", tmp_path / sampler)
-        assert found.code == 0 and "2 images, 12 network evaluations" in found.out
+        outcome = ldm("sample", models.text, *flags, *fast, "--sampler", sampler, "--output-dir", tmp_path / sampler)
+        assert outcome.code == 0 and "2 images, 12 network evaluations" in outcome.out
 
 
 def test_lists(ldm):
@@ -121,8 +121,8 @@ def test_lists(ldm):
 @pytest.mark.parametrize("command", [[], ["list"], ["train"], ["sample"], ["train", "diffusion"], ["evaluate"]])
 def test_help(command, ldm, capfd):
     try:
-        found = ldm(*command, "--help")
-        code, out = found.code, found.out
+        outcome = ldm(*command, "--help")
+        code, out = outcome.code, outcome.out
     except SystemExit as leaving:  # the parser's own
         code, out = leaving.code, capfd.readouterr().out
     assert code in (0, None) and "usage: ldm" in out
@@ -151,16 +151,16 @@ def test_what_stops_a_command_tells_the_shell_and_leaves_no_half_of_it(error, co
         raise error
 
     monkeypatch.setattr("ldm.sampling.pipeline.Pipeline.decode", stop)
-    found = ldm("sample", models.text, *GUIDED, "--prompt", "x", "--num-images", 1, "--output-dir", tmp_path / "out")
-    assert found.code == code and found.err.count("\n") == 1 and "Traceback" not in found.err
+    outcome = ldm("sample", models.text, *GUIDED, "--prompt", "x", "--num-images", 1, "--output-dir", tmp_path / "out")
+    assert outcome.code == code and outcome.err.count("\n") == 1 and "Traceback" not in outcome.err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_evaluation_takes_the_data_that_the_model_was_trained_on(models, ldm, tmp_path):
     small = ["--device", "cpu", "--num-images", 8, "--num-inference-steps", 2, "--no-judge", "--extractor", "trained"]
     out = tmp_path / "figures.json"
-    found = ldm("evaluate", models.text, *small, "--output", out)
-    assert found.code == 0 and "FD[" in found.out and "FID" not in found.out
+    outcome = ldm("evaluate", models.text, *small, "--output", out)
+    assert outcome.code == 0 and "FD[" in outcome.out and "FID" not in outcome.out
     manifest = json.loads(out.read_text())["manifest"]
     assert manifest["image_size"] == 16 and manifest["num_reference"] == 32, "of the run folder, not of the defaults"
     assert ldm("evaluate", models.text, *small, "--shapes-validation", 24, "--output", out).code == 0
@@ -184,10 +184,10 @@ def test_the_whole_path_through_the_installed_command(models, tmp_path):
     auto, latents, text, noisy = (tmp_path / name for name in ("ae", "latents", "text", "noisy"))
 
     def run(*arguments):
-        found = installed(*arguments, cwd=tmp_path)
-        assert found.returncode == 0, found.stderr
-        assert "Traceback" not in found.stderr and "Warning" not in found.stderr
-        return found.stdout
+        outcome = installed(*arguments, cwd=tmp_path)
+        assert outcome.returncode == 0, outcome.stderr
+        assert "Traceback" not in outcome.stderr and "Warning" not in outcome.stderr
+        return outcome.stdout
 
     shapes = ["--image-size", 16, "--shapes-train", 64, "--shapes-validation", 32, "--device", "cpu"]
     assert "psnr: " in run(*models.command("autoencoder", auto))
@@ -216,9 +216,9 @@ def test_the_whole_path_through_the_installed_command(models, tmp_path):
 
 def test_as_a_module_and_a_mistake_in_a_fresh_process(models, tmp_path):
     module = (sys.executable, "-m", "ldm")
-    found = installed("train", "autoencoder", "--data", "shapse", "--output-dir", tmp_path / "run", command=module)
-    assert found.returncode == 2 and found.stdout == ""
-    assert found.stderr.startswith('ldm: --data "shapse": neither') and found.stderr.count("\n") == 1
+    outcome = installed("train", "autoencoder", "--data", "shapse", "--output-dir", tmp_path / "run", command=module)
+    assert outcome.returncode == 2 and outcome.stdout == ""
+    assert outcome.stderr.startswith('ldm: --data "shapse": neither') and outcome.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

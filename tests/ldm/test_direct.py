@@ -29,19 +29,19 @@ def sample(folder, output, *more):
 
 
 def test_a_vae_draws_pictures_each_from_its_own_number(vaes, ldm, tmp_path):
-    found = ldm(*sample(vaes["kl"], tmp_path / "a", "--num-images", 5, "--batch-size", 2))
-    assert found.code == 0 and "5 images" in found.out, found.err
-    found = ldm(*sample(vaes["kl"], tmp_path / "b", "--num-images", 1, "--first-index", 3))
-    assert found.code == 0, found.err
-    picture = tmp_path / "a" / "000003.png"
-    with Image.open(picture) as image:
+    outcome = ldm(*sample(vaes["kl"], tmp_path / "a", "--num-images", 5, "--batch-size", 2))
+    assert outcome.code == 0 and "5 images" in outcome.out, outcome.err
+    outcome = ldm(*sample(vaes["kl"], tmp_path / "b", "--num-images", 1, "--first-index", 3))
+    assert outcome.code == 0, outcome.err
+    png = tmp_path / "a" / "000003.png"
+    with Image.open(png) as image:
         assert image.size == (16, 16)
-    assert (tmp_path / "b" / "000000.png").read_bytes() == picture.read_bytes()
-    found = ldm(*sample(vaes["kl"], tmp_path / "c", "--recreate", picture))
-    assert found.code == 0, found.err
-    assert (tmp_path / "c" / "000000.png").read_bytes() == picture.read_bytes()
-    facts = json.loads((tmp_path / "a" / "settings.json").read_text())
-    assert (facts["seed"], facts["first_index"]) == (0, 0)
+    assert (tmp_path / "b" / "000000.png").read_bytes() == png.read_bytes()
+    outcome = ldm(*sample(vaes["kl"], tmp_path / "c", "--recreate", png))
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "c" / "000000.png").read_bytes() == png.read_bytes()
+    metadata = json.loads((tmp_path / "a" / "settings.json").read_text())
+    assert (metadata["seed"], metadata["first_index"]) == (0, 0)
     model = load_model(vaes["kl"])
     assert isinstance(model, ImageModel) and model.image_size == 16
     whole = list(model.generate([Request()] * 3, batch_size=2))

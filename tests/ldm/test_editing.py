@@ -43,32 +43,32 @@ def files(tmp_path, image):
     return tmp_path
 
 
-def drawn(pipeline, requests, sampling=FAST, **options):
+def sample_images(pipeline, requests, sampling=FAST, **options):
     requests = [requests] if isinstance(requests, Request) else requests
     return torch.cat(list(pipeline.generate(requests, sampling, **options)))
 
 
 def pixels(path):
-    with Image.open(path) as picture:
-        return np.array(picture).astype(int)
+    with Image.open(path) as image:
+        return np.array(image).astype(int)
 
 
 def settings_in(path):
-    with Image.open(path) as picture:
-        return json.loads(picture.text["ldm"])
+    with Image.open(path) as image:
+        return json.loads(image.text["ldm"])
 
 
 def test_strength_1_is_pure_noise_and_little_strength_is_the_picture(text, image):
     whole = image_to_image(text, image, FAST, 1.0)
-    assert torch.equal(drawn(text, Request(PROMPT), start=whole.start), drawn(text, Request(PROMPT)))
+    assert torch.equal(sample_images(text, Request(PROMPT), start=whole.start), sample_images(text, Request(PROMPT)))
     fine = replace(FAST, num_inference_steps=500)
     plain, distances = text.decode(text.encode(image[None])), []
     for strength in (0.002, 0.2, 0.8):
         edit = image_to_image(text, image, fine, strength)
         assert edit.start.steps == round(500 * strength)
-        found = drawn(text, Request(PROMPT), fine, start=edit.start)
+        images = sample_images(text, Request(PROMPT), fine, start=edit.start)
         assert text.evaluations == edit.start.steps
-        distances.append((found - plain).abs().mean().item())
+        distances.append((images - plain).abs().mean().item())
     assert distances[0] < 0.05 and distances[0] < distances[1] < distances[2]
 
 
@@ -77,8 +77,8 @@ def test_an_edit_depends_on_its_seed_and_number_alone(text, image, sampler):
     sampling = replace(FAST, sampler=sampler, guidance_scale=2.0)
     start = image_to_image(text, image, sampling, 0.5).start
     requests = [Request(PROMPT)] * 4
-    whole = drawn(text, requests, sampling, seed=2, batch_size=4, start=start)
-    ones = drawn(text, requests[:2], sampling, seed=2, batch_size=1, first_index=2, start=start)
+    whole = sample_images(text, requests, sampling, seed=2, batch_size=4, start=start)
+    ones = sample_images(text, requests[:2], sampling, seed=2, batch_size=1, first_index=2, start=start)
     assert (whole[2:] - ones).abs().max() < 1e-4
     assert (whole[0] - whole[1]).abs().max() > 1e-3
 
@@ -97,13 +97,13 @@ def test_inpainting_keeps_the_known_latents_under_every_kind_of_sampler(text, im
     mask[:, 3:10, 5:9] = 1
     sampling = replace(FAST, sampler=sampler, guidance_scale=2.0)
     edit, last = image_to_image(text, image, sampling, 1.0, mask=mask), []
-    images = edit.finish(drawn(text, [Request(PROMPT)] * 3, sampling, start=edit.start, on_step=last.append))
+    images = edit.finish(sample_images(text, [Request(PROMPT)] * 3, sampling, start=edit.start, on_step=last.append))
     # 2 x 2 pixels a latent: rows 1 to 4, columns 2 to 4 are touched
     repaint = torch.zeros(1, 8, 8)
     repaint[:, 1:5, 2:5] = 1
     assert torch.equal(edit.start.repaint, repaint)
-    kept = (1 - repaint).bool().expand_as(edit.start.latents)
-    assert (last[-1].x - edit.start.latents)[:, kept].abs().max() < 1e-5
+    known = (1 - repaint).bool().expand_as(edit.start.latents)
+    assert (last[-1].x - edit.start.latents)[:, known].abs().max() < 1e-5
     plain = text.decode(text.encode(image[None]))
     outside = (mask == 0).expand_as(image)
     assert torch.equal(images[:, outside], plain[:, outside].expand(3, -1))
@@ -113,13 +113,17 @@ def test_inpainting_keeps_the_known_latents_under_every_kind_of_sampler(text, im
 
 
 def test_inversion_leads_back(text, image):
-    found = [invert(text, image, Request(PROMPT), replace(FAST, num_inference_steps=50), iterations=n) for n in (1, 6)]
-    rough, fine = (float(psnr(each.reconstruction[None], each.plain[None])) for each in found)
+    inversions = [
+        invert(text, image, Request(PROMPT), replace(FAST, num_inference_steps=50), iterations=n) for n in (1, 6)
+    ]
+    rough, fine = (float(psnr(i.reconstruction[None], i.plain[None])) for i in inversions)
     assert fine > 25 and fine > rough
     sampling = replace(FAST, num_inference_steps=50)
-    again = drawn(text, Request(PROMPT), sampling, start=found[1].start)
-    assert (again - found[1].reconstruction).abs().max() < 1e-5
-    other = drawn(text, Request("a small blue star"), replace(sampling, guidance_scale=3.0), start=found[1].start)
+    again = sample_images(text, Request(PROMPT), sampling, start=inversions[1].start)
+    assert (again - inversions[1].reconstruction).abs().max() < 1e-5
+    other = sample_images(
+        text, Request("a small blue star"), replace(sampling, guidance_scale=3.0), start=inversions[1].start
+    )
     assert (other - again).abs().max() > 1e-2
 
 
@@ -138,10 +142,10 @@ def test_a_path_ends_in_the_plain_samples_bit_for_bit(text, sampler):
     points = [
         Request(PROMPT, toward=weight, toward_prompt=other, toward_seed=7) for weight in (0.0, 0.25, 0.5, 0.75, 1.0)
     ]
-    path = drawn(text, points, sampling, seed=3, first_index=2, batch_size=1)
-    assert torch.equal(path[:1], drawn(text, Request(PROMPT), sampling, seed=3, first_index=2))
-    assert torch.equal(path[-1:], drawn(text, Request(other), sampling, seed=7, first_index=2))
-    whole = drawn(text, points, sampling, seed=3, first_index=2, batch_size=5)
+    path = sample_images(text, points, sampling, seed=3, first_index=2, batch_size=1)
+    assert torch.equal(path[:1], sample_images(text, Request(PROMPT), sampling, seed=3, first_index=2))
+    assert torch.equal(path[-1:], sample_images(text, Request(other), sampling, seed=7, first_index=2))
+    whole = sample_images(text, points, sampling, seed=3, first_index=2, batch_size=5)
     assert (whole - path).abs().max() < 1e-4
     steps = (path[1:] - path[:-1]).flatten(1).norm(dim=1)
     assert (steps > 0).all() and (steps < (path[-1] - path[0]).norm() + 1e-3).all()
@@ -163,10 +167,12 @@ SHORT = ["--num-inference-steps", 8, "--device", "cpu", "--prompt", PROMPT]
 def test_a_picture_of_each_edit_is_made_again_from_itself(models, ldm, files, monkeypatch, flags):
     monkeypatch.chdir(files)
     count = ["--num-images", 2] if "--num-images" not in flags else []
-    found = ldm("sample", models.text, *SHORT, *flags, *count, "--batch-size", 1, "--output-dir", "out")
-    assert found.code == 0, found.err
+    outcome = ldm("sample", models.text, *SHORT, *flags, *count, "--batch-size", 1, "--output-dir", "out")
+    assert outcome.code == 0, outcome.err
     own = settings_in("out/000001.png")
-    assert str(files) not in json.dumps(own.get("edit", {})), "a file is told by its name and content, not its place"
+    assert str(files) not in json.dumps(own.get("edit", {})), (
+        "a file is identified by its name and content, not its folder"
+    )
     given = [f for flag in ("--init-image", "--mask", "--invert") if flag in flags
              for f in (flag, flags[flags.index(flag) + 1])]  # fmt: skip
     again = ldm("sample", models.text, "--recreate", "out/000001.png", *given, "--device", "cpu", "--output-dir", "b")
@@ -176,26 +182,26 @@ def test_a_picture_of_each_edit_is_made_again_from_itself(models, ldm, files, mo
     if "--mask" in flags:
         assert (pixels("out/000001.png") == pixels("picture.png"))[:, :8].all()
     if "--invert" in flags:
-        assert "dB PSNR of the plain reconstruction" in found.out and (files / "out" / "reconstruction.png").is_file()
+        assert "dB PSNR of the plain reconstruction" in outcome.out and (files / "out" / "reconstruction.png").is_file()
 
 
 def test_pictures_of_any_size_and_direction_are_cut_to_the_models(tmp_path, image):
     wide = torch.cat([image, image.flip(-1), image], 2)  # 16 x 48, its centre the mirrored picture
     save_png(to_pil(wide), tmp_path / "wide.png")
-    found = read_image(tmp_path / "wide.png", 16)
-    assert found.size == (48, 16) and (found.pixels - image.flip(-1)).abs().max() <= 1 / 127
+    source = read_image(tmp_path / "wide.png", 16)
+    assert source.size == (48, 16) and (source.pixels - image.flip(-1)).abs().max() <= 1 / 127
     turned = Image.open(tmp_path / "wide.png").transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6  # "turn it by 90 degrees clockwise", which undoes this
     turned.save(tmp_path / "turned.png", exif=exif)
-    assert torch.equal(read_image(tmp_path / "turned.png", 16).pixels, found.pixels)
+    assert torch.equal(read_image(tmp_path / "turned.png", 16).pixels, source.pixels)
     white = Image.new("RGB", (48, 16))
     white.paste((255, 255, 255), (16, 0, 24, 16))  # the left half of the middle square
     white.save(tmp_path / "mask.png")
-    mask, _ = read_mask(tmp_path / "mask.png", found)
+    mask, _ = read_mask(tmp_path / "mask.png", source)
     assert mask.shape == (1, 16, 16) and (mask[..., :8] == 1).all() and (mask[..., 8:] == 0).all()
     with pytest.raises(UserError, match="one size"):
-        read_mask(tmp_path / "mask.png", replace(found, size=(16, 16)))
+        read_mask(tmp_path / "mask.png", replace(source, size=(16, 16)))
 
 
 def test_refused_in_one_line_before_any_work(models, refused, files):
@@ -231,9 +237,9 @@ def test_a_mask_that_leaves_no_latent_is_told(models, ldm, files):
     speckled[::2, ::2] = 255  # one pixel of each latent's 2 x 2
     Image.fromarray(speckled).save(files / "speckled.png")
     flags = ["--init-image", files / "picture.png", "--num-images", 1, "--num-inference-steps", 2, "--device", "cpu"]
-    for mask, told in (("speckled.png", True), ("mask.png", False)):
-        found = ldm("sample", models.text, *flags, "--mask", files / mask, "--output-dir", files / mask[:-4])
-        assert found.code == 0 and ("touches every latent" in found.out) == told
+    for mask, has_note in (("speckled.png", True), ("mask.png", False)):
+        outcome = ldm("sample", models.text, *flags, "--mask", files / mask, "--output-dir", files / mask[:-4])
+        assert outcome.code == 0 and ("touches every latent" in outcome.out) == has_note
 
 
 def test_a_picture_is_not_made_again_from_another_one(models, ldm, refused, files):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
+import ldm
 from ldm.conditioning import Condition
 from ldm.data.shapes import ShapesData
 from ldm.evaluation.manifest import weights_of
@@ -26,7 +27,7 @@ PROMPT = "a large red circle on a blue background"
 FAST = SamplingConfig(num_inference_steps=6)
 
 
-def drawn(pipeline, requests, sampling=FAST, **options):
+def sample_images(pipeline, requests, sampling=FAST, **options):
     requests = [requests] if isinstance(requests, Request) else requests
     return torch.cat(list(pipeline.generate(requests, sampling, **options)))
 
@@ -50,33 +51,33 @@ def test_a_picture_depends_on_its_seed_and_number_alone(text, sampler):
     prompts = [PROMPT, "a star", "", "a small ring"]
     requests = [Request(prompts[i % 4], "red", class_label=i % 6) for i in range(64)]
     sampling = replace(FAST, sampler=sampler, guidance_scale=3.0, classifier_scale=1.0)
-    whole = drawn(text, requests, sampling, seed=5, batch_size=64)
+    whole = sample_images(text, requests, sampling, seed=5, batch_size=64)
     assert whole.shape == (64, 3, 16, 16) and whole.abs().max() <= 1
-    fives = drawn(text, requests[:10], sampling, seed=5, batch_size=5)
-    ones = drawn(text, requests[:5], sampling, seed=5, batch_size=1)
+    fives = sample_images(text, requests[:10], sampling, seed=5, batch_size=5)
+    ones = sample_images(text, requests[:5], sampling, seed=5, batch_size=1)
     assert difference(fives, whole[:10]) < 1e-4 and difference(ones, whole[:5]) < 1e-4
-    last = drawn(text, requests[60:], sampling, seed=5, first_index=60)
+    last = sample_images(text, requests[60:], sampling, seed=5, first_index=60)
     assert difference(last, whole[60:]) < 1e-4
-    assert difference(drawn(text, requests[:1], sampling, seed=6), whole[:1]) > 0.05
+    assert difference(sample_images(text, requests[:1], sampling, seed=6), whole[:1]) > 0.05
     assert difference(whole[0], whole[4]) > 0.05, "same request, another number"
 
 
 def test_generating_leaves_global_randomness_alone(text):
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    drawn(text, Request(PROMPT), replace(FAST, sampler="ddpm"))
+    sample_images(text, Request(PROMPT), replace(FAST, sampler="ddpm"))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_scale_1_is_no_guidance_and_scale_0_the_null_condition_bit_for_bit(text, classes):
     for pipeline, request, null in ((text, Request(PROMPT), Request()), (classes, Request(class_label=2), Request())):
-        free = drawn(pipeline, request)
+        free = sample_images(pipeline, request)
         assert pipeline.evaluations == 6
         explicit = replace(FAST, guidance=("cfg(1)",))
-        assert torch.equal(drawn(pipeline, request, explicit), free) and pipeline.evaluations == 6
-        zero = drawn(pipeline, request, replace(FAST, guidance_scale=0.0))
+        assert torch.equal(sample_images(pipeline, request, explicit), free) and pipeline.evaluations == 6
+        zero = sample_images(pipeline, request, replace(FAST, guidance_scale=0.0))
         assert pipeline.evaluations == 6
-        assert torch.equal(zero, drawn(pipeline, null))
+        assert torch.equal(zero, sample_images(pipeline, null))
         assert difference(zero, free) > 1e-3  # what 30 training steps give depends on the machine's arithmetic
 
 
@@ -85,17 +86,20 @@ def test_a_negative_like_the_positive_is_the_conditional_model(text, classes):
         (text, Request(PROMPT, negative_prompt=PROMPT)),
         (classes, Request(class_label=2, negative_class=2)),
     ):
-        plain = drawn(pipeline, replace(request, negative_prompt=None, negative_class=None))
-        assert difference(drawn(pipeline, request, replace(FAST, guidance_scale=7.5)), plain) < 1e-5
+        plain = sample_images(pipeline, replace(request, negative_prompt=None, negative_class=None))
+        assert difference(sample_images(pipeline, request, replace(FAST, guidance_scale=7.5)), plain) < 1e-5
 
 
 def test_a_negative_takes_the_place_of_the_null_condition(text, classes):
     guided = replace(FAST, guidance_scale=4.0)
-    assert torch.equal(drawn(text, Request(PROMPT, ""), guided), drawn(text, Request(PROMPT), guided))
-    assert difference(drawn(text, Request(PROMPT, "red"), guided), drawn(text, Request(PROMPT), guided)) > 1e-3
-    away = drawn(classes, Request(class_label=1, negative_class=4), guided)
-    assert difference(away, drawn(classes, Request(class_label=1), guided)) > 1e-3
-    mixed = drawn(classes, [Request(class_label=1, negative_class=4), Request(class_label=1)], guided)
+    assert torch.equal(sample_images(text, Request(PROMPT, ""), guided), sample_images(text, Request(PROMPT), guided))
+    assert (
+        difference(sample_images(text, Request(PROMPT, "red"), guided), sample_images(text, Request(PROMPT), guided))
+        > 1e-3
+    )
+    away = sample_images(classes, Request(class_label=1, negative_class=4), guided)
+    assert difference(away, sample_images(classes, Request(class_label=1), guided)) > 1e-3
+    mixed = sample_images(classes, [Request(class_label=1, negative_class=4), Request(class_label=1)], guided)
     assert difference(mixed[:1], away) < 1e-5, "each sample has its own negative"
 
 
@@ -114,12 +118,12 @@ def test_one_generation_parses_its_settings_once(text, monkeypatch):
     for name in ("parse_guidance", "parse_sampler", "validate_sampler", "make_levels", "all_energies"):
         count(name)
     sampling, requests = replace(FAST, guidance=("cfg(3)",)), [Request(PROMPT)] * 4
-    images = drawn(text, requests, sampling, batch_size=1)
+    images = sample_images(text, requests, sampling, batch_size=1)
     assert len(calls) == 5 and set(calls.values()) == {1}
     resolved = text.resolve(sampling)
     calls.clear()
     text.check(requests, resolved)
-    assert torch.equal(drawn(text, requests, resolved, batch_size=1), images) and not calls
+    assert torch.equal(sample_images(text, requests, resolved, batch_size=1), images) and not calls
     with pytest.raises(ValueError, match="a plan has its energies already"):
         text.generate(requests, resolved, energies={"dark": lambda images: images.mean((1, 2, 3))})
 
@@ -130,7 +134,7 @@ def test_cost_is_counted_in_samples_times_branches(text):
     requests = [Request(PROMPT, class_label=0)] * 3
 
     def cost(**changes):
-        drawn(text, requests, replace(FAST, **changes), batch_size=2)
+        sample_images(text, requests, replace(FAST, **changes), batch_size=2)
         return text.evaluations
 
     changes = {"classifier_scale": 1.0}
@@ -145,20 +149,20 @@ def test_an_interval_is_guidance_inside_and_none_outside(text):
     levels = text.resolve(FAST).levels
     guided = replace(FAST, guidance_scale=5.0)
     everywhere = replace(guided, guidance_interval=(0.0, 1e9))
-    assert torch.equal(drawn(text, Request(PROMPT), everywhere), drawn(text, Request(PROMPT), guided))
+    assert torch.equal(sample_images(text, Request(PROMPT), everywhere), sample_images(text, Request(PROMPT), guided))
     nowhere = replace(guided, guidance_interval=(levels[0].noise_ratio * 2, 1e9))
-    assert torch.equal(drawn(text, Request(PROMPT), nowhere), drawn(text, Request(PROMPT)))
+    assert torch.equal(sample_images(text, Request(PROMPT), nowhere), sample_images(text, Request(PROMPT)))
     for scale in (0.0, 5.0):
         early = replace(FAST, guidance_scale=scale, guidance_interval=(levels[1].noise_ratio * 0.99, 1e9))
-        pictures = [drawn(text, Request(PROMPT), replace(early, guidance_scale=s)) for s in (scale, 1.0)]
-        assert difference(*pictures) > 1e-3
+        images = [sample_images(text, Request(PROMPT), replace(early, guidance_scale=s)) for s in (scale, 1.0)]
+        assert difference(*images) > 1e-3
 
 
 def test_guidance_as_text_is_the_same_as_by_flags(text):
     flags = replace(FAST, guidance_scale=3.0, guidance_interval=(0.5, 8.0), classifier_scale=2.0)
     words = replace(FAST, guidance=("classifier(2)", "cfg(3, interval=[0.5, 8])"))
     request = Request(PROMPT, class_label=3)
-    assert difference(drawn(text, request, flags), drawn(text, request, words)) < 1e-6
+    assert difference(sample_images(text, request, flags), sample_images(text, request, words)) < 1e-6
 
 
 def test_guided_x0_is_the_formula(text):
@@ -198,11 +202,11 @@ def test_the_classifier_gradient_is_that_of_finite_differences():
             log_p = network(x, torch.full((2,), 400.0, dtype=torch.float64)).log_softmax(-1)
         return log_p[torch.arange(2), labels]
 
-    for place in np.ndindex(2, 4, 4):
+    for index in np.ndindex(2, 4, 4):
         nudge = torch.zeros_like(x)
-        nudge[(slice(None), *place)] = 1e-5
+        nudge[(slice(None), *index)] = 1e-5
         numeric = (log_p(x + nudge) - log_p(x - nudge)) / 2e-5
-        torch.testing.assert_close(gradient[(slice(None), *place)], numeric, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(gradient[(slice(None), *index)], numeric, rtol=1e-5, atol=1e-7)
     assert gradient.abs().max() > 1e-3 and denoiser.evaluations == 2
 
 
@@ -219,9 +223,9 @@ def test_branches_of_one_network_are_one_call():
         name: Branch(network, Condition(torch.tensor(labels), None))
         for name, labels in (("cond", [1, 2]), ("uncond", [3, 4]))
     }
-    found = Denoiser(branches, Process(DiscreteSchedule(), SampleTarget()))(x, level, ("uncond", "cond"))
+    predictions = Denoiser(branches, Process(DiscreteSchedule(), SampleTarget()))(x, level, ("uncond", "cond"))
     assert network.calls == 1
-    assert found["cond"].x0.flatten().tolist() == [1, 2] and found["uncond"].x0.flatten().tolist() == [3, 4]
+    assert predictions["cond"].x0.flatten().tolist() == [1, 2] and predictions["uncond"].x0.flatten().tolist() == [3, 4]
     with pytest.raises(ValueError, match="no branch 'weak'"):
         Denoiser(branches, Process(DiscreteSchedule(), SampleTarget()))(x, level, ("weak",))
 
@@ -251,9 +255,9 @@ def test_a_text_model_gives_the_same_picture_in_a_stock_pipeline(models, text, s
     assert isinstance(theirs.scheduler, DDIMScheduler), "as the folder says"
     noise = SampleNoise(3, [0]).initial((4, 8, 8))
     for request in (Request(PROMPT, negative_prompt="green"), Request("a star")):
-        ours = drawn(text, request, SamplingConfig(num_inference_steps=steps, guidance_scale=7.5), seed=3)
+        ours = sample_images(text, request, SamplingConfig(num_inference_steps=steps, guidance_scale=7.5), seed=3)
         assert difference(ours, stock_pictures(theirs, request, steps, 7.5, noise.clone())) < 1e-3
-    assert difference(ours, drawn(text, Request(PROMPT), seed=3)) > 0.01
+    assert difference(ours, sample_images(text, Request(PROMPT), seed=3)) > 0.01
 
 
 @pytest.fixture(scope="module")
@@ -291,9 +295,11 @@ def test_a_folder_of_diffusers_gives_the_same_picture_here(foreign, tmp_path):
     expected = stock_pictures(theirs, request, 10, 7.5, noise)
     assert expected.std() > 0.01
     ours = Pipeline.load(foreign)
-    assert difference(drawn(ours, request, sampling), expected) < 1e-3
+    assert difference(sample_images(ours, request, sampling), expected) < 1e-3
     ours.save(tmp_path / "copy")
-    assert torch.equal(drawn(Pipeline.load(tmp_path / "copy"), request, sampling), drawn(ours, request, sampling))
+    assert torch.equal(
+        sample_images(Pipeline.load(tmp_path / "copy"), request, sampling), sample_images(ours, request, sampling)
+    )
 
 
 # folders
@@ -304,11 +310,11 @@ def test_a_saved_pipeline_is_the_same_model_in_one_folder(text, classes, tmp_pat
         sampling = replace(FAST, guidance_scale=3.0, classifier_scale=1.0)
         folder = tmp_path / request.prompt
         pipeline.save(folder / "model")
-        loaded = Pipeline.load(folder / "model")
+        loaded = ldm.Pipeline.load(folder / "model")
         assert loaded.networks.classifiers and loaded.class_names == pipeline.class_names
         assert loaded.networks.condition_dropout == pipeline.networks.condition_dropout == 0.1
         assert weights_of(folder / "model") == weights_of(pipeline.folder) == "EMA of decay 0.999"
-        assert torch.equal(drawn(loaded, request, sampling), drawn(pipeline, request, sampling))
+        assert torch.equal(sample_images(loaded, request, sampling), sample_images(pipeline, request, sampling))
 
 
 def test_latents_of_the_training_images_are_calibrated(text):
@@ -333,13 +339,13 @@ def saved(text, tmp_path):
 def test_each_file_of_a_model_folder_is_missed_or_not_needed(saved, text):
     """Without any one file the folder is refused, or gives the very same picture."""
     request, sampling = Request(PROMPT, "red", class_label=2), replace(FAST, guidance_scale=3.0, classifier_scale=1.0)
-    expected = drawn(text, request, sampling)
+    expected = sample_images(text, request, sampling)
     needed = set()
     for path in sorted(path for path in saved.rglob("*") if path.is_file()):
         aside = path.with_name(path.name + ".aside")
         path.rename(aside)
         try:
-            assert torch.equal(drawn(Pipeline.load(saved), request, sampling), expected), path
+            assert torch.equal(sample_images(Pipeline.load(saved), request, sampling), expected), path
         except UserError as error:
             needed.add(str(path.relative_to(saved)))
             assert str(saved) in str(error), "says where"
@@ -372,17 +378,17 @@ def test_a_spoiled_file_is_a_users_error(saved):
 
 
 def test_a_classifier_of_other_classes_or_sizes_is_noticed(saved):
-    facts = json.loads((saved / "classifier" / "facts.json").read_text())
-    names = facts["class_names"]
-    (saved / "classifier" / "facts.json").write_text(json.dumps(facts | {"class_names": names[::-1]}))
+    metadata = json.loads((saved / "classifier" / "facts.json").read_text())
+    names = metadata["class_names"]
+    (saved / "classifier" / "facts.json").write_text(json.dumps(metadata | {"class_names": names[::-1]}))
     with pytest.raises(UserError, match=r"its classes, cross, ring, .* are not this model's, circle, square"):
         Pipeline.load(saved)
-    (saved / "classifier" / "facts.json").write_text(json.dumps(facts))
+    (saved / "classifier" / "facts.json").write_text(json.dumps(metadata))
     shutil.rmtree(saved / "classifier")
     NoisyClassifier(
         ClassifierConfig(16, 4, 6, (8, 16), 1, (False, True), attention_head_dim=8, norm_num_groups=4)
     ).save_pretrained(saved / "classifier")
-    (saved / "classifier" / "facts.json").write_text(json.dumps(facts))
+    (saved / "classifier" / "facts.json").write_text(json.dumps(metadata))
     with pytest.raises(UserError, match="takes latents of 16 x 16, the U-Net's are 8 x 8"):
         Pipeline.load(saved)
 
@@ -417,5 +423,5 @@ def test_what_a_model_cannot_do_is_refused_before_work(models, text, classes):
             pipeline.generate([request], replace(FAST, **changes))
     with pytest.raises(UserError, match="nothing to sample"):
         text.generate([], FAST)
-    assert drawn(plain, [Request()] * 2).shape == (2, 3, 16, 16)
-    assert drawn(free, Request(class_label=1)).shape == (1, 3, 16, 16)
+    assert sample_images(plain, [Request()] * 2).shape == (2, 3, 16, 16)
+    assert sample_images(free, Request(class_label=1)).shape == (1, 3, 16, 16)

@@ -33,12 +33,12 @@ def coders(models):
     """An autoencoder of each kind, of 16 x 16 shapes: 8 x 8 codes."""
     from ldm.cli.main import main
 
-    found = {}
+    folders = {}
     for name, flags in CODES.items():
-        found[name] = models.root / f"codes-{name}"
+        folders[name] = models.root / f"codes-{name}"
         steps = 20 if name in ("vq", "gumbel") else 1
-        assert main(models.command("autoencoder", found[name], "--bottleneck", name, *flags, steps=steps)) == 0
-    return found
+        assert main(models.command("autoencoder", folders[name], "--bottleneck", name, *flags, steps=steps)) == 0
+    return folders
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +50,15 @@ def train(models, coders):
         plain = [*models.command("autoencoder", folder, steps=steps)[2:]]
         of_autoencoders = {"--block-out-channels": 3, "--norm-num-groups": 2, "--no-attention": 1}
         of_autoencoders |= {"--latent-channels": 2, "--calibration-images": 2}
-        kept, skip = [], 0
+        flags_of_priors, skip = [], 0
         for word in plain:
             skip = of_autoencoders.get(word, skip)
             if skip:
                 skip -= 1
             else:
-                kept.append(word)
+                flags_of_priors.append(word)
         own = ["--autoencoder", str(coders[coder]), "--codes", str(models.root / f"cache-{coder}"), *SMALL[kind]]
-        return ["train", "prior", *kept, *shared, *own, "--preview-images", "0", *map(str, flags)]
+        return ["train", "prior", *flags_of_priors, *shared, *own, "--preview-images", "0", *map(str, flags)]
 
     return arguments
 
@@ -68,14 +68,14 @@ BY_CLASS = ["--text-encoder", "None"]
 
 @pytest.fixture(scope="module")
 def priors(models, train):
-    """Runs: a PixelCNN told classes, a transformer told text, and three PixelCNNs told nothing, one for each level."""
+    """Runs: a PixelCNN of classes, a transformer of text, and three unconditional PixelCNNs, one for each level."""
     from ldm.cli.main import main
 
-    found = {name: models.root / f"prior-{name}" for name in ("classes", "text", "free")}
-    assert main(train("vq", "pixelcnn", found["classes"], *BY_CLASS, steps=40)) == 0
-    assert main(train("gumbel", "transformer", found["text"], "--token-masking", 0.1, steps=30)) == 0
-    assert main(train("vqvae2", "pixelcnn", found["free"], *BY_CLASS, "--class-conditional", "False", steps=3)) == 0
-    return found
+    folders = {name: models.root / f"prior-{name}" for name in ("classes", "text", "free")}
+    assert main(train("vq", "pixelcnn", folders["classes"], *BY_CLASS, steps=40)) == 0
+    assert main(train("gumbel", "transformer", folders["text"], "--token-masking", 0.1, steps=30)) == 0
+    assert main(train("vqvae2", "pixelcnn", folders["free"], *BY_CLASS, "--class-conditional", "False", steps=3)) == 0
+    return folders
 
 
 def sample(folder, output, *more):
@@ -93,30 +93,30 @@ def test_held_out_codes_cost_less_than_log2_k(priors):
     assert free["bits_per_code_uniform"] == 4 and "bits_per_code_unconditional" not in free
     levels = [free[f"bits_per_code_level_{level}"] for level in range(3)]  # of 4, 16 and 64 codes
     assert free["bits_per_code"] == pytest.approx((4 * levels[0] + 16 * levels[1] + 64 * levels[2]) / 84)
-    for found in (classes, text):
-        assert found["bits_per_code"] < found["bits_per_code_uniform"]
-        assert math.isfinite(found["bits_per_code_unconditional"])
-        assert found["bits_per_pixel"] == pytest.approx(found["bits_per_code"] * 64 / 256)
+    for run in (classes, text):
+        assert run["bits_per_code"] < run["bits_per_code_uniform"]
+        assert math.isfinite(run["bits_per_code_unconditional"])
+        assert run["bits_per_pixel"] == pytest.approx(run["bits_per_code"] * 64 / 256)
 
 
 def test_pictures_each_from_its_own_number_class_and_text(priors, ldm, tmp_path):
     flags = ["--guidance-scale", 2, "--top-k", 8, "--top-p", 0.9, "--temperature", 0.9]
-    found = ldm(*sample(priors["classes"], tmp_path / "a", "--num-images", 3, "--batch-size", 2, *flags))
-    assert found.code == 0 and "3 images" in found.out, found.err
+    outcome = ldm(*sample(priors["classes"], tmp_path / "a", "--num-images", 3, "--batch-size", 2, *flags))
+    assert outcome.code == 0 and "3 images" in outcome.out, outcome.err
     with Image.open(tmp_path / "a" / "000002.png") as image:
         assert image.size == (16, 16)
-        facts = json.loads(image.text["ldm"])
-    assert facts["sampling"]["top_k"] == 8 and facts["request"]["class_label"] == 2
+        metadata = json.loads(image.text["ldm"])
+    assert metadata["sampling"]["top_k"] == 8 and metadata["request"]["class_label"] == 2
     one = ["--num-images", 1, "--first-index", 2, "--class-label", 2, *flags]
     assert ldm(*sample(priors["classes"], tmp_path / "b", *one)).code == 0
     assert (tmp_path / "b" / "000000.png").read_bytes() == (tmp_path / "a" / "000002.png").read_bytes()
-    picture = tmp_path / "a" / "000001.png"
-    found = ldm(*sample(priors["classes"], tmp_path / "c", "--recreate", picture))
-    assert found.code == 0, found.err
-    assert (tmp_path / "c" / "000000.png").read_bytes() == picture.read_bytes()
+    png = tmp_path / "a" / "000001.png"
+    outcome = ldm(*sample(priors["classes"], tmp_path / "c", "--recreate", png))
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "c" / "000000.png").read_bytes() == png.read_bytes()
     text = ["--prompt", "a red circle", "--guidance-scale", 3, "--negative-prompt", "a blue square", "--num-images", 2]
-    found = ldm(*sample(priors["text"], tmp_path / "d", *text))
-    assert found.code == 0, found.err
+    outcome = ldm(*sample(priors["text"], tmp_path / "d", *text))
+    assert outcome.code == 0, outcome.err
     assert ldm(*sample(priors["free"], tmp_path / "e", "--num-images", 1)).code == 0
 
 
@@ -131,9 +131,9 @@ def test_the_folder_is_a_whole_model(priors, coders):
     assert together.shape == (3, 3, 16, 16) and together.abs().max() <= 1 and torch.equal(state, torch.get_rng_state())
     alone = next(model.generate(requests[:1], seed=5, first_index=1))
     assert torch.allclose(alone[0], together[1], atol=1e-6)
-    drawn = model.codes(requests, [torch.Generator().manual_seed(i) for i in range(3)])
-    assert [tuple(each.shape) for each in drawn] == [(3, 8, 8)]
-    likeliest = SamplingConfig(temperature=1e-3)  # whatever the numbers drawn
+    code_maps = model.codes(requests, [torch.Generator().manual_seed(i) for i in range(3)])
+    assert [tuple(maps.shape) for maps in code_maps] == [(3, 8, 8)]
+    likeliest = SamplingConfig(temperature=1e-3)  # whatever the random numbers
     model.check(requests, likeliest)
     assert torch.equal(torch.cat(list(model.generate(requests, seed=5, batch_size=3))), together), (
         "a check changes nothing"
@@ -161,15 +161,15 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(kind, train, ldm, tmp_p
     part = train("vq", kind, tmp_path / "part", *flags, steps=2)
     rest = train("vq", kind, tmp_path / "part", *flags, steps=4)
     for command in (whole, part, rest):
-        found = ldm(*command)
-        assert found.code == 0, found.err
+        outcome = ldm(*command)
+        assert outcome.code == 0, outcome.err
     first, second = (
         load_file(tmp_path / name / "prior" / "diffusion_pytorch_model.safetensors") for name in ("whole", "part")
     )
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     changed = train("vq", kind, tmp_path / "part", *flags[2:], steps=5)
-    found = ldm(*changed)
-    assert found.code == 2 and "token_masking" in found.err
+    outcome = ldm(*changed)
+    assert outcome.code == 2 and "token_masking" in outcome.err
 
 
 def test_codes_are_found_once_and_those_of_another_autoencoder_are_refused(
@@ -182,8 +182,8 @@ def test_codes_are_found_once_and_those_of_another_autoencoder_are_refused(
     other = train("fsq", "pixelcnn", tmp_path / "other", "--codes", cache, steps=1)
     refused(other, "stale", "autoencoder")
     save_file({"level_0": stored + 1}, cache / "codes.safetensors")
-    found = ldm(*train("vq", "pixelcnn", tmp_path / "run", "--codes", cache, steps=2))
-    assert found.code == 2 and "damaged" in found.err
+    outcome = ldm(*train("vq", "pixelcnn", tmp_path / "run", "--codes", cache, steps=2))
+    assert outcome.code == 2 and "damaged" in outcome.err
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("mine")
     refused(train("vq", "pixelcnn", tmp_path / "new", "--codes", tmp_path / "full"), "letter.txt")
@@ -252,8 +252,8 @@ def test_a_damaged_model_is_refused(priors, tmp_path, ldm):
     ]:
         shutil.copytree(priors["classes"], folder)
         change()
-        found = ldm(*sample(folder, tmp_path / "out"))
-        assert found.code == 2 and word in found.err and found.err.count("\n") == 1, found.err
+        outcome = ldm(*sample(folder, tmp_path / "out"))
+        assert outcome.code == 2 and word in outcome.err and outcome.err.count("\n") == 1, outcome.err
         shutil.rmtree(folder)
 
 
@@ -274,17 +274,17 @@ def test_evaluate_tells_the_bits_and_the_distances(models, priors, ldm, refused,
     evaluators = evaluate.Evaluators(Extractor(), None)
     monkeypatch.setattr(evaluate, "prepare_evaluators", lambda *_, **__: evaluators)
     flags = ["--num-images", "16", "--device", "cpu", "--top-k", "8"]
-    found = ldm("evaluate", priors["classes"], *flags, "--output", tmp_path / "figures.json")
-    assert found.code == 0, found.err
-    figures = {each["name"]: each for each in json.loads((tmp_path / "figures.json").read_text())["figures"]}
+    outcome = ldm("evaluate", priors["classes"], *flags, "--output", tmp_path / "figures.json")
+    assert outcome.code == 0, outcome.err
+    figures = {figure["name"]: figure for figure in json.loads((tmp_path / "figures.json").read_text())["figures"]}
     assert {"bits_per_code", "bits_per_code[null]", "bits_per_pixel", "FD[pooled]"} <= set(figures)
     assert figures["bits_per_code[uniform]"]["value"] == 5
     assert figures["bits_per_pixel"]["value"] == pytest.approx(figures["bits_per_code"]["value"] / 4)
     assert figures["bits_per_code"]["value"] == pytest.approx(measures(priors["classes"])["bits_per_code"], abs=0.3)
     flags = ["--num-images", "16", "--device", "cpu", "--metrics", "bits_per_code"]  # alone: no samples
-    found = ldm("evaluate", priors["free"], *flags, "--output", tmp_path / "bits.json")
-    assert found.code == 0, found.err
-    names = {each["name"] for each in json.loads((tmp_path / "bits.json").read_text())["figures"]}
+    outcome = ldm("evaluate", priors["free"], *flags, "--output", tmp_path / "bits.json")
+    assert outcome.code == 0, outcome.err
+    names = {figure["name"] for figure in json.loads((tmp_path / "bits.json").read_text())["figures"]}
     levels = {f"bits_per_code[level {level}]" for level in range(3)}
     assert names == {"bits_per_code", "bits_per_pixel", "bits_per_code[uniform]", *levels}
     refused(["evaluate", priors["classes"], "--metrics", "bits_per_dim"], "bits_per_dim")
