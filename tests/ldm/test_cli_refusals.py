@@ -227,11 +227,11 @@ def test_what_a_model_cannot_do(models, refused, tmp_path):
     case(text, ["--classifier", models.other_classifier], "latents of another autoencoder")
     case(text, ["--classifier", models.classifier, "--classifier-scale", "1"], "--class-label")
     for flags, word in {
-        ("--num-images", "0"): "--num-images must be above 0",
-        ("--batch-size", "0"): "--batch-size must be above 0",
+        ("--num-images", "0"): "--num-images: must be above 0",
+        ("--batch-size", "0"): "--batch-size: must be above 0",
         ("--first-index", "-1"): "--first-index",
         ("--recreate", str(tmp_path / "x.png")): "no such file",
-        ("--recreate", __file__): "not a picture made by `ldm sample`",
+        ("--recreate", __file__): "not an image made by `ldm sample`",
     }.items():
         case(text, flags, word)
 
@@ -282,7 +282,7 @@ def test_pictures_that_claim_to_be_ours(models, ldm, refused, tmp_path):
     for number, facts in enumerate(hostile):
         path = tmp_path / f"{number}.png"
         save_png(Image.new("RGB", (16, 16)), path, {"ldm": json.dumps(facts)})
-        refused(sample(models.text, tmp_path / "out", "--recreate", path), "not a picture made by `ldm sample`")
+        refused(sample(models.text, tmp_path / "out", "--recreate", path), "not an image made by `ldm sample`")
     save_png(Image.new("RGB", (16, 16)), path, {"ldm": json.dumps({**own, "sampling": {**sampling, "sampler": "x"}})})
     refused(sample(models.text, tmp_path / "out", "--recreate", path), "no sampler 'x'")
 

@@ -110,8 +110,8 @@ def same_files(one, two):
 
 
 def test_batches_are_dealt_out_in_turn():
-    places = [list(Processes(rank, 3).places(50, 8)) for rank in range(3)]
-    assert places == [[0, 24, 48], [8, 32], [16, 40]]
+    starts = [list(Processes(rank, 3).batch_starts(50, 8)) for rank in range(3)]
+    assert starts == [[0, 24, 48], [8, 32], [16, 40]]
     assert (
         SINGLE_PROCESS.gather(3) == [3]
         and SINGLE_PROCESS.is_main
