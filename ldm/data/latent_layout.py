@@ -1,7 +1,7 @@
 """The files of a latent cache.
 
     folder/latents-00000-of-00012.safetensors    mean (n, F, C, h, w) and, unless the encoder is deterministic, std
-    folder/manifest.json                         key, layout, SHA-256 of the shards; written last, so it marks a whole cache
+    folder/manifest.json                         key, layout, SHA-256 of the shards; written last, marks a whole cache
 
 F is 2 (plain, mirrored) if the data set flips, else 1. Everything is fp16.
 """
