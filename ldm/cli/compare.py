@@ -1,4 +1,4 @@
-"""`ldm compare MODEL`: guidance methods and scales on the same seeds and conditions; `compare autoencoders`: those."""
+"""`ldm compare MODEL`: guidance methods and scales on the same seeds and conditions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 
 from ldm.cli.evaluate import check_size, parse_for_model
 from ldm.cli.model_options import ModelOptions
-from ldm.comparison import Comparison, ComparisonConfig, compare, model_identity, verdict_of
+from ldm.comparison import Comparison, ComparisonConfig, compare, rank_comparison
+from ldm.comparison.compare import identity_of
 from ldm.comparison.config import METRICS_OF_COMPARISONS
 from ldm.data import DataConfig
 from ldm.data.dataset import ImageData
@@ -25,7 +26,7 @@ from ldm.sampling.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class CompareRun(ModelOptions):
-    """Sample the same seeds and conditions under each method and scale; a table, JSON and one picture of them all.
+    """Sample the same seeds and conditions under each method and scale; a table, JSON, one image and a report of all.
     `ldm compare autoencoders RUN RUN ...` compares autoencoders, `ldm compare results FILE FILE ...` shows the figures
     of several evaluations side by side."""
 
@@ -40,17 +41,14 @@ class CompareRun(ModelOptions):
 
 
 def run(arguments: list[str]) -> None:
-    """Compare and print the table; under torchrun on all its processes, of which the first writes."""
+    """Compare and print the table; under torchrun on all its processes, of which the main one writes."""
     with torchrun_processes() as processes:
         if arguments[:1] in (["autoencoders"], ["results"]):
             module = importlib.import_module(f"ldm.cli.compare_{arguments[0]}")
             return processes.run_on_main_and_broadcast(lambda: module.run(arguments[1:]))
         settings, device = processes.run_on_all(lambda: _settings(arguments))
-        loaded = processes.run_on_all(lambda: _load(settings, processes.device(device)))
-        pipeline, reference, train = loaded
-        classifiers = pipeline.networks.classifiers.values()
-        apart = [guide.folder.parent for guide in classifiers] + ([settings.weak] if settings.weak else [])
-        found = compare(
+        pipeline, reference, train = processes.run_on_all(lambda: _load(settings, processes.device(device)))
+        comparison = compare(
             pipeline,
             reference,
             settings.comparison,
@@ -59,13 +57,13 @@ def run(arguments: list[str]) -> None:
             evaluation=settings.evaluation,
             train_data=train,
             other_data=other_split(settings.dataset, settings.split),
-            model=model_identity(settings.model, *apart),
+            model=identity_of(pipeline, settings.model, settings.weak),
             name=Path(settings.model).resolve().name,
             command=shlex.join(["ldm", "compare", *arguments]),
             processes=processes,
         )
         if processes.is_main:
-            _show(settings, found)
+            _print(settings, comparison)
 
 
 def _settings(arguments: list[str]) -> tuple[CompareRun, torch.device]:
@@ -88,14 +86,14 @@ def _load(settings: CompareRun, device: torch.device) -> tuple[Pipeline, ImageDa
     return pipeline, reference, train
 
 
-def _show(settings: CompareRun, found: Comparison) -> None:
-    for each in found.rounds:
-        left = f"; left: {', '.join(each.left)}" if each.left else ""
-        print(f"{each.num_images} samples of each of {len(each.cells)} cells{left}")
-    print(found.table())
-    print(verdict_of(found, settings.comparison).sentence)
-    for method, reason in found.left_out.items():
+def _print(settings: CompareRun, comparison: Comparison) -> None:
+    for round_ in comparison.rounds:
+        left = f"; left: {', '.join(round_.eliminated)}" if round_.eliminated else ""
+        print(f"{round_.num_images} samples of each of {len(round_.runs)} runs{left}")
+    print(comparison.table())
+    print(rank_comparison(comparison, settings.comparison).sentence)
+    for method, reason in comparison.left_out.items():
         print(f"left out: {method}: {reason}")
-    for warning in found.warnings:
+    for warning in comparison.warnings:
         print(f"note: {warning}")
     print(f"wrote {settings.output_dir}/report.html, comparison.json, .csv, .txt and .png")

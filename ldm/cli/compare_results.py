@@ -21,7 +21,7 @@ class CompareResultsRun:
     files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE")] = ()
     """Files of `ldm evaluate --output`, or comparison.json and autoencoders.json of `ldm compare`, or their folders."""
     allow_different: bool = False
-    """Show figures that do not compare all the same (of other numbers of images, features, references, ...), marked."""
+    """Show figures that do not compare (other numbers of images, features, references, ...) too, marked."""
     output: str = ""
     """A CSV file for the table."""
 
@@ -33,8 +33,8 @@ def run(arguments: list[str]) -> None:
         raise UserError("FILE is missing: give files of `ldm evaluate --output` or folders of `ldm compare`")
     if settings.output and Path(settings.output).is_dir():
         raise UserError(f"--output {settings.output}: is a folder; give a file name such as figures.csv")
-    found = gather_results(settings.files, allow_different=settings.allow_different)
-    print(found.table())
+    results = gather_results(settings.files, allow_different=settings.allow_different)
+    print(results.table())
     if settings.output:
-        atomic_write(settings.output, found.csv())
+        atomic_write(settings.output, results.csv())
         print(f"wrote {settings.output}")

@@ -29,16 +29,16 @@ def run(arguments: list[str]) -> int:
             ("name", "order", "random", "calls a step", "options", "source"),
             [
                 (i.name, i.order, "no" if i.deterministic else "yes", i.evaluations, _options(i.options), i.source)
-                for i in _known(samplers)
+                for i in _entries(samplers)
             ],
         )
     else:
-        rows = [(i.name, f"+{i.evaluations}", _options(i.options), _needs(i), i.source) for i in _known(guidances)]
+        rows = [(i.name, f"+{i.evaluations}", _options(i.options), _needs(i), i.source) for i in _entries(guidances)]
         _table(("name", "calls", "options", "needs", "source"), rows)
     return 0
 
 
-def _known(table: Callable[[], Mapping[str, Info]]) -> list[Info]:
+def _entries(table: Callable[[], Mapping[str, Info]]) -> list[Info]:
     """All entries of a registry; `UserError` for a plug-in that cannot be used."""
     try:
         return list(table().values())
@@ -48,35 +48,32 @@ def _known(table: Callable[[], Mapping[str, Info]]) -> list[Info]:
 
 def _options(options: Mapping[str, object]) -> str:
     """`scale, interval=None`: without a default the name alone."""
-    shown = [name if value is inspect.Parameter.empty else f"{name}={value}" for name, value in options.items()]
-    return ", ".join(shown) or "-"
+    texts = [name if value is inspect.Parameter.empty else f"{name}={value}" for name, value in options.items()]
+    return ", ".join(texts) or "-"
 
 
-_REMEDIES = {
+_REQUIREMENTS = {
     "uncond": "condition dropout in training",
     "classifier": "--classifier",
     "energy": "--energy",
     "weak": "--weak",
     "perturbed": "self-attention",
     "blurred": "self-attention",
-    "skipped": "-",
 }
 
 
 def _needs(info: GuidanceInfo) -> str:
-    """The branches that a guidance asks for, and what each takes: `weak (--weak)`."""
+    """The branches of a guidance, and what each requires: `weak (--weak)`."""
     required = [f"{name}=2.0" for name, default in info.options.items() if default is inspect.Parameter.empty]
     try:
         names = parse_guidance(f"{info.name}({', '.join(required)})").needs
-    except ValueError:  # a plug-in's, whose options are not numbers
+    except ValueError:  # a plug-in whose options are not numbers
         return "?"
-    return (
-        ", ".join(f"{name} ({_REMEDIES[name]})" if _REMEDIES.get(name, "-") != "-" else name for name in names) or "-"
-    )
+    return ", ".join(f"{name} ({_REQUIREMENTS[name]})" if name in _REQUIREMENTS else name for name in names) or "-"
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
-    cells = [head, *[tuple(str(cell) for cell in row) for row in rows]]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    lines = [head, *[tuple(map(str, row)) for row in rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())

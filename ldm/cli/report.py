@@ -15,7 +15,7 @@ from ldm.runtime.files import atomic_write
 
 @dataclass(frozen=True)
 class ReportRun:
-    """Write curves, pictures over time, measures and settings of a training into one HTML file."""
+    """Write curves, samples over time, metrics and settings of a training into one HTML file."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
     """Output folder of `ldm train`, finished or not."""
@@ -24,7 +24,7 @@ class ReportRun:
 
 
 def run(arguments: list[str]) -> None:
-    """Write the page and say where it is."""
+    """Write the page and print its path."""
     settings = parse(ReportRun, arguments, "report")
     from ldm.reports.run import render_run
 

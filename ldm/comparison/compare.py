@@ -1,4 +1,4 @@
-"""Compare guidance methods and scales on one model: same seeds, same conditions, figures and cost of each."""
+"""Compare guidance methods and scales on one model: same seeds, same conditions, metrics and cost of each."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ldm.comparison.config import ComparisonConfig
-from ldm.comparison.folder import check_folder, claim
+from ldm.comparison.folder import check_folder, claim_folder, write_tables
 from ldm.comparison.halving import round_sizes
-from ldm.comparison.methods import Variant, plan, why_not
-from ldm.comparison.publish import publish
+from ldm.comparison.image_grid import save_side_by_side
+from ldm.comparison.methods import Variant, plan_variants, unsupported_reason
+from ldm.comparison.ranking import rank_comparison
 from ldm.comparison.records import Comparison
-from ldm.comparison.runner import ComparisonRunner, told
-from ldm.comparison.verdict import verdict_of
+from ldm.comparison.report import render, trade_offs, write_csv
+from ldm.comparison.runner import ComparisonContext, conditions_for, measure_baseline, run_rounds
 from ldm.data.dataset import ImageData
 from ldm.evaluation.conditions import EvalCondition, eval_conditions
 from ldm.evaluation.config import EvaluationConfig
@@ -23,12 +24,13 @@ from ldm.evaluation.metrics.figures import check_captions, check_numbers
 from ldm.evaluation.references import opened_reference
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import fingerprint, sha256_of_file
+from ldm.runtime.files import atomic_write, fingerprint, sha256_of_file
 from ldm.sampling.checks import check_used
 from ldm.sampling.config import SamplingConfig, caveats
 from ldm.sampling.pipeline import Pipeline
+from ldm.sampling.plan import SamplingPlan
 
-_PARTS = (
+_MODEL_PARTS = (
     "vae", "unet", "scheduler", "text_encoder", "tokenizer", "classifier", "classifiers/*", "weak_unet",
     "weak_conditioning",
 )  # fmt: skip
@@ -50,57 +52,58 @@ def compare(
     command: str = "",
     processes: Processes = SINGLE_PROCESS,
 ) -> Comparison:
-    """Sample and measure every cell and write comparison.json, .csv, .txt, .png, plots and report.html into
+    """Sample and measure every variant and write comparison.json, .csv, .txt, .png, plots and report.html into
     `output_dir`.
 
-    Each cell is stored when it is done, so the same call after an interruption goes on with the next; `model` (see
-    `model_identity`) keeps cells of other weights apart; the report says `name` and `command`. `evaluators` default
-    to those trained on `train_data`, which defaults to `data`; the floor of the figures is that of `other_data`, which
-    defaults to `train_data`. Several `processes` share the samples of each cell. Raises `UserError`, before any work,
-    for what the model cannot do and for a folder that holds something else.
+    Each run is stored when it is done, so the same call after an interruption goes on with the next; `model` (see
+    `model_identity`) separates runs of other weights; the report shows `name` and `command`. `evaluators` default to
+    those trained on `train_data`, which defaults to `data`; the real-data baseline is of `other_data`, which defaults
+    to `train_data`. Several `processes` share the samples of each run. Raises `UserError`, before any work, for what
+    the model does not support and for a folder that holds something else.
     """
     config, sampling = config or ComparisonConfig(), sampling or SamplingConfig()
     evaluation, folder = evaluation or EvaluationConfig(), Path(output_dir)
-    guided = why_not("classifier", pipeline, data) is None  # whatever the cells, so that all comparisons ask the same
+    with_labels = unsupported_reason("classifier", pipeline, data) is None  # the same conditions whatever the methods
 
-    def check() -> tuple[list[Variant], dict[str, str], tuple[int, ...]]:
-        planned = _plan(pipeline, data, config, sampling, evaluation, guided)
+    def check() -> tuple[list[Variant], dict[str, SamplingPlan], dict[str, str], tuple[int, ...]]:
+        variants, plans, left_out = _plan(pipeline, data, config, sampling, evaluation, with_labels)
         check_folder(folder)
         sizes = round_sizes(evaluation.num_images, config.rounds, evaluation.batch_size)
         opened_reference(evaluation, data)
         check_captions(evaluation, pipeline.has_text)
         check_numbers(evaluation, sizes[0], count_of_reference(data, evaluation))
-        return *planned, sizes
+        return variants, plans, left_out, sizes
 
-    cells, left_out, sizes = processes.run_on_all(check)
+    variants, plans, left_out, sizes = processes.run_on_all(check)
     processes.warn_if_idle(sizes[0], evaluation.batch_size)
     evaluators = evaluators or processes.main_process_first(
         lambda: prepare_evaluators(train_data or data, evaluation, device=pipeline.device)
     )
-    drawn = eval_conditions(
-        pipeline, data, evaluation.num_images, evaluation.seed, classifier=guided, judge=evaluators.judge
+    conditions = eval_conditions(
+        pipeline, data, evaluation.num_images, evaluation.seed, classifier=with_labels, judge=evaluators.judge
     )
-    rows = min(config.rows, sizes[0])
-    shared = describe(data, evaluation, evaluators, getattr(pipeline, "folder", None)) | {
+    num_rows = min(config.rows, sizes[0])
+    manifest = describe(data, evaluation, evaluators, pipeline.folder) | {
         "model": model,
         "sampling": asdict(sampling),
         "metrics": list(evaluation.metrics),
-        "rows": rows,
+        "rows": num_rows,
     }
-    shared |= {"rounds": list(sizes)} if len(sizes) > 1 else {}
-    processes.run_on_main_and_broadcast(lambda: claim(folder, shared))
-    bench = ComparisonRunner(pipeline, data, drawn, evaluation, evaluators, shared, folder / "cells", rows, processes)
-    rounds, done = bench.run(cells, sizes, config)
-    warnings = (*cautions(evaluation.num_images, shared["num_reference"], evaluators), *caveats(sampling))
-    other = train_data if other_data is None else other_data
-    floor = processes.run_on_main_and_broadcast(lambda: bench.floor(other))
-    found = Comparison(done, left_out, shared, warnings, rounds, floor)
-    strips = [bench.strip(cell) for cell in cells]
-    titles = _row_titles(drawn[:rows], data)
-    processes.run_on_main_and_broadcast(
-        lambda: publish(found, verdict_of(found, config), folder, strips, titles, name=name, command=command)
+    manifest |= {"rounds": list(sizes)} if len(sizes) > 1 else {}
+    processes.run_on_main_and_broadcast(lambda: claim_folder(folder, manifest))
+    context = ComparisonContext(
+        pipeline, plans, data, conditions, evaluation, evaluators, manifest, folder / "cells", num_rows, processes
     )
-    return found
+    rounds, runs = run_rounds(context, variants, sizes, config)
+    warnings = (*cautions(evaluation.num_images, manifest["num_reference"], evaluators), *caveats(sampling))
+    baseline = measure_baseline(context, train_data if other_data is None else other_data)
+    comparison = Comparison(runs, left_out, manifest, warnings, rounds, baseline)
+    sample_rows = [context.image_path(variant) for variant in variants]
+    titles = _row_titles(conditions[:num_rows], data)
+    processes.run_on_main_and_broadcast(
+        lambda: _publish(comparison, config, folder, sample_rows, titles, name=name, command=command)
+    )
+    return comparison
 
 
 def _plan(
@@ -109,38 +112,59 @@ def _plan(
     config: ComparisonConfig,
     sampling: SamplingConfig,
     evaluation: EvaluationConfig,
-    guided: bool,
-) -> tuple[list[Variant], dict[str, str]]:
-    """The cells and the methods left out, or a refusal; nothing is drawn yet."""
+    with_labels: bool,
+) -> tuple[list[Variant], dict[str, SamplingPlan], dict[str, str]]:
+    """The variants, their plans by slug and the methods left out, or a refusal before anything is sampled."""
     if evaluation.distances != evaluation.metrics:
         name = next(name for name in evaluation.metrics if name not in evaluation.distances)
         what = "of one model" if name == "memorisation" else "the model's, whatever the guidance"
         raise UserError(f"is {what}", remedy="measure it with `ldm evaluate`", setting="metrics", value=name)
-    cells, left_out = plan(
-        config.methods,
-        pipeline,
-        data,
-        sampling,
-        config.guidance_scales,
-        config.classifier_scales,
-        config.samplers,
-        config.steps,
-    )
-    drawn = eval_conditions(pipeline, data, evaluation.num_images, evaluation.seed, classifier=guided)
-    check_used(*(cell.sampling for cell in cells))
-    for cell in cells:
-        pipeline.check([each.request for each in told(drawn, pipeline, cell.sampling)], cell.sampling)
-    return cells, left_out
+    variants, left_out = plan_variants(config, pipeline, data, sampling)
+    conditions = eval_conditions(pipeline, data, evaluation.num_images, evaluation.seed, classifier=with_labels)
+    check_used(*(variant.sampling for variant in variants))
+    plans = {variant.slug: pipeline.resolve(variant.sampling) for variant in variants}
+    for plan in plans.values():
+        pipeline.check([item.request for item in conditions_for(conditions, pipeline, plan.config)], plan)
+    return variants, plans, left_out
+
+
+def _publish(
+    comparison: Comparison,
+    config: ComparisonConfig,
+    folder: Path,
+    sample_rows: Sequence[Path],
+    titles: Sequence[str],
+    *,
+    name: str,
+    command: str,
+) -> None:
+    """Write all files; `sample_rows` are the images of the first round's runs, `titles` their conditions."""
+    ranking = rank_comparison(comparison, config)
+    labels = [run.label for run in comparison.initial_runs]
+    save_side_by_side(sample_rows, labels, titles, folder / "comparison.png")
+    for plot in trade_offs(comparison.runs, ranking):
+        atomic_write(folder / f"{plot.name}.png", plot.scatter.png())
+    page = render(comparison, ranking, sample_rows, conditions=titles, command=command, model=name)
+    atomic_write(folder / "report.html", page)
+    result = comparison.to_json() | {"verdict": ranking.sentence}
+    write_tables(folder, "comparison", comparison.table(), write_csv(comparison), result)
+
+
+def identity_of(pipeline: Pipeline, model: str | Path, weak: str | Path | None) -> str:
+    """`model_identity` of a loaded pipeline: of its model folder, its separate classifiers and its weak network."""
+    separate = [guide.folder.parent for guide in pipeline.networks.classifiers.values()] + ([weak] if weak else [])
+    return model_identity(model, *separate)
 
 
 def model_identity(*folders: str | Path) -> str:
-    """A name for the content of a model folder (and of classifiers and a weak network apart): SHA-256 over their parts.
+    """A name for the content of a model folder (and of separate classifiers and a weak network): SHA-256 over their
+    parts.
 
-    Of a training checkpoint its manifest counts, which holds the checksums of the rest.
+    Of a training checkpoint only its manifest counts, which holds the checksums of the rest.
     """
     digests = {}
     for number, folder in enumerate(folders):
-        for part in _PARTS:
+        for part in _MODEL_PARTS:
             for path in sorted(Path(folder).glob(f"{part}/*")):
                 if path.is_file():
                     digests[f"{number}/{path.relative_to(folder)}"] = sha256_of_file(path)
@@ -149,9 +173,8 @@ def model_identity(*folders: str | Path) -> str:
     return fingerprint(digests)
 
 
-def _row_titles(drawn: Sequence[EvalCondition], data: ImageData) -> list[str]:
-    titles = []
-    for each in drawn:
-        label = each.request.class_label
-        titles.append(each.request.prompt or ("" if label is None else data.class_names[label]))
-    return titles
+def _row_titles(conditions: Sequence[EvalCondition], data: ImageData) -> list[str]:
+    """The prompt or the class of each condition."""
+    requests = [condition.request for condition in conditions]
+    labels = ["" if item.class_label is None else data.class_names[item.class_label] for item in requests]
+    return [item.prompt or label for item, label in zip(requests, labels, strict=True)]

@@ -1,36 +1,38 @@
-"""The output folder of a comparison: claimed by what its parts have in common, so that they can be continued."""
+"""The output folder of a comparison: claimed by what its runs share, so that it can be continued, and its tables."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ldm.evaluation.records import finite
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_write_json, read_json
+from ldm.runtime.files import atomic_write, atomic_write_json, read_json
 
-PLAN = "plan.json"
+_MANIFEST = "plan.json"
+Record = TypeVar("Record")
 
 
 def check_folder(folder: Path) -> None:
     """`UserError` for what exists and is not the folder of a comparison."""
     if folder.exists() and not folder.is_dir():
         raise UserError("is a file", setting="output_dir", value=folder)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / PLAN).is_file():
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / _MANIFEST).is_file():
         raise UserError(
             "holds something else than a comparison", remedy="choose another", setting="output_dir", value=folder
         )
 
 
-def claim(folder: Path, shared: dict[str, Any]) -> None:
-    """Write what all parts of a comparison share, or make sure that those of the folder were made under the same."""
-    plain = json.loads(json.dumps(finite(shared)))
-    if not (folder / PLAN).is_file():
-        atomic_write_json(folder / PLAN, plain)
+def claim_folder(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write what all runs of a comparison share; `UserError` if the folder is that of a comparison of another."""
+    plain = json.loads(json.dumps(finite(manifest)))
+    if not (folder / _MANIFEST).is_file():
+        atomic_write_json(folder / _MANIFEST, plain)
         return
-    there = read_json(folder / PLAN)
-    differing = sorted(name for name in plain.keys() | there.keys() if plain.get(name) != there.get(name))
+    stored = read_json(folder / _MANIFEST)
+    differing = sorted(name for name in plain.keys() | stored.keys() if plain.get(name) != stored.get(name))
     if differing:
         raise UserError(
             f"its comparison was made with another {', '.join(differing)}",
@@ -38,3 +40,15 @@ def claim(folder: Path, shared: dict[str, Any]) -> None:
             setting="output_dir",
             value=folder,
         )
+
+
+def load_record(path: Path, from_json: Callable[[Mapping[str, Any]], Record]) -> Record | None:
+    """The stored record of a run; None where the run is not done yet."""
+    return from_json(read_json(path)) if path.is_file() else None
+
+
+def write_tables(folder: Path, name: str, table: str, csv: str, result: Mapping[str, Any]) -> None:
+    """NAME.txt, NAME.csv and at last NAME.json: with it the comparison is complete."""
+    atomic_write(folder / f"{name}.txt", table + "\n")
+    atomic_write(folder / f"{name}.csv", csv)
+    atomic_write_json(folder / f"{name}.json", result)

@@ -1,8 +1,8 @@
 """Successive halving: samples are spent where they decide (Jamieson and Talwalkar 2016, arXiv:1502.07943).
 
-Each round draws twice as many samples of the cells that are left, those of the round before among them, and compares
-figures of equal numbers only. As in Algorithm 1 the better half goes on; unlike there, so does every cell whose paired
-95 % interval does not tell it from the best one, for those are the cells where more samples decide.
+Each round draws twice as many samples of the remaining runs, those of the round before among them, and compares values
+of equal numbers of samples only. As in Algorithm 1 the better half goes on; unlike there, so does every run whose
+paired 95 % interval does not distinguish it from the best, for more samples decide between those.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ldm.comparison.config import ComparisonConfig
-from ldm.comparison.records import Cell
-from ldm.comparison.verdict import judge_cells
+from ldm.comparison.ranking import rank_runs
+from ldm.comparison.records import Run
 from ldm.runtime.errors import UserError
 
 
 def round_sizes(num_images: int, rounds: int, batch_size: int) -> tuple[int, ...]:
-    """How many samples a cell has after each round: the last `num_images`, each before about half of the next.
+    """How many samples a run has after each round: the last `num_images`, each before about half of the next.
 
     They are whole batches, so that the samples are those of a comparison without rounds, bit for bit. `UserError` where
     two rounds would be the same.
@@ -35,17 +35,17 @@ def round_sizes(num_images: int, rounds: int, batch_size: int) -> tuple[int, ...
     return tuple(sizes[::-1])
 
 
-def staying(cells: Sequence[Cell], config: ComparisonConfig) -> tuple[str, ...]:
-    """The labels of the cells that go on, in their order: the better half, and those that are not told from the best.
+def survivors(runs: Sequence[Run], config: ComparisonConfig) -> tuple[str, ...]:
+    """The labels of the runs that go on, in their order: the better half, and those not distinguished from the best.
 
-    Only cells within the budgets of `config` can win, so the others leave; where none is within them, all may stay.
+    Only runs within the budgets of `config` can be the best, so the others leave; if none is within them, all compete.
     """
-    verdict = judge_cells(cells, budget_evaluations=config.budget_evaluations, budget_seconds=config.budget_seconds)
-    if verdict.best is None:
-        verdict = judge_cells(cells)
-    if verdict.best is None:
-        return tuple(cell.label for cell in cells)
-    ranked = [verdict.best.label, *(rival.cell.label for rival in verdict.rivals)]
-    open_ = {rival.cell.label for rival in verdict.rivals if rival.interval is not None and rival.undecided}
-    kept = open_ | set(ranked[: -(-len(ranked) // 2)])
-    return tuple(cell.label for cell in cells if cell.label in kept)
+    ranking = rank_runs(runs, budget_evaluations=config.budget_evaluations, budget_seconds=config.budget_seconds)
+    if ranking.best is None:
+        ranking = rank_runs(runs)
+    if ranking.best is None:
+        return tuple(run.label for run in runs)
+    ranked = [ranking.best.label, *(other.run.label for other in ranking.others)]
+    undecided = {other.run.label for other in ranking.others if other.interval is not None and other.undecided}
+    remaining = undecided | set(ranked[: -(-len(ranked) // 2)])
+    return tuple(run.label for run in runs if run.label in remaining)

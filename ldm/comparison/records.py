@@ -1,4 +1,4 @@
-"""What a comparison found: one record a cell, a table, JSON."""
+"""The result of a comparison: one record a run, a table, JSON."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ldm.comparison.text import aligned
+from ldm.comparison.tables import align_columns, format_value
 from ldm.evaluation.baseline import RealBaseline, baseline_line
-from ldm.evaluation.records import EvaluationResult, MetricValue
+from ldm.evaluation.records import EvaluationResult
 from ldm.runtime.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One method at one scale, under one sampler: its figures, their manifest and their cost."""
+class Run:
+    """One method at one scale, under one sampler: its metric values, their manifest and their cost."""
 
     label: str
     method: str
@@ -23,7 +23,7 @@ class Cell:
     sampler: str
     steps: int
     peak_memory: int | None
-    """Bytes that sampling and measuring took at most, above what the loaded model takes; None where it is not known."""
+    """Largest number of bytes in use while sampling and measuring, beyond the loaded model; None if unknown."""
     result: EvaluationResult
 
     def to_json(self) -> dict[str, Any]:
@@ -31,63 +31,74 @@ class Cell:
         return {**asdict(self), "result": self.result.to_json()}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Cell:
-        """What `to_json` gave."""
+    def from_json(cls, value: Mapping[str, Any]) -> Run:
+        """The inverse of `to_json`."""
         return cls(**{**value, "result": EvaluationResult.from_json(value["result"])})
+
+    def row(self) -> dict[str, Any]:
+        """Settings, every metric value with its error and interval, and the cost."""
+        names = ("label", "method", "guidance_scale", "classifier_scale", "sampler", "steps")
+        row = {name: getattr(self, name) for name in names}
+        for value in self.result.figures:
+            low, high = value.interval or (None, None)
+            row |= {value.metric: value.value, f"{value.metric}_standard_error": value.standard_error}
+            row |= {f"{value.metric}_low": low, f"{value.metric}_high": high}
+        row |= {"evaluations_per_image": self.result.evaluations_per_image}
+        return row | {"seconds_per_image": self.result.seconds_per_image, "peak_memory_bytes": self.peak_memory}
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """A round of successive halving before the last: figures of fewer samples, comparable among themselves only."""
+    """A round of successive halving before the last: fewer samples, whose values compare among themselves only."""
 
     num_images: int
-    cells: tuple[Cell, ...]
-    left: tuple[str, ...]  # labels of those that did not go on
+    runs: tuple[Run, ...]
+    eliminated: tuple[str, ...]  # labels of the runs that did not go on
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json`."""
-        cells = [cell.to_json() for cell in self.cells]
-        return {"num_images": self.num_images, "left": list(self.left), "cells": cells}
+        runs = [run.to_json() for run in self.runs]
+        return {"num_images": self.num_images, "left": list(self.eliminated), "cells": runs}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Round:
-        """What `to_json` gave."""
-        return cls(value["num_images"], tuple(map(Cell.from_json, value["cells"])), tuple(value["left"]))
+        """The inverse of `to_json`."""
+        return cls(value["num_images"], tuple(map(Run.from_json, value["cells"])), tuple(value["left"]))
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All cells, on the same seeds and conditions, and the methods that the model cannot do: a table, a row a cell.
+    """All runs on the same seeds and conditions, and the methods that the model does not support.
 
-    With successive halving `cells` are those of the last round, and `rounds` tells of the ones before.
+    With successive halving `runs` are those of the last round, and `rounds` are the ones before.
     """
 
-    cells: tuple[Cell, ...]
-    left_out: Mapping[str, str]  # method -> why
-    manifest: Mapping[str, Any]  # what all cells share
+    runs: tuple[Run, ...]
+    left_out: Mapping[str, str]  # method -> reason
+    manifest: Mapping[str, Any]  # what all runs share
     warnings: tuple[str, ...] = ()
     rounds: tuple[Round, ...] = ()
-    floor: RealBaseline = field(default_factory=RealBaseline)  # the figures of real images that are not the reference
+    baseline: RealBaseline = field(default_factory=RealBaseline)  # values of real images that are not the reference
 
     @property
-    def everyone(self) -> tuple[Cell, ...]:
-        """The cells that it began with, with what they were first measured to be."""
-        return self.rounds[0].cells if self.rounds else self.cells
+    def initial_runs(self) -> tuple[Run, ...]:
+        """The runs of the first round."""
+        return self.rounds[0].runs if self.rounds else self.runs
 
-    def __iter__(self) -> Iterator[Cell]:
-        return iter(self.cells)
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self.runs)
 
     def __len__(self) -> int:
-        return len(self.cells)
+        return len(self.runs)
 
-    def __getitem__(self, place: int | str) -> Cell:
-        """A cell by its place, or by its label."""
-        if isinstance(place, int):
-            return self.cells[place]
-        found = [cell for cell in self.cells if cell.label == place]
-        if not found:
-            raise KeyError(f"{place}; compared: {', '.join(cell.label for cell in self.cells)}")
-        return found[0]
+    def __getitem__(self, key: int | str) -> Run:
+        """A run by its index or by its label."""
+        if isinstance(key, int):
+            return self.runs[key]
+        for run in self.runs:
+            if run.label == key:
+                return run
+        raise KeyError(f"{key}; compared: {', '.join(run.label for run in self.runs)}")
 
     def __str__(self) -> str:
         return self.table()
@@ -98,22 +109,22 @@ class Comparison:
             "manifest": dict(self.manifest),
             "warnings": list(self.warnings),
             "left_out": dict(self.left_out),
-            "floor": self.floor.to_json(),
-            "cells": [cell.to_json() for cell in self.cells],
-            "rounds": [each.to_json() for each in self.rounds],
+            "floor": self.baseline.to_json(),
+            "cells": [run.to_json() for run in self.runs],
+            "rounds": [round_.to_json() for round_ in self.rounds],
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Comparison:
-        """What `to_json` gave."""
-        cells = tuple(map(Cell.from_json, value["cells"]))
+        """The inverse of `to_json`."""
+        runs = tuple(map(Run.from_json, value["cells"]))
         rounds = tuple(map(Round.from_json, value.get("rounds", ())))
-        floor = RealBaseline.from_json(value["floor"]) if "floor" in value else RealBaseline()
-        return cls(cells, value["left_out"], value["manifest"], tuple(value["warnings"]), rounds, floor)
+        baseline = RealBaseline.from_json(value["floor"]) if "floor" in value else RealBaseline()
+        return cls(runs, value["left_out"], value["manifest"], tuple(value["warnings"]), rounds, baseline)
 
     def rows(self) -> list[dict[str, Any]]:
-        """A mapping a cell with the same keys: what it is, every figure with error and interval, and the cost."""
-        return [_flat(cell) for cell in self.cells]
+        """`Run.row` of every run; all have the same keys."""
+        return [run.row() for run in self.runs]
 
     def to_pandas(self) -> Any:
         """`rows` as a pandas DataFrame; `UserError` where pandas is not installed."""
@@ -124,42 +135,15 @@ class Comparison:
         return pandas.DataFrame(self.rows())
 
     def table(self) -> str:
-        """Text: a row a cell, a column a figure (lower distances and higher accuracies are better), and the cost."""
-        names = [figure.name for figure in self.cells[0].result.figures]
-        head = ["method", *names, "evaluations/image", "seconds/image", "peak MB"]
-        rows = [
-            [
-                cell.label,
-                *[shown(figure) for figure in cell.result.figures],
-                f"{cell.result.evaluations_per_image:g}",
-                f"{cell.result.seconds_per_image:.3g}",
-                "-" if cell.peak_memory is None else f"{cell.peak_memory / 1e6:.0f}",
-            ]
-            for cell in self.cells
-        ]
-        if self.floor.provenance:
-            found = {figure.metric: figure for figure in self.floor.figures}
-            measured = [figure.metric for figure in self.cells[0].result.figures]
-            rows.append(["floor", *[shown(found[name]) if name in found else "-" for name in measured], "-", "-", "-"])
-            return f"{aligned([head, *rows])}\n{baseline_line(self.floor.provenance)}"
-        return aligned([head, *rows])
-
-
-def _flat(cell: Cell) -> dict[str, Any]:
-    names = ("label", "method", "guidance_scale", "classifier_scale", "sampler", "steps")
-    row = {name: getattr(cell, name) for name in names}
-    for figure in cell.result.figures:
-        low, high = figure.interval or (None, None)
-        row |= {figure.metric: figure.value, f"{figure.metric}_standard_error": figure.standard_error}
-        row |= {f"{figure.metric}_low": low, f"{figure.metric}_high": high}
-    row |= {"evaluations_per_image": cell.result.evaluations_per_image}
-    return row | {"seconds_per_image": cell.result.seconds_per_image, "peak_memory_bytes": cell.peak_memory}
-
-
-def shown(figure: MetricValue) -> str:
-    """Value and standard error; shares in per cent."""
-    share = figure.metric.startswith("accuracy/")
-    value, error = (None if x is None else 100 * x if share else x for x in (figure.value, figure.standard_error))
-    digits = ".1f" if share else ".4g"
-    text = f"{value:{digits}}" + (" %" if share else "")
-    return text if error is None else f"{text} ± {error:.1f}" if share else f"{text} ± {error:.1g}"
+        """Text: a row a run, a column a metric (lower distances and higher accuracies are better), and the cost."""
+        values = self.runs[0].result.figures
+        lines = [["method", *[value.name for value in values], "evaluations/image", "seconds/image", "peak MB"]]
+        for run in self.runs:
+            cost = f"{run.result.evaluations_per_image:g}", f"{run.result.seconds_per_image:.3g}"
+            peak = "-" if run.peak_memory is None else f"{run.peak_memory / 1e6:.0f}"
+            lines.append([run.label, *map(format_value, run.result.figures), *cost, peak])
+        if not self.baseline.provenance:
+            return align_columns(lines)
+        real = {value.metric: format_value(value) for value in self.baseline.figures}
+        lines.append(["real images", *[real.get(value.metric, "-") for value in values], "-", "-", "-"])
+        return f"{align_columns(lines)}\n{baseline_line(self.baseline.provenance)}"

@@ -1,4 +1,4 @@
-"""The report of a comparison: one HTML file that needs nothing else, for the screen, the phone and the keyboard."""
+"""The report of a comparison: one self-contained HTML file, for the screen, the phone and the keyboard."""
 
 from __future__ import annotations
 
@@ -8,152 +8,159 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.comparison.records import Cell, Comparison, Round
-from ldm.comparison.text import csv_of
-from ldm.comparison.verdict import Verdict, pareto_front
+from ldm.comparison.ranking import Ranking, pareto_front
+from ldm.comparison.records import Comparison, Round, Run
+from ldm.comparison.tables import is_accuracy, to_csv
 from ldm.evaluation.baseline import baseline_line
 from ldm.evaluation.records import MetricValue
-from ldm.reports.page import data_url, fill
+from ldm.reports.page import data_url, render_template
 from ldm.reports.plots import Point, Scatter
 
-_FIXED = ("evaluations/image", "seconds/image", "peak MB")
+_COST_HEADS = ("evaluations/image", "seconds/image", "peak MB")
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A cell of the table: what it is sorted by, its text, and an interval or error in small print."""
+class TableCell:
+    """One cell of an HTML table: the value to sort by, its text, and an interval or error in small print."""
 
     value: str
     text: str
-    more: str = ""
+    note: str = ""
+
+
+_EMPTY = TableCell("", "-")
 
 
 @dataclass(frozen=True, slots=True)
-class Plot:
-    """A figure of the report: the name of its file, what it shows, and the figure."""
+class TradeOff:
+    """A plot of the report: the name of its file, its caption, and its points."""
 
     name: str
     caption: str
-    figure: Scatter
+    scatter: Scatter
 
 
 def write_csv(comparison: Comparison) -> str:
-    """One line a cell: label, method, scales, sampler, steps, every figure with error and interval, and the cost."""
+    """One line a run: label, method, scales, sampler, steps, every metric with error and interval, and the cost."""
     rows = comparison.rows()
-    return csv_of([list(rows[0]), *(list(row.values()) for row in rows)])
+    return to_csv([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def render(
     comparison: Comparison,
-    verdict: Verdict,
-    strips: Sequence[Path],
+    ranking: Ranking,
+    sample_rows: Sequence[Path],
     *,
     conditions: Sequence[str] = (),
     command: str = "",
     model: str = "this model",
 ) -> str:
-    """The page; `strips` are the pictures of all cells in their order, `conditions` those of the rows."""
-    cells, rounds = comparison.cells, comparison.rounds
-    return fill(
+    """The page; `sample_rows` are the images of the first round's runs, `conditions` those of the samples on them."""
+    runs, baseline = comparison.runs, comparison.baseline
+    return render_template(
         "comparison.html.j2",
         model=model,
-        verdict=verdict,
+        ranking=ranking,
         manifest=dict(comparison.manifest),
         warnings=comparison.warnings,
-        heads=["method", *map(_short, cells[0].result.figures), *_FIXED],
-        rows=[{"best": cell == verdict.best, "cells": _row(cell)} for cell in cells],
-        floor=_floor_row(comparison),
-        floor_told=baseline_line(comparison.floor.provenance) if comparison.floor.provenance else "",
+        heads=["method", *map(_short_name, runs[0].result.figures), *_COST_HEADS],
+        rows=[{"best": run == ranking.best, "columns": _columns(run)} for run in runs],
+        baseline=_baseline_columns(comparison),
+        baseline_line=baseline_line(baseline.provenance) if baseline.provenance else "",
         left_out=comparison.left_out,
         rounds=[
-            {"num_images": each.num_images, "rows": [_of_round(cell, each, verdict.metric) for cell in each.cells]}
-            for each in rounds
+            {"num_images": round_.num_images, "rows": _round_rows(round_, ranking.metric)}
+            for round_ in comparison.rounds
         ],
-        plots=[{"svg": plot.figure.svg(), "caption": plot.caption} for plot in plots(cells, verdict)],
-        columns=_columns(comparison.everyone, strips),
+        plots=[{"svg": plot.scatter.svg(), "caption": plot.caption} for plot in trade_offs(runs, ranking)],
+        sample_columns=_sample_columns(comparison.initial_runs, sample_rows),
         conditions=[text for text in conditions if text],
-        rows_shown=comparison.manifest["rows"],
+        num_rows=comparison.manifest["rows"],
         command=command,
         manifest_text=json.dumps(comparison.to_json()["manifest"], indent=1, ensure_ascii=False),
     )
 
 
-def _row(cell: Cell) -> list[Shown]:
-    peak = "" if cell.peak_memory is None else f"{cell.peak_memory / 1e6:.0f}"
-    cost = cell.result.evaluations_per_image, cell.result.seconds_per_image
+def _columns(run: Run) -> list[TableCell]:
+    peak = "" if run.peak_memory is None else f"{run.peak_memory / 1e6:.0f}"
+    cost = run.result.evaluations_per_image, run.result.seconds_per_image
     return [
-        Shown(cell.label, cell.label),
-        *map(_figure, cell.result.figures),
-        *(Shown(repr(value), f"{value:.3g}") for value in cost),
-        Shown(peak, peak or "-"),
+        TableCell(run.label, run.label),
+        *map(_value_cell, run.result.figures),
+        *(TableCell(repr(value), f"{value:.3g}") for value in cost),
+        TableCell(peak, peak or "-"),
     ]
 
 
-def _floor_row(comparison: Comparison) -> list[Shown]:
-    """What real images have in the place of samples; [] where it was not measured."""
-    found = {figure.metric: figure for figure in comparison.floor.figures}
-    measured = [figure.metric for figure in comparison.cells[0].result.figures]
-    none = Shown("", "-")
-    each = [_figure(found[name]) if name in found else none for name in measured]
-    return [Shown("floor", "floor"), *each, *[none] * len(_FIXED)] if found else []
+def _baseline_columns(comparison: Comparison) -> list[TableCell]:
+    """The values of real images; [] where they were not measured."""
+    real = {value.metric: _value_cell(value) for value in comparison.baseline.figures}
+    values = [real.get(value.metric, _EMPTY) for value in comparison.runs[0].result.figures]
+    return [TableCell("", "real images"), *values, *[_EMPTY] * len(_COST_HEADS)] if real else []
 
 
-def _of_round(cell: Cell, of: Round, metric: str) -> list[Shown]:
-    figure = _figure(cell.result[metric])
-    return [Shown(cell.label, cell.label), figure, Shown("", "left" if cell.label in of.left else "went on")]
-
-
-def _short(figure: MetricValue) -> str:
-    """The name without the extractor's, which the page says once."""
-    return figure.name if figure.metric.startswith("accuracy/") else figure.name.split("[")[0]
-
-
-def _figure(figure: MetricValue) -> Shown:
-    share = figure.metric.startswith("accuracy/")
-    scale, digits, unit = (100, ".1f", " %") if share else (1, ".4g", "")
-    more = ""
-    if figure.interval is not None:
-        more = f"[{figure.interval[0] * scale:{digits}}, {figure.interval[1] * scale:{digits}}]"
-    elif figure.standard_error is not None:
-        more = f"± {figure.standard_error * scale:{'.1f' if share else '.2g'}}"
-    return Shown(repr(figure.value), f"{figure.value * scale:{digits}}{unit}", more)
-
-
-def plots(cells: Sequence[Cell], verdict: Verdict) -> list[Plot]:
-    """Quality against what the data's variety is reached of, against what was asked for, and against cost."""
-    if not verdict.metric:
-        return []
-    quality, names = verdict.metric, {figure.metric: _short(figure) for figure in cells[0].result.figures}
-    variety: list[str] = [*({"recall", "coverage", "diversity"} & names.keys())]
-    others = sorted(variety, reverse=True)[:1] + [name for name in names if name.startswith("accuracy/")][:1]
-    found = []
-    for other in [*others, ""]:
-        points = [
-            _point(cell, cell.result[other].value if other else cell.result.evaluations_per_image, quality)
-            for cell in cells
+def _round_rows(round_: Round, metric: str) -> list[list[TableCell]]:
+    return [
+        [
+            TableCell("", run.label),
+            _value_cell(run.result[metric]),
+            TableCell("", "left" if run.label in round_.eliminated else "went on"),
         ]
-        front = [cell.label for cell in pareto_front(cells, quality, other)]
+        for run in round_.runs
+    ]
+
+
+def _short_name(value: MetricValue) -> str:
+    """The name without the extractor's, which the page states once."""
+    return value.name if is_accuracy(value) else value.name.split("[")[0]
+
+
+def _value_cell(value: MetricValue) -> TableCell:
+    scale, digits, error_digits, unit = (100, ".1f", ".1f", " %") if is_accuracy(value) else (1, ".4g", ".2g", "")
+    note = ""
+    if value.interval is not None:
+        low, high = value.interval
+        note = f"[{low * scale:{digits}}, {high * scale:{digits}}]"
+    elif value.standard_error is not None:
+        note = f"± {value.standard_error * scale:{error_digits}}"
+    return TableCell(repr(value.value), f"{value.value * scale:{digits}}{unit}", note)
+
+
+def trade_offs(runs: Sequence[Run], ranking: Ranking) -> list[TradeOff]:
+    """Quality against coverage of the data's variety, against the share of expected attributes, and against cost."""
+    if not ranking.metric:
+        return []
+    quality, names = ranking.metric, {value.metric: _short_name(value) for value in runs[0].result.figures}
+    variety = [name for name in ("recall", "diversity", "coverage") if name in names]
+    accuracy = [name for name in names if name.startswith("accuracy/")]
+    plots = []
+    for other in [*variety[:1], *accuracy[:1], ""]:
+        points = [
+            Point(
+                run.label,
+                run.method,
+                run.result[other].value if other else run.result.evaluations_per_image,
+                run.result[quality],
+                run.label.partition(" | ")[2],
+            )
+            for run in runs
+        ]
+        front = [run.label for run in pareto_front(runs, quality, other)]
+        caption = f"{names[quality]} against {names[other] if other else 'cost'}. "
+        caption += f"Pareto front: {', '.join(front)}."
         x_name = names[other] if other else "network evaluations an image"
-        caption = (
-            f"{names[quality]} against {names[other] if other else 'cost'}. No cell beats in both: {', '.join(front)}."
-        )
-        name = f"quality-{other.split('/')[0] or 'cost'}"
-        found.append(Plot(name, caption, Scatter(points, x_name, names[quality], front)))
-    return found
+        scatter = Scatter(points, x_name, names[quality], front)
+        plots.append(TradeOff(f"quality-{other.split('/')[0] or 'cost'}", caption, scatter))
+    return plots
 
 
-def _point(cell: Cell, x: float, quality: str) -> Point:
-    figure = cell.result[quality]
-    return Point(cell.label, cell.method, x, figure, cell.label.partition(" | ")[2])
-
-
-def _columns(cells: Sequence[Cell], strips: Sequence[Path]) -> list[dict[str, Any]]:
-    """One column a method and sampler, with a picture for each scale."""
+def _sample_columns(runs: Sequence[Run], sample_rows: Sequence[Path]) -> list[dict[str, Any]]:
+    """One column a method and sampler, with an image for each scale."""
     columns: dict[str, dict[str, Any]] = {}
-    for cell, strip in zip(cells, strips, strict=True):
-        name, _, under = cell.label.partition(" | ")
-        key = cell.method + (f" | {under}" if under else "")
-        column = columns.setdefault(key, {"name": key, "labels": [], "pictures": []})
-        column["labels"].append(name.removeprefix(cell.method).strip() or "-")
-        column["pictures"].append(data_url(strip))
+    for run, sample_row in zip(runs, sample_rows, strict=True):
+        name, _, solver = run.label.partition(" | ")
+        key = run.method + (f" | {solver}" if solver else "")
+        column = columns.setdefault(key, {"name": key, "labels": [], "images": []})
+        column["labels"].append(name.removeprefix(run.method).strip() or "-")
+        column["images"].append(data_url(sample_row))
     return list(columns.values())

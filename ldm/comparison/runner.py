@@ -1,11 +1,11 @@
-"""Cells are measured here and stored when they are done, so that a comparison goes on where it stopped."""
+"""Runs are measured and stored one by one, so that a comparison continues where it stopped."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from ldm.comparison.config import ComparisonConfig
-from ldm.comparison.halving import staying
+from ldm.comparison.folder import load_record
+from ldm.comparison.halving import survivors
+from ldm.comparison.image_grid import save_sample_row
 from ldm.comparison.methods import Variant
-from ldm.comparison.picture import save_strip
-from ldm.comparison.records import Cell, Round
+from ldm.comparison.records import Round, Run
 from ldm.data.dataset import ImageData
 from ldm.evaluation.baseline import RealBaseline, baseline_of_data
 from ldm.evaluation.conditions import EvalCondition, uses_classifier
@@ -24,7 +25,7 @@ from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluate import reference_features
 from ldm.evaluation.evaluators import Evaluators
 from ldm.evaluation.features.judge import Score
-from ldm.evaluation.measure import SampleStats, compute_metrics, sample_and_extract
+from ldm.evaluation.measure import Measurement, SampleStats, compute_metrics, sample_and_extract
 from ldm.evaluation.metrics.frechet import Gaussian
 from ldm.evaluation.records import EvaluationResult
 from ldm.runtime.distributed import Processes
@@ -34,167 +35,206 @@ from ldm.runtime.progress import CostProgress
 from ldm.runtime.tensors import open_tensors, save_tensors
 from ldm.sampling.config import SamplingConfig
 from ldm.sampling.pipeline import Pipeline
-from ldm.sampling.plan import needed_branches, parse_guidances
+from ldm.sampling.plan import SamplingPlan
 from samplers import get_sampler, parse_sampler
 
-_SEEN = {"features": "features", "class_probs": "opinions", "text_scores": "text_scores"}  # attribute: key in the file
+NO_STATS: tuple[SampleStats, int | None] = SampleStats(), None
 
 
-@dataclass
-class ComparisonRunner:
-    """Measures cells under the same conditions; `shared` is the manifest of all, `folder` is where they are stored.
+@dataclass(frozen=True)
+class ComparisonContext:
+    """What all runs of a comparison share, and the folder where they are stored.
 
-    A cell has a record `SLUG.json` (of a round before the last: `SLUG@N.json`, N samples), the picture `SLUG.png` of
-    its first `rows` samples, and until its last round `SLUG.safetensors`, what was seen of its samples so far.
+    A run has a record `SLUG.json` (of a round before the last: `SLUG@N.json`, N samples), the image `SLUG.png` of its
+    first `num_rows` samples, and until its last round `SLUG.safetensors`, the statistics of its samples so far.
     """
 
     pipeline: Pipeline
+    plans: Mapping[str, SamplingPlan]  # by the slug of the variant
     data: ImageData
-    drawn: Sequence[EvalCondition]
+    conditions: Sequence[EvalCondition]
     evaluation: EvaluationConfig
     evaluators: Evaluators
-    shared: dict[str, Any]
+    manifest: dict[str, Any]
     folder: Path
-    rows: int
+    num_rows: int
     processes: Processes
-    _reference: Tensor | Gaussian | None = None
-    _has_reference: bool = False
 
-    def run(
-        self, cells: Sequence[Variant], sizes: Sequence[int], config: ComparisonConfig
-    ) -> tuple[tuple[Round, ...], tuple[Cell, ...]]:
-        """The rounds before the last one, and the cells of that; `sizes` are their numbers of samples."""
-        rounds: list[Round] = []
-        going, before = list(cells), 0
-        with CostProgress(self.processes.is_main) as whole:
-            for place, size in enumerate(sizes):
-                known = [self.processes.run_on_main_and_broadcast(partial(self._known, cell, size)) for cell in going]
-                costs = [_cost(cell.sampling) * (size - before) for cell in going]
-                whole.total = whole.done + sum(cost for cost, cell in zip(costs, known, strict=True) if cell is None)
-                whole.total += _later(sum(costs), before, sizes[place:])
-                found = []
-                for number, (cell, record) in enumerate(zip(going, known, strict=True), 1):
-                    whole.label = f"{cell.label} ({number} of {len(going)})" + (
-                        f", round {place + 1} of {len(sizes)}" if len(sizes) > 1 else ""
-                    )
-                    found.append(record or self._cell(cell, size, whole, last=size == sizes[-1]))
-                if size == sizes[-1]:
-                    return tuple(rounds), tuple(found)
-                kept = staying(found, config)
-                rounds.append(Round(size, tuple(found), tuple(cell.label for cell in found if cell.label not in kept)))
-                going, before = [cell for cell in going if cell.label in kept], size
-        raise ValueError("a comparison has one round or more")
+    @cached_property
+    def reference(self) -> Tensor | Gaussian | None:
+        """The reference, computed by all processes once a run is to be measured."""
+        return reference_features(self.data, self.evaluators, self.evaluation, self.processes)
 
-    def strip(self, cell: Variant) -> Path:
-        """The picture of a cell's first samples."""
-        return self.folder / f"{cell.slug}.png"
+    def record_path(self, variant: Variant, num_images: int) -> Path:
+        """The record of a run on `num_images` samples."""
+        is_last = num_images == self.evaluation.num_images
+        return self.folder / (f"{variant.slug}.json" if is_last else f"{variant.slug}@{num_images}.json")
 
-    def floor(self, other: ImageData | None) -> RealBaseline:
-        """The figures of real images of the other split, on as many as samples; of the first process alone."""
-        place = self.folder / "floor.json"
-        if not place.is_file():
-            real = self._reference
-            if not self._has_reference:
-                real = reference_features(self.data, self.evaluators, self.evaluation)
-            captions = self.pipeline.has_text
-            found = baseline_of_data(other, self.data, real, self.evaluation, self.evaluators, captions=captions)
-            atomic_write_json(place, found.to_json())
-        return RealBaseline.from_json(read_json(place))
+    def stats_path(self, variant: Variant) -> Path:
+        """The statistics of the samples so far."""
+        return self.folder / f"{variant.slug}.safetensors"
 
-    def _place(self, cell: Variant, size: int) -> Path:
-        last = size == self.evaluation.num_images
-        return self.folder / (f"{cell.slug}.json" if last else f"{cell.slug}@{size}.json")
+    def image_path(self, variant: Variant) -> Path:
+        """The image of the first samples."""
+        return self.folder / f"{variant.slug}.png"
 
-    def _known(self, cell: Variant, size: int) -> Cell | None:
-        place = self._place(cell, size)
-        return Cell.from_json(read_json(place)) if place.is_file() else None
 
-    def _cell(self, cell: Variant, size: int, whole: CostProgress, *, last: bool) -> Cell:
-        if not self._has_reference:
-            self._reference = reference_features(self.data, self.evaluators, self.evaluation, self.processes)
-            self._has_reference = True
-        drawn = told(self.drawn[:size], self.pipeline, cell.sampling)
-        kept = self.folder / f"{cell.slug}.safetensors"
-        before, peak_before = read_seen(kept) if self.processes.is_main else (SampleStats(), None)
-        count = self.processes.run_on_main_and_broadcast(lambda: before.count)
-        if count > size:
-            before, count = SampleStats(), 0
-        seen, weight = before, _cost(cell.sampling)
-        with PeakMemory(self.pipeline.device) as peak:
-            if count < size:
-                new = sample_and_extract(
-                    self.pipeline,
-                    drawn,
-                    cell.sampling,
-                    self.evaluation,
-                    self.evaluators,
-                    first=count,
-                    keep=self.rows,
-                    on_batch=lambda number: whole.update(number * weight),
-                    processes=self.processes,
-                )
-                seen = SampleStats.joined([before, new])
-        peaks = [bytes_ for bytes_ in (*self.processes.gather(peak.bytes), peak_before) if bytes_ is not None]
+def run_rounds(
+    context: ComparisonContext, variants: Sequence[Variant], sizes: Sequence[int], config: ComparisonConfig
+) -> tuple[tuple[Round, ...], tuple[Run, ...]]:
+    """The rounds before the last one, and the runs of the last; `sizes` are the numbers of samples after each round."""
+    rounds: list[Round] = []
+    active = list(variants)
+    with CostProgress(context.processes.is_main) as bar:
+        for number, num_images in enumerate(sizes[:-1]):
+            runs = _run_round(context, active, sizes, number, bar)
+            remaining = survivors(runs, config)
+            rounds.append(Round(num_images, runs, tuple(run.label for run in runs if run.label not in remaining)))
+            active = [variant for variant in active if variant.label in remaining]
+        return tuple(rounds), _run_round(context, active, sizes, len(sizes) - 1, bar)
 
-        def store() -> Cell:
-            if count == 0:
-                save_strip(seen.images, self.strip(cell))
-            most = max(peaks, default=None)
-            if not last and count < size:
-                write_seen(kept, seen, most)
-            found = compute_metrics(seen, drawn, self.evaluation, self.evaluators, self._reference)
-            result = EvaluationResult(
-                found.figures,
-                self.shared | {"num_images": size, "sampling": asdict(cell.sampling)},
-                found.evaluations_per_image,
-                found.seconds_per_image,
+
+def _run_round(
+    context: ComparisonContext, variants: Sequence[Variant], sizes: Sequence[int], number: int, bar: CostProgress
+) -> tuple[Run, ...]:
+    """Round `number` from 0: runs that are stored are read, the others measured."""
+    num_images, before = sizes[number], sizes[number - 1] if number else 0
+
+    def load(variant: Variant) -> Run | None:
+        path = context.record_path(variant, num_images)
+        return context.processes.run_on_main_and_broadcast(lambda: load_record(path, Run.from_json))
+
+    stored = [load(variant) for variant in variants]
+    costs = [_cost(context.plans[variant.slug]) * (num_images - before) for variant in variants]
+    bar.total = bar.done + sum(cost for cost, run in zip(costs, stored, strict=True) if run is None)
+    bar.total += _later_cost(sum(costs), before, sizes[number:])
+    runs = []
+    for position, (variant, run) in enumerate(zip(variants, stored, strict=True), 1):
+        bar.label = f"{variant.label} ({position} of {len(variants)})"
+        bar.label += f", round {number + 1} of {len(sizes)}" if len(sizes) > 1 else ""
+        runs.append(run or measure_run(context, variant, num_images, bar.update))
+    return tuple(runs)
+
+
+def measure_run(context: ComparisonContext, variant: Variant, num_images: int, on_cost: Callable[[float], None]) -> Run:
+    """Draw the samples that are missing of `num_images`, compute the metrics of all and store the record.
+
+    `on_cost` receives the cost of each batch.
+    """
+    plan, processes, reference = context.plans[variant.slug], context.processes, context.reference
+    conditions = conditions_for(context.conditions[:num_images], context.pipeline, variant.sampling)
+    stats, peak_before = load_stats(context.stats_path(variant), num_images) if processes.is_main else NO_STATS
+    count = processes.run_on_main_and_broadcast(lambda: stats.count)
+    with PeakMemory(context.pipeline.device) as peak:
+        if count < num_images:
+            new_stats = sample_and_extract(
+                context.pipeline,
+                conditions,
+                plan,
+                context.evaluation,
+                context.evaluators,
+                first=count,
+                keep=context.num_rows,
+                on_batch=lambda batch_size: on_cost(batch_size * _cost(plan)),
+                processes=processes,
             )
-            way = cell.sampling.sampler, cell.sampling.num_inference_steps, most
-            record = Cell(cell.label, cell.method, cell.guidance_scale, cell.classifier_scale, *way, result)
-            atomic_write_json(self._place(cell, size), record.to_json())  # last: with it the cell is done
-            if last:
-                kept.unlink(missing_ok=True)
-            return Cell.from_json(read_json(self._place(cell, size)))
+            stats = SampleStats.joined([stats, new_stats])
+    peaks = [peak_bytes for peak_bytes in (*processes.gather(peak.bytes), peak_before) if peak_bytes is not None]
+    peak_memory = max(peaks, default=None)
 
-        return self.processes.run_on_main_and_broadcast(store)
+    def store() -> Run:
+        if count == 0:
+            save_sample_row(stats.images, context.image_path(variant))
+        is_last = num_images == context.evaluation.num_images
+        if not is_last and count < num_images:
+            save_stats(context.stats_path(variant), stats, peak_memory)
+        measurement = compute_metrics(stats, conditions, context.evaluation, context.evaluators, reference)
+        run = _record(context, variant, num_images, measurement, peak_memory)
+        path = context.record_path(variant, num_images)
+        atomic_write_json(path, run.to_json())  # written last: the run is done
+        if is_last:
+            context.stats_path(variant).unlink(missing_ok=True)
+        return Run.from_json(read_json(path))
+
+    return processes.run_on_main_and_broadcast(store)
 
 
-def told(drawn: Sequence[EvalCondition], pipeline: Pipeline, sampling: SamplingConfig) -> list[EvalCondition]:
-    """The conditions as a cell may be told them: a label only to what takes one."""
+def _record(
+    context: ComparisonContext, variant: Variant, num_images: int, measurement: Measurement, peak_memory: int | None
+) -> Run:
+    result = EvaluationResult(
+        measurement.figures,
+        context.manifest | {"num_images": num_images, "sampling": asdict(variant.sampling)},
+        measurement.evaluations_per_image,
+        measurement.seconds_per_image,
+    )
+    return Run(
+        variant.label,
+        variant.method,
+        variant.guidance_scale,
+        variant.classifier_scale,
+        variant.sampling.sampler,
+        variant.sampling.num_inference_steps,
+        peak_memory,
+        result,
+    )
+
+
+def measure_baseline(context: ComparisonContext, other: ImageData | None) -> RealBaseline:
+    """The values of real images of the split `other`, on as many as samples."""
+    path, run_on_main = context.folder / "floor.json", context.processes.run_on_main_and_broadcast
+    stored = run_on_main(lambda: load_record(path, RealBaseline.from_json))
+    if stored is not None:
+        return stored
+    reference, captions = context.reference, context.pipeline.has_text
+
+    def store() -> RealBaseline:
+        args = other, context.data, reference, context.evaluation, context.evaluators
+        atomic_write_json(path, baseline_of_data(*args, captions=captions).to_json())
+        return RealBaseline.from_json(read_json(path))
+
+    return run_on_main(store)
+
+
+def conditions_for(
+    conditions: Sequence[EvalCondition], pipeline: Pipeline, sampling: SamplingConfig
+) -> list[EvalCondition]:
+    """The conditions without class labels where neither the model nor its guidance takes one."""
     if pipeline.has_classes or uses_classifier(sampling):
-        return list(drawn)
-    return [replace(each, request=replace(each.request, class_label=None)) for each in drawn]
+        return list(conditions)
+    return [replace(item, request=replace(item.request, class_label=None)) for item in conditions]
 
 
-def write_seen(path: Path, seen: SampleStats, peak: int | None) -> None:
-    """What was seen of a cell so far, without its pictures."""
-    scores = {name: [score.right, score.total] for name, score in seen.scores.items()}
-    cost = {"evaluations": seen.evaluations, "seconds": seen.seconds, "peak": peak}
-    facts = {"count": seen.count, "scores": scores, **cost}
-    save_tensors(path, {key: getattr(seen, name) for name, key in _SEEN.items()}, {"seen": json.dumps(facts)})
+def save_stats(path: Path, stats: SampleStats, peak_memory: int | None) -> None:
+    """Store the statistics of the samples of a run so far, without its images."""
+    scores = {name: [score.right, score.total] for name, score in stats.scores.items()}
+    cost = {"evaluations": stats.evaluations, "seconds": stats.seconds, "peak": peak_memory}
+    metadata = {"seen": json.dumps({"count": stats.count, "scores": scores, **cost})}
+    tensors = {"features": stats.features, "opinions": stats.class_probs, "text_scores": stats.text_scores}
+    save_tensors(path, tensors, metadata)
 
 
-def read_seen(path: Path) -> tuple[SampleStats, int | None]:
-    """What `write_seen` wrote, with the peak of memory; nothing where there is no such file, or none that is whole."""
+def load_stats(path: Path, max_count: int) -> tuple[SampleStats, int | None]:
+    """Statistics and peak memory of `save_stats`; none if the file is absent, damaged or of more samples."""
     try:
         with open_tensors(path) as file:
-            facts = json.loads(file.metadata()["seen"])
-            features, class_probs, texts = (file.get_tensor(key) for key in _SEEN.values())
-        scores = {name: Score(right, asked) for name, (right, asked) in facts["scores"].items()}
-        cost = facts["evaluations"], facts["seconds"]
-        return SampleStats(facts["count"], features, class_probs, texts, scores, *cost), facts["peak"]
+            metadata = json.loads(file.metadata()["seen"])
+            features, class_probs, texts = map(file.get_tensor, ("features", "opinions", "text_scores"))
+        scores = {name: Score(right, total) for name, (right, total) in metadata["scores"].items()}
+        cost = metadata["evaluations"], metadata["seconds"]
+        stats = SampleStats(metadata["count"], features, class_probs, texts, scores, *cost)
+        return (stats, metadata["peak"]) if stats.count <= max_count else NO_STATS
     except (KeyError, TypeError, ValueError):
-        return SampleStats(), None
+        return NO_STATS
 
 
-def _cost(sampling: SamplingConfig) -> float:
-    """Network evaluations a sample, roughly: intervals and the price of gradients are left out."""
-    name, _ = parse_sampler(sampling.sampler)
-    branches = 1 + len(needed_branches(parse_guidances(sampling)) - {"cond"})
-    return sampling.num_inference_steps * get_sampler(name).evaluations * branches
+def _cost(plan: SamplingPlan) -> float:
+    """Network evaluations a sample, roughly: intervals and the cost of gradients are left out."""
+    name, _ = parse_sampler(plan.config.sampler)
+    return plan.config.num_inference_steps * get_sampler(name).evaluations * (1 + len(plan.needed - {"cond"}))
 
 
-def _later(cost: float, before: int, sizes: Sequence[int]) -> float:
-    """What the rounds after this one may cost, if half of the cells goes on each time."""
+def _later_cost(cost: float, before: int, sizes: Sequence[int]) -> float:
+    """The cost of the rounds after this one, if half of the runs goes on each time."""
     now = sizes[0] - before
     return sum(cost * (b - a) / now / 2**k for k, (a, b) in enumerate(pairwise(sizes), 1))

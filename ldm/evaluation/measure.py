@@ -21,6 +21,7 @@ from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.progress import progress
 from ldm.sampling.config import SamplingConfig
 from ldm.sampling.pipeline import Pipeline
+from ldm.sampling.plan import SamplingPlan
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Measurement:
 def measure(
     pipeline: Pipeline,
     conditions: Sequence[EvalCondition],
-    sampling: SamplingConfig,
+    sampling: SamplingConfig | SamplingPlan,
     config: EvaluationConfig,
     evaluators: Evaluators,
     reference: Tensor | Gaussian | None,
@@ -95,7 +96,7 @@ def measure(
 def sample_and_extract(
     pipeline: Pipeline,
     conditions: Sequence[EvalCondition],
-    sampling: SamplingConfig,
+    sampling: SamplingConfig | SamplingPlan,
     config: EvaluationConfig,
     evaluators: Evaluators,
     *,

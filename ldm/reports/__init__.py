@@ -1,1 +1,1 @@
-"""Reports: HTML files that need nothing else, for the screen, the phone and the keyboard."""
+"""Reports: self-contained HTML files, for the screen, the phone and the keyboard."""

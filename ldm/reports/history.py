@@ -1,4 +1,4 @@
-"""What a run folder says of its training: the logged steps, and what was measured on the way."""
+"""The history of a training in its run folder: the logged steps and the metrics over time."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Entries = Sequence[Mapping[str, Any]]  # each with its "step"
 
 @dataclass(frozen=True)
 class Best:
-    """Which measure chose the model in best/, its value there, and the step."""
+    """The metric that selected the model in best/, its value there, and the step."""
 
-    measure: str
+    metric: str
     value: float
     step: int
 
 
 @dataclass(frozen=True)
 class History:
-    """What metrics.jsonl says: the logged steps, the measures on held-out data, and those of samples."""
+    """The content of metrics.jsonl: the logged steps, the metrics on held-out data, and those of samples."""
 
     steps: Entries
     validations: Entries
@@ -35,14 +35,14 @@ class History:
 
     @property
     def last(self) -> Mapping[str, Any]:
-        """The newest measures on held-out data; {} before the first."""
+        """The newest metrics on held-out data; {} before the first."""
         return self.validations[-1] if self.validations else {}
 
 
 def read_history(run: str | Path) -> History:
     """The history of a run folder; `UserError` for a folder that is not one, or that has logged nothing.
 
-    A line that a killed training left half-written is passed over.
+    A line that a killed training left incomplete is skipped.
     """
     root = Path(run)
     if not (root / "run.json").is_file():
@@ -52,20 +52,20 @@ def read_history(run: str | Path) -> History:
         raise UserError(f"{file}: no such file", remedy="the training has logged nothing yet")
     if file.stat().st_size > _LIMIT:
         raise UserError(f"{file}: larger than {_LIMIT} bytes")
-    found: dict[str, list[Mapping[str, Any]]] = {"steps": [], "validation": [], "evaluation": []}
+    entries: dict[str, list[Mapping[str, Any]]] = {"steps": [], "validation": [], "evaluation": []}
     for entry in log_entries(file):
-        what = next((name for name in ("validation", "evaluation") if isinstance(entry.get(name), dict)), None)
-        if what is None:
-            found["steps"].append(entry)
+        kind = next((name for name in ("validation", "evaluation") if isinstance(entry.get(name), dict)), None)
+        if kind is None:
+            entries["steps"].append(entry)
         else:
-            found[what].append({**entry[what], "step": entry["step"]})
-    if file.stat().st_size and not any(found.values()):
+            entries[kind].append({**entry[kind], "step": entry["step"]})
+    if file.stat().st_size and not any(entries.values()):
         raise UserError(f"{file}: no line of it is one of a log")
-    return History(found["steps"], found["validation"], found["evaluation"], _best(root))
+    return History(entries["steps"], entries["validation"], entries["evaluation"], _best(root))
 
 
 def numbers_of(entries: Entries) -> list[str]:
-    """The names of all numbers, in the order of their coming."""
+    """The names of all numbers, in the order of their first occurrence."""
     names = dict.fromkeys(name for entry in entries for name in entry)
     return [name for name in names if name != "step" and any(is_number(entry.get(name)) for entry in entries)]
 
@@ -78,7 +78,7 @@ def rows_of(entry: Mapping[str, Any], name: str, value: str) -> list[tuple[float
 
 
 def is_number(value: object) -> bool:
-    """Whether a value can be drawn."""
+    """Whether a value can be plotted."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

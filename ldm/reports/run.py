@@ -1,21 +1,21 @@
-"""The report of a training: its curves, its pictures over time, its last measures, its settings and its command."""
+"""The report of a training: its curves, samples over time, latest metrics, settings and command."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ldm.data.selection import even_indices
 from ldm.reports.history import Best, Entries, History, is_number, numbers_of, read_history, rows_of
-from ldm.reports.page import data_url, fill
+from ldm.reports.page import data_url, render_template
 from ldm.reports.plots import Line, Mark, lines
 from ldm.runtime.files import read_json
 
-_PICTURES = 24  # at most so many of a run, spread over it
-_CURVES = 4  # at most so many steps in one plot
-_APART = ("learning_rate", "gradient_norm", "images_per_second")  # a plot each
+_MAX_PREVIEWS = 24  # of a run, spread over it
+_MAX_CURVES = 4  # steps in one plot
+_NOT_LOSSES = ("learning_rate", "gradient_norm", "images_per_second")
 _QUARTERS = "validation_loss_by_noise_quarter"
 _BY_NOISE = {"accuracy_by_noise": "accuracy", "validation_loss_by_noise": "loss"}
 
@@ -23,20 +23,20 @@ _BY_NOISE = {"accuracy_by_noise": "accuracy", "validation_loss_by_noise": "loss"
 def render_run(run: str | Path) -> str:
     """The page of a run folder, finished or not."""
     root, history = Path(run), read_history(run)
-    about = read_json(root / "run.json")
-    kind, commands = (about.get("kind", "?"), about.get("commands")) if isinstance(about, dict) else ("?", None)
-    settings = root / "config.yaml"
-    return fill(
+    content = read_json(root / "run.json")
+    kind, commands = (content.get("kind", "?"), content.get("commands")) if isinstance(content, dict) else ("?", None)
+    config = root / "config.yaml"
+    return render_template(
         "run.html.j2",
         name=f"{kind}: {root.resolve().name}",
         sentence=_sentence(history),
-        measures={name: _shown(value) for name, value in history.last.items() if name != "step" and is_number(value)},
+        metrics=_latest(history),
         evaluations=_table(history),
         best=history.best,
         plots=_plots(history),
-        pictures=[{"label": str(int(path.stem.split("-")[1])), "url": data_url(path)} for path in _pictures(root)],
-        commands=[str(each) for each in commands] if isinstance(commands, list) else [],
-        settings=settings.read_text(encoding="utf-8", errors="replace") if settings.is_file() else "",
+        previews=[{"label": str(int(path.stem.split("-")[1])), "url": data_url(path)} for path in _previews(root)],
+        commands=[str(command) for command in commands] if isinstance(commands, list) else [],
+        settings=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
     )
 
 
@@ -44,74 +44,80 @@ def _sentence(history: History) -> str:
     if not history.steps:
         return "Nothing was logged step by step." if history.validations else "Nothing was logged yet."
     last, best = history.steps[-1], history.best
-    figures = {name: value for name, value in history.last.items() if name != "step" and is_number(value)}
-    text = f"Step {last['step']}: loss {_shown(last.get('loss'))}."
-    if figures:
-        told = ", ".join(f"{name} {_shown(value)}" for name, value in figures.items())
-        text += f" On held-out data at step {history.last['step']}: {told}."
-    return text + (f" Best by {best.measure}: {best.value:.4g} at step {best.step}." if best else "")
+    text = f"Step {last['step']}: loss {_format(last.get('loss'))}."
+    if metrics := _latest(history):
+        values = ", ".join(f"{name} {value}" for name, value in metrics.items())
+        text += f" On held-out data at step {history.last['step']}: {values}."
+    return text + (f" Best by {best.metric}: {best.value:.4g} at step {best.step}." if best else "")
+
+
+def _latest(history: History) -> dict[str, str]:
+    """The newest metrics on held-out data, as text."""
+    return {name: _format(value) for name, value in history.last.items() if name != "step" and is_number(value)}
 
 
 def _table(history: History) -> dict[str, Any]:
-    """The figures of samples: a row a step, and which row is the best."""
+    """The metrics of samples: a row a step."""
     names = numbers_of(history.evaluations)
     return {
         "heads": names,
         "rows": [
-            {"step": entry["step"], "cells": [_shown(entry.get(name)) for name in names]}
+            {"step": entry["step"], "cells": [_format(entry.get(name)) for name in names]}
             for entry in history.evaluations
         ],
     }
 
 
 def _plots(history: History) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = []
-
-    def add(caption: str, given: Iterable[Line], logarithmic: bool = False, mark: Mark | None = None) -> None:
-        drawn = [line for line in given if line.x]
-        if drawn:
-            found.append({"svg": lines(drawn, "step", caption, logarithmic=logarithmic, mark=mark), "caption": caption})
-
-    logged = numbers_of(history.steps)
-    losses = [name for name in logged if name not in _APART]
-    add("loss", [_line(history.steps, "loss")], logarithmic=_positive(history.steps, "loss"))
-    for name in losses:
-        if name != "loss":
-            add(name, [_line(history.steps, name)])
-    for name in _APART:
-        add(name.replace("_", " "), [_line(history.steps, name)])
+    plots = _plot("loss", [_line(history.steps, "loss")], logarithmic=_all_positive(history.steps, "loss"))
+    for name in numbers_of(history.steps):
+        if name != "loss" and name not in _NOT_LOSSES:
+            plots += _plot(name, [_line(history.steps, name)])
+    for name in _NOT_LOSSES:
+        plots += _plot(name.replace("_", " "), [_line(history.steps, name)])
     for name in numbers_of(history.evaluations):
-        add(f"{name} (samples)", [_line(history.evaluations, name)], mark=_mark(history.best, name))
+        plots += _plot(f"{name} (samples)", [_line(history.evaluations, name)], mark=_mark(history.best, name))
     for name in numbers_of(history.validations) if len(history.validations) > 1 else ():
-        add(f"{name} (held out)", [_line(history.validations, name)], mark=_mark(history.best, name))
-    for name, value in _BY_NOISE.items():
-        found += _by_noise(history.validations, name, value)
-    quarters = [len(entry[_QUARTERS]) for entry in history.validations if isinstance(entry.get(_QUARTERS), list)]
-    add(
-        "loss by noise level (held out)",
-        [
-            Line(f"quarter {place + 1} of the noise", *_part(history, place))
-            for place in range(max(quarters, default=0))
-        ],
-    )
-    return found
+        plots += _plot(f"{name} (held out)", [_line(history.validations, name)], mark=_mark(history.best, name))
+    for name, column in _BY_NOISE.items():
+        plots += _plot_by_noise(history.validations, name, column)
+    count = max((len(entry[_QUARTERS]) for entry in _with_quarters(history)), default=0)
+    quarters = [_quarter_line(history, index) for index in range(count)]
+    return plots + _plot("loss by noise level (held out)", quarters)
 
 
-def _by_noise(entries: Entries, name: str, value: str) -> list[dict[str, str]]:
+def _plot(
+    caption: str, curves: Sequence[Line], *, logarithmic: bool = False, mark: Mark | None = None
+) -> list[dict[str, str]]:
+    """Curves over steps; [] where none has points."""
+    curves = [line for line in curves if line.x]
+    svg = lines(curves, "step", caption, logarithmic=logarithmic, mark=mark) if curves else ""
+    return [{"svg": svg, "caption": caption}] if curves else []
+
+
+def _plot_by_noise(entries: Entries, name: str, column: str) -> list[dict[str, str]]:
     """The newest table by noise level, with some of those before it."""
-    told, curves = [entry for entry in entries if rows_of(entry, name, value)], []
-    for place in even_indices(len(told), _CURVES):
-        x, y = zip(*rows_of(told[place], name, value), strict=True)
-        curves.append(Line(f"step {told[place]['step']}", x, y))
+    tables = [(entry["step"], rows) for entry in entries if (rows := rows_of(entry, name, column))]
+    curves = []
+    for index in even_indices(len(tables), _MAX_CURVES):
+        step, rows = tables[index]
+        curves.append(Line(f"step {step}", *zip(*rows, strict=True)))
     if not curves:
         return []
-    return [{"svg": lines(curves, "time t", value), "caption": f"{value} by noise level (held out)"}]
+    return [{"svg": lines(curves, "time t", column), "caption": f"{column} by noise level (held out)"}]
 
 
-def _part(history: History, place: int) -> tuple[list[float], list[float]]:
-    found = [(entry["step"], entry[_QUARTERS]) for entry in history.validations if _QUARTERS in entry]
-    pairs = [(step, values[place]) for step, values in found if isinstance(values, list) and place < len(values)]
-    return [float(x) for x, y in pairs if is_number(y)], [float(y) for _, y in pairs if is_number(y)]
+def _with_quarters(history: History) -> Entries:
+    return [entry for entry in history.validations if isinstance(entry.get(_QUARTERS), list)]
+
+
+def _quarter_line(history: History, index: int) -> Line:
+    """The loss in one quarter of the noise levels."""
+    pairs = [
+        (entry["step"], entry[_QUARTERS][index]) for entry in _with_quarters(history) if index < len(entry[_QUARTERS])
+    ]
+    pairs = [(float(step), float(loss)) for step, loss in pairs if is_number(loss)]
+    return Line(f"quarter {index + 1} of the noise", [x for x, _ in pairs], [y for _, y in pairs])
 
 
 def _line(entries: Entries, name: str) -> Line:
@@ -120,18 +126,18 @@ def _line(entries: Entries, name: str) -> Line:
 
 
 def _mark(best: Best | None, name: str) -> Mark | None:
-    return Mark(f"best: step {best.step}", best.step, best.value) if best and best.measure == name else None
+    return Mark(f"best: step {best.step}", best.step, best.value) if best and best.metric == name else None
 
 
-def _positive(entries: Iterable[Mapping[str, Any]], name: str) -> bool:
+def _all_positive(entries: Entries, name: str) -> bool:
     return all(entry[name] > 0 for entry in entries if is_number(entry.get(name)))
 
 
-def _shown(value: object) -> str:
+def _format(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 
 
-def _pictures(root: Path) -> list[Path]:
+def _previews(root: Path) -> list[Path]:
     """Some of the previews, from the first to the last."""
-    found = sorted((root / "samples").glob("step-[0-9]*.png"))
-    return [found[place] for place in even_indices(len(found), _PICTURES)]
+    paths = sorted((root / "samples").glob("step-[0-9]*.png"))
+    return [paths[index] for index in even_indices(len(paths), _MAX_PREVIEWS)]

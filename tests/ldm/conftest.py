@@ -9,7 +9,8 @@ import torch
 from ldm.data.shapes import ShapesData
 from ldm.evaluation import EvaluationConfig, prepare_evaluators
 from ldm.runtime.errors import UserError
-from ldm.sampling.image_model import ImageModel, Plan
+from ldm.sampling.image_model import ImageModel
+from ldm.sampling.plan import SamplingPlan, parse_guidances
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,7 +53,7 @@ def quick_networks(monkeypatch):
 class FakePipeline(ImageModel):
     """Draws an image of the data: one that fits the request with probability 1 - 1 / (1 + scale), else any."""
 
-    device = torch.device("cpu")
+    device, folder = torch.device("cpu"), None
 
     def __init__(self, data, *, text=True, classes=False, classifier=True, dropout=0.1):
         self.data, self.has_text, self.has_classes = data, text, classes
@@ -68,7 +69,9 @@ class FakePipeline(ImageModel):
         return self.data.image_size
 
     def resolve(self, sampling=None):
-        return sampling if isinstance(sampling, Plan) else Plan(config=sampling)
+        if isinstance(sampling, SamplingPlan):
+            return sampling
+        return SamplingPlan(config=sampling, guidances=parse_guidances(sampling))
 
     def check(self, requests, sampling=None):
         scale = self.resolve(sampling).config.classifier_scale

@@ -23,7 +23,7 @@ def table(models, tmp_path, quick_networks):
 
 def test_a_table_of_frozen_records(table, models, tmp_path):
     labels = ["none", "cfg 2", "cfg(4.0, interval=(0.3, 5.0))", "cfg(4) + rescale(0.7)"]
-    assert [cell.label for cell in table] == labels and len(table) == 4
+    assert [run.label for run in table] == labels and len(table) == 4
     assert str(table) == table.table() and str(table).splitlines()[2].startswith("none")
     assert table["cfg 2"] is table[1] and table[1].result["fid"].value > 0
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -42,7 +42,7 @@ def test_a_table_of_frozen_records(table, models, tmp_path):
 def test_as_a_data_frame(table):
     pandas = pytest.importorskip("pandas")
     frame = table.to_pandas()
-    assert list(frame["label"]) == [cell.label for cell in table]
+    assert list(frame["label"]) == [run.label for run in table]
     assert frame.loc[1, "fid"] == table[1].result["fid"].value and frame["seconds_per_image"].gt(0).all()
     assert isinstance(frame, pandas.DataFrame) and frame["guidance_scale"].tolist()[1] == 2.0
 
@@ -61,8 +61,8 @@ def test_guidance_objects_become_the_text_that_makes_them_again():
         Classifier(3.0, interval=(0.0, 2.0)),
         *(parse_guidance(f"{name}(0.5)") for name in guidances()),
     ]
-    for each in objects:
-        assert parse_guidance(method_text(each)) == each
+    for guidance in objects:
+        assert parse_guidance(method_text(guidance)) == guidance
     assert method_text(ClassifierFree(3.0)) == "cfg(3.0)"
     with pytest.raises(UserError, match="object is not a registered guidance"):
         method_text(object())
@@ -73,7 +73,7 @@ def test_guidance_objects_become_the_text_that_makes_them_again():
     [
         ({"num_image": 3}, "unknown setting 'num_image'.*did you mean \"num_images\""),
         ({"guidances": ["cgf"]}, 'did you mean "cfg"'),
-        ({"num_images": 1}, "--num-images: expected 4 or more"),
+        ({"num_images": 1}, "`num_images`: expected 4 or more"),
         ({"data": "nowhere"}, "neither a folder nor a known name"),
         ({"weak": "nowhere"}, "nowhere"),
     ],

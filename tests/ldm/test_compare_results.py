@@ -11,12 +11,12 @@ from ldm.evaluation.records import EvaluationResult, MetricValue
 MANIFEST = {"extractor": "inception", "num_images": 1000, "num_reference": 5000, "seed": 0, "data_fingerprint": "f"}
 
 
-def write(path, value, name="FID", **facts):
-    figures = (
+def write(path, value, name="FID", **manifest):
+    values = (
         MetricValue("fid", name, value, interval=(value - 1, value + 1)),
         MetricValue("kid", "KID", value / 100, 0.001),
     )
-    path.write_text(json.dumps(EvaluationResult(figures, {**MANIFEST, **facts}).to_json()))
+    path.write_text(json.dumps(EvaluationResult(values, {**MANIFEST, **manifest}).to_json()))
     return path
 
 
@@ -24,17 +24,17 @@ def write(path, value, name="FID", **facts):
 def files(tmp_path):
     a = write(tmp_path / "a.json", 7.25, sampling={"sampler": "ddim"})
     b = write(tmp_path / "b.json", 6.5, sampling={"sampler": "unipc"}, model="m")
-    cells = [{"label": "=cmd()", "result": json.loads(b.read_text())}]
+    runs = [{"label": "=cmd()", "result": json.loads(b.read_text())}]
     (tmp_path / "grid").mkdir()
-    (tmp_path / "grid" / "comparison.json").write_text(json.dumps({"cells": cells}))
+    (tmp_path / "grid" / "comparison.json").write_text(json.dumps({"cells": runs}))
     return a, b, tmp_path / "grid"
 
 
-def test_what_was_measured_alike_stands_in_one_table(files, ldm, tmp_path, monkeypatch):
+def test_results_measured_alike_are_in_one_table(files, ldm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = ldm("compare", "results", *(file.name for file in files), "--output", "t.csv")
-    assert found.code == 0, found.err
-    head, _, *rows = found.out.splitlines()
+    outcome = ldm("compare", "results", *(file.name for file in files), "--output", "t.csv")
+    assert outcome.code == 0, outcome.err
+    head, _, *rows = outcome.out.splitlines()
     assert head.split() == ["figures", "of", "FID", "KID"]
     assert [row.split()[0] for row in rows[:3]] == ["a.json", "b.json", "grid:"] and "0.0725 ± 0.001" in rows[0]
     lines = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
@@ -44,7 +44,7 @@ def test_what_was_measured_alike_stands_in_one_table(files, ldm, tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    ("facts", "words"),
+    ("manifest", "words"),
     [
         ({"num_images": 500}, "num_images 500, the first's 1000"),
         ({"num_reference": 1}, "num_reference 1"),
@@ -53,12 +53,12 @@ def test_what_was_measured_alike_stands_in_one_table(files, ldm, tmp_path, monke
         ({"preprocessing": "none"}, "preprocessing none, the first's null"),
     ],
 )
-def test_what_was_measured_otherwise_is_refused_or_marked(files, refused, ldm, tmp_path, facts, words):
-    c = write(tmp_path / "c.json", 5.0, **facts)
+def test_what_was_measured_otherwise_is_refused_or_marked(files, refused, ldm, tmp_path, manifest, words):
+    c = write(tmp_path / "c.json", 5.0, **manifest)
     refused(["compare", "results", *files, c], "c.json: not measured as", words, "--allow-different")
-    found = ldm("compare", "results", *files, c, "--allow-different")
-    assert found.code == 0 and words.split(";")[0] in found.out and "not comparable" in found.out
-    assert [f"* {', '.join(sorted(facts))}" in line for line in found.out.splitlines()[2:6]] == [
+    outcome = ldm("compare", "results", *files, c, "--allow-different")
+    assert outcome.code == 0 and words.split(";")[0] in outcome.out and "not comparable" in outcome.out
+    assert [f"* {', '.join(sorted(manifest))}" in line for line in outcome.out.splitlines()[2:6]] == [
         False,
         False,
         False,
@@ -78,10 +78,10 @@ def test_an_evaluation_beside_a_comparison_of_the_same_kind(models, ldm, tmp_pat
     same += ["--extractor", "trained", "--device", "cpu"]
     assert ldm("evaluate", models.text, *same, "--output", tmp_path / "a.json").code == 0
     assert ldm("compare", models.text, *same, "--methods", "none", "cfg(4)", "--output-dir", tmp_path / "b").code == 0
-    found = ldm("compare", "results", tmp_path / "a.json", tmp_path / "b")
-    assert found.code == 0, found.err
+    outcome = ldm("compare", "results", tmp_path / "a.json", tmp_path / "b")
+    assert outcome.code == 0, outcome.err
     first, none, guided = (
         line.split(name)[-1].split()
-        for line, name in zip(found.out.splitlines()[2:5], ("a.json", ": none", ": cfg(4)"), strict=True)
+        for line, name in zip(outcome.out.splitlines()[2:5], ("a.json", ": none", ": cfg(4)"), strict=True)
     )
     assert first == none != guided

@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.comparison import ComparisonConfig, compare, model_identity, verdict_of
-from ldm.comparison.methods import plan
+from ldm.comparison import ComparisonConfig, compare, model_identity, rank_comparison
+from ldm.comparison.methods import plan_variants
 from ldm.data.shapes import ShapesData
 from ldm.evaluation import EvaluationConfig
 from ldm.runtime.errors import UserError
@@ -26,32 +26,34 @@ def data():
 
 def test_all_methods_on_the_same_seeds_and_conditions(tmp_path, data, fake_pipeline, shapes_evaluators):
     pipeline = fake_pipeline(data)
-    found = compare(pipeline, data, SCALES, output_dir=tmp_path / "out", evaluation=FEW, evaluators=shapes_evaluators)
-    assert [cell.label for cell in found.cells] == LABELS  # cfg at scale 1 is "none", and made once
-    assert not found.left_out
+    comparison = compare(
+        pipeline, data, SCALES, output_dir=tmp_path / "out", evaluation=FEW, evaluators=shapes_evaluators
+    )
+    assert [run.label for run in comparison] == LABELS  # cfg at scale 1 is "none", which is sampled once
+    assert not comparison.left_out
     prompts = [[request.prompt for request in requests] for requests, _, _ in pipeline.calls]
     assert all(one == prompts[0] for one in prompts) and {seed for _, _, seed in pipeline.calls} == {0}
-    by_label = {cell.label: cell for cell in found.cells}
+    by_label = {run.label: run for run in comparison}
     assert by_label["cfg 7.5"].result["accuracy/shape"].value > by_label["unconditional"].result["accuracy/shape"].value
     assert by_label["none"].result.evaluations_per_image == 50
     assert by_label["cfg+classifier 3, 4"].result.evaluations_per_image == 150
     assert by_label["classifier 4"].result.manifest["sampling"]["guidance_scale"] == 0
 
     table = (tmp_path / "out" / "comparison.txt").read_text()
-    assert table == found.table() + "\n"
+    assert table == comparison.table() + "\n"
     lines = table.splitlines()
     assert len(lines) == 2 + len(LABELS) and len({len(line) for line in lines}) == 1
     assert "FD[trained-cnn:shapes:" in lines[0] and "FID" not in table and "%" in table
     stored = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert stored.pop("verdict").startswith(verdict_of(found, SCALES).best.label)
-    assert stored == json.loads(json.dumps(found.to_json()))
+    assert stored.pop("verdict").startswith(rank_comparison(comparison, SCALES).best.label)
+    assert stored == json.loads(json.dumps(comparison.to_json()))
     assert stored["manifest"]["num_images"] == 40 and stored["warnings"]
-    with Image.open(tmp_path / "out" / "comparison.png") as picture:
-        assert picture.size == (160 + 8 * 100, picture.height) and picture.height > 300
-        cell = picture.crop((160 + 100, picture.height - 300, 160 + 196, picture.height - 204)).resize((32, 32), 0)
-    drawn = next(pipeline.generate(*pipeline.calls[1][:2], seed=0))[0]  # the first picture of "none"
-    shown = torch.tensor(list(cell.get_flattened_data())).T.reshape(3, 32, 32) / 127.5 - 1
-    torch.testing.assert_close(shown, drawn, rtol=0, atol=0.005)
+    with Image.open(tmp_path / "out" / "comparison.png") as image:
+        assert image.size == (160 + 8 * 100, image.height) and image.height > 300
+        sample = image.crop((160 + 100, image.height - 300, 160 + 196, image.height - 204)).resize((32, 32), 0)
+    expected = next(pipeline.generate(*pipeline.calls[1][:2], seed=0))[0]  # the first sample of "none"
+    pixels = torch.tensor(list(sample.get_flattened_data())).T.reshape(3, 32, 32) / 127.5 - 1
+    torch.testing.assert_close(pixels, expected, rtol=0, atol=0.005)
 
 
 def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, data, fake_pipeline, shapes_evaluators):
@@ -73,7 +75,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, data, fake
     resumed = run(rest, tmp_path / "a", model="m")
     assert len(rest.calls) == len(LABELS) - 2
     whole = run(fake_pipeline(data), tmp_path / "b", model="m")
-    assert [cell.result.figures for cell in resumed.cells] == [cell.result.figures for cell in whole.cells]
+    assert [run.result.figures for run in resumed] == [run.result.figures for run in whole]
     assert (tmp_path / "a" / "comparison.png").read_bytes() == (tmp_path / "b" / "comparison.png").read_bytes()
     idle = fake_pipeline(data)
     assert run(idle, tmp_path / "a", model="m") == resumed and not idle.calls
@@ -96,10 +98,11 @@ def test_the_output_folder_of_something_else_is_left_alone(tmp_path, data, fake_
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_methods_that_the_model_cannot_do(data, fake_pipeline):
-    def planned(pipeline, methods=(), of=data):
-        cells, left_out = plan(methods, pipeline, of, SamplingConfig(), (3.0,), (4.0,))
-        return [cell.label for cell in cells], left_out
+def test_methods_that_the_model_does_not_support(data, fake_pipeline):
+    def planned(pipeline, methods=(), images=data, scale=1.0):
+        config, sampling = ComparisonConfig(methods, (3.0,), (4.0,)), SamplingConfig(guidance_scale=scale)
+        variants, left_out = plan_variants(config, pipeline, images, sampling)
+        return [variant.label for variant in variants], left_out
 
     labels, left_out = planned(fake_pipeline(data, classifier=False))
     assert labels == ["unconditional", "none", "cfg 3"]
@@ -111,17 +114,17 @@ def test_methods_that_the_model_cannot_do(data, fake_pipeline):
     assert labels == ["none", "classifier 4"] and left_out["cfg"] == "the model is unconditional"
 
     with pytest.raises(UserError, match="`methods` cfg: the model was trained without condition dropout"):
-        planned(fake_pipeline(data, dropout=0.0), ["cfg"])
+        planned(fake_pipeline(data, dropout=0.0), ("cfg",))
     other = ShapesData("train", 32, size=(20, 1))
     other.class_names = ("cat", "dog")
     with pytest.raises(UserError, match="not those of the classifier"):
-        planned(fake_pipeline(data), ["classifier"], other)
+        planned(fake_pipeline(data), ("classifier",), other)
     with pytest.raises(UserError, match='did you mean "cfg"'):
         ComparisonConfig(methods=("cgf",))
     with pytest.raises(UserError, match="scales of 0 or more"):
         ComparisonConfig(guidance_scales=(float("nan"),))
     with pytest.raises(UserError, match="give them as `guidance_scales`"):
-        plan([], fake_pipeline(data), data, SamplingConfig(guidance_scale=2), (3.0,), (4.0,))
+        planned(fake_pipeline(data), scale=2.0)
 
 
 def test_a_models_identity_is_that_of_its_parts(tmp_path):
@@ -136,7 +139,7 @@ def test_a_models_identity_is_that_of_its_parts(tmp_path):
     assert model_identity(tmp_path) != first
 
 
-def test_hostile_captions_are_inert_in_the_picture(tmp_path, data, fake_pipeline, shapes_evaluators):
+def test_hostile_captions_are_inert_in_the_image(tmp_path, data, fake_pipeline, shapes_evaluators):
     class Hostile(ShapesData):
         def captions(self, index):
             return ("\x1b[2J\n<script>alert(1)</script>" + "W" * 3000 + f" {index}",)
@@ -151,5 +154,5 @@ def test_hostile_captions_are_inert_in_the_picture(tmp_path, data, fake_pipeline
         evaluation=FEW,
         evaluators=shapes_evaluators,
     )
-    with Image.open(tmp_path / "o" / "comparison.png") as picture:
-        assert picture.width == 260
+    with Image.open(tmp_path / "o" / "comparison.png") as image:
+        assert image.width == 260

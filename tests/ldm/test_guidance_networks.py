@@ -509,8 +509,8 @@ def test_a_comparison_takes_any_guidance_as_a_method(models, tmp_path):
     }  # fmt: skip
     data = ShapesData("validation", 16, (64, 32))
     found = compare(pipeline, data, ComparisonConfig(methods, rows=2), **shared)
-    assert [cell.label for cell in found.cells] == list(methods)
-    assert [cell.result.evaluations_per_image for cell in found.cells] == [3, 6, 3, 6, 6, 6]
+    assert [run.label for run in found] == list(methods)
+    assert [run.result.evaluations_per_image for run in found] == [3, 6, 3, 6, 6, 6]
     strips = {path.name: path.read_bytes() for path in (tmp_path / "cells").glob("*.png")}
     assert len(set(strips.values())) == 6, [len({strips[a], strips[b]}) == 1 and (a, b) for a in strips for b in strips]
     with pytest.raises(UserError, match="nothing guides by 'energy'"):

@@ -177,15 +177,15 @@ COMPARISON = [
 
 
 def untimed(folder):
-    """comparison.json without what a clock and the memory's state make of it."""
-    found = json.loads((folder / "comparison.json").read_text())
-    for cell in [*found["cells"], *(cell for each in found["rounds"] for cell in each["cells"])]:
-        assert cell["result"].pop("seconds_per_image") > 0
-        cell.pop("peak_memory")
-    return found
+    """comparison.json without times and memory."""
+    content = json.loads((folder / "comparison.json").read_text())
+    for run in [*content["cells"], *(run for round_ in content["rounds"] for run in round_["cells"])]:
+        assert run["result"].pop("seconds_per_image") > 0
+        run.pop("peak_memory")
+    return content
 
 
-def pictures(folder):
+def images(folder):
     return {path.name: path.read_bytes() for path in [*folder.glob("cells/*.png"), folder / "comparison.png"]}
 
 
@@ -194,9 +194,9 @@ def test_two_processes_compare_as_one(models, both, tmp_path, rounds):
     one, two = both("compare", models.text, *COMPARISON, "--rounds", rounds)
     folders = [tmp_path / name / "out" for name in ("one", "two")]
     assert untimed(folders[0]) == untimed(folders[1]), "bit for bit"
-    assert pictures(folders[0]) == pictures(folders[1]) and len(pictures(folders[0])) == 9
+    assert images(folders[0]) == images(folders[1]) and len(images(folders[0])) == 9
     assert one.splitlines()[-4:] == two.splitlines()[-4:]
-    assert ("5 samples of each of 8 cells" in one) == (rounds == 3)
+    assert ("5 samples of each of 8 runs" in one) == (rounds == 3)
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
@@ -232,6 +232,6 @@ def test_a_comparison_killed_half_way_computes_nothing_twice(
         len({str(sampling) for sampling, numbers in drawn if 0 in numbers}) == 8 - len(list(before)[:8]) or rounds > 1
     )
     folders = [tmp_path / name / "out" for name in ("whole", "killed")]
-    assert untimed(folders[0]) == untimed(folders[1]) and pictures(folders[0]) == pictures(folders[1])
+    assert untimed(folders[0]) == untimed(folders[1]) and images(folders[0]) == images(folders[1])
     drawn.clear()
     assert ldm(*what).code == 0 and not drawn, "what is whole is read"

@@ -197,19 +197,19 @@ def test_features_are_computed_once(data, extractor, tmp_path, monkeypatch):
     assert not torch.equal(features_of(extractor, data, range(1, 21), batch_size=20), first)
 
 
-def test_a_comparison_tells_its_floor(data, train, extractor, fake_pipeline, tmp_path):
+def test_a_comparison_has_a_real_data_baseline(data, train, extractor, fake_pipeline, tmp_path):
     config, evaluators = (
         ComparisonConfig(methods=("none", "cfg"), guidance_scales=(3.0,)),
         Evaluators(extractor, None),
     )
     settings = {"evaluation": CONFIG, "evaluators": evaluators, "output_dir": tmp_path, "train_data": train}
-    found = compare(fake_pipeline(data), data, config, **settings)
+    comparison = compare(fake_pipeline(data), data, config, **settings)
     direct = evaluate_model(fake_pipeline(data), data, None, CONFIG, evaluators=evaluators, train_data=train)
-    assert found.floor.figures == direct.baseline and found.floor.provenance == direct.manifest["floor"]
-    last, told = (tmp_path / "comparison.txt").read_text().splitlines()[-2:]
-    assert last.split()[0] == "floor" and f"{found.floor.figures[0].value:.4g}" in last
-    assert told == "floor: the same of 40 images: real, of shapes (train)"
+    assert comparison.baseline.figures == direct.baseline and comparison.baseline.provenance == direct.manifest["floor"]
+    last, note = (tmp_path / "comparison.txt").read_text().splitlines()[-2:]
+    assert last.startswith("real images") and f"{comparison.baseline.figures[0].value:.4g}" in last
+    assert note == "floor: the same of 40 images: real, of shapes (train)"
     page = (tmp_path / "report.html").read_text()
-    assert "<tfoot>" in page and told in page
+    assert "<tfoot>" in page and note in page
     stored = json.loads((tmp_path / "comparison.json").read_text())
-    assert Comparison.from_json(stored).floor == found.floor
+    assert Comparison.from_json(stored).baseline == comparison.baseline
