@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from autoencoders import Autoencoder
-from ldm.data.dataset import ImageData, collate
+from ldm.data.dataset import ImageData
 from ldm.data.latent_cache import CacheKey
+from ldm.data.selection import image_batches
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, read_json, sha256_of_file
 from ldm.runtime.progress import progress
@@ -116,13 +115,7 @@ def _read(folder: Path, key: CacheKey, sizes: tuple[int, ...], count: int, mirro
 def _encoded(
     autoencoder: Autoencoder, data: ImageData, batch_size: int, num_workers: int, device: torch.device
 ) -> list[Tensor]:
-    loader: DataLoader[Any] = DataLoader(
-        data,  # type: ignore[arg-type]
-        batch_sampler=torch.arange(len(data)).split(batch_size),  # type: ignore[arg-type]
-        num_workers=num_workers,
-        collate_fn=collate,
-        generator=torch.Generator(),  # else DataLoader draws a number from the global one
-    )
+    loader = image_batches(data, torch.arange(len(data)).split(batch_size), num_workers)
     maps: list[list[Tensor]] = [[] for _ in autoencoder.config.codebook_sizes]
     for batch in progress(loader, "encoding codes"):
         images = batch.images.to(device, memory_format=torch.channels_last)  # twice as fast on a CPU

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from autoencoders import Autoencoder, Tiling
 from ldm.data.cache_device import CacheDevice, choose_cache_device
-from ldm.data.dataset import Batch, ImageData, collate
+from ldm.data.dataset import Batch, ImageData
 from ldm.data.latent_layout import MALFORMED, Layout, is_ours, is_whole, manifest_of, map_shard, read_manifest
+from ldm.data.selection import image_batches
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, fingerprint, sha256_of_file
@@ -245,13 +245,7 @@ def _encoded(
     for shard in shards:
         rows = list(layout.rows(shard))
         plan += [(shard, rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
-    loader: DataLoader[Any] = DataLoader(
-        data,  # type: ignore[arg-type]
-        batch_sampler=[rows for _, rows in plan],
-        num_workers=num_workers,
-        collate_fn=collate,
-        generator=torch.Generator(),  # else DataLoader draws a number from the global one
-    )
+    loader = image_batches(data, [rows for _, rows in plan], num_workers)
     parts: list[dict[str, Tensor]] = []
     for batch, (shard, rows) in zip(progress(loader, "encoding latents"), plan, strict=True):
         parts.append(_moments(autoencoder, batch, layout, device, tiling))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ldm.data.dataset import ImageData, collate
 
@@ -28,6 +30,18 @@ def shuffled_indices(length: int, count: int) -> list[int]:
     """At most `count` indices of a fixed permutation. Folders are sorted by class, so their first images would all be
     of one class."""
     return torch.randperm(length, generator=torch.Generator().manual_seed(0))[:count].tolist()
+
+
+def image_batches(data: ImageData, keys: Iterable[Any], workers: int) -> DataLoader[Any]:
+    """A `Batch` for each list of `keys` (as `data[key]` takes them), from `workers` processes or from this one."""
+    return DataLoader(
+        data,  # type: ignore[arg-type]
+        batch_sampler=keys,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(0),  # otherwise DataLoader draws a number from the global one
+    )
 
 
 def plain_batches(

@@ -7,8 +7,8 @@ def test_runs_models_and_autoencoders(models, ldm):
     found = ldm("info", models.text)
     assert found.code == 0, found.err
     lines = dict(line.split(": ", 1) for line in found.out.splitlines())
-    parts = Pipeline.load(models.text)
-    count = sum(parameter.numel() for parameter in parts.unet.parameters())
+    unet = Pipeline.load(models.text).networks.unet
+    count = sum(parameter.numel() for parameter in unet.parameters())
     assert lines["unet"].startswith(f"{count:,} parameters, ") and "sample_size 8" in lines["unet"]
     assert lines["run"] == "ldm train diffusion" and lines["trained"] == "60 steps"
     assert lines["text"] == "yes; condition dropout: 0.1" and "vae" in lines and "checkpoint" in found.out

@@ -109,14 +109,11 @@ def same_files(one, two):
     return names
 
 
-def test_batches_are_dealt_out_in_turn():
+def test_each_process_takes_every_third_batch():
     starts = [list(Processes(rank, 3).batch_starts(50, 8)) for rank in range(3)]
     assert starts == [[0, 24, 48], [8, 32], [16, 40]]
-    assert (
-        SINGLE_PROCESS.gather(3) == [3]
-        and SINGLE_PROCESS.is_main
-        and list(SINGLE_PROCESS.gather_batches(iter([1, 2]), 2)) == [1, 2]
-    )
+    assert SINGLE_PROCESS.gather(3) == [3] and SINGLE_PROCESS.is_main
+    assert list(SINGLE_PROCESS.gather_batches(iter([1, 2]), 2)) == [1, 2]
 
 
 def test_two_processes_sample_the_same_pictures(models, both, tmp_path):

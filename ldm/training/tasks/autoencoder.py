@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from autoencoders import Autoencoder, AutoencoderConfig, autoencoder_loss, corrupt, measure_latents
 from autoencoders.losses import adaptive_weight
 from ldm.data import ImageData
-from ldm.data.selection import even_indices, plain_batches, shuffled_indices, to_device
+from ldm.data.selection import even_indices, image_batches, plain_batches, shuffled_indices, to_device
 from ldm.evaluation.metrics.image_quality import psnr, ssim
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder
 from ldm.training.randomness import BatchPlan, StepRandom
 from ldm.training.task import Loss, Task
-from ldm.training.tasks.images import Discriminator, FrechetMeasure, image_batches, perceptual_distance
+from ldm.training.tasks.images import Discriminator, FrechetMeasure, perceptual_distance
 from ldm.training.tasks.settings import AutoencoderRun
 
 

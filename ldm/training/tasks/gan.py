@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from autoencoders import Generator
 from ldm.data import ImageData
-from ldm.data.selection import even_indices, plain_batches, to_device
+from ldm.data.selection import even_indices, image_batches, plain_batches, to_device
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder
 from ldm.training.randomness import BatchPlan, StepRandom, key
 from ldm.training.task import Loss, Task
-from ldm.training.tasks.images import Discriminator, FrechetMeasure, image_batches
+from ldm.training.tasks.images import Discriminator, FrechetMeasure
 from ldm.training.tasks.settings import GanRun
 
 _PREVIEW, _BATCH, _STATISTICS = 36, 64, 512

@@ -1,4 +1,4 @@
-"""What the trainings on images share: their batches, the discriminator, perceptual and Frechet distances."""
+"""What the trainings on images share: the discriminator, perceptual and Frechet distances."""
 
 from __future__ import annotations
 
@@ -7,32 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from autoencoders import DiscriminatorConfig, make_discriminator
 from autoencoders.losses.adversarial import clip_weights, generator_loss, learning_loss
 from autoencoders.losses.perceptual import Distance, PerceptualConfig
-from ldm.data import ImageData, collate
+from ldm.data import ImageData
 from ldm.evaluation.features.extractors import Extractor, figure_name, inception_extractor, trained_extractor
 from ldm.evaluation.features.train_network import trained_network
 from ldm.evaluation.metrics.frechet import Gaussian, frechet_distance
 from ldm.evaluation.metrics.perceptual import TrainedFeatures, lpips_distance
 from ldm.runtime.errors import UserError
-from ldm.training.randomness import BatchPlan, StepRandom
+from ldm.training.randomness import StepRandom
 from ldm.training.task import Adversary, Loss
-
-
-def image_batches(data: ImageData, plan: BatchPlan, workers: int) -> Iterable[Any]:
-    """`Batch`es of augmented images in the plan's order, from `workers` processes or from this one."""
-    return DataLoader(
-        data,  # type: ignore[arg-type]
-        batch_sampler=plan,  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=False,
-        generator=torch.Generator().manual_seed(0),
-    )
 
 
 class Discriminator(Adversary):

@@ -13,14 +13,13 @@ from autoencoders import Autoencoder, AutoencoderConfig
 from ldm.data import ImageData
 from ldm.data.cache_device import choose_cache_device
 from ldm.data.latent_cache import CacheKey, LatentCache, check_cache_folder, encode_latents
-from ldm.data.selection import plain_batches, to_device
+from ldm.data.selection import image_batches, plain_batches, to_device
 from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder, atomic_write_json
 from ldm.sampling.forward_process import Process
 from ldm.sampling.model_folder import copy_part
 from ldm.training.randomness import BatchPlan, StepRandom
-from ldm.training.tasks.images import image_batches
 from ldm.training.tasks.settings import ClassifierRun, DiffusionConfig, DiffusionRun
 from samplers import TARGETS, DiscreteSchedule, EDMSchedule, EDMTarget, FlowSchedule, FlowTarget
 

@@ -18,7 +18,7 @@ from ldm.conditioning import Conditioner
 from ldm.data import ImageData
 from ldm.data.code_cache import CodeCache, check_code_folder, encode_codes
 from ldm.data.latent_cache import CacheKey
-from ldm.data.selection import even_indices, plain_batches, to_device
+from ldm.data.selection import even_indices, image_batches, plain_batches, to_device
 from ldm.evaluation.periodic import PeriodicEvaluator
 from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError
@@ -29,7 +29,6 @@ from ldm.sampling.model_folder import INDEX, copy_part, write_prior_index
 from ldm.training.randomness import BatchPlan, StepRandom
 from ldm.training.task import Loss, Task
 from ldm.training.tasks.diffusion import CaptionTokens
-from ldm.training.tasks.images import image_batches
 from ldm.training.tasks.latents import IDENTITY, load_autoencoder
 from ldm.training.tasks.settings import PriorRun
 
