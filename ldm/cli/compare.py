@@ -17,7 +17,7 @@ from ldm.comparison.config import METRICS_OF_COMPARISONS
 from ldm.data import DataConfig
 from ldm.data.dataset import ImageData
 from ldm.data.open import other_split
-from ldm.evaluation import EvaluationConfig
+from ldm.evaluation.config import EvaluationConfig
 from ldm.runtime.distributed import torchrun_processes
 from ldm.runtime.errors import UserError
 from ldm.sampling.config import SamplingConfig

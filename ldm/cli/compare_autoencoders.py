@@ -13,7 +13,7 @@ import tyro
 from ldm.cli.evaluate_autoencoder import load_autoencoder, run_of, settings_of
 from ldm.cli.parsing import parse
 from ldm.data import DataConfig
-from ldm.evaluation import AutoencoderEvaluationConfig
+from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
 from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.files import log_entries, read_json
 from ldm.runtime.text import printable

@@ -16,7 +16,10 @@ from ldm.cli.show_figures import show
 from ldm.data import DataConfig
 from ldm.data.dataset import ImageData
 from ldm.data.open import other_split
-from ldm.evaluation import EvaluationConfig, EvaluationResult, LikelihoodConfig, evaluate_folders, evaluate_model
+from ldm.evaluation.config import EvaluationConfig, LikelihoodConfig
+from ldm.evaluation.evaluate import evaluate_model
+from ldm.evaluation.folders import evaluate_folders
+from ldm.evaluation.records import EvaluationResult
 from ldm.runtime.distributed import Processes, torchrun_processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json
@@ -73,8 +76,9 @@ def run(arguments: list[str]) -> None:
             result = _model(settings, device, processes)
         if processes.is_main:
             show(result)
-            if (contact_sheet := _contact_sheet(settings)) is not None:
-                print(f"wrote {contact_sheet}: samples and the training images nearest to them")
+            sheet = _contact_sheet(settings)
+            if sheet is not None and sheet.is_file():
+                print(f"wrote {sheet}: samples and the training images nearest to them")
             if settings.output:
                 atomic_write_json(settings.output, result.to_json())
 
@@ -128,8 +132,8 @@ def _model(settings: EvaluateRun, device: torch.device, processes: Processes) ->
 
 
 def _contact_sheet(settings: EvaluateRun) -> Path | None:
-    """Where the picture of memorisation is written: beside --output."""
-    if not settings.output or not settings.evaluation.near:
+    """Where memorisation writes its contact sheet: beside --output."""
+    if not settings.output or "training_split" not in settings.evaluation.needs:
         return None
     output = Path(settings.output)
     return output.with_name(f"{output.stem}-memorisation.png")
@@ -138,7 +142,6 @@ def _contact_sheet(settings: EvaluateRun) -> Path | None:
 def _prior(settings: EvaluateRun, device: torch.device) -> EvaluationResult:
     from ldm.cli.sample_settings import check_supported
     from ldm.data import open_data
-    from ldm.evaluation.code_prior import evaluate_prior
 
     if settings.classifier or settings.weak:
         raise UserError("--classifier, --weak: this model draws without diffusion; leave them out")
@@ -146,7 +149,7 @@ def _prior(settings: EvaluateRun, device: torch.device) -> EvaluationResult:
     model = CodePriorModel.load(settings.model, device)
     reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
     check_size(model, reference.image_size)
-    return evaluate_prior(
+    return evaluate_model(
         model,
         reference,
         settings.sampling,
@@ -166,6 +169,6 @@ def parse_for_model(schema: type[Settings], arguments: list[str], command: str) 
 
 
 def check_size(pipeline: Pipeline | CodePriorModel, image_size: int) -> None:
-    """Refuse a reference of another size than the model's pictures."""
+    """Refuse a reference of another size than the model's images."""
     if pipeline.image_size != image_size:
         raise UserError(f"--image-size {image_size}: this model makes images of {pipeline.image_size} pixels; use that")

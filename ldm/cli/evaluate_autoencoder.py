@@ -11,7 +11,7 @@ import tyro
 
 from ldm.cli.parsing import parse
 from ldm.data import DataConfig
-from ldm.evaluation import AutoencoderEvaluationConfig
+from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, read_json
 from ldm.runtime.settings import read_settings
@@ -67,10 +67,10 @@ def vae_folder(folder: str | Path) -> Path | None:
 
 def run_of(folder: str | Path) -> Path | None:
     """The run folder that holds an autoencoder's settings: the folder itself, or that around its `vae`."""
-    for place in (Path(folder), Path(folder).resolve().parent):
-        if (place / RUN_FILE).is_file() and (place / "config.yaml").is_file():
-            content = read_json(place / RUN_FILE)
-            return place if isinstance(content, dict) and content.get("kind") == "autoencoder" else None
+    for run in (Path(folder), Path(folder).resolve().parent):
+        if (run / RUN_FILE).is_file() and (run / "config.yaml").is_file():
+            content = read_json(run / RUN_FILE)
+            return run if isinstance(content, dict) and content.get("kind") == "autoencoder" else None
     return None
 
 
@@ -86,8 +86,8 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
     """The autoencoder of a run folder or of a folder `vae`, in evaluation mode; `UserError` if it is none."""
     from autoencoders import Autoencoder
 
-    place = vae_folder(folder)
-    if place is None:
+    vae = vae_folder(folder)
+    if vae is None:
         root = Path(folder)
         if not root.is_dir():
             hint = "no such folder"
@@ -97,7 +97,7 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
             hint = "there is no autoencoder in it"
         raise UserError(f"{folder}: {hint}; give the output folder of `ldm train autoencoder`")
     try:
-        return Autoencoder.from_pretrained(place)
+        return Autoencoder.from_pretrained(vae)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from None
 
@@ -106,8 +106,7 @@ def run(arguments: list[str]) -> None:
     """Evaluate and print the figures with what they hold for."""
     from ldm.cli.show_figures import show
     from ldm.data import open_data
-    from ldm.evaluation import evaluate_autoencoder
-    from ldm.evaluation.autoencoder.evaluate import check_lpips, plan_metrics
+    from ldm.evaluation.autoencoder.evaluate import check_files, evaluate_autoencoder, plan_metrics
     from ldm.evaluation.autoencoder.latent_images import write_images
     from ldm.runtime.device import resolve_device
 
@@ -119,12 +118,12 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"--output {settings.output}: is a folder; give a file name such as figures.json")
     check_pictures(settings.pictures)
     model, device = load_autoencoder(settings.model), resolve_device(settings.device)
-    asked = settings.evaluation
-    plan_metrics(model, asked, settings.dataset.image_size)  # refused before the data are read
-    check_lpips(asked)
+    evaluation = settings.evaluation
+    plan_metrics(model, evaluation, settings.dataset.image_size)  # refused before the data are read
+    check_files(evaluation)
     data, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
     loss = None if trained is None else trained.loss
-    result = evaluate_autoencoder(model, data, asked, train_data=train, loss=loss, device=device)
+    result = evaluate_autoencoder(model, data, evaluation, train_data=train, loss=loss, device=device)
     show(result)
     if settings.output:
         atomic_write_json(settings.output, result.to_json())

@@ -11,7 +11,7 @@ import tyro
 from ldm.cli.parsing import parse
 from ldm.data import DataConfig
 from ldm.data.open import other_split
-from ldm.evaluation import EvaluationConfig
+from ldm.evaluation.config import EvaluationConfig
 from ldm.runtime.errors import UserError
 
 

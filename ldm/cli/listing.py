@@ -1,4 +1,4 @@
-"""`ldm list samplers|guidances|configs`."""
+"""`ldm list samplers|guidances|metrics|configs`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+from ldm.evaluation.registry import autoencoder_metrics, metrics
 from ldm.runtime.errors import UserError
 from ldm.runtime.settings import config_names
 from ldm.runtime.text import suggest
 from samplers import GuidanceInfo, guidances, parse_guidance, samplers
 
 Info = TypeVar("Info")
-KINDS = ("samplers", "guidances", "configs")
+KINDS = ("samplers", "guidances", "metrics", "configs")
 
 
 def run(arguments: list[str]) -> int:
     """Print one table."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: ldm list samplers|guidances|configs")
+        print("usage: ldm list samplers|guidances|metrics|configs")
         return 0 if arguments else 2
     if arguments[0] not in KINDS:
         raise UserError(f"cannot list {arguments[0]!r}", remedy=suggest(arguments[0], KINDS))
@@ -31,6 +32,12 @@ def run(arguments: list[str]) -> int:
                 (i.name, i.order, "no" if i.deterministic else "yes", i.evaluations, _options(i.options), i.source)
                 for i in _entries(samplers)
             ],
+        )
+    elif arguments[0] == "metrics":
+        infos = [("model", info) for info in metrics.all()] + [("autoencoder", i) for i in autoencoder_metrics.all()]
+        _table(
+            ("name", "of", "needs", "options", "measures"),
+            [(i.name, of, ", ".join(sorted(i.needs)), ", ".join(i.options) or "-", i.help) for of, i in infos],
         )
     else:
         rows = [(i.name, f"+{i.evaluations}", _options(i.options), _needs(i), i.source) for i in _entries(guidances)]

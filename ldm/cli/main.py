@@ -22,7 +22,7 @@ COMMANDS = {
     "ema": "a model of another averaging length, from the snapshots of a training",
     "info": "what a run or model folder holds",
     "report": "the curves and pictures of a training in one HTML file",
-    "list": "list samplers, guidances or configs",
+    "list": "list samplers, guidances, metrics or configs",
     "quickstart": "the whole path on built-in data, on a CPU in minutes",
 }
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from ldm.evaluation import EvaluationResult
 from ldm.evaluation.baseline import baseline_line
+from ldm.evaluation.records import EvaluationResult
 
 
 def show(result: EvaluationResult) -> None:
     """Print figures, the facts that belong beside them, and warnings."""
-    floors = {figure.metric: figure.value for figure in result.baseline}
+    baselines = {figure.metric: figure.value for figure in result.baseline}
     for figure in result.figures:
         error = "" if figure.standard_error is None else f" ± {figure.standard_error:.2g}"
         between = "" if figure.interval is None else "  (95 %: {:.5g} to {:.5g})".format(*figure.interval)
-        floor = f"  floor {floors[figure.metric]:.5g}" if figure.metric in floors else ""
-        print(f"{figure.name}: {figure.value:.5g}{error}{between}{floor}")
-    facts = result.manifest
-    if facts.get("floor"):
-        print(baseline_line(facts["floor"]))
-    kept = (
+        baseline = f"  floor {baselines[figure.metric]:.5g}" if figure.metric in baselines else ""
+        print(f"{figure.name}: {figure.value:.5g}{error}{between}{baseline}")
+    manifest = result.manifest
+    if manifest.get("floor"):
+        print(baseline_line(manifest["floor"]))
+    names = (
         "extractor",
         "preprocessing",
         "data",
@@ -31,19 +31,21 @@ def show(result: EvaluationResult) -> None:
         "weights",
         "seed",
     )
-    print("; ".join(f"{name} {facts[name]}" for name in kept if name in facts))
-    if "reference" in facts:
-        print("reference: " + "; ".join(f"{name} {value}" for name, value in facts["reference"].items() if value))
+    print("; ".join(f"{name} {manifest[name]}" for name in names if name in manifest))
+    if "reference" in manifest:
+        print("reference: " + "; ".join(f"{name} {value}" for name, value in manifest["reference"].items() if value))
     for name in ("memorisation", "calibration"):
-        if name in facts:
-            plain = {key: value for key, value in facts[name].items() if key != "suspects"}
+        if name in manifest:
+            plain = {key: value for key, value in manifest[name].items() if key != "suspects"}
             print(f"{name}: " + "; ".join(f"{key} {value}" for key, value in plain.items()))
     for name in ("iwae", "aggregate_posterior"):
-        if name in facts:
-            print(f"{name}: " + "; ".join(f"{key} {value}" for key, value in facts[name].items()))
-    if "likelihood" in facts:
-        print("likelihood: " + "; ".join(f"{name} {value}" for name, value in facts["likelihood"].items()))
-    if "sampling" in facts:
-        print("; ".join(f"{name} {value}" for name, value in facts["sampling"].items() if value not in (None, (), [])))
+        if name in manifest:
+            print(f"{name}: " + "; ".join(f"{key} {value}" for key, value in manifest[name].items()))
+    if "likelihood" in manifest:
+        print("likelihood: " + "; ".join(f"{name} {value}" for name, value in manifest["likelihood"].items()))
+    if "sampling" in manifest:
+        print(
+            "; ".join(f"{name} {value}" for name, value in manifest["sampling"].items() if value not in (None, (), []))
+        )
     for warning in result.warnings:
         print(f"note: {warning}")

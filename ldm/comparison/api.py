@@ -13,7 +13,7 @@ from ldm.comparison.config import METRICS_OF_COMPARISONS, ComparisonConfig
 from ldm.comparison.records import Comparison
 from ldm.data import DataConfig, open_data
 from ldm.data.dataset import ImageData
-from ldm.evaluation import EvaluationConfig
+from ldm.evaluation.config import EvaluationConfig
 from ldm.runtime.device import resolve_device
 from ldm.runtime.errors import UserError
 from ldm.runtime.text import suggest

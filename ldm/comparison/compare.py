@@ -20,8 +20,9 @@ from ldm.evaluation.conditions import EvalCondition, eval_conditions
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluators import Evaluators, prepare_evaluators
 from ldm.evaluation.manifest import cautions, count_of_reference, describe
-from ldm.evaluation.metrics.figures import check_captions, check_numbers
+from ldm.evaluation.metrics.base import MetricContext, check_metrics
 from ldm.evaluation.references import opened_reference
+from ldm.evaluation.registry import metrics
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write, fingerprint, sha256_of_file
@@ -70,8 +71,8 @@ def compare(
         check_folder(folder)
         sizes = round_sizes(evaluation.num_images, config.rounds, evaluation.batch_size)
         opened_reference(evaluation, data)
-        check_captions(evaluation, pipeline.has_text)
-        check_numbers(evaluation, sizes[0], count_of_reference(data, evaluation))
+        num_reference = count_of_reference(data, evaluation)
+        check_metrics(evaluation.metrics, MetricContext(evaluation, sizes[0], num_reference, pipeline, data))
         return variants, plans, left_out, sizes
 
     variants, plans, left_out, sizes = processes.run_on_all(check)
@@ -115,9 +116,10 @@ def _plan(
     with_labels: bool,
 ) -> tuple[list[Variant], dict[str, SamplingPlan], dict[str, str]]:
     """The variants, their plans by slug and the methods left out, or a refusal before anything is sampled."""
-    if evaluation.distances != evaluation.metrics:
-        name = next(name for name in evaluation.metrics if name not in evaluation.distances)
-        what = "of one model" if name == "memorisation" else "the model's, whatever the guidance"
+    if evaluation.model_metrics:
+        name = next(name for name in evaluation.metrics if name in evaluation.model_metrics)
+        needs_samples = "features" in metrics.info(name).needs
+        what = "of one model" if needs_samples else "the model's, whatever the guidance"
         raise UserError(f"is {what}", remedy="measure it with `ldm evaluate`", setting="metrics", value=name)
     variants, left_out = plan_variants(config, pipeline, data, sampling)
     conditions = eval_conditions(pipeline, data, evaluation.num_images, evaluation.seed, classifier=with_labels)

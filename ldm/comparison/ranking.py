@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ldm.comparison.config import ComparisonConfig
 from ldm.comparison.records import Comparison, Run
-from ldm.evaluation.metrics.intervals import interval
+from ldm.evaluation.intervals import interval
 from ldm.evaluation.records import MetricValue
 
 

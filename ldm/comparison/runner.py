@@ -24,9 +24,9 @@ from ldm.evaluation.conditions import EvalCondition, uses_classifier
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluate import reference_features
 from ldm.evaluation.evaluators import Evaluators
+from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.features.judge import Score
 from ldm.evaluation.measure import Measurement, SampleStats, compute_metrics, sample_and_extract
-from ldm.evaluation.metrics.frechet import Gaussian
 from ldm.evaluation.records import EvaluationResult
 from ldm.runtime.distributed import Processes
 from ldm.runtime.files import atomic_write_json, read_json

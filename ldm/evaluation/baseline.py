@@ -1,7 +1,8 @@
-"""The floor of each figure: what real images that are not the reference have in the place of samples.
+"""The real-data baseline of each figure: what real images that are not the reference have in the place of samples.
 
-A model that draws from the law of the data itself would have these figures, but for chance; so they are measured as its
-own are, by the same extractor, against the same reference, on as many images where there are so many.
+A model that draws from the distribution of the data itself would have these figures, but for chance; so they are
+measured as its own are, by the same extractor, against the same reference, on as many images where there are so many.
+In JSON, files and flags it is called the floor.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from ldm.evaluation.conditions import balanced_indices
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluators import Evaluators
 from ldm.evaluation.features.feature_cache import features_of
-from ldm.evaluation.metrics.figures import Samples, check_numbers, figures_of
-from ldm.evaluation.metrics.frechet import Gaussian
+from ldm.evaluation.features.gaussian import Gaussian
+from ldm.evaluation.metrics.base import MetricContext, Samples
 from ldm.evaluation.records import MetricValue, figures_from_json, finite
+from ldm.evaluation.registry import metrics
 from ldm.runtime.errors import UserError
 
 
@@ -29,7 +31,7 @@ class RealBaseline:
     """Figures of real images, and which they are."""
 
     figures: tuple[MetricValue, ...] = ()
-    provenance: dict[str, Any] | None = None  # None: there is no floor
+    provenance: dict[str, Any] | None = None  # None: there is no baseline
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json`."""
@@ -62,29 +64,30 @@ def baseline_of_data(
     fake = features_of(extractor, other, indices, batch_size=config.batch_size, label="features of other real images")
     groups = [(other.captions(i)[0] if captions and other.has_captions else "", other.label(i)) for i in indices]
     class_probs = None
-    if judge is not None and judge.class_head and "inception_score" in config.metrics:
+    if judge is not None and judge.class_head and "class_probs" in config.needs:
         parts = [indices[start : start + config.batch_size] for start in range(0, len(indices), config.batch_size)]
-        found = [judge.probabilities(torch.stack([other[i].image for i in part])) for part in parts]
-        class_probs = torch.cat([each[judge.class_head] for each in found])
+        probs = [judge.probabilities(torch.stack([other[i].image for i in part]))[judge.class_head] for part in parts]
+        class_probs = torch.cat(probs)
     texts, clip = None, evaluators.clip
     if clip is not None and captions and other.has_captions:
-        seen = features_of(clip.extractor, other, indices, batch_size=config.batch_size, label="CLIP of real images")
-        texts = clip.of_features(seen, [other.captions(i)[0] for i in indices])
-    names = judge.name if judge is not None else "", texts, clip.name if clip is not None else ""
-    samples = Samples(real, fake, extractor, groups, class_probs, *names)
+        size, label = config.batch_size, "CLIP of real images"
+        embeddings = features_of(clip.extractor, other, indices, batch_size=size, label=label)
+        texts = clip.of_features(embeddings, [other.captions(i)[0] for i in indices])
+    judge_name, clip_name = judge.name if judge is not None else "", clip.name if clip is not None else ""
+    samples = Samples(real, fake, extractor, groups, class_probs, judge_name, texts, clip_name)
     provenance = {"images": f"real, of {other.name} ({other.split})", "data_fingerprint": other.fingerprint}
-    return _measured(samples, config, provenance | {"num_images": len(fake)})
+    return _baseline_of(samples, config, provenance | {"num_images": len(fake)})
 
 
 def baseline_of_features(
     others: Tensor, real: Tensor | Gaussian, config: EvaluationConfig, evaluators: Evaluators, count: int, name: str
 ) -> RealBaseline:
-    """Of at most `count` of the features (M, D) of images that are said to be `name`."""
+    """Of at most `count` of the features (M, D) of images described by `name`."""
     if not config.floor or evaluators.extractor is None or len(others) < 2:
         return RealBaseline()
     chosen = torch.randperm(len(others), generator=torch.Generator().manual_seed(config.seed))[:count]
     samples = Samples(real, others[chosen.to(others.device)], evaluators.extractor)
-    return _measured(samples, config, {"images": name, "num_images": len(samples.fake)})
+    return _baseline_of(samples, config, {"images": name, "num_images": len(samples.fake)})
 
 
 def baseline_of_halves(real: Tensor, config: EvaluationConfig, evaluators: Evaluators, count: int) -> RealBaseline:
@@ -93,29 +96,29 @@ def baseline_of_halves(real: Tensor, config: EvaluationConfig, evaluators: Evalu
     if count < 2:
         return RealBaseline()
     order = torch.randperm(len(real), generator=torch.Generator().manual_seed(config.seed)).to(real.device)
-    found = baseline_of_features(real[order[:count]], real[order[count:]], config, evaluators, count, "")
-    if found.provenance is None:
-        return found
+    baseline = baseline_of_features(real[order[:count]], real[order[count:]], config, evaluators, count, "")
+    if baseline.provenance is None:
+        return baseline
     name = f"real, {count} against the other {len(real) - count}"
-    return replace(found, provenance={**found.provenance, "images": name, "num_reference": len(real) - count})
+    return replace(baseline, provenance={**baseline.provenance, "images": name, "num_reference": len(real) - count})
 
 
-def _measured(samples: Samples, config: EvaluationConfig, provenance: dict[str, Any]) -> RealBaseline:
+def _baseline_of(samples: Samples, config: EvaluationConfig, provenance: dict[str, Any]) -> RealBaseline:
     """All figures that these images can have."""
     count = len(samples.real) if isinstance(samples.real, Tensor) else len(samples.fake)
-    measurable: list[str] = []
-    for metric in config.distances:
+    config = replace(config, bootstrap=0)
+    figures = []
+    for name in config.sample_metrics:
+        metric = metrics.get(name)
         try:
-            check_numbers(replace(config, metrics=(metric,)), len(samples.fake), count)
-            if metric in ("diversity", "inception_score", "clip_score"):  # needs more than features
-                figures_of(samples, replace(config, metrics=(metric,), bootstrap=0))
-            measurable.append(metric)
+            metric.check(MetricContext(config, len(samples.fake), count))
+            figures.append(metric.measure(samples, config))
         except UserError:
             continue
-    return RealBaseline(figures_of(samples, replace(config, metrics=tuple(measurable), bootstrap=0)), provenance)
+    return RealBaseline(tuple(figures), provenance)
 
 
 def baseline_line(provenance: Mapping[str, Any]) -> str:
-    """What the floor's facts say, as one line."""
+    """The provenance of a baseline, as one line."""
     reference = f", {provenance['num_reference']} as reference" if "num_reference" in provenance else ""
     return f"floor: the same of {provenance['num_images']} images: {provenance['images']}{reference}"

@@ -1,4 +1,4 @@
-"""Which conditions to sample under, and what each of them asks for: drawn from the data, balanced over its classes."""
+"""The conditions to sample under, and the attributes that each names: drawn from the data, balanced over classes."""
 
 from __future__ import annotations
 
@@ -11,40 +11,43 @@ from ldm.data.dataset import ImageData
 from ldm.evaluation.features.judge import Judge
 from ldm.runtime.errors import UserError
 from ldm.sampling.config import Request, SamplingConfig
-from ldm.sampling.pipeline import Pipeline
+from ldm.sampling.image_model import ImageModel
 
 
 @dataclass(frozen=True, slots=True)
 class EvalCondition:
-    """One sample's conditions and what a judge should find in the picture; {} where nothing is asked."""
+    """One sample's conditions and the attributes that the image should have; {} where none are named."""
 
     request: Request
     expected_attributes: dict[str, str] = field(default_factory=dict)
 
 
 def eval_conditions(
-    pipeline: Pipeline, data: ImageData, count: int, seed: int, *, classifier: bool = False, judge: Judge | None = None
+    model: ImageModel,
+    data: ImageData,
+    count: int,
+    seed: int,
+    *,
+    classifier: bool = False,
+    judge: Judge | None = None,
 ) -> list[EvalCondition]:
     """Conditions of `count` samples: captions for a text model, labels for a class model, of `data`'s images.
 
     Images are drawn without replacement (then again from the start), one of each class in turn, so that every stretch
     of the list is balanced; it depends on (data, count, seed) alone. With `classifier`, the label is the classifier's
-    target. A text model is asked what the first caption tells, hence all attributes that the data set knows.
+    target. The prompt is the first caption, which names all attributes of the data set.
     """
-    told = classifier or pipeline.has_classes
-    if pipeline.has_text and not data.has_captions:
-        raise UserError(
-            f"{data.name}: no captions, which this text model needs", remedy="give the data that it was trained on"
-        )
-    if told:
-        _check_classes(pipeline, data)
+    labelled = classifier or model.has_classes
+    _check_captions(model, data)
+    if labelled:
+        _check_classes(model, data)
     names = set(judge.heads) if judge is not None else set()
     conditions = []
     for index in balanced_indices(data, count, seed):
-        prompt = data.captions(index)[0] if pipeline.has_text else ""
-        label = data.label(index) if told else -1
+        prompt = data.captions(index)[0] if model.has_text else ""
+        label = data.label(index) if labelled else -1
         expected = {}
-        if pipeline.has_text and data.attribute_names:
+        if model.has_text and data.attribute_names:
             expected = {name: str(value) for name, value in data.attributes(index).items() if name in names}
         if label >= 0 and judge is not None and judge.class_head:
             expected[judge.class_head] = data.class_names[label]
@@ -52,16 +55,13 @@ def eval_conditions(
     return conditions
 
 
-def conditions_of(pipeline: Pipeline, data: ImageData, indices: Sequence[int]) -> list[Request]:
+def conditions_of(model: ImageModel, data: ImageData, indices: Sequence[int]) -> list[Request]:
     """The conditions of these very images: first caption for a text model, label for a class model (-1: the null)."""
-    if pipeline.has_text and not data.has_captions:
-        raise UserError(
-            f"{data.name}: no captions, which this text model needs", remedy="give the data that it was trained on"
-        )
-    if pipeline.has_classes:
-        _check_classes(pipeline, data)
-    labels = [data.label(index) if pipeline.has_classes else -1 for index in indices]
-    prompts = [data.captions(index)[0] if pipeline.has_text else "" for index in indices]
+    _check_captions(model, data)
+    if model.has_classes:
+        _check_classes(model, data)
+    labels = [data.label(index) if model.has_classes else -1 for index in indices]
+    prompts = [data.captions(index)[0] if model.has_text else "" for index in indices]
     pairs = zip(prompts, labels, strict=True)
     return [Request(prompt=prompt, class_label=label if label >= 0 else None) for prompt, label in pairs]
 
@@ -80,16 +80,23 @@ def balanced_indices(data: ImageData, count: int, seed: int) -> list[int]:
     for index in order:
         groups.setdefault(data.label(index) if data.class_names else -1, []).append(index)
     if len(groups) > 1:
-        groups.pop(-1, None)  # images without a label say nothing to a class model
+        groups.pop(-1, None)  # images without a label are no condition
     members = list(groups.values())
     return [members[k % len(members)][k // len(members) % len(members[k % len(members)])] for k in range(count)]
 
 
-def _check_classes(pipeline: Pipeline, data: ImageData) -> None:
+def _check_captions(model: ImageModel, data: ImageData) -> None:
+    if model.has_text and not data.has_captions:
+        raise UserError(
+            f"{data.name}: no captions, which this text model needs", remedy="give the data that it was trained on"
+        )
+
+
+def _check_classes(model: ImageModel, data: ImageData) -> None:
     if not data.class_names:
         raise UserError(
             f"{data.name}: no class labels, which this model needs", remedy="give the data that it was trained on"
         )
-    if tuple(pipeline.class_names) != tuple(data.class_names):
-        theirs, ours = (", ".join(names[:5]) for names in (data.class_names, pipeline.class_names))
+    if tuple(model.class_names) != tuple(data.class_names):
+        theirs, ours = (", ".join(names[:5]) for names in (data.class_names, model.class_names))
         raise UserError(f"{data.name}: its classes ({theirs}, ...) are not those of the model ({ours}, ...)")

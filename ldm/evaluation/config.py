@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.runtime.errors import UserError
+from ldm.evaluation.registry import OF_SAMPLES
+from ldm.evaluation.registry import metrics as registry
+from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.text import suggest
 
-OF_FOLDERS = ("fid", "kid", "sliced_fid", "fid_infinity", "precision", "recall", "density", "coverage")
-DISTANCES = (*OF_FOLDERS, "inception_score", "diversity", "clip_score")  # what is measured of samples
 _EXTRACTORS = ("auto", "inception", "trained", "dinov2", "clip")
-METRICS = (*DISTANCES, "memorisation", "calibration", "bits_per_dim", "bits_per_code")
 
 
 @dataclass(frozen=True)
@@ -17,14 +16,14 @@ class EvaluationConfig:
     """What to measure, on how many images, with which features."""
 
     metrics: tuple[str, ...] = ("fid", "kid")
-    """Distances between real and generated images: fid (Frechet), sliced_fid (along random directions), fid_infinity
-    (extrapolated to infinitely many images), kid (kernel). precision, density: how many samples lie where the data is;
-    recall, coverage: how much of the data they reach. inception_score: by the judge's classes; diversity: mean distance
-    of samples of one condition; clip_score: how well pictures fit their captions, 100 max(cos, 0) of CLIP's embeddings.
-    memorisation: how near samples are to training images, against how near held-out images are (with `output` also a
-    picture of the nearest). Of real images, and alone without samples: calibration, how far the confidence of the judge
-    and of the classifier can be believed; bits_per_dim, their likelihood; bits_per_code, that of their codes under a
-    prior."""
+    """What to measure; `ldm list metrics` says what each needs. Distances between real and generated images: fid
+    (Frechet), sliced_fid (along random directions), fid_infinity (extrapolated to infinitely many images), kid
+    (kernel). precision, density: how many samples lie where the data is; recall, coverage: how much of the data they
+    reach. inception_score: by the judge's classes; diversity: mean distance of samples of one condition; clip_score:
+    how well images fit their captions, 100 max(cos, 0) of CLIP's embeddings. memorisation: how near samples are to
+    training images, against how near held-out images are (with `output` also an image of the nearest). Of real images,
+    and alone without samples: calibration, the calibration error of the judge and of the classifier; bits_per_dim,
+    their likelihood; bits_per_code, that of their codes under a prior."""
     num_images: int = 1000
     """Images to generate. Distances depend on it: compare only equal numbers; published FIDs use 50000."""
     num_reference: int = 50000
@@ -50,42 +49,63 @@ class EvaluationConfig:
     """A file of `ldm evaluate reference` (or with mu and sigma of Inception features, for fid) to compare with, in
     place of features computed now; refused where it is of other images or another extractor."""
     allow_other_reference: bool = False
-    """Take a `reference` of other images than `data` and `split`; the manifest tells of what."""
+    """Take a `reference` of other images than `data` and `split`; the manifest says of which."""
     floor: bool = True
-    """Also measure real images that are not the reference, as many as samples: what a model of the data itself has."""
+    """Also measure real images that are not the reference, as many as samples: what the data itself has."""
     bootstrap: int = 100
     """Half-samples from which 95 % intervals of the distances are made, the reference being held; 0: no intervals."""
     judge: bool = True
-    """Also measure how often a judge, trained on the data set's attributes or labels, finds what was asked for."""
+    """Also measure how often a judge, trained on the data set's attributes or labels, finds those of the condition."""
 
     @property
-    def distances(self) -> tuple[str, ...]:
-        """The metrics that compare samples with images."""
-        return tuple(name for name in self.metrics if name in DISTANCES)
+    def needs(self) -> frozenset[str]:
+        """What the metrics need; see `MetricInfo`."""
+        return frozenset[str]().union(*(registry.info(name).needs for name in self.metrics))
 
     @property
-    def near(self) -> bool:
-        """Whether memorisation is asked for, which needs features as distances do."""
-        return "memorisation" in self.metrics
+    def sample_metrics(self) -> tuple[str, ...]:
+        """The metrics of samples and a reference alone."""
+        return tuple(name for name in self.metrics if registry.info(name).of_samples)
+
+    @property
+    def model_metrics(self) -> tuple[str, ...]:
+        """The others, in the order of the registry."""
+        return tuple(name for name in registry.names() if name in self.metrics and name not in self.sample_metrics)
 
     @property
     def without_samples(self) -> bool:
-        """Whether nothing is asked for that needs samples."""
-        return bool(self.metrics) and not self.distances and not self.near
+        """Whether no metric needs samples."""
+        return bool(self.metrics) and not self.needs & OF_SAMPLES
 
     def __post_init__(self) -> None:
         for name in self.metrics:
-            if name not in METRICS:
-                raise UserError(f"unknown metric {name!r}", remedy=suggest(name, METRICS), setting="metrics")
-        for name, least in (("num_images", 4), ("num_reference", 4), ("batch_size", 1), ("seed", 0), ("bootstrap", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"expected {least} or more, got {getattr(self, name)}", setting=name)
-        named = ("extractor", self.extractor, _EXTRACTORS), ("clip_model", self.clip_model, ("clip",))
-        for flag, name, known in named:
+            registry.check(name)
+        at_least(self, num_images=4, num_reference=4, batch_size=1, seed=0, bootstrap=0)
+        models = ("extractor", self.extractor, _EXTRACTORS), ("clip_model", self.clip_model, ("clip",))
+        for setting, name, known in models:
             local = name.startswith((".", "/", "~")) or Path(name).is_dir()
-            if name not in known and not local and name.count("/") != 1 and (name or flag == "extractor"):
+            if name not in known and not local and name.count("/") != 1 and (name or setting == "extractor"):
                 raise UserError(
                     f"unknown {name!r}",
                     remedy=f"{suggest(name, known)}, or a folder, or ORG/NAME of the hub",
-                    setting=flag,
+                    setting=setting,
                 )
+
+
+@dataclass(frozen=True)
+class LikelihoodConfig:
+    """How `metrics` bits_per_dim is measured."""
+
+    likelihood_images: int = 128
+    """Held-out images, drawn at random."""
+    bound_steps: int = 250
+    """Steps of the variational bound, equal in log-SNR; with fewer it is looser. 0: no bound."""
+    flow_steps: int = 50
+    """Heun steps of the probability-flow ODE, equal in log-SNR. 0: no ODE."""
+    flow_probes: int = 2
+    """Hutchinson's random vectors an image."""
+
+    def __post_init__(self) -> None:
+        at_least(self, likelihood_images=2, bound_steps=0, flow_steps=0, flow_probes=1)
+        if not self.bound_steps and not self.flow_steps:
+            raise UserError("`bound_steps` 0 `flow_steps` 0: nothing to measure", remedy="give one of them")

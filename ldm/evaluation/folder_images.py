@@ -83,13 +83,13 @@ class FolderImages:
 
     def sizes(self) -> Counter[tuple[int, int]]:
         """How many images there are of each (H, W), from the heads of the files; `UserError` names one that is none."""
-        found: Counter[tuple[int, int]] = Counter()
+        sizes: Counter[tuple[int, int]] = Counter()
         for name in self.names:
             try:
-                found[upright_size((self.folder / name).read_bytes())] += 1
+                sizes[upright_size((self.folder / name).read_bytes())] += 1
             except BadImageError as error:
                 raise self._refused(name, error) from None
-        return found
+        return sizes
 
     def images(self, batch_size: int, label: str) -> Iterator[Tensor]:
         """Batches (b, 3, H, W) in [-1, 1], neighbours of one size together; all of one size where they are resized."""

@@ -9,18 +9,20 @@ import torch
 from torch import Tensor
 
 from ldm.evaluation.baseline import RealBaseline, baseline_of_features, baseline_of_halves
-from ldm.evaluation.config import OF_FOLDERS, EvaluationConfig
+from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluators import Evaluators, prepare_extractor
 from ldm.evaluation.features.extractors import Extractor, extract
+from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.folder_images import FolderImages
 from ldm.evaluation.manifest import cautions, describe_evaluators
-from ldm.evaluation.metrics.figures import Samples, check_numbers, figures_of
-from ldm.evaluation.metrics.frechet import Gaussian
+from ldm.evaluation.metrics.base import MetricContext, Samples, check_metrics, measure_samples
 from ldm.evaluation.records import EvaluationResult
 from ldm.evaluation.references import ReferenceFile, opened_reference
+from ldm.evaluation.registry import metrics as registry
 from ldm.runtime.errors import UserError
 from ldm.runtime.text import printable
 
+_NEEDS = frozenset({"features", "real_features"})
 Sizes = Counter[tuple[int, int]]  # how many images there are of each (H, W)
 
 
@@ -36,18 +38,20 @@ def evaluate_folders(
     """Distances of all images of the folder `fake` from those of `real`, or with None from the `reference`.
 
     Without Inception's weights the features are trained on the folder `real`. `UserError` for images of more than one
-    size, unless all are to be resized to `resize` x `resize` pixels (bicubic, antialiased): a distance sees the size.
+    size, unless all are to be resized to `resize` x `resize` pixels (bicubic, antialiased): a distance depends on it.
     """
     config = config or EvaluationConfig()
-    foreign = [metric for metric in config.metrics if metric not in OF_FOLDERS]
+    foreign = [name for name in config.metrics if not registry.info(name).needs <= _NEEDS]
     if foreign or not config.metrics:
-        asked = f"{foreign[0]} needs a model" if foreign else "none is asked for"
-        raise UserError(f"two folders can only be compared by {', '.join(OF_FOLDERS)}, and {asked}", setting="metrics")
+        known = ", ".join(name for name in registry.names() if registry.info(name).needs <= _NEEDS)
+        reason = f"{foreign[0]} needs a model" if foreign else "none is named"
+        raise UserError(f"two folders can only be compared by {known}, and {reason}", setting="metrics")
     if (real is None) == (not config.reference):
         raise UserError("give the real images either as `real` FOLDER or as `reference` FILE")
     file = opened_reference(config)
     theirs, ours = None if real is None else FolderImages(real, resize), FolderImages(fake, resize)
-    check_numbers(config, len(ours), len(theirs) if theirs is not None else file.count if file is not None else 0)
+    num_reference = len(theirs) if theirs is not None else file.count if file is not None else 0
+    check_metrics(config.metrics, MetricContext(config, len(ours), num_reference))
     sizes = _checked_sizes(theirs, ours, file)
     if evaluators is None or evaluators.extractor is None:
         evaluators = Evaluators(prepare_extractor(theirs, config, device=device), None)
@@ -60,23 +64,23 @@ def evaluate_folders(
         "fake": ours.name,
         "num_reference": len(a) if isinstance(a, Tensor) else a.count,
         "num_images": len(b),
-        "sizes": [{f"{w}x{h}": count for (h, w), count in seen.most_common(8)} for seen in sizes],
+        "sizes": [{f"{w}x{h}": count for (h, w), count in counts.most_common(8)} for counts in sizes],
         "resized": f"to {resize} x {resize}, bicubic antialiased" if resize else "no",
         "seed": config.seed,
     }
-    floor = RealBaseline()
+    baseline = RealBaseline()
     if isinstance(a, Tensor) and theirs is not None:
-        floor = baseline_of_halves(a, config, evaluators, len(b)) if config.floor else floor
+        baseline = baseline_of_halves(a, config, evaluators, len(b)) if config.floor else baseline
     elif file is not None:
         manifest["reference"] = file.manifest()
         others = file.others.to(b.device)
         name = f"real, of {printable(file.metadata.data)} ({printable(file.metadata.others_split)})"
-        floor = baseline_of_features(others, a, config, evaluators, len(b), name)
+        baseline = baseline_of_features(others, a, config, evaluators, len(b), name)
     return EvaluationResult(
-        figures_of(Samples(a, b, extractor), config),
-        manifest | {"floor": floor.provenance},
+        measure_samples(Samples(a, b, extractor), config),
+        manifest | {"floor": baseline.provenance},
         warnings=cautions(len(b), manifest["num_reference"], evaluators),
-        baseline=floor.figures,
+        baseline=baseline.figures,
     )
 
 
@@ -90,32 +94,32 @@ def _real(
 
 
 def _checked_sizes(real: FolderImages | None, fake: FolderImages, file: ReferenceFile | None) -> tuple[Sizes, ...]:
-    """The sizes of the files; `UserError` where they are not one, and nobody asked for resizing."""
+    """The sizes of the files; `UserError` where they are not one, and they are not resized."""
     folders = [folder for folder in (real, fake) if folder is not None]
-    found = tuple(folder.sizes() for folder in folders)
-    for folder, sizes in zip(folders, found, strict=True):
+    counts = tuple(folder.sizes() for folder in folders)
+    for folder, sizes in zip(folders, counts, strict=True):
         if len(sizes) > 1 and not folder.resize:
             raise UserError(
-                f"{printable(folder.folder)}: holds images of {_told(sizes)}",
+                f"{printable(folder.folder)}: holds images of {_sizes_text(sizes)}",
                 remedy="give `resize` PIXELS, or one size",
             )
-    if real is not None and found[0].keys() != found[1].keys() and not fake.resize:
+    if real is not None and counts[0].keys() != counts[1].keys() and not fake.resize:
         raise UserError(
-            (f"has images of {_told(found[0])}, `fake` of {_told(found[1])}: a distance sees the difference"),
+            f"has images of {_sizes_text(counts[0])}, `fake` of {_sizes_text(counts[1])}: a distance depends on it",
             remedy="give `resize` PIXELS, or images of one size",
             setting="real",
         )
-    wanted = file.metadata.image_size if file is not None else 0
-    given = [(fake.resize, fake.resize)] if fake.resize else list(found[-1])
-    if wanted and given != [(wanted, wanted)]:
+    size = file.metadata.image_size if file is not None else 0
+    given = [(fake.resize, fake.resize)] if fake.resize else list(counts[-1])
+    if size and given != [(size, size)]:
         raise UserError(
-            (f"has images of {_told(Counter(dict.fromkeys(given, 1)))}, the reference is of {wanted} x {wanted}"),
-            remedy=f"give `resize` {wanted}, or a reference of that size",
+            f"has images of {_sizes_text(Counter(dict.fromkeys(given, 1)))}, the reference is of {size} x {size}",
+            remedy=f"give `resize` {size}, or a reference of that size",
             setting="fake",
         )
-    return found
+    return counts
 
 
-def _told(sizes: Sizes) -> str:
-    each = [f"{w} x {h}" for (h, w), _ in sizes.most_common(4)]
-    return ", ".join(each) + (f" and {len(sizes) - 4} more sizes" if len(sizes) > 4 else "")
+def _sizes_text(sizes: Sizes) -> str:
+    texts = [f"{w} x {h}" for (h, w), _ in sizes.most_common(4)]
+    return ", ".join(texts) + (f" and {len(sizes) - 4} more sizes" if len(sizes) > 4 else "")

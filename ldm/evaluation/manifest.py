@@ -21,7 +21,7 @@ def describe(
 ) -> dict[str, Any]:
     """The manifest, but for the sampler: what the figures of the model in `folder` hold for."""
     balanced = f"balanced over {len(data.class_names)} classes" if data.class_names else "as drawn from the data"
-    facts = describe_evaluators(evaluators) | {
+    manifest = describe_evaluators(evaluators) | {
         "data": data.name,
         "split": data.split,
         "data_fingerprint": data.fingerprint,
@@ -33,7 +33,7 @@ def describe(
         "weights": weights_of(folder),
     }
     file = opened_reference(config)
-    return facts if file is None else facts | {"reference": file.manifest()}
+    return manifest if file is None else manifest | {"reference": file.manifest()}
 
 
 def count_of_reference(data: ImageData, config: EvaluationConfig) -> int:
@@ -43,44 +43,44 @@ def count_of_reference(data: ImageData, config: EvaluationConfig) -> int:
 
 
 def weights_of(folder: Path | None) -> str:
-    """Whether the weights of a model are averaged, as its folder tells."""
+    """Whether the weights of a model are averaged, as its folder says."""
     index = read_json(folder / INDEX) if folder is not None and (folder / INDEX).is_file() else {}
-    told = index.get(WEIGHTS) if isinstance(index, dict) else None
-    if isinstance(told, str):
-        return printable(told, 80)
+    weights = index.get(WEIGHTS) if isinstance(index, dict) else None
+    if isinstance(weights, str):
+        return printable(weights, 80)
     return "as published in the model folder, which does not tell whether they are an EMA"
 
 
 def cautions(num_images: int, num_reference: int, evaluators: Evaluators) -> tuple[str, ...]:
     """What to be careful about when the figures are quoted."""
-    found = []
+    notes = []
     extractor, judge = evaluators.extractor, evaluators.judge
     fewest = min(num_images, num_reference or num_images)
     if extractor is not None and fewest < _SMALL:
-        found.append(f"N = {fewest}: the Frechet distance is biased upwards; compare only figures of equal N")
+        notes.append(f"N = {fewest}: the Frechet distance is biased upwards; compare only figures of equal N")
     if extractor is not None and fewest <= extractor.dim:
-        found.append(
+        notes.append(
             f"N = {fewest} is not above the {extractor.dim} feature dimensions: the covariance is rank-deficient"
         )
     if extractor is not None and extractor.name != "inception":
-        found.append(f"features are {extractor.name}, not Inception: comparable only under this very name")
+        notes.append(f"features are {extractor.name}, not Inception: comparable only under this very name")
     for name, accuracy in judge.accuracy.items() if judge is not None else ():
         if not accuracy >= 0.95:
-            found.append(f"the judge of {name} is right in only {100 * accuracy:.1f} % of held-out real images")
-    return tuple(found)
+            notes.append(f"the judge of {name} is right in only {100 * accuracy:.1f} % of held-out real images")
+    return tuple(notes)
 
 
 def describe_evaluators(evaluators: Evaluators) -> dict[str, Any]:
     extractor, judge = evaluators.extractor, evaluators.judge
-    facts: dict[str, Any] = {}
+    manifest: dict[str, Any] = {}
     if extractor is not None:
-        facts |= {"extractor": extractor.name, "dim": extractor.dim, "preprocessing": extractor.preprocessing}
+        manifest |= {"extractor": extractor.name, "dim": extractor.dim, "preprocessing": extractor.preprocessing}
     if judge is not None:
-        facts |= {
+        manifest |= {
             "judge": judge.name,
             "judge_accuracy": dict(judge.accuracy),
             "judge_held_out": judge.metadata.held_out,
         }
     if evaluators.clip is not None:
-        facts["clip_score"] = f"{evaluators.clip.FORM}; {evaluators.clip.name}"
-    return facts
+        manifest["clip_score"] = f"{evaluators.clip.FORM}; {evaluators.clip.name}"
+    return manifest

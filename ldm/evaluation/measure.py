@@ -1,11 +1,10 @@
-"""From conditions to figures: samples are drawn, seen by the instruments and forgotten, on one process or several."""
+"""From conditions to figures: samples are drawn, features extracted and the images dropped, on one process or more."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,24 +12,26 @@ from torch import Tensor
 from ldm.evaluation.conditions import EvalCondition
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluators import Evaluators
+from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.features.judge import Score
-from ldm.evaluation.metrics.figures import Samples, figures_of
-from ldm.evaluation.metrics.frechet import Gaussian
+from ldm.evaluation.metrics.base import Samples, measure_samples
 from ldm.evaluation.records import MetricValue
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.progress import progress
 from ldm.sampling.config import SamplingConfig
-from ldm.sampling.pipeline import Pipeline
-from ldm.sampling.plan import SamplingPlan
+from ldm.sampling.image_model import ImageModel, Plan
+
+
+class EvaluationStopped(Exception):  # noqa: N818  (not an error)
+    """The process was asked to stop before all samples were drawn."""
 
 
 @dataclass(frozen=True)
 class SampleStats:
-    """What the instruments saw of `count` samples, what these cost, and the first of them; what follows may be added.
+    """What was extracted of `count` samples, what these cost, and the first of them; parts can be joined.
 
-    `features` (count, D) and the judge's `class_probs` on the class (count, K) are empty where they were not asked for,
-    so are `text_scores` (count,);
-    `images` (kept, 3, H, W) in [-1, 1] are on the CPU.
+    `features` (count, D), the judge's `class_probs` (count, K) and CLIP's `text_scores` (count,) are empty where no
+    metric needs them; `images` (keep, 3, H, W) in [-1, 1] are on the CPU.
     """
 
     count: int = 0
@@ -60,6 +61,11 @@ class SampleStats:
             _cat([part.images for part in parts]),
         )
 
+    def cpu(self) -> SampleStats:
+        """The same with all tensors on the CPU."""
+        tensors = {name: getattr(self, name).cpu() for name in ("features", "class_probs", "text_scores")}
+        return replace(self, **tensors)
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -68,25 +74,26 @@ class Measurement:
     figures: tuple[MetricValue, ...]
     evaluations_per_image: float
     seconds_per_image: float
-    images: Tensor  # (kept, 3, H, W) in [-1, 1], on the CPU
+    images: Tensor  # (keep, 3, H, W) in [-1, 1], on the CPU
     features: Tensor = field(default_factory=lambda: torch.empty(0))  # (N, D) of all samples
 
 
 def measure(
-    pipeline: Pipeline,
+    model: ImageModel,
     conditions: Sequence[EvalCondition],
-    sampling: SamplingConfig | SamplingPlan,
+    sampling: SamplingConfig | Plan,
     config: EvaluationConfig,
     evaluators: Evaluators,
     reference: Tensor | Gaussian | None,
     *,
     keep: int = 0,
     label: str = "sampling",
+    stop: Callable[[], object] = bool,
     processes: Processes = SINGLE_PROCESS,
 ) -> Measurement:
-    """Sample under the drawn conditions and measure; images stay on the device but for the first `keep`."""
+    """Sample under the conditions and measure; images stay on the device but for the first `keep`."""
     sample_stats = sample_and_extract(
-        pipeline, conditions, sampling, config, evaluators, keep=keep, label=label, processes=processes
+        model, conditions, sampling, config, evaluators, keep=keep, label=label, stop=stop, processes=processes
     )
     return processes.run_on_main_and_broadcast(
         lambda: compute_metrics(sample_stats, conditions, config, evaluators, reference)
@@ -94,9 +101,9 @@ def measure(
 
 
 def sample_and_extract(
-    pipeline: Pipeline,
+    model: ImageModel,
     conditions: Sequence[EvalCondition],
-    sampling: SamplingConfig | SamplingPlan,
+    sampling: SamplingConfig | Plan,
     config: EvaluationConfig,
     evaluators: Evaluators,
     *,
@@ -104,56 +111,45 @@ def sample_and_extract(
     keep: int = 0,
     label: str = "sampling",
     on_batch: Callable[[int], None] | None = None,
+    stop: Callable[[], object] = bool,
     processes: Processes = SINGLE_PROCESS,
 ) -> SampleStats:
-    """Sample under the drawn conditions but the `first`, and look at the samples, each in its own batch's process.
+    """Sample under the conditions but the `first`, and extract what the metrics need in the process of each batch.
 
-    What is seen is the first process's to tell, complete and in order; the others get nothing. `on_batch` is told the
-    number of samples of each batch, and takes the place of the progress bar named `label`.
+    The main process gets the whole, in order; the others get nothing. `on_batch` gets the number of samples of each
+    batch, and takes the place of the progress bar named `label`. `EvaluationStopped` as soon as `stop()` is true after
+    a batch.
     """
-    asked = list(conditions[first:])
-    options: dict[str, Any] = (
-        {"shard": processes.shard} if processes.count > 1 else {}
-    )  # what draws without diffusion takes none
-    batches = pipeline.generate(
-        [each.request for each in asked],
+    remaining = list(conditions[first:])
+    batches = model.generate(
+        [condition.request for condition in remaining],
         sampling,
         seed=config.seed,
         first_index=first,
         batch_size=config.batch_size,
-        **options,
+        shard=processes.shard,
     )
-    places = processes.batch_starts(len(asked), config.batch_size)
-    told = progress(places, label) if processes.is_main and on_batch is None else places
+    starts = processes.batch_starts(len(remaining), config.batch_size)
     parts: list[tuple[int, SampleStats]] = []
-    for place in told:
-        start = time.perf_counter()
+    for start in progress(starts, label) if processes.is_main and on_batch is None else starts:
+        started = time.perf_counter()
         images = next(batches)  # (b, 3, H, W)
+        if stop():
+            raise EvaluationStopped
         _wait(images.device)
-        seconds = time.perf_counter() - start
-        wanted = asked[place : place + len(images)]
-        parts.append((place, _seen(images, wanted, config, evaluators, seconds, max(0, keep - first - place))))
+        seconds = time.perf_counter() - started
+        batch = remaining[start : start + len(images)]
+        parts.append((start, _extract(images, batch, config, evaluators, seconds, max(0, keep - first - start))))
         if on_batch is not None:
-            on_batch(min(processes.count * config.batch_size, len(asked) - place))
+            on_batch(min(processes.count * config.batch_size, len(remaining) - start))
     for _ in batches:
         raise RuntimeError("more batches than conditions")
-    cost = SampleStats(evaluations=pipeline.evaluations)
+    cost = SampleStats(evaluations=model.evaluations)
     if processes.count > 1:
-        parts = [
-            (
-                place,
-                replace(
-                    part,
-                    features=part.features.cpu(),
-                    class_probs=part.class_probs.cpu(),
-                    text_scores=part.text_scores.cpu(),
-                ),
-            )
-            for place, part in parts
-        ]
-    everyone = processes.gather((parts, cost))
-    in_order = sorted((part for those, _ in everyone for part in those), key=lambda part: part[0])
-    return SampleStats.joined([*(part for _, part in in_order), *(each for _, each in everyone)])
+        parts = [(start, part.cpu()) for start, part in parts]
+    gathered = processes.gather((parts, cost))
+    in_order = sorted((part for shard, _ in gathered for part in shard), key=lambda part: part[0])
+    return SampleStats.joined([*(part for _, part in in_order), *(cost for _, cost in gathered)])
 
 
 def compute_metrics(
@@ -163,9 +159,9 @@ def compute_metrics(
     evaluators: Evaluators,
     reference: Tensor | Gaussian | None,
 ) -> Measurement:
-    """The figures of what was seen under these conditions."""
+    """The figures of samples drawn under these conditions."""
     if sample_stats.count != len(conditions):
-        raise ValueError(f"{sample_stats.count} samples were seen under {len(conditions)} conditions")
+        raise ValueError(f"{sample_stats.count} samples were drawn under {len(conditions)} conditions")
     figures: tuple[MetricValue, ...] = ()
     judge = evaluators.judge
     if evaluators.extractor is not None and reference is not None:
@@ -173,13 +169,13 @@ def compute_metrics(
             reference,
             sample_stats.features.to(reference.device),
             evaluators.extractor,
-            [(each.request.prompt, each.request.class_label) for each in conditions],
+            [(condition.request.prompt, condition.request.class_label) for condition in conditions],
             sample_stats.class_probs.to(reference.device) if len(sample_stats.class_probs) else None,
             judge.name if judge is not None else "",
             sample_stats.text_scores if len(sample_stats.text_scores) else None,
             evaluators.clip.name if evaluators.clip is not None else "",
         )
-        figures = figures_of(samples, config)
+        figures = measure_samples(samples, config)
     figures += tuple(
         MetricValue(f"accuracy/{name}", f"accuracy[{name}]", score.share, score.standard_error, higher_is_better=True)
         for name, score in sample_stats.scores.items()
@@ -193,9 +189,9 @@ def compute_metrics(
     )
 
 
-def _seen(
+def _extract(
     images: Tensor,
-    told: Sequence[EvalCondition],
+    conditions: Sequence[EvalCondition],
     config: EvaluationConfig,
     evaluators: Evaluators,
     seconds: float,
@@ -205,18 +201,18 @@ def _seen(
     features = nothing if evaluators.extractor is None else evaluators.extractor(images)
     class_probs, scores = nothing, {}
     if judge is not None:
-        scores = judge.score(images, [each.expected_attributes for each in told])
-        if judge.class_head and "inception_score" in config.metrics:
+        scores = judge.score(images, [condition.expected_attributes for condition in conditions])
+        if judge.class_head and "class_probs" in config.needs:
             class_probs = judge.probabilities(images)[judge.class_head]
     texts = nothing
     if evaluators.clip is not None:
-        texts = evaluators.clip(images, [each.request.prompt for each in told])
+        texts = evaluators.clip(images, [condition.request.prompt for condition in conditions])
     return SampleStats(len(images), features, class_probs, texts, scores, 0, seconds, images[:keep].cpu())
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:
-    held = [part for part in parts if len(part)]
-    return torch.cat([part.to(held[-1].device) for part in held]) if held else torch.empty(0)
+    filled = [part for part in parts if len(part)]
+    return torch.cat([part.to(filled[-1].device) for part in filled]) if filled else torch.empty(0)
 
 
 def _wait(device: torch.device) -> None:

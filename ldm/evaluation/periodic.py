@@ -1,10 +1,8 @@
-"""Evaluation of a model in training: the same instruments and real images at every step, so that the steps compare."""
+"""Evaluation of a model in training: the same evaluators and real images at every step, so that the steps compare."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -12,22 +10,21 @@ from torch import Tensor
 
 from ldm.data.dataset import ImageData
 from ldm.evaluation.conditions import eval_conditions
-from ldm.evaluation.config import DISTANCES, EvaluationConfig
+from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluate import reference_features
 from ldm.evaluation.evaluators import Evaluators, prepare_evaluators
 from ldm.evaluation.features.extractors import inception_extractor
+from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.manifest import cautions, describe
 from ldm.evaluation.measure import measure
-from ldm.evaluation.metrics.figures import check_numbers
-from ldm.evaluation.metrics.frechet import Gaussian
+from ldm.evaluation.metrics.base import MetricContext, check_metrics
 from ldm.evaluation.records import EvaluationResult
+from ldm.evaluation.registry import metrics as registry
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.text import suggest
 from ldm.sampling.config import SamplingConfig
-from ldm.sampling.pipeline import Pipeline
-
-_METRICS = tuple(name for name in DISTANCES if name != "clip_score")  # a CLIP is too much for a training
+from ldm.sampling.image_model import ImageModel
 
 
 @dataclass(frozen=True)
@@ -36,10 +33,10 @@ class EvalConfig:
 
     eval_every: int = 0
     """Draw samples of the averaged weights and measure them every so many steps, and at the end; 0: never. The best
-    model so far is kept in best/, the figures with all that they hold for in evaluations/."""
+    model so far is in best/, the figures with their manifest in evaluations/."""
     eval_metrics: tuple[str, ...] = ("fid", "kid")
     """What is measured: fid, kid, precision, recall, ...; see `ldm evaluate --help`. Where the data has attributes or
-    labels, a judge also tells how often the pictures show what was asked for."""
+    labels, a judge also measures how often the images show those of their condition."""
     eval_best_by: str = ""
     """Which of `eval_metrics` chooses the model in best/; unset: the first."""
     eval_num_images: int = 1000
@@ -63,10 +60,10 @@ class EvalConfig:
         at_least(self, eval_every=0, eval_num_images=4, eval_num_reference=4, eval_batch_size=1, eval_seed=0)
         at_least(self, eval_guidance_scale=0)
         if not self.eval_metrics:
-            raise UserError(f"expected one or more of {', '.join(_METRICS)}", setting="eval_metrics")
+            raise UserError(f"expected one or more of {', '.join(_metrics())}", setting="eval_metrics")
         for name in self.eval_metrics:
-            if name not in _METRICS:
-                raise UserError(f"unknown metric {name!r}", remedy=suggest(name, _METRICS), setting="eval_metrics")
+            if name not in registry.names() or not _allowed(name):
+                raise UserError(f"unknown metric {name!r}", remedy=suggest(name, _metrics()), setting="eval_metrics")
         if self.eval_best_by and self.eval_best_by not in self.eval_metrics:
             known = suggest(self.eval_best_by, self.eval_metrics)
             raise UserError("not one of `eval_metrics`", setting="eval_best_by", value=self.eval_best_by, remedy=known)
@@ -82,16 +79,19 @@ class EvalConfig:
 
     def evaluation(self) -> EvaluationConfig:
         """The same settings as `ldm evaluate` has them, without intervals, which choose nothing."""
-        return EvaluationConfig(
-            metrics=self.eval_metrics,
-            num_images=self.eval_num_images,
-            num_reference=self.eval_num_reference,
-            seed=self.eval_seed,
-            batch_size=self.eval_batch_size,
-            extractor=self.eval_extractor,
-            inception_weights=self.eval_inception_weights,
-            bootstrap=0,
-        )
+        own = asdict(self)
+        shared = {f.name: own[f"eval_{f.name}"] for f in fields(EvaluationConfig) if f"eval_{f.name}" in own}
+        return EvaluationConfig(**shared, bootstrap=0)
+
+
+def _allowed(name: str) -> bool:
+    """Whether a metric can be measured in training: of samples, without CLIP, which is too large there."""
+    info = registry.info(name)
+    return info.of_samples and "captions" not in info.needs
+
+
+def _metrics() -> tuple[str, ...]:
+    return tuple(name for name in registry.names() if _allowed(name))
 
 
 @dataclass(frozen=True)
@@ -107,34 +107,36 @@ class DiffusionEvalConfig(EvalConfig):
         return replace(super().sampling(), sampler=self.eval_sampler, num_inference_steps=self.eval_num_inference_steps)
 
 
-class EvaluationStopped(Exception):  # noqa: N818  (not an error)
-    """The process was asked to stop before all samples were drawn."""
-
-
 class PeriodicEvaluator:
     """Evaluates models of one data set under the same settings again and again.
 
-    Instruments and the features of the real images are made at the first evaluation and kept.
+    The evaluators and the features of the real images are made at the first evaluation.
     """
 
-    def __init__(self, config: EvalConfig, reference: ImageData, train: ImageData, pipeline: Pipeline) -> None:
-        """`pipeline` is the untrained model: `UserError` for what it, or the data, can never be evaluated by."""
+    def __init__(self, config: EvalConfig, reference: ImageData, train: ImageData, model: ImageModel) -> None:
+        """`model` is the untrained one: `UserError` where it, or the data, can never be evaluated so."""
         self.config, self.reference, self.train = config, reference, train
-        self._made: tuple[Evaluators, Tensor | Gaussian | None] | None = None
-        with _own_flags():
-            evaluation = config.evaluation()
-            requests = [each.request for each in eval_conditions(pipeline, reference, 1, config.eval_seed)]
-            pipeline.check(requests, config.sampling())
-            check_numbers(evaluation, evaluation.num_images, min(evaluation.num_reference, len(reference)))
-            if "inception_score" in config.eval_metrics and not reference.class_names:
-                raise UserError(f"{reference.name} has no classes", setting="eval_metrics", value="inception_score")
-            if config.eval_extractor == "inception" and not inception_extractor(config.eval_inception_weights):
-                raise UserError(
-                    "its weights are not here",
-                    remedy="give `eval_inception_weights` FILE",
-                    setting="extractor",
-                    value="inception",
-                )
+        self._cached: tuple[Evaluators, Tensor | Gaussian | None] | None = None
+        try:
+            self._check(model)
+        except UserError as error:
+            names = [field.name.removeprefix("eval_") for field in fields(config)]
+            raise error.with_prefix("eval_", names) from None
+
+    def _check(self, model: ImageModel) -> None:
+        config, sampling = self.config.evaluation(), self.config.sampling()
+        requests = [condition.request for condition in eval_conditions(model, self.reference, 1, config.seed)]
+        model.check(requests, sampling)
+        num_reference = min(config.num_reference, len(self.reference))
+        plan = MetricContext(config, config.num_images, num_reference, model, self.reference, sampling=sampling)
+        check_metrics(config.metrics, plan)
+        if config.extractor == "inception" and not inception_extractor(config.inception_weights):
+            raise UserError(
+                "its weights are not here",
+                remedy="give `inception_weights` FILE",
+                setting="extractor",
+                value="inception",
+            )
 
     @property
     def comparable_settings(self) -> dict[str, Any]:
@@ -145,56 +147,40 @@ class PeriodicEvaluator:
         return {**settings, "eval_metrics": list(self.config.eval_metrics), "data": self.reference.fingerprint}
 
     def __call__(
-        self, pipeline: Pipeline, stop: Callable[[], object] = bool, processes: Processes = SINGLE_PROCESS
+        self,
+        model: ImageModel,
+        stop: Callable[[], object] = bool,
+        processes: Processes = SINGLE_PROCESS,
     ) -> EvaluationResult:
         """Figures of the model as it stands; `EvaluationStopped` as soon as `stop()` is true after a batch.
 
-        Several `processes`, all of which must call this, share the work; they do not listen to `stop`.
+        Several `processes`, all of which must call this, share the work and ignore `stop`.
         """
         config, sampling = self.config.evaluation(), self.config.sampling()
-        if self._made is None:
+        if self._cached is None:
             evaluators = processes.main_process_first(
-                lambda: prepare_evaluators(self.train, config, device=pipeline.device)
+                lambda: prepare_evaluators(self.train, config, device=model.device)
             )
-            self._made = evaluators, reference_features(self.reference, evaluators, config, processes)
-        evaluators, features = self._made
-        conditions = eval_conditions(pipeline, self.reference, config.num_images, config.seed, judge=evaluators.judge)
-        drawing: Any = _Stoppable(pipeline, stop) if processes.count == 1 else pipeline
-        found = measure(
-            drawing, conditions, sampling, config, evaluators, features, label="evaluation", processes=processes
+            self._cached = evaluators, reference_features(self.reference, evaluators, config, processes)
+        evaluators, features = self._cached
+        conditions = eval_conditions(model, self.reference, config.num_images, config.seed, judge=evaluators.judge)
+        measurement = measure(
+            model,
+            conditions,
+            sampling,
+            config,
+            evaluators,
+            features,
+            label="evaluation",
+            stop=stop if processes.count == 1 else bool,
+            processes=processes,
         )
         manifest = describe(self.reference, config, evaluators) | {"sampling": asdict(sampling)}
         manifest["weights"] = "those that the run publishes, at this step"
         return EvaluationResult(
-            found.figures,
+            measurement.figures,
             manifest,
-            found.evaluations_per_image,
-            found.seconds_per_image,
+            measurement.evaluations_per_image,
+            measurement.seconds_per_image,
             cautions(config.num_images, manifest["num_reference"], evaluators),
         )
-
-
-class _Stoppable:
-    """A pipeline whose samples end with `EvaluationStopped` when asked to."""
-
-    def __init__(self, pipeline: Pipeline, stop: Callable[[], object]) -> None:
-        self._pipeline, self._stop = pipeline, stop
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pipeline, name)
-
-    def generate(self, *arguments: Any, **settings: Any) -> Iterator[Tensor]:
-        for batch in self._pipeline.generate(*arguments, **settings):
-            if self._stop():
-                raise EvaluationStopped
-            yield batch
-
-
-@contextmanager
-def _own_flags() -> Iterator[None]:
-    """Name a setting in a refusal by the flag that sets it here: `eval_num_images` for `num_images`."""
-    own = "|".join(each.name.removeprefix("eval_") for each in fields(DiffusionEvalConfig))
-    try:
-        yield
-    except UserError as error:
-        raise UserError(re.sub(rf"`(?=(?:{own})`)", "`eval_", str(error))) from None

@@ -18,7 +18,7 @@ class MetricValue:
     value: float
     standard_error: float | None = None
     higher_is_better: bool = False
-    interval: tuple[float, float] | None = None  # of 95 %, see `ldm.evaluation.metrics.intervals`
+    interval: tuple[float, float] | None = None  # of 95 %, see `ldm.evaluation.intervals`
     halves: tuple[float, ...] = ()  # the figure of each half-sample, from which the interval and differences follow
 
 
@@ -34,10 +34,10 @@ class EvaluationResult:
     baseline: tuple[MetricValue, ...] = ()  # figures of real images other than the reference; "floor" in JSON
 
     def __getitem__(self, metric: str) -> MetricValue:
-        found = [figure for figure in self.figures if figure.metric == metric]
-        if not found:
+        figures = [figure for figure in self.figures if figure.metric == metric]
+        if not figures:
             raise KeyError(f"{metric}; measured: {', '.join(figure.metric for figure in self.figures)}")
-        return found[0]
+        return figures[0]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json`; what is not finite becomes None."""

@@ -23,15 +23,16 @@ from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.features.archive import Archive, save_archive
 from ldm.evaluation.features.extractors import Extractor, InceptionExtractor, TrainedExtractor
 from ldm.evaluation.features.feature_cache import chosen_indices, features_of
+from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.features.small_network import NetworkMetadata, SmallNetwork, working_size
-from ldm.evaluation.metrics.frechet import Gaussian
-from ldm.evaluation.metrics.manifold import MOST
+from ldm.evaluation.registry import metrics as registry
 from ldm.runtime.errors import UserError
 from ldm.runtime.settings import from_mapping
 from ldm.runtime.text import printable
 
 _NETWORK = "network."
 _MOST_CLASSES = 100_000
+_MOST_OTHERS = 10_000  # images of the other split
 
 
 @dataclass(frozen=True)
@@ -123,14 +124,14 @@ class ReferenceFile:
             raise UserError(
                 f"the network in it cannot be used ({reason})", setting="reference", value=self.archive.path
             ) from None
-        found = TrainedExtractor(network.requires_grad_(False), replace(metadata, heads=heads), device)
-        if found.name != self.metadata.extractor:
+        extractor = TrainedExtractor(network.requires_grad_(False), replace(metadata, heads=heads), device)
+        if extractor.name != self.metadata.extractor:
             raise UserError(
-                f"the network in it is {found.name}, not {self.metadata.extractor}",
+                f"the network in it is {extractor.name}, not {self.metadata.extractor}",
                 setting="reference",
                 value=self.archive.path,
             )
-        return found
+        return extractor
 
     def check_extractor(self, extractor: Extractor) -> None:
         """`UserError` for features of another extractor: their distances mean nothing."""
@@ -149,11 +150,11 @@ class ReferenceFile:
     def real_for(self, extractor: Extractor) -> Tensor | Gaussian:
         """`real` on the extractor's device; `UserError` for features of another one."""
         self.check_extractor(extractor)
-        return self.real.to(getattr(extractor, "device", "cpu"))
+        return self.real.to(extractor.device)
 
     def check_metrics(self, config: EvaluationConfig) -> None:
-        """`UserError` for what moments alone cannot tell."""
-        wrong = [name for name in config.distances if name not in ("fid", "inception_score", "diversity", "clip_score")]
+        """`UserError` for a metric that moments do not suffice for."""
+        wrong = [name for name in config.sample_metrics if "real_features" in registry.info(name).needs]
         if self.foreign and wrong:
             raise UserError(
                 f"needs features, and {self.archive.path} holds moments alone, good for fid",
@@ -180,28 +181,28 @@ class ReferenceFile:
 
     def manifest(self) -> dict[str, Any]:
         """For the manifest of the figures: what the reference is."""
-        told = {name: value for name, value in asdict(self.metadata).items() if name not in ("network", "version")}
-        safe = {name: printable(value) if isinstance(value, str) else value for name, value in told.items()}
+        public = {name: value for name, value in asdict(self.metadata).items() if name not in ("network", "version")}
+        safe = {name: printable(value) if isinstance(value, str) else value for name, value in public.items()}
         return {"file": printable(self.name), "count": self.count or "not known", **safe}
 
     def _tensor(self, name: str) -> Tensor:
-        found = torch.from_numpy(self.archive.read(name))
-        if not found.isfinite().all():
+        tensor = torch.from_numpy(self.archive.read(name))
+        if not tensor.isfinite().all():
             raise UserError(
                 f"its array {name} holds values that are not finite", setting="reference", value=self.archive.path
             )
-        return found
+        return tensor
 
 
 def opened_reference(config: EvaluationConfig, data: ImageData | None = None) -> ReferenceFile | None:
     """The file that the settings name, checked against the metrics and the data; None where they name none."""
     if not config.reference:
         return None
-    found = ReferenceFile(config.reference)
-    found.check_metrics(config)
+    file = ReferenceFile(config.reference)
+    file.check_metrics(config)
     if data is not None:
-        found.check_data(data, config)
-    return found
+        file.check_data(data, config)
+    return file
 
 
 def save_reference(
@@ -212,7 +213,7 @@ def save_reference(
     features = features_of(extractor, data, indices, batch_size=config.batch_size, label="features of the data")
     held = torch.empty(0, extractor.dim)
     if others is not None:
-        indices = chosen_indices(len(others), MOST, config.seed)
+        indices = chosen_indices(len(others), _MOST_OTHERS, config.seed)
         held = features_of(extractor, others, indices, batch_size=config.batch_size, label="features of other images")
     network = ""
     arrays: dict[str, np.ndarray] = {}
@@ -241,5 +242,5 @@ def save_reference(
 
 def moments(features: Tensor) -> dict[str, np.ndarray]:
     """Mean and unbiased covariance of features (N, D), float64, as `mu` and `sigma`."""
-    found = Gaussian.fit(features)
-    return {"mu": found.mean.cpu().numpy(), "sigma": (found.factor.T @ found.factor).cpu().numpy()}
+    fitted = Gaussian.fit(features)
+    return {"mu": fitted.mean.cpu().numpy(), "sigma": (fitted.factor.T @ fitted.factor).cpu().numpy()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 class UserError(ValueError):
@@ -19,7 +19,18 @@ class UserError(ValueError):
         settings = (setting,) if isinstance(setting, str) else tuple(setting)
         subject = ", ".join(f"`{name}`" for name in settings) + ("" if value is None else f" {value}")
         super().__init__((f"{subject}: " if subject else "") + problem + (f"; {remedy}" if remedy else ""))
-        self.settings, self.problem, self.remedy = settings, problem, remedy
+        self.settings, self.problem, self.value, self.remedy = settings, problem, value, remedy
+
+    def with_prefix(self, prefix: str, names: Collection[str]) -> UserError:
+        """The same error where the settings `names` have this prefix, as `num_images` is `eval_num_images`."""
+
+        def renamed(text: str) -> str:
+            for name in names:
+                text = text.replace(f"`{name}`", f"`{prefix}{name}`")
+            return text
+
+        settings = [prefix + name if name in names else name for name in self.settings]
+        return UserError(renamed(self.problem), setting=settings, value=self.value, remedy=renamed(self.remedy))
 
 
 class LostProcessError(RuntimeError):

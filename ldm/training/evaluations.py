@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldm.evaluation.periodic import EvaluationStopped
+from ldm.evaluation.measure import EvaluationStopped
 from ldm.evaluation.records import EvaluationResult
 from ldm.models.weights import weights_fingerprint
 from ldm.runtime.distributed import Processes

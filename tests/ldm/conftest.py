@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ldm.data.shapes import ShapesData
-from ldm.evaluation import EvaluationConfig, prepare_evaluators
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.evaluators import prepare_evaluators
 from ldm.runtime.errors import UserError
 from ldm.sampling.image_model import ImageModel
 from ldm.sampling.plan import SamplingPlan, parse_guidances

@@ -14,8 +14,11 @@ from PIL import Image
 
 from autoencoders import Autoencoder, AutoencoderConfig, LossConfig
 from ldm.data.shapes import ShapesData
-from ldm.evaluation import AutoencoderEvaluationConfig, evaluate_autoencoder
-from ldm.evaluation.autoencoder.measures import AutoencoderEvaluators, ReconstructionFrechet
+from ldm.evaluation.autoencoder.base import AutoencoderEvaluation, AutoencoderEvaluators
+from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
+from ldm.evaluation.autoencoder.evaluate import evaluate_autoencoder
+from ldm.evaluation.features.extractors import Extractor
+from ldm.evaluation.registry import autoencoder_metrics
 from ldm.runtime.errors import UserError
 
 RUNS = {
@@ -110,7 +113,7 @@ def test_likelihood_with_the_scale_that_the_loss_implies(runs, figures):
 def test_what_changes_nothing_is_perfect():
     data = ShapesData("validation", 16, size=(64, 32))
 
-    class Means:
+    class Means(Extractor):
         name, dim, preprocessing = "means", 3, "none"
 
         def __call__(self, images):
@@ -149,17 +152,18 @@ def test_the_error_of_rfid_is_the_scatter_over_fresh_images():
         def __init__(self, images, restored):
             self.images, self.restored = images, restored
 
-    class Nothing:
+    class Nothing(Extractor):
         name, dim, preprocessing = "nothing", 3, "none"
 
         def __call__(self, images):
             return images
 
-    found = []
+    found, config = [], AutoencoderEvaluationConfig(seed=0)
     for seed in range(60):
         draws = torch.Generator().manual_seed(seed)
         real = torch.randn(100, 3, generator=draws)
-        measure = ReconstructionFrechet(Nothing(), seed=0)
+        measure = autoencoder_metrics.get("rfid")
+        measure.start(AutoencoderEvaluation(None, None, config, AutoencoderEvaluators(Nothing())))
         measure.add(Passed(real, 0.7 * real + 0.5 + 0.3 * torch.randn(100, 3, generator=draws)))
         found.append(measure.figures()[0])
     errors = np.array([figure.standard_error for figure in found])

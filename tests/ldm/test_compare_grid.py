@@ -10,7 +10,7 @@ from ldm.comparison import ComparisonConfig, compare, rank_comparison
 from ldm.comparison.halving import round_sizes, survivors
 from ldm.comparison.records import Comparison, Run
 from ldm.data.shapes import ShapesData
-from ldm.evaluation import EvaluationConfig
+from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.records import EvaluationResult, MetricValue
 from ldm.runtime import progress
 from ldm.runtime.errors import UserError

@@ -7,7 +7,7 @@ from PIL import Image
 from ldm.comparison import ComparisonConfig, compare, model_identity, rank_comparison
 from ldm.comparison.methods import plan_variants
 from ldm.data.shapes import ShapesData
-from ldm.evaluation import EvaluationConfig
+from ldm.evaluation.config import EvaluationConfig
 from ldm.runtime.errors import UserError
 from ldm.sampling.config import SamplingConfig
 

@@ -4,8 +4,9 @@ import torch
 from cleanfid import fid
 from scipy import linalg
 
+from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.metrics import kid
-from ldm.evaluation.metrics.frechet import Gaussian, frechet_distance
+from ldm.evaluation.metrics.frechet import frechet_distance
 from ldm.evaluation.metrics.kid import kernel_distance
 
 

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from ldm.data.shapes import ShapesData
-from ldm.evaluation import EvaluationConfig
 from ldm.evaluation.baseline import baseline_of_data, baseline_of_features
-from ldm.evaluation.metrics.figures import Samples, figures_of
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.metrics.base import Samples, measure_samples
 
 COUNT = 480
 METRICS = (
@@ -66,7 +66,9 @@ def test_the_metrics_move_the_way_that_they_should(shapes, shapes_evaluators):
         class_probs = judge.probabilities(images)[judge.class_head]
         return [
             figure.value
-            for figure in figures_of(Samples(real, extractor(images), extractor, labels, class_probs, "judge"), CONFIG)
+            for figure in measure_samples(
+                Samples(real, extractor(images), extractor, labels, class_probs, "judge"), CONFIG
+            )
         ]
 
     fresh = measured(*taken(shapes, COUNT))
@@ -95,7 +97,7 @@ def test_the_floor_is_what_real_images_have(shapes, shapes_evaluators):
     own, noisy = (
         {
             figure.metric: figure.value
-            for figure in figures_of(Samples(real, extractor(x), extractor, labels), OF_FEATURES)
+            for figure in measure_samples(Samples(real, extractor(x), extractor, labels), OF_FEATURES)
         }
         for x in (images, blurred(images))
     )

@@ -23,10 +23,11 @@ from ldm.evaluation.features.extractors import (
     inception_extractor,
     trained_extractor,
 )
+from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.features.judge import Judge, Score, trained_judge
 from ldm.evaluation.features.train_network import Recipe
 from ldm.evaluation.folder_images import FolderImages
-from ldm.evaluation.metrics.frechet import Gaussian, frechet_distance
+from ldm.evaluation.metrics.frechet import frechet_distance
 from ldm.evaluation.metrics.kid import kernel_distance
 from ldm.runtime.errors import UserError
 from ldm.runtime.images import save_png, to_pil, to_uint8

@@ -6,18 +6,16 @@ import pytest
 import torch
 
 from ldm.data.shapes import ShapesData
-from ldm.evaluation import (
-    EvaluationConfig,
-    EvaluationResult,
-    Evaluators,
-    evaluate_folders,
-    evaluate_model,
-)
 from ldm.evaluation.conditions import balanced_indices, eval_conditions
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.evaluate import evaluate_model
+from ldm.evaluation.evaluators import Evaluators
 from ldm.evaluation.features import extractors as features
 from ldm.evaluation.features import train_network
 from ldm.evaluation.features.train_network import Recipe
 from ldm.evaluation.folder_images import FolderImages
+from ldm.evaluation.folders import evaluate_folders
+from ldm.evaluation.records import EvaluationResult
 from ldm.runtime.errors import UserError
 from ldm.runtime.images import save_png, to_pil
 from ldm.sampling.config import SamplingConfig

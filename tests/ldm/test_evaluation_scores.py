@@ -8,13 +8,15 @@ import torch
 from scipy import stats
 
 from ldm.evaluation.config import EvaluationConfig
-from ldm.evaluation.metrics.class_scores import calibration_error, inception_score
-from ldm.evaluation.metrics.figures import Samples, figures_of
-from ldm.evaluation.metrics.frechet import Gaussian, frechet_distance
-from ldm.evaluation.metrics.frechet_variants import extrapolated_frechet_distance, sliced_frechet_distance
-from ldm.evaluation.metrics.intervals import half_samples, interval
+from ldm.evaluation.features.extractors import Extractor
+from ldm.evaluation.features.gaussian import Gaussian
+from ldm.evaluation.intervals import half_samples, interval
+from ldm.evaluation.metrics.base import Samples, measure_samples
+from ldm.evaluation.metrics.calibration import calibration_error
+from ldm.evaluation.metrics.frechet import extrapolated_frechet_distance, frechet_distance, sliced_frechet_distance
 from ldm.evaluation.metrics.manifold import Neighbourhoods
 from ldm.evaluation.metrics.neighbours import diversity, nearest_training
+from ldm.evaluation.metrics.sample_scores import inception_score
 from ldm.runtime.errors import UserError
 
 
@@ -23,7 +25,7 @@ def normal(n, d, seed, scale=1.0, shift=0.0):
     return torch.randn(n, d, generator=generator, dtype=torch.float64) * scale + shift
 
 
-class Extractor:
+class Toy(Extractor):
     name, dim, preprocessing = "toy", 8, "none"
 
 
@@ -115,7 +117,7 @@ def test_the_extrapolated_distance_has_less_bias_and_is_exact_on_a_line(monkeypa
     plain = frechet_distance(Gaussian.fit(real), Gaussian.fit(fake))
     found = extrapolated_frechet_distance(real, fake)
     assert abs(found.value) < 0.35 * plain and found.standard_error < plain
-    monkeypatch.setattr("ldm.evaluation.metrics.frechet_variants.frechet_distance", lambda a, b: 3.0 + 40 / b.count)
+    monkeypatch.setattr("ldm.evaluation.metrics.frechet.frechet_distance", lambda a, b: 3.0 + 40 / b.count)
     exact = extrapolated_frechet_distance(real, fake)
     assert exact.value == pytest.approx(3.0, abs=1e-9) and exact.standard_error < 1e-9
 
@@ -161,9 +163,9 @@ def test_every_metric_of_samples_by_name():
     real, fake = normal(80, 8, 0).float(), normal(60, 8, 1, shift=0.2).float()
     groups = [number % 3 for number in range(60)]
     probabilities = torch.softmax(normal(60, 4, 2), 1)
-    samples = Samples(real, fake, Extractor(), groups, probabilities, "judge:toy")
+    samples = Samples(real, fake, Toy(), groups, probabilities, "judge:toy")
     config = EvaluationConfig(metrics=(*metrics, "inception_score"), bootstrap=20)
-    figures = figures_of(samples, config)
+    figures = measure_samples(samples, config)
     assert [figure.metric for figure in figures] == list(config.metrics)
     for figure in figures:
         assert math.isfinite(figure.value) and ("toy" in figure.name)
@@ -173,10 +175,10 @@ def test_every_metric_of_samples_by_name():
         if figure.metric in ("precision", "recall", "coverage"):
             assert figure.interval[0] >= 0 and figure.interval[1] <= 1, "a share's interval holds shares"
     assert [figure.name for figure in figures[:3]] == ["recall[toy]", "FD[toy]", "KD[toy]"]
-    assert all(figure.interval is None for figure in figures_of(samples, EvaluationConfig(bootstrap=0)))
-    again = figures_of(samples, config)
+    assert all(figure.interval is None for figure in measure_samples(samples, EvaluationConfig(bootstrap=0)))
+    again = measure_samples(samples, config)
     assert again == figures
-    for metric, bare in (("inception_score", Samples(real, fake, Extractor(), groups)), ("diversity", None)):
-        bare = bare or Samples(real, fake, Extractor(), range(60))
+    for metric, bare in (("inception_score", Samples(real, fake, Toy(), groups)), ("diversity", None)):
+        bare = bare or Samples(real, fake, Toy(), range(60))
         with pytest.raises(UserError, match=f"`metrics` {metric}"):
-            figures_of(bare, EvaluationConfig(metrics=(metric,)))
+            measure_samples(bare, EvaluationConfig(metrics=(metric,)))

@@ -8,10 +8,11 @@ import pytest
 import torch
 from cleanfid import fid
 
-from ldm.evaluation.metrics.class_scores import inception_score
-from ldm.evaluation.metrics.frechet import Gaussian, frechet_distance
+from ldm.evaluation.features.gaussian import Gaussian
+from ldm.evaluation.metrics.frechet import frechet_distance
 from ldm.evaluation.metrics.kid import kernel_distance
 from ldm.evaluation.metrics.manifold import Neighbourhoods
+from ldm.evaluation.metrics.sample_scores import inception_score
 
 # samples, dimensions, rank: more samples than dimensions, fewer, and features on a plane of few directions
 SHAPES = [(400, 48, 48), (40, 96, 96), (300, 60, 7), (30, 80, 5)]

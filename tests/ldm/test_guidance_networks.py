@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from ldm.comparison import ComparisonConfig, compare
 from ldm.conditioning import Condition
 from ldm.data.shapes import ShapesData
-from ldm.evaluation import EvaluationConfig
+from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluators import Evaluators
 from ldm.models.perturbation import Perturbation, blurred
 from ldm.models.unet import UNet, UNetConfig

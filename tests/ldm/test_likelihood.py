@@ -11,7 +11,9 @@ import torch
 from autoencoders import Autoencoder, AutoencoderConfig
 from ldm.conditioning import Conditioner, ConditioningConfig
 from ldm.data.dataset import Example
-from ldm.evaluation import EvaluationConfig, LikelihoodConfig, evaluate_model, measure_likelihood
+from ldm.evaluation.config import EvaluationConfig, LikelihoodConfig
+from ldm.evaluation.evaluate import evaluate_model
+from ldm.evaluation.metrics.likelihood import measure_likelihood
 from ldm.sampling.forward_process import Process
 from ldm.sampling.pipeline import Pipeline
 from samplers import DiscreteSchedule, SampleTarget

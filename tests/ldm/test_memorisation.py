@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from ldm.data.shapes import ShapesData
-from ldm.evaluation import EvaluationConfig, Evaluators, evaluate_model
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.evaluate import evaluate_model
+from ldm.evaluation.evaluators import Evaluators
 from ldm.evaluation.metrics.calibration import calibration_figures
 from ldm.runtime.errors import UserError
 from ldm.sampling.config import SamplingConfig
@@ -78,7 +80,7 @@ def test_memorisation_needs_what_was_trained_on_and_what_was_not(train, data, fa
 
 def test_calibration_is_of_real_images_and_needs_no_samples(train, data, fake_pipeline, shapes_evaluators, monkeypatch):
     monkeypatch.setattr(fake_pipeline, "generate", lambda *_, **__: pytest.fail("sampled"))
-    monkeypatch.setattr("ldm.evaluation.metrics.calibration.trained_judge", lambda *_, **__: shapes_evaluators.judge)
+    monkeypatch.setattr("ldm.evaluation.evaluators.trained_judge", lambda *_, **__: shapes_evaluators.judge)
     config = replace(CONFIG, metrics=("calibration",))
     found = evaluate_model(fake_pipeline(data), train, None, config, train_data=train, other_data=data)
     assert [figure.metric for figure in found.figures] == [f"calibration/{name}" for name in data.attribute_names]

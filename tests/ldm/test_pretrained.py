@@ -18,7 +18,8 @@ from transformers import (
 
 from ldm.conditioning.tokenizer import train_tokenizer
 from ldm.data.shapes import ShapesData
-from ldm.evaluation import EvaluationConfig, evaluate_model
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.evaluate import evaluate_model
 from ldm.evaluation.evaluators import prepare_evaluators, prepare_extractor
 from ldm.evaluation.features.extractors import figure_name
 from ldm.evaluation.features.pretrained import ClipScorer, PretrainedExtractor, pretrained_extractor
@@ -133,7 +134,9 @@ def test_an_absent_clip_is_told_of_before_anything_is_trained(data, monkeypatch,
     monkeypatch.setattr("ldm.evaluation.evaluators.trained_judge", lambda *_, **__: pytest.fail("trained"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     config = EvaluationConfig(metrics=("fid", "clip_score"), extractor="trained", clip_model="nobody/nothing")
-    with pytest.raises(UserError, match=r"`clip_model` nobody/nothing: .* give a local folder, or `download`"):
+    with pytest.raises(
+        UserError, match=r"`clip_model` nobody/nothing: .* give a local folder, or `download_extractor`"
+    ):
         prepare_evaluators(data, config)
 
 
@@ -143,7 +146,7 @@ def test_what_is_not_such_a_model_is_refused(dinov2, clip, tmp_path, data, monke
     with pytest.raises(UserError, match=r"`extractor`: unknown 'clop'.*did you mean .clip"):
         EvaluationConfig(extractor="clop")
     with pytest.raises(UserError, match=r"`extractor` a/b: a/b is not in the hub's cache; .*`download_extractor`"):
-        pretrained_extractor("a/b", "--extractor")
+        pretrained_extractor("a/b", "`extractor`")
     with pytest.raises(UserError, match=r"`extractor` ./no: neither a folder nor ORG/NAME"):
         prepare_extractor(data, EvaluationConfig(extractor="./no"))
 
@@ -171,4 +174,4 @@ def test_what_is_not_such_a_model_is_refused(dinov2, clip, tmp_path, data, monke
     }
     for name, (changes, message) in cases.items():
         with pytest.raises(UserError, match=message):
-            pretrained_extractor(str(copy(name, **changes)), "--extractor")
+            pretrained_extractor(str(copy(name, **changes)), "`extractor`")

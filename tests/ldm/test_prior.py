@@ -264,14 +264,15 @@ def test_the_grid_of_several_codebooks(coders):
 
 def test_evaluate_tells_the_bits_and_the_distances(models, priors, ldm, refused, tmp_path, monkeypatch):
     from ldm.evaluation import evaluate
+    from ldm.evaluation.features.extractors import Extractor
 
-    class Extractor:
+    class Pooled(Extractor):
         name, dim, preprocessing = "pooled", 12, "none"
 
         def __call__(self, images):
             return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1).double()
 
-    evaluators = evaluate.Evaluators(Extractor(), None)
+    evaluators = evaluate.Evaluators(Pooled(), None)
     monkeypatch.setattr(evaluate, "prepare_evaluators", lambda *_, **__: evaluators)
     flags = ["--num-images", "16", "--device", "cpu", "--top-k", "8"]
     outcome = ldm("evaluate", priors["classes"], *flags, "--output", tmp_path / "figures.json")

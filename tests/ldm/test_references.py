@@ -12,15 +12,17 @@ from cleanfid import fid
 
 from ldm.comparison import Comparison, ComparisonConfig, compare
 from ldm.data.shapes import ShapesData
-from ldm.evaluation import EvaluationConfig, Evaluators, ReferenceFile, evaluate_folders, evaluate_model
 from ldm.evaluation import evaluators as making
 from ldm.evaluation.conditions import eval_conditions
-from ldm.evaluation.evaluators import prepare_extractor
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.evaluate import evaluate_model
+from ldm.evaluation.evaluators import Evaluators, prepare_extractor
 from ldm.evaluation.features import extractors
 from ldm.evaluation.features.extractors import InceptionExtractor, TrainedExtractor
 from ldm.evaluation.features.feature_cache import features_of
 from ldm.evaluation.features.small_network import NetworkMetadata, SmallNetwork
-from ldm.evaluation.references import save_reference
+from ldm.evaluation.folders import evaluate_folders
+from ldm.evaluation.references import ReferenceFile, save_reference
 from ldm.runtime.errors import UserError
 from ldm.runtime.images import save_png, to_pil
 from ldm.sampling.config import SamplingConfig
@@ -111,7 +113,7 @@ def test_references_of_something_else_are_refused(data, train, extractor, file, 
 def test_the_moments_of_other_tools_are_good_for_fid_alone(data, tmp_path, fake_pipeline):
     """`mu` and `sigma`, as clean-fid and pytorch-fid write them; and theirs is the distance from ours."""
 
-    class Pretender:
+    class Pretender(extractors.Extractor):
         name, dim, preprocessing = "inception", 12, InceptionExtractor.preprocessing
 
         def __call__(self, images):

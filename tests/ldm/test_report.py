@@ -13,7 +13,7 @@ from ldm.comparison.image_grid import save_sample_row
 from ldm.comparison.methods import plan_variants
 from ldm.comparison.report import render, write_csv
 from ldm.data.shapes import ShapesData
-from ldm.evaluation.metrics.intervals import interval
+from ldm.evaluation.intervals import interval
 from ldm.evaluation.records import EvaluationResult, MetricValue
 from ldm.reports.history import read_history
 from ldm.runtime.errors import UserError

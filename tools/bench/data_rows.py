@@ -11,7 +11,8 @@ from autoencoders import Autoencoder
 from ldm.data import DataConfig, open_data
 from ldm.data.latent_cache import encode_latents
 from ldm.data.shapes import ShapesData
-from ldm.evaluation.metrics.frechet import Gaussian, frechet_distance
+from ldm.evaluation.features.gaussian import Gaussian
+from ldm.evaluation.metrics.frechet import frechet_distance
 from ldm.runtime.settings import find_config, read_settings
 from ldm.training.tasks.settings import AutoencoderRun
 from tools.bench.row import Bench, Pair, apart, row

@@ -17,10 +17,15 @@ from ldm.comparison.folder import check_folder, claim_folder, load_record, write
 from ldm.comparison.image_grid import save_below_each_other, save_sample_row
 from ldm.data.dataset import ImageData
 from ldm.data.selection import even_indices, plain_batches
-from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig, why_not
-from ldm.evaluation.autoencoder.evaluate import cautions, evaluate_autoencoder, prepare_autoencoder_evaluators
-from ldm.evaluation.autoencoder.importance import likelihood_of
-from ldm.evaluation.autoencoder.measures import AutoencoderEvaluators
+from ldm.evaluation.autoencoder.base import AutoencoderEvaluation, AutoencoderEvaluators
+from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
+from ldm.evaluation.autoencoder.evaluate import (
+    cautions,
+    check_metrics,
+    evaluate_autoencoder,
+    prepare_autoencoder_evaluators,
+    unavailable,
+)
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, fingerprint, read_json
 
@@ -122,16 +127,20 @@ def _check(candidates: Sequence[Candidate], data: ImageData, config: Autoencoder
         if size % factor:
             raise UserError(f"{candidate.name}: images of {size} pixels are not divisible by its {factor}")
     for metric in config.metrics:
-        reasons = [why_not(metric, candidate.model, size, config) for candidate in candidates]
+        reasons = [unavailable(metric, candidate.model, size, config) for candidate in candidates]
         if all(reasons):
             raise UserError(f"{reasons[0]}", remedy="nor has another run", setting="metrics", value=metric)
-    if "iwae" in config.metrics:
-        for candidate in candidates:
-            if why_not("iwae", candidate.model, size, config) is None:
-                try:
-                    likelihood_of(candidate.model, candidate.loss, config.likelihood_scale)
-                except UserError as error:
-                    raise UserError(f"{candidate.name}: {error}") from None
+    for candidate in candidates:
+        own = replace(config, metrics=_available(candidate.model, size, config))
+        try:
+            check_metrics(AutoencoderEvaluation(candidate.model, data, own, loss=candidate.loss))
+        except UserError as error:
+            raise UserError(f"{candidate.name}: {error}") from None
+
+
+def _available(model: Autoencoder, size: int, config: AutoencoderEvaluationConfig) -> tuple[str, ...]:
+    """The named metrics that this model can have."""
+    return tuple(name for name in config.metrics if unavailable(name, model, size, config) is None)
 
 
 def _measure(
@@ -142,7 +151,7 @@ def _measure(
     device: torch.device | str,
 ) -> AutoencoderRecord:
     model, size = candidate.model, data.image_size
-    metrics = tuple(name for name in config.metrics if why_not(name, model, size, config) is None)
+    metrics = _available(model, size, config)
     if config.metrics and not metrics:
         metrics = ("psnr",)
     config = replace(config, metrics=metrics)

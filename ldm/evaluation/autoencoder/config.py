@@ -6,26 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from autoencoders import Autoencoder
-from autoencoders.bottlenecks import Gaussian
-from autoencoders.importance import has_density
 from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.registry import autoencoder_metrics as registry
 from ldm.runtime.errors import UserError, at_least
-from ldm.runtime.text import suggest
-
-AUTOENCODER_METRICS = {
-    "psnr": "peak signal-to-noise ratio in dB",
-    "ssim": "structural similarity",
-    "lpips": "perceptual distance (needs the weights of its backbone)",
-    "rfid": "Frechet distance of reconstructions from their originals",
-    "rate": "bits a pixel: entropy of the codes, or KL of the posterior from the prior",
-    "codebook": "share of the codes in use, and their perplexity",
-    "active_units": "numbers of the latents that tell images apart",
-    "aggregate_posterior": "distance of the latents of all images from the prior",
-    "iwae": "importance-weighted bound on log p(x)",
-}
-_SMALLEST_SSIM = 11  # pixels: the window
-_SMALLEST_LPIPS = {"vgg": 16, "alex": 31}  # pixels that are still one after all poolings
 
 
 @dataclass(frozen=True)
@@ -64,14 +47,11 @@ class AutoencoderEvaluationConfig:
 
     def __post_init__(self) -> None:
         for name in self.metrics:
-            if name not in AUTOENCODER_METRICS:
-                raise UserError(
-                    f"unknown metric {name!r}", remedy=suggest(name, AUTOENCODER_METRICS), setting="metrics"
-                )
+            registry.check(name)
         at_least(self, num_images=4, seed=0, batch_size=1, iwae_images=2)
         self.features()  # refuses an extractor that is none
         largest = max(self.iwae_samples, default=0)
-        if not self.iwae_samples or min(self.iwae_samples) < 1 or any(largest % each for each in self.iwae_samples):
+        if not self.iwae_samples or min(self.iwae_samples) < 1 or any(largest % count for count in self.iwae_samples):
             given = " ".join(map(str, self.iwae_samples)) or "none"
             raise UserError(
                 f"expected numbers from 1 that divide the largest of them, got {given}", setting="iwae_samples"
@@ -81,7 +61,7 @@ class AutoencoderEvaluationConfig:
             raise UserError(f"expected a number above 0, got {scale}", setting="likelihood_scale")
 
     def features(self) -> EvaluationConfig:
-        """What the making of the extractor is told."""
+        """The settings of the extractor of rfid."""
         return EvaluationConfig(
             metrics=("fid",),
             seed=self.seed,
@@ -91,21 +71,3 @@ class AutoencoderEvaluationConfig:
             download_inception=self.download_inception,
             judge=False,
         )
-
-
-def why_not(metric: str, model: Autoencoder, image_size: int, config: AutoencoderEvaluationConfig) -> str | None:
-    """Why this model has no such figure, or None if it has."""
-    if metric == "lpips" and image_size < _SMALLEST_LPIPS[config.lpips_network]:
-        return f"{config.lpips_network} needs images of {_SMALLEST_LPIPS[config.lpips_network]} pixels or more"
-    name, codes = model.config.bottleneck, bool(model.config.codebook_sizes)
-    if metric == "ssim" and image_size < _SMALLEST_SSIM:
-        return f"needs images of {_SMALLEST_SSIM} pixels or more"
-    if metric == "codebook" and not codes:
-        return f"bottleneck {name} has no codes"
-    if metric == "rate" and not codes and not model.has_prior:
-        return f"bottleneck {name} has neither codes nor a prior, so no finite rate"
-    if metric in ("active_units", "aggregate_posterior") and not isinstance(model.quantize, Gaussian):
-        return f"bottleneck {name} has no Gaussian posterior under a standard normal prior"
-    if metric == "iwae" and not has_density(model):
-        return f"bottleneck {name} has no density of its latents, so no log p(x); kl, bn, vmf and nvae have"
-    return None

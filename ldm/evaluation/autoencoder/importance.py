@@ -1,4 +1,4 @@
-"""Held-out images' log-likelihood under an autoencoder with a prior: `--metrics iwae`."""
+"""Held-out images' log-likelihood under an autoencoder with a prior."""
 
 from __future__ import annotations
 
@@ -18,11 +18,27 @@ from autoencoders.importance import (
 )
 from ldm.data.dataset import ImageData
 from ldm.data.selection import random_indices
+from ldm.evaluation.autoencoder.base import AutoencoderEvaluation, AutoencoderMetric
 from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
 from ldm.evaluation.metrics.latent_measures import standard_error
 from ldm.evaluation.records import MetricValue
+from ldm.evaluation.registry import autoencoder_metrics
 from ldm.runtime.errors import UserError
 from ldm.runtime.progress import progress
+
+
+@autoencoder_metrics.register("iwae")
+class ImportanceBound(AutoencoderMetric):
+    def check(self, evaluation: AutoencoderEvaluation) -> None:
+        self.likelihood = likelihood_of(evaluation.model, evaluation.loss, evaluation.config.likelihood_scale)
+
+    def figures(self) -> tuple[MetricValue, ...]:
+        e = self.evaluation
+        values, self.details = measure_importance(e.model, e.data, e.config, self.likelihood, device=e.device)
+        return tuple(values)
+
+    def manifest(self) -> dict[str, Any]:
+        return {"iwae": self.details}
 
 
 def likelihood_of(model: Autoencoder, loss: LossConfig | None, scale: float | None) -> Likelihood:
@@ -74,7 +90,7 @@ def measure_importance(
             MetricValue(f"iwae/{samples}", f"log p(x) >= [K = {samples}] nats", value, error, higher_is_better=True),
             MetricValue(f"iwae/{samples}/bits", f"bits/dim[density, K = {samples}]", -value * to_bits, error * to_bits),
         ]
-    facts = {
+    details = {
         "images": count,
         "samples": list(config.iwae_samples),
         "likelihood": likelihood.kind,
@@ -82,4 +98,4 @@ def measure_importance(
         "dimensions": numbers,
         "density_of": "images in [-1, 1], at their 8-bit values",
     }
-    return figures, facts
+    return figures, details

@@ -32,19 +32,21 @@ def write_images(
     What was done is also in the text of each PNG.
     """
     if len(data) < 2:
-        raise UserError(f"{data.name}: {len(data)} images in its split {data.split}", remedy="pictures need 2 or more")
+        raise UserError(
+            f"{data.name}: {len(data)} images in its split {data.split}", remedy="images of latents need 2 or more"
+        )
     model = model.to(device).eval()
-    (images,) = (each.to(device) for each in plain_batches(data, even_indices(len(data), 2 * _SHOWN), 2 * _SHOWN))
-    found = {
+    (images,) = (batch.to(device) for batch in plain_batches(data, even_indices(len(data), 2 * _SHOWN), 2 * _SHOWN))
+    sheets = {
         "reconstructions": _reconstructions(model, images[::2]),
         "interpolation": _interpolation(model, images),
         "traversal": _traversal(model, data, images[0], device),
     }
     with atomic_folder(folder) as target:
-        for name, (pictures, columns, text) in found.items():
-            sheet = enlarged(grid(pictures, columns), 96 * columns)
+        for name, (images, columns, text) in sheets.items():
+            sheet = enlarged(grid(images, columns), 96 * columns)
             save_png(sheet, target / f"{name}.png", {"ldm": text})
-    return [f"{folder}/{name}.png: {text}" for name, (_, _, text) in found.items()]
+    return [f"{folder}/{name}.png: {text}" for name, (_, _, text) in sheets.items()]
 
 
 def slerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:

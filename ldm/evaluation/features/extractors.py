@@ -11,7 +11,6 @@ import os
 import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -33,19 +32,19 @@ INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrai
 _NAMES = {"fid": "FID", "kid": "KID", "sliced_fid": "sliced FID", "fid_infinity": "FID at infinity"}
 
 
-class Extractor(Protocol):
+class Extractor:
     """Images (B, 3, H, W) in [-1, 1] of any size to features (B, dim), on the extractor's device."""
 
-    @property
-    def name(self) -> str: ...  # inert in file names and terminals
-    @property
-    def dim(self) -> int: ...
-    @property
-    def preprocessing(self) -> str: ...
-    def __call__(self, images: Tensor) -> Tensor: ...
+    name: str  # inert in file names and terminals
+    dim: int
+    preprocessing: str
+    device = torch.device("cpu")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
-class InceptionExtractor:
+class InceptionExtractor(Extractor):
     """The 2048 pool features of clean-fid's mode "clean": bicubic antialiased resize to 299, clipped to 0..255."""
 
     name = "inception"
@@ -63,7 +62,7 @@ class InceptionExtractor:
         return self.layers((x - 128) / 128).flatten(1).float()  # type: ignore[operator]
 
 
-class TrainedExtractor:
+class TrainedExtractor(Extractor):
     """Features of a small network that was trained on the data set; its name tells which data and which weights."""
 
     def __init__(self, network: SmallNetwork, metadata: NetworkMetadata, device: torch.device | str = "cpu") -> None:
@@ -132,10 +131,10 @@ def extract(extractor: Extractor, batches: Iterable[Tensor]) -> Tensor:
 
 def _check(content: bytes, source: object) -> None:
     """`UserError` unless these are the bytes of the published file."""
-    found = hashlib.sha256(content).hexdigest()
-    if found != INCEPTION_SHA256:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != INCEPTION_SHA256:
         raise UserError(
-            f"{source}: SHA-256 {found[:12]}..., {INCEPTION_FILE} has {INCEPTION_SHA256[:12]}...",
+            f"{source}: SHA-256 {digest[:12]}..., {INCEPTION_FILE} has {INCEPTION_SHA256[:12]}...",
             remedy="not opened, for such a file can run code",
         )
 

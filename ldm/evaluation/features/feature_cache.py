@@ -1,4 +1,4 @@
-"""Features of real images, computed once: kept in the user's cache folder under what they depend on."""
+"""Features of real images, computed once: in the user's cache folder under a key of what they depend on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ldm.runtime.files import cache_folder, fingerprint
 from ldm.runtime.progress import progress
 
 VERSION = 1  # raise it when the features of an image change
-_MOST = 2**30  # bytes; more are not kept
+_MOST = 2**30  # bytes; more are not cached
 
 logger = logging.getLogger("ldm")
 
@@ -45,39 +45,39 @@ def features_of(
 
     Of several processes the first has them all, the others those of their own batches, or none.
     """
-    device = torch.device(getattr(extractor, "device", "cpu"))
-    facts = {
+    device = extractor.device
+    key = {
         "version": VERSION,
         "extractor": [extractor.name, extractor.dim, extractor.preprocessing, device.type],
         "data": [data.fingerprint, data.split, data.image_size],
         "indices": hashlib.sha256(np.asarray(indices, dtype=np.int64).tobytes()).hexdigest(),
     }
-    path = cache_folder() / "features" / f"{fingerprint(facts)[:32]}.npz"
+    path = cache_folder() / "features" / f"{fingerprint(key)[:32]}.npz"
     if processes.run_on_main_and_broadcast(lambda: _read(path, (len(indices), extractor.dim)) is not None):
-        kept = _read(path, (len(indices), extractor.dim)) if processes.is_main else None
-        return torch.empty(0, extractor.dim, device=device) if kept is None else kept.to(device)
-    places = processes.batch_starts(len(indices), batch_size)
-    found = [
-        (place, extractor(torch.stack([data[int(i)].image for i in indices[place : place + batch_size]])))
-        for place in (progress(places, label) if processes.is_main else places)
+        cached = _read(path, (len(indices), extractor.dim)) if processes.is_main else None
+        return torch.empty(0, extractor.dim, device=device) if cached is None else cached.to(device)
+    starts = processes.batch_starts(len(indices), batch_size)
+    batches = [
+        (start, extractor(torch.stack([data[int(i)].image for i in indices[start : start + batch_size]])))
+        for start in (progress(starts, label) if processes.is_main else starts)
     ]
     if processes.count > 1:
-        everyone = processes.gather([(place, features.cpu()) for place, features in found])
-        parts = [(place, features.to(device)) for those in everyone for place, features in those]
-        found = sorted(parts, key=lambda part: part[0]) if processes.is_main else found
-    features = torch.cat([part for _, part in found]) if found else torch.empty(0, extractor.dim, device=device)
+        gathered = processes.gather([(start, features.cpu()) for start, features in batches])
+        parts = [(start, features.to(device)) for shard in gathered for start, features in shard]
+        batches = sorted(parts, key=lambda part: part[0]) if processes.is_main else batches
+    features = torch.cat([part for _, part in batches]) if batches else torch.empty(0, extractor.dim, device=device)
     if processes.is_main and features.numel() * features.element_size() <= _MOST:
         try:
             save_archive(path, {"features": features.cpu().numpy()})
         except OSError as error:
-            logger.warning("the features could not be kept in %s (%s)", path.parent, error.strerror)
+            logger.warning("the features could not be written to %s (%s)", path.parent, error.strerror)
     return features
 
 
 def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
-    """What was kept; None where there is nothing, or it is damaged."""
+    """The cached features; None where there are none, or they are damaged."""
     try:
-        kept = Archive(path)
-        return torch.from_numpy(kept.read("features")) if kept.shapes.get("features") == shape else None
+        cached = Archive(path)
+        return torch.from_numpy(cached.read("features")) if cached.shapes.get("features") == shape else None
     except UserError:
         return None

@@ -1,4 +1,4 @@
-"""A judge: the small network's opinion on what is in an image, with its own accuracy on held-out real images."""
+"""A judge: the small network's classification of an image, with its accuracy on held-out real images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Score:
 
 
 class Judge:
-    """Tells attributes or classes of images (B, 3, H, W) in [-1, 1] of any size."""
+    """Predicts attributes or classes of images (B, 3, H, W) in [-1, 1] of any size."""
 
     def __init__(self, network: SmallNetwork, metadata: NetworkMetadata, device: torch.device | str = "cpu") -> None:
         if ROTATION in metadata.heads:
@@ -48,12 +48,12 @@ class Judge:
 
     @property
     def heads(self) -> Mapping[str, tuple[str, ...]]:
-        """What it can tell: the names of the values of each attribute."""
+        """The names of the values of each attribute that it predicts."""
         return self.metadata.heads
 
     @property
     def accuracy(self) -> Mapping[str, float]:
-        """Its share of right answers on held-out real images."""
+        """On held-out real images."""
         return self.metadata.accuracy
 
     @property
@@ -69,18 +69,18 @@ class Judge:
         return {name: values.softmax(1) for name, values in logits.items()}
 
     def __call__(self, images: Tensor) -> list[dict[str, str]]:
-        """What it sees in each image."""
-        seen = {name: values.argmax(1).tolist() for name, values in self.probabilities(images).items()}
-        return [{name: self.heads[name][numbers[i]] for name, numbers in seen.items()} for i in range(len(images))]
+        """The predicted value of each attribute, an image."""
+        predicted = {name: values.argmax(1).tolist() for name, values in self.probabilities(images).items()}
+        return [{name: self.heads[name][numbers[i]] for name, numbers in predicted.items()} for i in range(len(images))]
 
-    def score(self, images: Tensor, asked: Sequence[Mapping[str, str]]) -> dict[str, Score]:
-        """Compare what it sees with what was asked for; an attribute that was not asked for does not count."""
-        if len(images) != len(asked):
-            raise ValueError(f"expected one mapping an image, got {len(asked)} for {len(images)}")
+    def score(self, images: Tensor, expected: Sequence[Mapping[str, str]]) -> dict[str, Score]:
+        """Compare predictions with the expected attributes; an attribute that is not expected does not count."""
+        if len(images) != len(expected):
+            raise ValueError(f"expected one mapping an image, got {len(expected)} for {len(images)}")
         scores: dict[str, Score] = {}
-        for seen, wanted in zip(self(images), asked, strict=True):
-            for name in self.heads.keys() & wanted.keys():
-                scores[name] = scores.get(name, Score()) + Score(int(seen[name] == wanted[name]), 1)
+        for predicted, attributes in zip(self(images), expected, strict=True):
+            for name in self.heads.keys() & attributes.keys():
+                scores[name] = scores.get(name, Score()) + Score(int(predicted[name] == attributes[name]), 1)
         return {name: scores[name] for name in self.heads if name in scores}
 
 

@@ -1,4 +1,4 @@
-"""Features of DINOv2 and CLIP through transformers, and how well pictures fit their captions by CLIP.
+"""Features of DINOv2 and CLIP through transformers, and how well images fit their captions by CLIP.
 
 The preprocessing is that of the model's own `preprocessor_config.json`, done on the device. Weights are read from
 safetensors only, of a local folder or of the hub's cache; nothing is downloaded unless that is asked for.
@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from ldm.conditioning.text_encoder import printable_utf8, quietly
+from ldm.evaluation.features.extractors import Extractor
 from ldm.evaluation.features.train_network import safe_name
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import fingerprint, read_json, sha256_of_file
@@ -50,10 +51,10 @@ class Preprocessing:
         """`UserError` for a file that asks for anything else."""
         content = read_json(path)
         try:
-            size, crop = content.get("size", 224), content.get("crop_size", 224)
-            resize = _side(size) if content.get("do_resize", True) else None
+            side, crop = content.get("size", 224), content.get("crop_size", 224)
+            resize = _side(side) if content.get("do_resize", True) else None
             cropped = _pair(_side(crop)) if content.get("do_center_crop", "crop_size" in content) else None
-            sides = [side for each in (resize, cropped) if each is not None for side in _pair(each)]
+            sides = [side for size in (resize, cropped) if size is not None for side in _pair(size)]
             mode = _MODES[int(content.get("resample", 3))]
             factor = float(content.get("rescale_factor", 1 / 255)) if content.get("do_rescale", True) else 1.0
             normal = content.get("do_normalize", True)
@@ -75,7 +76,7 @@ class Preprocessing:
         x = x.float()
         if self.crop is not None:
             x = _centre(x, *self.crop)
-        mean, std = (torch.tensor(each, device=x.device)[:, None, None] for each in (self.mean, self.std))
+        mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (self.mean, self.std))
         return (x * self.factor - mean) / std
 
     def __str__(self) -> str:
@@ -96,7 +97,7 @@ class Preprocessing:
         return (self.resize, other) if height <= width else (other, self.resize)
 
 
-class PretrainedExtractor:
+class PretrainedExtractor(Extractor):
     """DINOv2's class token after its last norm, or CLIP's projected embedding of the picture: (B, dim) float32."""
 
     def __init__(self, folder: Path, title: str, device: torch.device | str = "cpu") -> None:
@@ -169,7 +170,7 @@ class ClipScorer:
 
 
 def pretrained_extractor(
-    name: str, flag: str, *, device: torch.device | str = "cpu", download: bool = False
+    name: str, setting: str, *, device: torch.device | str = "cpu", download: bool = False
 ) -> PretrainedExtractor:
     """From a local folder, or by a name of the hub: dinov2, clip, or ORG/NAME; from its cache unless `download`.
 
@@ -179,23 +180,23 @@ def pretrained_extractor(
     if folder.is_dir():
         return PretrainedExtractor(folder, folder.resolve().name, device)
     hub = NAMES.get(name, name)
-    check_name(hub, flag)
+    check_name(hub, setting)
     from huggingface_hub import snapshot_download
 
     try:
         with quietly():
-            place = snapshot_download(hub, local_files_only=not download, allow_patterns=_FILES)
+            folder = Path(snapshot_download(hub, local_files_only=not download, allow_patterns=_FILES))
     except Exception as error:  # of the network, the cache, or the hub
         remedy = "" if download else "; give a local folder, or `download_extractor`"
         what = f"{hub} cannot be downloaded ({_first_line(error)})" if download else f"{hub} is not in the hub's cache"
-        raise UserError(f"{flag} {printable(name)}: {what}{remedy}") from None
-    return PretrainedExtractor(Path(place), hub, device)
+        raise UserError(f"{setting} {printable(name)}: {what}{remedy}") from None
+    return PretrainedExtractor(folder, hub, device)
 
 
-def check_name(name: str, flag: str) -> None:
+def check_name(name: str, setting: str) -> None:
     """`UserError` for what is neither a folder nor could be a name of the hub."""
     if not Path(name).expanduser().is_dir() and not _HUB_NAME.fullmatch(NAMES.get(name, name)):
-        raise UserError(f"{flag} {printable(name)}: neither a folder nor ORG/NAME of the hub")
+        raise UserError(f"{setting} {printable(name)}: neither a folder nor ORG/NAME of the hub")
 
 
 def _load(folder: Path, kind: str) -> nn.Module:

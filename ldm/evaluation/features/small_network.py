@@ -1,7 +1,7 @@
 """A small convolutional network that is trained on the data set itself: features and a judge where no others exist.
 
-Its task is what the data set tells about its images: the attributes, the class, or, where it tells nothing, by how many
-quarter turns the image was rotated (Gidaris et al. 2018).
+Its task is to predict what the data set knows of its images: the attributes, the class, or, where it knows nothing,
+by how many quarter turns the image was rotated (Gidaris et al. 2018).
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ class SmallNetwork(nn.Module):
         return weights_fingerprint(self)
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """What each stage sees in images (B, 3, S, S): (B, width, S / 2^k, S / 2^k), fine to coarse."""
+        """The feature maps of each stage for images (B, 3, S, S): (B, width, S / 2^k, S / 2^k), fine to coarse."""
         x = images.contiguous(memory_format=torch.channels_last)
-        found: list[Tensor] = []
+        maps: list[Tensor] = []
         for stage in self.stages:
-            x = stage(F.max_pool2d(x, 2) if found else x)
-            found.append(x)
-        return found
+            x = stage(F.max_pool2d(x, 2) if maps else x)
+            maps.append(x)
+        return maps
 
     def _run(self, images: Tensor) -> list[Tensor]:
         maps = self.maps(images)
@@ -93,7 +93,7 @@ class SmallNetwork(nn.Module):
 
 
 def working_size(image_size: int) -> int:
-    """The side at which the network looks at images of this side."""
+    """The side at which the network takes images of this side."""
     return min(image_size, _LARGEST)
 
 

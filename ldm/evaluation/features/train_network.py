@@ -46,11 +46,11 @@ def trained_network(
     recipe = recipe or Recipe()
     key = fingerprint({"recipe": asdict(recipe), "data": data.fingerprint, "size": data.image_size})
     path = cache_folder() / "networks" / f"{key[:32]}.safetensors"
-    found = _load(path)
-    if found is None:
-        found = train_network(data, device=device, recipe=recipe)
-        _store(path, *found)
-    network, metadata = found
+    trained = _load(path)
+    if trained is None:
+        trained = train_network(data, device=device, recipe=recipe)
+        _store(path, *trained)
+    network, metadata = trained
     return network.to(device).eval().requires_grad_(False), metadata
 
 
@@ -77,7 +77,7 @@ def train_network(
         network = SmallNetwork(size, heads)
     network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=1e-2)
-    rate = torch.optim.lr_scheduler.OneCycleLR(
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.15
     )
     with torch.enable_grad():
@@ -85,13 +85,13 @@ def train_network(
             _batches(held_out, len(chosen), recipe, generator), "training the judge", total=recipe.steps
         ):
             rows = rows.to(device)
-            images, asked = _prepare(pixels[rows], {name: t[rows] for name, t in targets.items()}, heads, generator)
+            images, labels = _prepare(pixels[rows], {name: t[rows] for name, t in targets.items()}, heads, generator)
             logits = network(_soften(images, generator))
-            losses = [F.cross_entropy(logits[name], asked[name], ignore_index=-1, reduction="sum") for name in heads]
+            losses = [F.cross_entropy(logits[name], labels[name], ignore_index=-1, reduction="sum") for name in heads]
             optimizer.zero_grad(set_to_none=True)
             torch.stack(losses).sum().div(len(rows)).backward()
             optimizer.step()
-            rate.step()
+            schedule.step()
     network.eval()
     with torch.no_grad():
         network.standardise(_float(pixels[held_out:]))
@@ -107,11 +107,11 @@ def _tasks(data: ImageData, chosen: Sequence[int]) -> tuple[dict[str, tuple[str,
     targets: dict[str, Tensor] = {}
     class_head = ""
     if data.attribute_names:
-        told = [data.attributes(i) for i in chosen]
+        attributes = [data.attributes(i) for i in chosen]
         for name, values in data.attribute_names.items():
             heads[name] = tuple(map(str, values))
             number = {value: k for k, value in enumerate(heads[name])}
-            targets[name] = torch.tensor([number.get(str(row.get(name)), -1) for row in told])
+            targets[name] = torch.tensor([number.get(str(row.get(name)), -1) for row in attributes])
     if data.class_names:
         same = [name for name, values in heads.items() if set(values) == set(data.class_names)]
         class_head = same[0] if same else CLASS
@@ -161,16 +161,18 @@ def _soften(images: Tensor, generator: torch.Generator) -> Tensor:
 def _test(
     network: SmallNetwork, images: Tensor, targets: Mapping[str, Tensor], heads: Mapping[str, object]
 ) -> dict[str, float]:
-    """Share of right answers a task."""
+    """Accuracy a task."""
     if ROTATION in heads:
         right = [network(torch.rot90(images, k, (2, 3)))[ROTATION].argmax(1) == k for k in range(4)]
         return {ROTATION: float(torch.cat(right).float().mean())}
     logits = network(images)
-    found = {}
-    for name, asked in targets.items():
-        known = asked >= 0
-        found[name] = float((logits[name].argmax(1) == asked)[known].float().mean()) if known.any() else float("nan")
-    return found
+    accuracy = {}
+    for name, labels in targets.items():
+        known = labels >= 0
+        accuracy[name] = (
+            float((logits[name].argmax(1) == labels)[known].float().mean()) if known.any() else float("nan")
+        )
+    return accuracy
 
 
 def safe_name(text: str) -> str:

@@ -1,9 +1,8 @@
-"""How far confidence can be believed: the calibration error of the judge, and of noisy classifiers by noise level."""
+"""The calibration error of the judge, and of noisy classifiers by noise level."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +11,10 @@ from torch import Tensor
 from ldm.data.dataset import ImageData
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.features.feature_cache import chosen_indices
-from ldm.evaluation.features.judge import Judge, trained_judge
-from ldm.evaluation.metrics.class_scores import calibration_error
-from ldm.evaluation.records import EvaluationResult, MetricValue
+from ldm.evaluation.features.judge import Judge
+from ldm.evaluation.metrics.base import MetricResult, ModelEvaluation, ModelMetric
+from ldm.evaluation.records import MetricValue
+from ldm.evaluation.registry import metrics
 from ldm.runtime.errors import UserError
 from ldm.runtime.progress import progress
 from ldm.sampling.pipeline import Pipeline
@@ -24,40 +24,29 @@ _MOST = 4096  # images
 _TIMES = (0.0, 0.25, 0.5, 0.75)  # of T - 1
 
 
-def judge_for(data: ImageData, config: EvaluationConfig, pipeline: Pipeline) -> Judge | None:
-    """The judge of `data` where nothing else is measured by it; None without calibration or labels."""
-    if not config.judge or "calibration" not in config.metrics:
-        return None
-    return trained_judge(data, device=pipeline.device) if data.attribute_names or data.class_names else None
+@metrics.register("calibration")
+class Calibration(ModelMetric):
+    """Of held-out images: of the other split where `data` were trained on."""
 
-
-def with_calibration(
-    result: EvaluationResult | None,
-    pipeline: Pipeline,
-    judge: Judge | None,
-    data: ImageData,
-    other: ImageData | None,
-    config: EvaluationConfig,
-) -> EvaluationResult:
-    """The calibration's figures after the others, if there are any; of `other` images where `data` were trained on."""
-    held_out = other if data.split == "train" and other is not None else data
-    figures, facts = calibration_figures(pipeline, judge, held_out, config)
-    if result is None:
-        named = {"data": held_out.name, "split": held_out.split, "data_fingerprint": held_out.fingerprint}
-        return EvaluationResult(figures, named | {"seed": config.seed, "calibration": facts})
-    return replace(result, figures=result.figures + figures, manifest={**result.manifest, "calibration": facts})
+    def measure(self, evaluation: ModelEvaluation) -> MetricResult:
+        data, other, config = evaluation.data, evaluation.context.other_data, evaluation.context.config
+        pipeline = evaluation.model if isinstance(evaluation.model, Pipeline) else None
+        held_out = other if data.split == "train" and other is not None else data
+        figures, manifest = calibration_figures(pipeline, evaluation.judge, held_out, config)
+        about = {"data": held_out.name, "split": held_out.split, "data_fingerprint": held_out.fingerprint}
+        return MetricResult(figures, {"calibration": manifest}, about | {"seed": config.seed})
 
 
 @torch.no_grad()
 def calibration_figures(
-    pipeline: Pipeline, judge: Judge | None, data: ImageData, config: EvaluationConfig
+    pipeline: Pipeline | None, judge: Judge | None, data: ImageData, config: EvaluationConfig
 ) -> tuple[tuple[MetricValue, ...], dict[str, Any]]:
     """Expected calibration errors on real images of `data`, at most 4096, and what they were measured on.
 
     Of the judge, one a task; of each classifier of the pipeline under the noise of four times of its schedule.
     `UserError` where there is neither, or no image with a label.
     """
-    classifiers = pipeline.networks.classifiers if hasattr(pipeline, "networks") else {}
+    classifiers = {} if pipeline is None else pipeline.networks.classifiers
     if judge is None and not classifiers:
         raise UserError(
             "there is neither a judge for this data nor a classifier",
@@ -71,24 +60,25 @@ def calibration_figures(
     for start in progress(range(0, len(indices), config.batch_size), "calibration"):
         rows = indices[start : start + config.batch_size]
         images = torch.stack([data[i].image for i in rows])
-        found = {} if judge is None else {judge.name + " " + k: v for k, v in judge.probabilities(images).items()}
-        for name, guide in classifiers.items():
+        probs = {} if judge is None else {judge.name + " " + k: v for k, v in judge.probabilities(images).items()}
+        for name, classifier in classifiers.items():
+            assert pipeline is not None
             latents = pipeline.encode(images)
             noise = SampleNoise(config.seed, rows, "calibration").initial(
                 latents.shape[1:], latents.dtype, latents.device
             )
-            for part in _TIMES:
-                t = part * (guide.schedule.num_train_timesteps - 1)
-                level = guide.schedule.level(t)
+            for fraction in _TIMES:
+                t = fraction * (classifier.schedule.num_train_timesteps - 1)
+                level = classifier.schedule.level(t)
                 times = torch.full((len(rows),), t, device=latents.device)
-                logits = guide.network(level.alpha * latents + level.sigma * noise, times)
-                found[f"{name} at noise ratio {level.noise_ratio:.3g}"] = logits.float().softmax(1)
-        for name, each in found.items():
-            class_probs.setdefault(name, []).append(each.cpu())
+                logits = classifier.network(level.alpha * latents + level.sigma * noise, times)
+                probs[f"{name} at noise ratio {level.noise_ratio:.3g}"] = logits.float().softmax(1)
+        for name, batch in probs.items():
+            class_probs.setdefault(name, []).append(batch.cpu())
     figures = []
     for name, parts in class_probs.items():
         judged = judge is not None and name.startswith(f"{judge.name} ")
-        right = _answers(judge, name, data, indices) if judge is not None and judged else labels
+        right = _true_classes(judge, name, data, indices) if judge is not None and judged else labels
         known = right >= 0
         if known.any():
             error = calibration_error(torch.cat(parts)[known], right[known])
@@ -99,10 +89,24 @@ def calibration_figures(
     return tuple(figures), {"images": len(indices), "split": data.split, "bins": 15}
 
 
-def _answers(judge: Judge, name: str, data: ImageData, indices: list[int]) -> Tensor:
-    """The number of the right answer of the judge's task for each image; -1 where nobody knows."""
+def _true_classes(judge: Judge, name: str, data: ImageData, indices: list[int]) -> Tensor:
+    """The number of the true class of the judge's task for each image; -1 where it is not known."""
     head = name.removeprefix(judge.name + " ")
     if head not in data.attribute_names:
         return torch.tensor([data.label(i) for i in indices])
     number: Mapping[str, int] = {value: k for k, value in enumerate(judge.heads[head])}
     return torch.tensor([number.get(str(data.attributes(i).get(head)), -1) for i in indices])
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, eq. 3): mean |accuracy - confidence| over bins.
+
+    Probabilities (N, K), labels (N,) the right classes; bins of equal width in the confidence, by their numbers.
+    """
+    if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or not len(labels):
+        raise ValueError(f"expected (N, K) and (N,), got {tuple(probabilities.shape)} and {tuple(labels.shape)}")
+    confidence, chosen = probabilities.double().cpu().max(1)
+    right = (chosen == labels.cpu()).double()
+    bin_of = (confidence * bins).long().clamp(max=bins - 1)
+    sums = torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_of, right - confidence)
+    return float(sums.abs().sum() / len(labels))

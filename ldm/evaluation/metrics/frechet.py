@@ -10,51 +10,48 @@ Everything is float64: in float32 the distance is wrong in the third digit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-_CHUNK = 8192  # rows turned into float64 at a time
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.features.gaussian import Gaussian
+from ldm.evaluation.metrics.base import SampleMetric, Samples
+from ldm.evaluation.records import MetricValue
+from ldm.evaluation.registry import metrics
+
 _TOLERANCE = 2e-10  # accepted rounding error, relative to tr C_1 + tr C_2
+_POINTS = 15
+_SLICES = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Gaussian:
-    """Mean (D,) and a factor F (k, D) of the covariance F^T F, float64, fitted to `count` samples."""
+@metrics.register("fid")
+class FrechetDistance(SampleMetric):
+    def measure(self, samples: Samples, config: EvaluationConfig) -> MetricValue:
+        def distance(fake: Tensor) -> float:
+            return frechet_distance(samples.reference, Gaussian.fit(fake))
 
-    mean: Tensor
-    factor: Tensor
-    count: int
+        halves = [distance(samples.fake[half]) for half in samples.halves(config)]
+        return self.value(samples, distance(samples.fake), halves)
 
-    @classmethod
-    def fit(cls, features: Tensor) -> Gaussian:
-        """Mean and unbiased covariance of features (N, D), N >= 2."""
-        n, d = _checked(features).shape
-        mean = torch.stack([chunk.sum(0) for chunk in _chunks(features)]).sum(0) / n
-        if n <= d:
-            return cls(mean, (_float64(features) - mean) / (n - 1) ** 0.5, n)
-        covariance = torch.zeros(d, d, dtype=torch.float64, device=mean.device)
-        for chunk in _chunks(features):
-            centred = chunk - mean
-            covariance.addmm_(centred.T, centred)
-        return cls(mean, _factor(covariance / (n - 1)), n)
 
-    @classmethod
-    def from_moments(cls, mean: Tensor, covariance: Tensor, count: int) -> Gaussian:
-        """From mean (D,) and covariance (D, D), such as published reference statistics."""
-        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            raise ValueError(f"expected (D,) and (D, D), got {tuple(mean.shape)} and {tuple(covariance.shape)}")
-        return cls(_float64(mean), _factor(_float64(covariance)), count)
+@metrics.register("sliced_fid")
+class SlicedFrechetDistance(SampleMetric):
+    def measure(self, samples: Samples, config: EvaluationConfig) -> MetricValue:
+        real, fake = slices_of(samples.real_features, seed=config.seed), slices_of(samples.fake, seed=config.seed)
+        dim = samples.real_features.shape[1]
+        halves = [distance_of_slices(real, fake[half.to(fake.device)], dim) for half in samples.halves(config)]
+        return self.value(samples, distance_of_slices(real, fake, dim), halves)
 
-    @property
-    def device(self) -> torch.device:
-        return self.mean.device
 
-    def to(self, device: torch.device | str) -> Gaussian:
-        """The same on another device."""
-        return Gaussian(self.mean.to(device), self.factor.to(device), self.count)
+@metrics.register("fid_infinity")
+class ExtrapolatedFrechetDistance(SampleMetric):
+    least_images = 20
+
+    def measure(self, samples: Samples, config: EvaluationConfig) -> MetricValue:
+        estimate = extrapolated_frechet_distance(samples.real_features, samples.fake, seed=config.seed)
+        return self.value(samples, estimate.value, standard_error=estimate.standard_error)
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -82,28 +79,58 @@ def _nuclear_norm(matrix: Tensor, scale: float) -> Tensor:
     return squares.sqrt().sum()
 
 
-def _factor(covariance: Tensor) -> Tensor:
-    """F with F^T F = covariance: Cholesky's, or by eigenvalues where the matrix is (nearly) rank-deficient."""
-    factor, failed = torch.linalg.cholesky_ex(covariance, upper=True)
-    pivots = factor.diagonal()
-    if not failed and pivots.min() > 1e-7 * pivots.max():
-        return factor
-    values, vectors = torch.linalg.eigh(covariance)
-    kept = values > values.max() * 1e-15
-    return values[kept].sqrt()[:, None] * vectors[:, kept].T
+@dataclass(frozen=True, slots=True)
+class Extrapolated:
+    """The distance at infinitely many samples, and its standard error as that of the fitted line's end."""
+
+    value: float
+    standard_error: float
 
 
-def _chunks(features: Tensor) -> Iterable[Tensor]:
-    return map(_float64, features.split(_CHUNK))
+def extrapolated_frechet_distance(real: Tensor, fake: Tensor, *, seed: int = 0, points: int = _POINTS) -> Extrapolated:
+    """FID_infinity (Chong and Forsyth 2020, arXiv:1911.07023, section 3): linear in 1 / N, followed to 0.
+
+    The distance of fake features (M, D) from real ones (N, D), at `points` numbers of fake features from M / 5 to M,
+    drawn at random without replacement; the reference stays whole. Needs 20 fake features or more.
+    """
+    if points < 3 or len(fake) < 20:
+        raise ValueError(f"expected 20 fake features and 3 points or more, got {len(fake)} and {points}")
+    reference, generator = Gaussian.fit(real), torch.Generator().manual_seed(seed)
+    counts = [round(len(fake) * (0.2 + 0.8 * k / (points - 1))) for k in range(points)]
+    distances = []
+    for count in counts:
+        chosen = torch.randperm(len(fake), generator=generator)[:count].to(fake.device)
+        distances.append(frechet_distance(reference, Gaussian.fit(fake[chosen])))
+    x = 1 / torch.tensor(counts, dtype=torch.float64)
+    y = torch.tensor(distances, dtype=torch.float64)
+    design = torch.stack([torch.ones_like(x), x], 1)
+    inverse = torch.linalg.inv(design.T @ design)
+    line = inverse @ design.T @ y
+    residual = (y - design @ line).square().sum() / (points - 2)
+    return Extrapolated(float(line[0]), float((residual * inverse[0, 0]).sqrt()))
 
 
-def _float64(x: Tensor) -> Tensor:
-    return (x.cpu() if x.device.type == "mps" else x).double()  # Apple GPUs have no float64
+def sliced_frechet_distance(real: Tensor, fake: Tensor, *, seed: int = 0, slices: int = _SLICES) -> float:
+    """D times the mean over random directions of the one-dimensional distance (m1 - m2)^2 + (s1 - s2)^2.
+
+    After the sliced Wasserstein distance (Bonneel et al. 2015), for Gaussians. It needs no full covariance, so few
+    samples in many dimensions D do not bias it much; where the covariances are multiples of the identity it is the
+    Frechet distance.
+    """
+    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1] or min(len(real), len(fake)) < 2:
+        raise ValueError(f"expected features (N, D) and (M, D), got {tuple(real.shape)} and {tuple(fake.shape)}")
+    return distance_of_slices(slices_of(real, slices, seed), slices_of(fake, slices, seed), real.shape[1])
 
 
-def _checked(features: Tensor) -> Tensor:
-    if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"expected features (N, D) with N >= 2, got {tuple(features.shape)}")
-    if not features.isfinite().all():
-        raise ValueError("features hold values that are not finite")
-    return features
+def slices_of(features: Tensor, slices: int = _SLICES, seed: int = 0) -> Tensor:
+    """Features (N, D) along random unit vectors, the same for the same seed: (N, slices), float64."""
+    features = (features.cpu() if features.device.type == "mps" else features).double()
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(features.shape[1], slices, generator=generator, dtype=torch.float64)
+    return features @ (directions / directions.norm(dim=0)).to(features.device)
+
+
+def distance_of_slices(a: Tensor, b: Tensor, dim: int) -> float:
+    """The sliced distance of features of `dim` dimensions from their `slices_of`."""
+    squares = (a.mean(0) - b.mean(0)).square() + (a.std(0) - b.std(0)).square()
+    return float(squares.mean()) * dim

@@ -7,7 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.metrics.base import SampleMetric, Samples
+from ldm.evaluation.records import MetricValue
+from ldm.evaluation.registry import metrics
+
 _WHOLE = 8192  # up to so many samples the kernel of all pairs is computed once (0.5 GB)
+
+
+@metrics.register("kid")
+class KernelInceptionDistance(SampleMetric):
+    def measure(self, samples: Samples, config: EvaluationConfig) -> MetricValue:
+        estimate = kernel_distance(samples.real_features, samples.fake, seed=config.seed)
+        return self.value(samples, estimate.value, standard_error=estimate.standard_error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +27,7 @@ class KernelDistance:
     """The estimate and its standard error.
 
     The error is that of a delete-d jackknife (Shao and Wu 1989), for subsets of one sample overlap and their plain
-    scatter would shrink with their number. Where the two laws agree it errs on the large side.
+    scatter would shrink with their number. Where the two distributions agree it errs on the large side.
     """
 
     value: float
@@ -35,9 +47,9 @@ def kernel_distance(
 
     kernel = _kernel(both := torch.cat([a, b]), both) if len(a) + len(b) <= _WHOLE else None
 
-    def draw(size: int) -> Tensor:
+    def estimates_of(size: int) -> Tensor:
         """Estimates from `num_subsets` pairs of subsets without replacement."""
-        found = []
+        estimates = []
         for _ in range(num_subsets):
             i, j = (torch.randperm(len(x), generator=generator)[:size].to(x.device) for x in (a, b))
             if kernel is None:
@@ -45,19 +57,19 @@ def kernel_distance(
             else:
                 rows = torch.cat([i, j + len(a)])
                 chosen = kernel[rows][:, rows]
-            found.append(_mmd2(chosen))
-        return torch.stack(found)
+            estimates.append(_mmd2(chosen))
+        return torch.stack(estimates)
 
     if m == len(a) == len(b):  # every subset is the whole
         value = _mmd2(_kernel(both := torch.cat([a, b]), both) if kernel is None else kernel)
     else:
-        estimates = draw(m)
+        estimates = estimates_of(m)
         value = estimates.mean()
-    kept = m
+    size = m
     if 2 * m > n:  # too few left out for a jackknife
-        kept = n // 2
-        estimates = draw(kept)
-    variance = estimates.var() * kept / (n - kept)
+        size = n // 2
+        estimates = estimates_of(size)
+    variance = estimates.var() * size / (n - size)
     return KernelDistance(float(value), float(variance.sqrt()))
 
 

@@ -19,12 +19,12 @@ class CodeStatistics:
     size: int
     used: int
     surprise: Tensor  # (N,): bits that the codes of each image take together, under the frequencies of the whole set
-    places: int  # codes an image
+    positions: int  # codes an image
 
     @property
     def entropy(self) -> float:
         """Bits a code, from 0 to log2(size)."""
-        return float(self.surprise.mean()) / self.places
+        return float(self.surprise.mean()) / self.positions
 
     @property
     def perplexity(self) -> float:
@@ -34,7 +34,7 @@ class CodeStatistics:
     @property
     def perplexity_error(self) -> float:
         """Its standard error, by the delta method."""
-        return self.perplexity * math.log(2) * standard_error(self.surprise) / self.places
+        return self.perplexity * math.log(2) * standard_error(self.surprise) / self.positions
 
 
 def code_statistics(codes: Tensor, size: int) -> CodeStatistics:

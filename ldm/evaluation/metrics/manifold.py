@@ -1,25 +1,32 @@
 """How much of the samples lies where the data is, and how much of the data the samples reach.
 
 Precision and recall: Kynkaanniemi et al. 2019, arXiv:1904.06991, eqs. 1 and 2. Density and coverage: Naeem et al. 2020,
-arXiv:2002.09797, eqs. 3 and 4. All four ask which features lie in which balls, a ball reaching from a feature to its
-k-th nearest neighbour of the same set.
+arXiv:2002.09797, eqs. 3 and 4. All four count which features lie in which balls; a ball reaches from a feature to
+its k-th nearest neighbour of the same set.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.intervals import half_samples
+from ldm.evaluation.metrics.base import SampleMetric, Samples
+from ldm.evaluation.metrics.neighbours import squared_distances
+from ldm.evaluation.records import MetricValue
+from ldm.evaluation.registry import metrics
+
 PRECISION_K, DENSITY_K = 3, 5  # of the papers
 MOST = 10_000  # features a side: the distances of so many to so many take 0.4 GB
-_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class ManifoldScores:
-    """Precision, recall and coverage in [0, 1]; density from 0, of the data's own law 1 on average."""
+    """Precision, recall and coverage in [0, 1]; density from 0, 1 on average where the distributions agree."""
 
     precision: float
     recall: float
@@ -57,14 +64,41 @@ class Neighbourhoods:
         )
 
 
-def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """|a_i - b_j|^2 of features (N, D) and (M, D): (N, M), float32 of sums taken in float64."""
-    a, b = ((x.cpu() if x.device.type == "mps" else x).double() for x in (a, b))
-    squares = b.square().sum(1)
-    parts = [(part.square().sum(1)[:, None] + squares - 2 * part @ b.T).clamp(min=0).float() for part in a.split(_ROWS)]
-    return torch.cat(parts)
-
-
 def radii(within: Tensor, k: int) -> Tensor:
     """The squared distance of each to its k-th nearest neighbour, from all distances (N, N) within a set: (N,)."""
     return within.kthvalue(k + 1, dim=1).values  # the nearest is itself
+
+
+@metrics.register("precision")
+@metrics.register("recall")
+@metrics.register("density")
+@metrics.register("coverage")
+class ManifoldMetric(SampleMetric):
+    """One of the four, which share their distances."""
+
+    least_images = least_reference = 2 * DENSITY_K + 1
+    higher_is_better = True
+
+    def measure(self, samples: Samples, config: EvaluationConfig) -> MetricValue:
+        whole, parts = samples.once(_scores, config)
+        halves = [getattr(part, self.name) for part in parts]
+        value = self.value(samples, getattr(whole, self.name), halves)
+        if value.interval is None or self.name == "density":
+            return value
+        low, high = value.interval  # of a share, which lies in [0, 1]
+        return replace(value, interval=(max(low, 0.0), min(high, 1.0)))
+
+
+def _scores(samples: Samples, config: EvaluationConfig) -> tuple[ManifoldScores, Sequence[ManifoldScores]]:
+    """Of all samples, and of their halves."""
+    real, fake = (_at_most(features, MOST, config.seed) for features in (samples.real_features, samples.fake))
+    neighbourhoods = Neighbourhoods(real, fake)
+    halves = half_samples(len(fake), config.bootstrap, seed=config.seed)
+    return neighbourhoods.scores(), [neighbourhoods.scores(half.to(fake.device)) for half in halves]
+
+
+def _at_most(features: Tensor, most: int, seed: int) -> Tensor:
+    if len(features) <= most:
+        return features
+    chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:most]
+    return features[chosen.to(features.device)]

@@ -1,8 +1,7 @@
-"""Memorisation: how near samples lie to training images, against how near images lie that the model never saw."""
+"""Memorisation: how near samples lie to training images, against how near held-out images lie to them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,30 @@ import torch
 from torch import Tensor
 
 from ldm.data.dataset import ImageData
-from ldm.evaluation.conditions import EvalCondition
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.features.extractors import Extractor, figure_name
 from ldm.evaluation.features.feature_cache import chosen_indices, features_of
-from ldm.evaluation.metrics.intervals import half_samples, interval
-from ldm.evaluation.metrics.manifold import squared_distances
-from ldm.evaluation.metrics.neighbours import nearest_training
+from ldm.evaluation.intervals import half_samples, interval
+from ldm.evaluation.metrics.base import MetricResult, ModelEvaluation, ModelMetric
+from ldm.evaluation.metrics.neighbours import nearest_training, squared_distances
 from ldm.evaluation.records import MetricValue
-from ldm.runtime.errors import UserError
+from ldm.evaluation.registry import metrics
 from ldm.runtime.images import enlarged, grid, save_png
-from ldm.sampling.config import SamplingConfig
-from ldm.sampling.pipeline import Pipeline
 
-_SHOWN, _NEIGHBOURS = 8, 3
+_SUSPECTS, _NEIGHBOURS = 8, 3
 _NEAR = 0.01  # of the held-out images lie nearer than what counts as near
+
+
+@metrics.register("memorisation")
+class MemorisationMetric(ModelMetric):
+    def measure(self, evaluation: ModelEvaluation) -> MetricResult:
+        context = evaluation.context
+        train, held_out = self.training_and_held_out(context)
+        assert evaluation.extractor is not None
+        copies = memorisation(evaluation.features, evaluation.extractor, train, held_out, context.config)
+        if evaluation.contact_sheet is not None:
+            save_contact_sheet(evaluation.contact_sheet, copies, evaluation, train)
+        return MetricResult(copies.figures, {"memorisation": copies.manifest})
 
 
 @dataclass(frozen=True)
@@ -33,23 +41,8 @@ class Memorisation:
     """Figures, what they were measured on, and the samples nearest to training images with these: (sample, images)."""
 
     figures: tuple[MetricValue, ...]
-    facts: dict[str, Any]
+    manifest: dict[str, Any]
     suspects: tuple[tuple[int, tuple[int, ...]], ...]
-
-
-def training_and_held_out(data: ImageData, other: ImageData | None) -> tuple[ImageData, ImageData]:
-    """Which of the two splits was trained on; `UserError` where one of them is missing."""
-    pair = [each for each in (data, other) if each is not None]
-    train = [each for each in pair if each.split == "train"]
-    held = [each for each in pair if each.split != "train"]
-    if not train or not held:
-        raise UserError(
-            f"{data.name}: needs the images that were trained on, and held-out ones",
-            remedy="`validation_fraction` holds some out",
-            setting="metrics",
-            value="memorisation",
-        )
-    return train[0], held[0]
 
 
 def memorisation(
@@ -57,54 +50,52 @@ def memorisation(
 ) -> Memorisation:
     """Of the samples' features (M, D): their distance to the nearest training image, against that of held-out images.
 
-    `memorisation` is the median distance over that of held-out images: about 1 for a model that invents, 0 for one that
-    copies. `memorisation/near` is the share of samples that are nearer than 99 % of the held-out images are.
+    `memorisation` is the median distance over that of held-out images: about 1 without memorisation, 0 for copies.
+    `memorisation/near` is the share of samples that are nearer than 99 % of the held-out images are.
     """
     size = config.batch_size
     indices = chosen_indices(len(train), config.num_reference, config.seed)
-    known = features_of(extractor, train, indices, batch_size=size, label="features of training images")
-    unseen = chosen_indices(len(held_out), config.num_reference, config.seed)
-    fresh = features_of(extractor, held_out, unseen, batch_size=size, label="features of held-out images")
-    samples = samples.to(known.device)
-    found, own = nearest_training(known, samples, fresh), nearest_training(known, fresh, fresh)
-    near = (found.distance < torch.quantile(own.distance, _NEAR)).double()
+    train_features = features_of(extractor, train, indices, batch_size=size, label="features of training images")
+    held_out_indices = chosen_indices(len(held_out), config.num_reference, config.seed)
+    held_out_features = features_of(
+        extractor, held_out, held_out_indices, batch_size=size, label="features of held-out images"
+    )
+    samples = samples.to(train_features.device)
+    nearest = nearest_training(train_features, samples, held_out_features)
+    of_held_out = nearest_training(train_features, held_out_features, held_out_features)
+    near = (nearest.distance < torch.quantile(of_held_out.distance, _NEAR)).double()
     halves = half_samples(len(samples), config.bootstrap, seed=config.seed)
-    parts = tuple(float(found.ratio[half.to(samples.device)].median()) for half in halves)
-    value, share, name = float(found.ratio.median()), float(near.mean()), figure_name("memorisation", extractor)
+    parts = tuple(float(nearest.ratio[half.to(samples.device)].median()) for half in halves)
+    value, share, name = float(nearest.ratio.median()), float(near.mean()), figure_name("memorisation", extractor)
     error = (share * (1 - share) / len(near)) ** 0.5
     figures = (
         MetricValue("memorisation", f"{name} distance ratio", value, None, True, interval(value, parts), parts),
         MetricValue("memorisation/near", f"{name} share of near copies", share, error),
     )
-    worst = found.ratio.argsort()[:_SHOWN]
-    nearest = squared_distances(samples[worst], known).topk(min(_NEIGHBOURS, len(known)), largest=False).indices
+    worst = nearest.ratio.argsort()[:_SUSPECTS]
+    count = min(_NEIGHBOURS, len(train_features))
+    neighbours = squared_distances(samples[worst], train_features).topk(count, largest=False).indices
     suspects = tuple(
-        (sample, tuple(indices[place] for place in row))
-        for sample, row in zip(worst.tolist(), nearest.tolist(), strict=True)
+        (sample, tuple(indices[column] for column in row))
+        for sample, row in zip(worst.tolist(), neighbours.tolist(), strict=True)
     )
-    facts = {
-        "training_images": len(known),
-        "held_out_images": len(fresh),
+    manifest = {
+        "training_images": len(train_features),
+        "held_out_images": len(held_out_features),
         "near": f"nearer to a training image than {1 - _NEAR:.0%} of the held-out images",
         "suspects": [{"sample": sample, "training_images": list(row)} for sample, row in suspects],
     }
-    return Memorisation(figures, facts, suspects)
+    return Memorisation(figures, manifest, suspects)
 
 
-def save_suspects(
-    path: str | Path,
-    found: Memorisation,
-    pipeline: Pipeline,
-    conditions: Sequence[EvalCondition],
-    sampling: SamplingConfig,
-    config: EvaluationConfig,
-    train: ImageData,
-) -> None:
+def save_contact_sheet(path: Path, copies: Memorisation, evaluation: ModelEvaluation, train: ImageData) -> None:
     """A row for each suspect: the sample, drawn once more by its seed, and the training images nearest to it."""
-    shown: list[Tensor] = []
-    for sample, neighbours in found.suspects:
-        batches = pipeline.generate([conditions[sample].request], sampling, seed=config.seed, first_index=sample)
-        shown.append(next(iter(batches))[0].float().cpu())
-        shown += [train[index].image for index in neighbours]
-    columns = 1 + len(found.suspects[0][1])
-    save_png(enlarged(grid(torch.stack(shown), columns)), path)
+    images: list[Tensor] = []
+    sampling, seed = evaluation.context.sampling, evaluation.context.config.seed
+    for sample, neighbours in copies.suspects:
+        request = evaluation.conditions[sample].request
+        batches = evaluation.model.generate([request], sampling, seed=seed, first_index=sample)
+        images.append(next(iter(batches))[0].float().cpu())
+        images += [train[index].image for index in neighbours]
+    columns = 1 + len(copies.suspects[0][1])
+    save_png(enlarged(grid(torch.stack(images), columns)), path)

@@ -8,15 +8,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm.evaluation.metrics.manifold import squared_distances
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.metrics.base import SampleMetric, Samples
+from ldm.evaluation.records import MetricValue
+from ldm.evaluation.registry import metrics
+
+_ROWS = 1024
+
+
+@metrics.register("diversity")
+class Diversity(SampleMetric):
+    higher_is_better = True
+
+    def measure(self, samples: Samples, config: EvaluationConfig) -> MetricValue:
+        groups = list(samples.groups) or [0] * len(samples.fake)
+        if len(set(groups)) == len(groups):
+            raise self.refusal("no condition has two images", "draw more of them, or of fewer conditions")
+        halves = []
+        for half in samples.halves(config):
+            chosen = [groups[row] for row in half.tolist()]
+            if len(set(chosen)) < len(chosen):
+                halves.append(diversity(samples.fake[half], chosen))
+        return self.value(samples, diversity(samples.fake, groups), halves)
 
 
 @dataclass(frozen=True, slots=True)
 class Nearest:
     """For each sample the number of the nearest training image and the distance to it, over that of held-out images.
 
-    A `ratio` far below one says that a sample lies much nearer to a training image than images do that the model has
-    never seen; (M,) each.
+    A `ratio` far below one: a sample lies much nearer to a training image than held-out images do; (M,) each.
     """
 
     index: Tensor
@@ -27,13 +47,13 @@ class Nearest:
 def nearest_training(train: Tensor, samples: Tensor, held_out: Tensor) -> Nearest:
     """Nearest neighbours of sample features (M, D) among training features (N, D).
 
-    The yardstick is the median distance of held-out features (H, D) to their own nearest training features.
+    The ratio is to the median distance of held-out features (H, D) to their own nearest training features.
     """
     if not len(train) or not len(held_out):
         raise ValueError("expected at least one training and one held-out feature")
     distance, index = _nearest(samples, train)
-    yardstick = _nearest(held_out, train)[0].median().clamp(min=1e-12)
-    return Nearest(index, distance, distance / yardstick)
+    scale = _nearest(held_out, train)[0].median().clamp(min=1e-12)
+    return Nearest(index, distance, distance / scale)
 
 
 def diversity(features: Tensor, groups: Sequence[Hashable]) -> float:
@@ -51,8 +71,8 @@ def diversity(features: Tensor, groups: Sequence[Hashable]) -> float:
     for numbers in members.values():
         if len(numbers) < 2:
             continue
-        found = squared_distances(features[numbers], features[numbers]).double().sqrt()
-        total += float(found.triu(1).sum())
+        distances = squared_distances(features[numbers], features[numbers]).double().sqrt()
+        total += float(distances.triu(1).sum())
         pairs += len(numbers) * (len(numbers) - 1) // 2
     if not pairs:
         raise ValueError("diversity: expected two samples or more of some condition")
@@ -64,3 +84,11 @@ def _nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     parts = [squared_distances(part, b).min(1) for part in a.split(1024)]
     distance = torch.cat([part.values for part in parts]).double().sqrt()
     return distance, torch.cat([part.indices for part in parts])
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """|a_i - b_j|^2 of features (N, D) and (M, D): (N, M), float32 of sums taken in float64."""
+    a, b = ((x.cpu() if x.device.type == "mps" else x).double() for x in (a, b))
+    squares = b.square().sum(1)
+    parts = [(part.square().sum(1)[:, None] + squares - 2 * part @ b.T).clamp(min=0).float() for part in a.split(_ROWS)]
+    return torch.cat(parts)

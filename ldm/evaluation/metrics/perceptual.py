@@ -79,10 +79,12 @@ def _backbone(path: Path, kind: str) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         state = read_tensors(path)
     else:
-        wanted = BACKBONES[kind].removesuffix(".pth").rsplit("-", 1)[1]
-        found = sha256_of_file(path)
-        if not found.startswith(wanted):
-            raise UserError(f"{path}: SHA-256 {found[:12]}..., {BACKBONES[kind]} has {wanted}...", remedy="not opened")
+        expected_digest = BACKBONES[kind].removesuffix(".pth").rsplit("-", 1)[1]
+        digest = sha256_of_file(path)
+        if not digest.startswith(expected_digest):
+            raise UserError(
+                f"{path}: SHA-256 {digest[:12]}..., {BACKBONES[kind]} has {expected_digest}...", remedy="not opened"
+            )
         state = torch.serialization.load(path, map_location="cpu", weights_only=True)
     shapes = {name: tuple(value.shape) for name, value in state.items() if name.startswith("features.")}
     for name, shape in _shapes(kind).items():

@@ -13,8 +13,9 @@ from autoencoders.losses.adversarial import clip_weights, generator_loss, learni
 from autoencoders.losses.perceptual import Distance, PerceptualConfig
 from ldm.data import ImageData
 from ldm.evaluation.features.extractors import Extractor, figure_name, inception_extractor, trained_extractor
+from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.features.train_network import trained_network
-from ldm.evaluation.metrics.frechet import Gaussian, frechet_distance
+from ldm.evaluation.metrics.frechet import frechet_distance
 from ldm.evaluation.metrics.perceptual import TrainedFeatures, lpips_distance
 from ldm.runtime.errors import UserError
 from ldm.training.randomness import StepRandom

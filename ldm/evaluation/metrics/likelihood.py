@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ldm.data.dataset import ImageData
 from ldm.evaluation.conditions import conditions_of
-from ldm.evaluation.config import EvaluationConfig
-from ldm.evaluation.records import EvaluationResult, MetricValue
-from ldm.runtime.errors import UserError, at_least
+from ldm.evaluation.config import LikelihoodConfig
+from ldm.evaluation.metrics.base import MetricContext, MetricResult, ModelEvaluation, ModelMetric
+from ldm.evaluation.records import MetricValue
+from ldm.evaluation.registry import metrics
+from ldm.runtime.errors import UserError
 from ldm.runtime.progress import progress
-from ldm.sampling.config import SamplingConfig
 from ldm.sampling.pipeline import Pipeline
 from samplers import (
     Level,
@@ -32,23 +33,22 @@ from samplers import (
 _BINS = 256  # values of a pixel's channel
 
 
-@dataclass(frozen=True)
-class LikelihoodConfig:
-    """How `metrics` bits_per_dim is measured."""
+@metrics.register("bits_per_dim")
+class BitsPerDim(ModelMetric):
+    def check(self, context: MetricContext) -> None:
+        super().check(context)
+        sampling = context.sampling
+        guided = sampling.guidance_scale != 1 or sampling.classifier_scale or sampling.guidance
+        if context.config.without_samples and guided:
+            raise self.refusal("is the model's own", "a guided sampler has no density, leave guidance off")
 
-    likelihood_images: int = 128
-    """Held-out images, drawn at random."""
-    bound_steps: int = 250
-    """Steps of the variational bound, equal in log-SNR; with fewer it is looser. 0: no bound."""
-    flow_steps: int = 50
-    """Heun steps of the probability-flow ODE, equal in log-SNR. 0: no ODE."""
-    flow_probes: int = 2
-    """Hutchinson's random vectors an image."""
-
-    def __post_init__(self) -> None:
-        at_least(self, likelihood_images=2, bound_steps=0, flow_steps=0, flow_probes=1)
-        if not self.bound_steps and not self.flow_steps:
-            raise UserError("`bound_steps` 0 `flow_steps` 0: nothing to measure", remedy="give one of them")
+    def measure(self, evaluation: ModelEvaluation) -> MetricResult:
+        model, data, config = evaluation.model, evaluation.data, evaluation.context.config
+        assert isinstance(model, Pipeline)
+        bits = measure_likelihood(model, data, evaluation.likelihood, seed=config.seed, batch_size=config.batch_size)
+        about = {"split": data.split, "image_size": data.image_size, "data": data.name}
+        about |= {"data_fingerprint": data.fingerprint, "seed": config.seed}
+        return MetricResult(bits.figures, {"likelihood": bits.manifest}, about)
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,16 @@ def measure_likelihood(
 
     `UserError` for a schedule that ends in pure noise, and for conditions that `data` cannot give.
     """
-    asked = {"bound": config.bound_steps, "flow": config.flow_steps}
-    levels = {name: _levels(pipeline, steps) for name, steps in asked.items() if steps}
+    all_steps = {"bound": config.bound_steps, "flow": config.flow_steps}
+    levels = {name: _levels(pipeline, steps) for name, steps in all_steps.items() if steps}
     count = min(config.likelihood_images, len(data))
     chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(data))[:count].tolist()
     requests = conditions_of(pipeline, data, chosen)
     pixels = pipeline.networks.autoencoder.config.bottleneck == "identity"
     nats: dict[str, list[Tensor]] = {}  # figure: -log p or a term of it, (b,) each
     evaluations, dimensions = 0, 0
-    for place in progress(range(0, count, batch_size), "likelihood (batches)"):
-        rows = range(place, min(place + batch_size, count))
+    for start in progress(range(0, count, batch_size), "likelihood (batches)"):
+        rows = range(start, min(start + batch_size, count))
         images = torch.stack([data[chosen[row]].image for row in rows])  # (b, 3, H, W)
         with torch.no_grad():
             denoiser = pipeline.denoiser([requests[row] for row in rows])
@@ -103,7 +103,7 @@ def measure_likelihood(
             )
         evaluations += denoiser.evaluations
     space = f"{_BINS} values a pixel and channel" if pixels else "density of calibrated latents"
-    figures = tuple(_figure(name, torch.cat(found).double(), dimensions, pixels) for name, found in nats.items())
+    figures = tuple(_figure(name, torch.cat(parts).double(), dimensions, pixels) for name, parts in nats.items())
     manifest = {
         "likelihood_images": count,
         "dimensions": dimensions,
@@ -133,10 +133,10 @@ def _data(pipeline: Pipeline, images: Tensor, noise: SampleNoise) -> Tensor:
     latents = encoding.mean.float()
     if encoding.std is None:
         return latents
-    drawn = SampleNoise(noise.seed, noise.indices, "posterior").initial(
+    normal = SampleNoise(noise.seed, noise.indices, "posterior").initial(
         latents.shape[1:], latents.dtype, latents.device
     )
-    return latents + encoding.std.float() * drawn
+    return latents + encoding.std.float() * normal
 
 
 def _dequantised(images: Tensor, noise: SampleNoise) -> Tensor:
@@ -148,45 +148,14 @@ def _dequantised(images: Tensor, noise: SampleNoise) -> Tensor:
 
 def _probes(seed: int, rows: Sequence[int], like: Tensor, count: int) -> list[Tensor]:
     """Random signs, one stream an image and probe."""
-    drawn = (SampleNoise(seed, rows, f"probe {k}").initial(like.shape[1:]) for k in range(count))
-    return [torch.where(normal > 0, 1.0, -1.0).to(like) for normal in drawn]
+    draws = (SampleNoise(seed, rows, f"probe {k}").initial(like.shape[1:]) for k in range(count))
+    return [torch.where(normal > 0, 1.0, -1.0).to(like) for normal in draws]
 
 
 def _figure(name: str, nats: Tensor, dimensions: int, pixels: bool) -> MetricValue:
     # the bound's decoder gives probabilities already; the flow's density is read over a bin of the values
     bits = bits_per_dim(nats, dimensions, bins=_BINS if pixels and name == "flow" else None)
     error = float(bits.std()) / math.sqrt(len(bits))
-    what, _, term = name.partition("/")
-    title = f"bits/dim[{'8-bit pixels' if pixels else 'latent density'}, {what}]" + (f" {term}" if term else "")
+    kind, _, term = name.partition("/")
+    title = f"bits/dim[{'8-bit pixels' if pixels else 'latent density'}, {kind}]" + (f" {term}" if term else "")
     return MetricValue(f"bits_per_dim/{name}", title, float(bits.mean()), error)
-
-
-def refuse_guidance(sampling: SamplingConfig) -> None:
-    """`UserError` for settings of sampling under which a likelihood would be asked for that there is not."""
-    if sampling.guidance_scale != 1 or sampling.classifier_scale or sampling.guidance:
-        raise UserError(
-            "is the model's own",
-            remedy="a guided sampler has no density, leave guidance off",
-            setting="metrics",
-            value="bits_per_dim",
-        )
-
-
-def with_likelihood(
-    result: EvaluationResult | None,
-    pipeline: Pipeline,
-    data: ImageData,
-    config: EvaluationConfig,
-    likelihood: LikelihoodConfig | None,
-) -> EvaluationResult:
-    """The likelihood's figures after those of the samples, if there are any."""
-    found = measure_likelihood(
-        pipeline, data, likelihood or LikelihoodConfig(), seed=config.seed, batch_size=config.batch_size
-    )
-    if result is None:
-        facts = {name: getattr(data, name) for name in ("split", "image_size")}
-        facts |= {"data": data.name, "data_fingerprint": data.fingerprint, "seed": config.seed}
-        return EvaluationResult(found.figures, facts | {"likelihood": found.manifest})
-    return replace(
-        result, figures=result.figures + found.figures, manifest={**result.manifest, "likelihood": found.manifest}
-    )

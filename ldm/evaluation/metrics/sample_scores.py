@@ -1,0 +1,71 @@
+"""Scores of each sample by another network: the Inception score by a judge's classes, the CLIP score by captions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldm.evaluation.config import EvaluationConfig
+from ldm.evaluation.metrics.base import SampleMetric, Samples
+from ldm.evaluation.records import MetricValue
+from ldm.evaluation.registry import metrics
+
+
+@metrics.register("inception_score")
+class InceptionScoreMetric(SampleMetric):
+    higher_is_better = True
+
+    def measure(self, samples: Samples, config: EvaluationConfig) -> MetricValue:
+        if samples.class_probs is None:
+            raise self.refusal("needs a judge of classes, which this data does not give")
+        splits = min(10, len(samples.class_probs) // 2)
+        score = inception_score(samples.class_probs, splits=splits, seed=config.seed)
+        name = f"IS[{samples.judge}]"
+        return self.value(samples, score.value, standard_error=score.standard_error, name=name)
+
+
+@metrics.register("clip_score")
+class ClipScore(SampleMetric):
+    """How well images fit their captions, see `ClipScorer`: the mean over samples, with its standard error."""
+
+    higher_is_better = True
+
+    def measure(self, samples: Samples, config: EvaluationConfig) -> MetricValue:
+        scores = samples.text_scores
+        if scores is None:
+            raise self.refusal("needs captions, which this model does not take")
+        error = float(scores.double().std() / len(scores) ** 0.5)
+        value = float(scores.double().mean())
+        halves = [float(scores[half.to(scores.device)].mean()) for half in samples.halves(config)]
+        return self.value(samples, value, halves, standard_error=error, name=f"CLIP score[{samples.clip}]")
+
+
+@dataclass(frozen=True, slots=True)
+class InceptionScore:
+    """Mean over the splits, and the standard error of that mean."""
+
+    value: float
+    standard_error: float
+
+
+def inception_score(probabilities: Tensor, *, splits: int = 10, seed: int = 0) -> InceptionScore:
+    """exp of the mean KL(p(y | x) || p(y)) (Salimans et al. 2016, arXiv:1606.03498, section 4).
+
+    Probabilities (N, K) with rows that sum to one; N is shuffled by `seed` and cut into `splits` parts, each with its
+    own p(y), as the paper does. From 1 (every image alike, or uniform probabilities) to K.
+    """
+    if probabilities.ndim != 2 or len(probabilities) < splits or splits < 1:
+        raise ValueError(f"expected probabilities (N, K) with N >= {splits} splits, got {tuple(probabilities.shape)}")
+    p = (probabilities.cpu() if probabilities.device.type == "mps" else probabilities).double()
+    if not torch.allclose(p.sum(1), torch.ones_like(p[:, 0]), atol=1e-4):
+        raise ValueError("probabilities: expected rows that sum to 1")
+    p = p[torch.randperm(len(p), generator=torch.Generator().manual_seed(seed)).to(p.device)]
+    scores = []
+    for part in p.tensor_split(splits):
+        marginal = part.mean(0)
+        scores.append((torch.special.xlogy(part, part) - torch.special.xlogy(part, marginal)).sum(1).mean().exp())
+    values = torch.stack(scores)
+    error = float(values.std() / splits**0.5) if splits > 1 else float("nan")
+    return InceptionScore(float(values.mean()), error)
