@@ -116,15 +116,14 @@ class Models:
         return [str(argument) for argument in found]
 
 
-def listen(folder):
-    """A training of seconds hardly hears its conditions: make the U-Net's ears larger, as a long one would."""
+def amplify_conditioning(folder):
+    """Multiply the U-Net's conditioning weights by 4: a training of seconds leaves them too small to have an effect."""
     from safetensors.torch import load_file, save_file
 
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    ears = ("attn2.to_v.", "attn2.to_out.", "class_embedding.")
-    weights = {name: (value, any(ear in name for ear in ears)) for name, value in load_file(path).items()}
-    louder = {name: 4 * value if ear else value for name, (value, ear) in weights.items()}
-    save_file(louder, path, metadata={"format": "pt"})
+    amplified = ("attn2.to_v.", "attn2.to_out.", "class_embedding.")
+    weights = {name: 4 * w if any(part in name for part in amplified) else w for name, w in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 @pytest.fixture(scope="session")
@@ -147,5 +146,5 @@ def models(tmp_path_factory):
     other = ("--autoencoder", found.other_autoencoder, "--latents", root / "other_latents")
     run("classifier", found.other_classifier, *other, steps=1)
     for folder in (found.text, found.classes, found.no_dropout):
-        listen(folder)
+        amplify_conditioning(folder)
     return found

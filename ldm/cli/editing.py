@@ -162,7 +162,7 @@ def _inverted(
     flags: EditFlags, pipeline: Pipeline, requests: list[Request], sampling: SamplingConfig, source: SourceImage
 ) -> PreparedEdit:
     prompt = requests[0].prompt if flags.source_prompt is None else flags.source_prompt
-    label = requests[0].class_label if flags.source_class is None else pipeline.class_id(flags.source_class)
+    label = requests[0].class_label if flags.source_class is None else pipeline.class_index(flags.source_class)
     condition = Request(prompt=prompt, class_label=label if pipeline.has_classes else None)
     inversion = invert(pipeline, source.pixels, condition, sampling, iterations=flags.inversion_iterations)
     again, plain, original = (x[None].cpu() for x in (inversion.reconstruction, inversion.plain, source.pixels))

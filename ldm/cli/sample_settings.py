@@ -51,7 +51,7 @@ class SampleRun(ModelOptions):
 def requests_of(settings: SampleRun, model: ImageModel[Any]) -> list[Request]:
     """The conditions of all images: prompts and classes take turns; of an inversion, one of each; of a path, one."""
     editing = settings.editing
-    labels: list[int | None] = [model.class_id(name) for name in settings.class_label]
+    labels: list[int | None] = [model.class_index(name) for name in settings.class_label]
     inverts, interpolates = bool(editing.invert), editing.interpolates
     if interpolates and (len(labels) > 1 or len(settings.prompt) > 1):
         raise UserError(
@@ -65,7 +65,7 @@ def requests_of(settings: SampleRun, model: ImageModel[Any]) -> list[Request]:
         labels = list(range(len(model.class_names)))
     if settings.negative_class is not None and not model.has_classes:
         raise UserError("--negative-class: this model is not conditioned on classes; use --negative-prompt")
-    negative = None if settings.negative_class is None else model.class_id(settings.negative_class)
+    negative = None if settings.negative_class is None else model.class_index(settings.negative_class)
     prompts, labels = settings.prompt or ("",), labels or [None]
     count = max(len(settings.prompt), len(labels)) if inverts else settings.num_images
     first = settings.first_index

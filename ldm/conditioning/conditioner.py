@@ -183,7 +183,7 @@ class Conditioner(nn.Module):
             if any(label is not None for label in labels):
                 raise UserError("class label: this model is not conditioned on classes")
             return None
-        ids = [self.num_classes if label is None else self.class_id(label) for label in labels]
+        ids = [self.num_classes if label is None else self.class_index(label) for label in labels]
         return torch.tensor(ids, dtype=torch.int64, device=self.device)
 
     def _encode_texts(self, texts: Sequence[str] | None, batch: int) -> Tensor | None:
@@ -196,11 +196,11 @@ class Conditioner(nn.Module):
         states = self.text(self.text.tokenize(list(places)).to(self.device))
         return states[torch.tensor([places[text] for text in texts], device=self.device)]
 
-    def class_id(self, name: int | str) -> int:
+    def class_index(self, name: int | str) -> int:
         """The id of a class given by name or number; `UserError` lists the known names and the closest."""
-        return class_id(name, self.class_names)
+        return class_index(name, self.class_names)
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What `conditioning.json` holds."""
         text = self.text
         return {
@@ -224,27 +224,32 @@ class Conditioner(nn.Module):
         """Write conditioning.json and, for text, text_encoder/ and tokenizer/ into a model folder."""
         if self.text is not None:
             self.text.save(folder)
-        facts = self.facts()
-        atomic_write_json(Path(folder) / CONDITIONING_FILE, facts)
-        return facts
+        metadata = self.metadata()
+        atomic_write_json(Path(folder) / CONDITIONING_FILE, metadata)
+        return metadata
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Conditioner":
         """Read a model folder; one without conditioning.json is a diffusers folder, whose parts tell the facts."""
         folder = Path(folder)
-        facts = (
-            _read_facts(folder / CONDITIONING_FILE) if (folder / CONDITIONING_FILE).exists() else _guess_facts(folder)
+        metadata = (
+            _read_metadata(folder / CONDITIONING_FILE)
+            if (folder / CONDITIONING_FILE).exists()
+            else _guess_metadata(folder)
         )
-        text = facts["text"]
+        text = metadata["text"]
         encoder = None
         if text is not None:
             encoder = TextEncoder.load(folder, text.get("max_tokens"), text["encoder"], str(text.get("source", "")))
         return cls(
-            facts["class_names"], encoder, class_conditional=facts["class_conditional"], dropout=facts["dropout"]
+            metadata["class_names"],
+            encoder,
+            class_conditional=metadata["class_conditional"],
+            dropout=metadata["dropout"],
         ).eval()
 
 
-def class_id(name: int | str, class_names: Sequence[str]) -> int:
+def class_index(name: int | str, class_names: Sequence[str]) -> int:
     """The place of `name` in `class_names`, or `name` itself if it is a number below their count."""
     if isinstance(name, str) and name in class_names:
         return tuple(class_names).index(name)
@@ -258,23 +263,23 @@ def class_id(name: int | str, class_names: Sequence[str]) -> int:
     return number
 
 
-def _read_facts(path: Path) -> dict[str, Any]:
+def _read_metadata(path: Path) -> dict[str, Any]:
     """The checked facts of a file that may come from anybody."""
-    facts = read_json(path)
+    metadata = read_json(path)
     kinds: dict[str, Any] = {"class_names": list, "class_conditional": bool, "dropout": (int, float)}
-    if not isinstance(facts, dict) or any(not isinstance(facts.get(key), kind) for key, kind in kinds.items()):
+    if not isinstance(metadata, dict) or any(not isinstance(metadata.get(key), kind) for key, kind in kinds.items()):
         raise UserError(f"{path}: expected {', '.join(kinds)}")
-    text = facts.setdefault("text", None)
+    text = metadata.setdefault("text", None)
     if text is not None:
         length = text.get("max_tokens") if isinstance(text, dict) else None
         if not isinstance(length, int) or not 1 <= length <= 512 or text.get("encoder") not in ("embedded", "frozen"):
             raise UserError(f"{path}: text: expected an encoder (embedded or frozen) and max_tokens from 1 to 512")
-    if not all(isinstance(name, str) for name in facts["class_names"]):
-        raise UserError(f"{path}: class_names: expected strings, got {json.dumps(facts['class_names'])[:80]}")
-    return facts
+    if not all(isinstance(name, str) for name in metadata["class_names"]):
+        raise UserError(f"{path}: class_names: expected strings, got {json.dumps(metadata['class_names'])[:80]}")
+    return metadata
 
 
-def _guess_facts(folder: Path) -> dict[str, Any]:
+def _guess_metadata(folder: Path) -> dict[str, Any]:
     """The facts of a foreign folder. Its last class is taken as null, its dropout as Stable Diffusion's."""
     path = folder / "unet" / "config.json"
     embeds = read_json(path).get("num_class_embeds") if path.exists() else None

@@ -1,66 +1,49 @@
-"""What a U-Net need not compute anew at every step: exactly (`CachedConditioning`), or roughly (`FeatureCache`)."""
+"""A U-Net in sampling, most of which is computed at every Nth step only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ldm.models.blocks import ResnetBlock, TransformerBlock, time_projections
-
-
-@dataclass(frozen=True, eq=False)
-class CachedConditioning:
-    """The conditions of a sampling run with all that follows from them alone; the run's steps differ in x and t only.
-
-    Made by `Encoder.prepare` and good for as long as the network's weights stay as they are.
-    """
-
-    class_labels: Tensor | None  # (B,)
-    context: Tensor | None  # (B, L, D)
-    classes: Tensor | None  # (B, E): the embedded labels
-    pooled: Tensor | None  # (B, E): the context pooled into one vector
-    known: Mapping[nn.Module, tuple[Tensor, Tensor]] | None  # keys and values of each attention to the context
-    resnets: tuple[ResnetBlock, ...]
-    projections: tuple[Tensor, Tensor]  # weights and biases of all their projections of time, in a row
+from ldm.models.encoder import CachedConditioning
+from ldm.models.perturbation import Perturbation
+from ldm.models.unet import UNet
 
 
-@dataclass(eq=False)
 class FeatureCache:
-    """What came up from below the highest resolution in an earlier call, to be taken for this call's.
+    """A U-Net whose lower resolutions are computed at every `interval`th call, and whenever the conditioning changes.
 
-    Ma et al. 2024, arXiv:2312.00858 (DeepCache), section 3.3, with the first block as the only one that is run. Empty:
-    the next call runs the whole network and fills it.
+    Ma et al. 2024, arXiv:2312.00858 (DeepCache), section 3.3: the other calls compute the highest resolution alone, and
+    take the input of the last up block from the last whole call.
     """
 
-    features: Tensor | None = None  # (B, C, H, W), the input of the last block on the way up
+    def __init__(self, unet: UNet, interval: int) -> None:
+        self.unet, self.interval = unet, interval
+        self._calls = 0  # since the conditioning changed
+        self._conditioning: CachedConditioning | None = None
+        self._features: Tensor | None = None  # (B, C, H, W), the input of the last up block
 
-
-def residual_blocks(network: nn.Module) -> tuple[ResnetBlock, ...]:
-    """All that listen to the time, in the order of the state dict."""
-    return tuple(module for module in network.modules() if isinstance(module, ResnetBlock))
-
-
-def keys_values(network: nn.Module, context: Tensor) -> dict[nn.Module, tuple[Tensor, Tensor]]:
-    """Of a context (B, L, D), for every attention to it."""
-    flat = context.flatten(0, 1)  # (B L, D)
-    blocks = [module for module in network.modules() if isinstance(module, TransformerBlock) and module.crosses]
-    return {block.attn2: block.attn2.keys_values(flat, len(context)) for block in blocks}
-
-
-@torch.no_grad()
-def prepare(network: nn.Module, class_labels: Tensor | None, context: Tensor | None) -> CachedConditioning:
-    """As `Encoder.prepare`."""
-    heard = context is not None and hasattr(network, "add_embedding")
-    resnets = residual_blocks(network)
-    return CachedConditioning(
-        class_labels,
-        context,
-        None if class_labels is None else network.class_embedding(class_labels),  # type: ignore[operator]
-        network.add_embedding(context) if heard else None,  # type: ignore[operator]
-        None if context is None else keys_values(network, context),
-        resnets,
-        time_projections(resnets),
-    )
+    def __call__(
+        self,
+        x: Tensor,
+        t: Tensor,
+        *,
+        conditioning: CachedConditioning,
+        perturbations: Sequence[tuple[Perturbation, Tensor]] = (),
+    ) -> Tensor:
+        """As `UNet.forward`."""
+        unet = self.unet
+        emb, context = unet.embed(x, t, perturbations=perturbations, conditioning=conditioning)
+        if conditioning is not self._conditioning:
+            self._conditioning, self._calls = conditioning, 0
+        if self._calls % self.interval == 0:
+            h, skips = unet.encode(x, emb, context)
+            for block in unet.up_blocks[:-1]:
+                h = block(h, skips, emb, context)
+            self._features = h
+        else:
+            skips = [unet.conv_in(x)]
+            skips += unet.down_blocks[0].layers(skips[-1], emb, context)  # type: ignore[operator]
+        self._calls += 1
+        return unet.output(unet.up_blocks[-1](self._features, skips, emb, context))

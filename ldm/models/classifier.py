@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.models.blocks import to_tokens
-from ldm.models.unet import Encoder
+from ldm.models.attention import to_tokens
+from ldm.models.encoder import Encoder
 from ldm.models.unet_config import UNetConfig
 from ldm.models.weights import load_weights, read_config, save_network
 from ldm.runtime.errors import UserError
@@ -36,14 +36,15 @@ class ClassifierConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        shape = self.encoder()  # checks the shared entries
+        encoder = self.encoder()  # checks the shared entries
         for name in ("block_out_channels", "attention"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON and YAML bring lists
         if not 2 <= self.num_classes <= 2**20:
             raise UserError(f"classifier configuration: num_classes: expected at least 2, got {self.num_classes}")
-        if self.sample_size % shape.factor or not 1 <= self.sample_size <= 4096:
+        if self.sample_size % encoder.factor or not 1 <= self.sample_size <= 4096:
             raise UserError(
-                f"classifier configuration: sample_size: expected a multiple of {shape.factor}, got {self.sample_size}"
+                f"classifier configuration: sample_size: expected a multiple of {encoder.factor}, "
+                f"got {self.sample_size}"
             )
         width = self.block_out_channels[-1]
         if width % self.attention_head_dim:
@@ -53,13 +54,13 @@ class ClassifierConfig:
             )
 
     def encoder(self) -> UNetConfig:
-        """The U-Net whose way down this is."""
+        """The U-Net whose encoder this is."""
         shared = {field.name for field in fields(UNetConfig)} & {field.name for field in fields(self)}
         return UNetConfig(**{name: getattr(self, name) for name in shared})
 
 
 class AttentionPool(nn.Module):
-    """(B, C, H, W) -> (B, K): the mean of the pixels asks all pixels, and itself, once (CLIP's and ADM's pooling)."""
+    """(B, C, H, W) -> (B, K): the pixels' mean attends to itself and all pixels (CLIP's and ADM's pooling)."""
 
     def __init__(self, channels: int, pixels: int, heads: int, out_features: int) -> None:
         super().__init__()
@@ -73,8 +74,8 @@ class AttentionPool(nn.Module):
         tokens = to_tokens(x).view(len(x), -1, x.shape[1])  # (B, HW, C)
         tokens = torch.cat((tokens.mean(1, keepdim=True), tokens), dim=1) + self.positions  # (B, 1 + HW, C)
         q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, 1 or 1 + HW, C / heads)
-            for part in (self.to_q(tokens[:, :1]), *self.to_kv(tokens).chunk(2, dim=-1))
+            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, 1 or 1 + HW, C / heads)
+            for projected in (self.to_q(tokens[:, :1]), *self.to_kv(tokens).chunk(2, dim=-1))
         )
         return self.to_out(F.scaled_dot_product_attention(q, k, v).flatten(1))  # (B, K)
 
@@ -83,22 +84,26 @@ class NoisyClassifier(Encoder):
     """x_t (B, C, H, W) and t in [0, T-1], (B,) or () -> logits (B, K). The U-Net's encoder half, then pooling."""
 
     def __init__(self, config: ClassifierConfig) -> None:
-        shape = config.encoder()
-        super().__init__(shape)
+        encoder = config.encoder()
+        super().__init__(encoder)
         self.config = config
-        width, side = config.block_out_channels[-1], config.sample_size // shape.factor
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, width, shape.norm_eps)
+        width, side = config.block_out_channels[-1], config.sample_size // encoder.factor
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, width, encoder.norm_eps)
         self.pool = AttentionPool(width, side * side, width // config.attention_head_dim, config.num_classes)
 
     def features(self, x: Tensor, t: Tensor) -> Tensor:
         """The middle of the network, averaged over space: (B, D)."""
-        return self._encode(x, t).h.mean((2, 3))
+        return self._middle(x, t).mean((2, 3))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         size = self.config.sample_size
         if x.shape[2:] != (size, size):
             raise UserError(f"classifier: expected x of height and width {size}, got {tuple(x.shape)}")
-        return self.pool(F.silu(self.conv_norm_out(self._encode(x, t).h)))
+        return self.pool(F.silu(self.conv_norm_out(self._middle(x, t))))
+
+    def _middle(self, x: Tensor, t: Tensor) -> Tensor:
+        emb, context = self.embed(x, t)
+        return self.encode(x, emb, context)[0]  # (B, C, H / factor, W / factor)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and the weights."""

@@ -6,40 +6,42 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ldm.models.blocks import Attention, ResnetBlock, SelfAttention, SpatialTransformer
+from ldm.models.attention import Attention, SelfAttention, SpatialTransformer
+from ldm.models.blocks import ResnetBlock
 from ldm.models.perturbation import Kind
 from ldm.runtime.errors import UserError
 from ldm.runtime.text import suggest
 
 
-def chosen_layers(network: nn.Module, kind: Kind, wanted: Sequence[str]) -> tuple[str, ...]:
-    """As `ldm.models.unet.UNet.layers`."""
-    attention = [name for name, module in network.named_modules() if _attends_to_itself(name, module)]
-    whole = [name for name, module in network.named_modules() if isinstance(module, SelfAttention | SpatialTransformer)]
-    same = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, ResnetBlock) and module.conv_shortcut is None
+def find_layers(network: nn.Module, kind: Kind, names: Sequence[str]) -> tuple[str, ...]:
+    """As `ldm.models.unet.UNet.perturbable_layers`."""
+    modules = dict(network.named_modules())
+    self_attention = [name for name, module in modules.items() if _is_self_attention(name, module)]
+    whole_attention = [
+        name for name, module in modules.items() if isinstance(module, SelfAttention | SpatialTransformer)
     ]
-    known = [*whole, *same] if kind == "skip" else attention
-    if not known:
-        what = "layer that can be left out" if kind == "skip" else "self-attention, which this guidance perturbs"
-        raise UserError(f"this model's U-Net has no {what}", setting="guidance")
-    if not wanted:
-        best = whole or same if kind == "skip" else attention
-        middle = [name for name in best if name.startswith("mid_block.")]
-        lowest = [name for name in best if name.startswith("down_blocks.")] or best
-        level = ".".join(lowest[-1].split(".")[:2])
-        return tuple(middle or [name for name in lowest if name.startswith(f"{level}.")])
-    found: dict[str, None] = {}
-    for name in wanted:
-        held = [each for each in known if each == name or each.startswith(f"{name}.")]
-        if not held:
-            flag = "`skipped_layers`" if kind == "skip" else "`perturbed_layers`"
-            raise UserError(f"{flag} {name}: no such layer in this model's U-Net", remedy=suggest(name, known))
-        found |= dict.fromkeys(held)
-    return tuple(found)
+    resnets = [
+        name for name, module in modules.items() if isinstance(module, ResnetBlock) and module.conv_shortcut is None
+    ]
+    candidates = [*whole_attention, *resnets] if kind == "skip" else self_attention
+    if not candidates:
+        lacking = "layer that can be skipped" if kind == "skip" else "self-attention, which this guidance perturbs"
+        raise UserError(f"this model's U-Net has no {lacking}", setting="guidance")
+    if not names:
+        preferred = whole_attention or resnets if kind == "skip" else self_attention
+        middle = [name for name in preferred if name.startswith("mid_block.")]
+        down = [name for name in preferred if name.startswith("down_blocks.")] or preferred
+        lowest = ".".join(down[-1].split(".")[:2])
+        return tuple(middle or [name for name in down if name.startswith(f"{lowest}.")])
+    layers: dict[str, None] = {}  # ordered, without repetition
+    for name in names:
+        matches = [layer for layer in candidates if layer == name or layer.startswith(f"{name}.")]
+        if not matches:
+            setting = "`skipped_layers`" if kind == "skip" else "`perturbed_layers`"
+            raise UserError(f"{setting} {name}: no such layer in this model's U-Net", remedy=suggest(name, candidates))
+        layers |= dict.fromkeys(matches)
+    return tuple(layers)
 
 
-def _attends_to_itself(name: str, module: nn.Module) -> bool:
+def _is_self_attention(name: str, module: nn.Module) -> bool:
     return isinstance(module, SelfAttention) or (isinstance(module, Attention) and name.endswith("attn1"))

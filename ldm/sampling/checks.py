@@ -47,7 +47,7 @@ def _check_request(request: Request, config: SamplingConfig, networks: Networks,
     if request.negative_class is not None and not networks.has_classes:
         raise UserError(no_classes, remedy="use `negative_prompt`", setting="negative_class")
     if request.class_label is not None:
-        networks.class_id(request.class_label)
+        networks.class_index(request.class_label)
         if not uses_labels:
             raise UserError(no_classes, remedy="add `classifier_scale` or use `prompt`", setting="class_label")
     if request.toward is not None and not 0 <= request.toward <= 1:

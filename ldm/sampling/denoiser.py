@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,12 @@ from samplers import Level, Prediction, Schedule
 
 @dataclass(frozen=True)
 class Branch:
-    """A denoising network with the condition of each sample of the batch, and what is changed in it on purpose."""
+    """A denoising network with the condition of each sample of the batch, and the perturbation of its layers."""
 
     model: nn.Module
     condition: Condition
     perturbation: Perturbation | None = None
-    process: Process | None = None  # what this network was trained for; None: what the sampler goes by
+    process: Process | None = None  # that this network was trained on; None: the sampler's
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,9 @@ class ClassifierBranch:
 class Denoiser:
     """The `Evaluate` of the samplers over networks: the only place where sampling calls a network.
 
-    A network of another schedule is shown x_t at its own time of the same log-SNR, scaled to its own alpha and sigma.
+    A network of another schedule takes x_t at its own time of the same log-SNR, scaled to its own alpha and sigma.
     What follows from the conditions alone is computed once, so a denoiser is good for one run with fixed weights. With
-    `feature_cache` N > 1 only every Nth call of a network runs it whole, and the first with other branches than before;
-    the others take from then the features of all but its highest resolution.
+    `feature_cache` N > 1 a U-Net is a `FeatureCache`: only every Nth call computes all of it.
     The count `evaluations` grows by one a sample and branch, the cost in which samplers are compared.
     """
 
@@ -54,15 +53,11 @@ class Denoiser:
         autocast: torch.dtype | None = None,
         feature_cache: int = 1,
     ) -> None:
-        self.branches, self.process, self.autocast, self.feature_cache = (
-            dict(branches),
-            process,
-            autocast,
-            feature_cache,
-        )
+        self.branches, self.process = dict(branches), process
+        self.autocast, self.feature_cache = autocast, feature_cache
         self.evaluations = 0
-        self._prepared: dict[tuple[str, ...], dict[str, Any]] = {}
-        self._deep: dict[nn.Module, tuple[tuple[str, ...], int, FeatureCache]] = {}
+        self._inputs: dict[tuple[tuple[str, ...], int], dict[str, Any]] = {}
+        self._feature_caches: dict[nn.Module, FeatureCache] = {}
 
     def __call__(self, x: Tensor, level: Level, names: Sequence[str]) -> Mapping[str, Prediction]:
         """Predictions for x (B, C, h, w) at `level` from the named branches.
@@ -73,60 +68,55 @@ class Denoiser:
         if unknown:
             raise ValueError(f"no branch {unknown[0]!r} here; there are {', '.join(self.branches)}")
         self.evaluations += len(names) * len(x)
-        found: dict[str, Prediction] = {}
-        together: dict[nn.Module, dict[str, Branch]] = {}
+        predictions: dict[str, Prediction] = {}
+        by_model: dict[nn.Module, dict[str, Branch]] = {}
         for name in names:
             branch = self.branches[name]
             if isinstance(branch, ClassifierBranch):
-                found[name] = Prediction(x, level, x, score_shift=self._gradient(branch, x, level))
+                predictions[name] = Prediction(x, level, x, score_shift=self._gradient(branch, x, level))
             else:
-                together.setdefault(branch.model, {})[name] = branch
-        for model, group in together.items():
-            for name, x0 in zip(group, self._denoised(model, group, x, level), strict=True):
-                found[name] = Prediction(x, level, x0)
-        return found
+                by_model.setdefault(branch.model, {})[name] = branch
+        for model, branches in by_model.items():
+            for name, x0 in zip(branches, self._denoised(model, branches, x, level), strict=True):
+                predictions[name] = Prediction(x, level, x0)
+        return predictions
 
-    def _denoised(self, model: nn.Module, group: Mapping[str, Branch], x: Tensor, level: Level) -> Sequence[Tensor]:
-        names, branches = tuple(group), list(group.values())
-        process = branches[0].process or self.process
-        own, scale = self._own(process.schedule, level)
-        count = len(branches)
-        repeated = (x if scale == 1 else scale * x).repeat(count, 1, 1, 1)  # (count * B, C, h, w)
-        net_input, c_noise = process.precondition(repeated, own.t, own.alpha, own.sigma)
-        t = torch.full((len(net_input),), c_noise, device=x.device, dtype=x.dtype)
-        changes = [
-            (branch.perturbation, _only(place, count, x))
-            for place, branch in enumerate(branches)
-            if branch.perturbation is not None
-        ]
-        further: dict[str, Any] = {"perturbations": changes} if changes else {}
-        if self.feature_cache > 1:
-            further["deep"] = self._deep_of(model, names)
+    def _denoised(self, model: nn.Module, branches: Mapping[str, Branch], x: Tensor, level: Level) -> Sequence[Tensor]:
+        """The denoised estimates (B, C, h, w) of all branches of one model, by one call of it."""
+        process = next(iter(branches.values())).process or self.process
+        own, scale = self._level_on(process.schedule, level)
+        repeated = (x if scale == 1 else scale * x).repeat(len(branches), 1, 1, 1)  # (branches * B, C, h, w)
+        model_input, c_noise = process.precondition(repeated, own.t, own.alpha, own.sigma)
+        t = torch.full((len(model_input),), c_noise, device=x.device, dtype=x.dtype)
+        inputs = self._fixed_inputs(model, branches, x)
+        network: Callable[..., Tensor] = model
+        if self.feature_cache > 1 and isinstance(model, UNet):
+            network = self._feature_caches.setdefault(model, FeatureCache(model, self.feature_cache))
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
-            output = model(net_input, t, **self._conditions(model, names, branches), **further)
-        return process.prediction.x0(output.to(x.dtype), repeated, own.alpha, own.sigma).chunk(count)
+            output = network(model_input, t, **inputs)
+        return process.prediction.x0(output.to(x.dtype), repeated, own.alpha, own.sigma).chunk(len(branches))
 
-    def _conditions(self, model: nn.Module, names: tuple[str, ...], branches: Sequence[Branch]) -> dict[str, Any]:
-        """The conditions of these branches as arguments of their network, the same at every step."""
-        if names not in self._prepared:
-            joined = Condition.cat([branch.condition for branch in branches])
+    def _fixed_inputs(self, model: nn.Module, branches: Mapping[str, Branch], x: Tensor) -> dict[str, Any]:
+        """The conditions and perturbations of these branches as inputs of their model, the same at every step."""
+        key = tuple(branches), len(x)
+        if key not in self._inputs:
+            condition = Condition.cat([branch.condition for branch in branches.values()])
+            perturbations = [
+                (branch.perturbation, _branch_mask(index, len(branches), x))
+                for index, branch in enumerate(branches.values())
+                if branch.perturbation is not None
+            ]
+            inputs: dict[str, Any] = {"perturbations": perturbations} if perturbations else {}
             if isinstance(model, UNet):
-                self._prepared[names] = {"prepared": model.prepare(joined.class_labels, joined.context)}
+                inputs["conditioning"] = model.cache_conditioning(condition.class_labels, condition.context)
             else:
-                self._prepared[names] = {"class_labels": joined.class_labels, "context": joined.context}
-        return self._prepared[names]
-
-    def _deep_of(self, model: nn.Module, names: tuple[str, ...]) -> FeatureCache:
-        """The features to go by in this call, or an empty place for them where they are to be made anew."""
-        before, calls, deep = self._deep.get(model, ((), 0, FeatureCache()))
-        if before != names or calls == self.feature_cache:
-            calls, deep = 0, FeatureCache()
-        self._deep[model] = names, calls + 1, deep
-        return deep
+                inputs |= {"class_labels": condition.class_labels, "context": condition.context}
+            self._inputs[key] = inputs
+        return self._inputs[key]
 
     def _gradient(self, branch: ClassifierBranch, x: Tensor, level: Level) -> Tensor:
         """grad_x log p(y | x_t), (B, C, h, w) (Dhariwal & Nichol 2021, section 4)."""
-        own, scale = self._own(branch.schedule, level)
+        own, scale = self._level_on(branch.schedule, level)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             t = torch.full((len(x),), own.t, device=x.device, dtype=x.dtype)
@@ -135,19 +125,19 @@ class Denoiser:
             log_p = logits.to(x.dtype).log_softmax(-1).gather(-1, branch.labels[:, None])
             return torch.autograd.grad(log_p.sum(), leaf)[0]
 
-    def _own(self, schedule: Schedule | None, level: Level) -> tuple[Level, float]:
+    def _level_on(self, schedule: Schedule | None, level: Level) -> tuple[Level, float]:
         """The level of the same log-SNR on a network's own schedule, and the factor from x here to x there."""
         if schedule is None or schedule is self.process.schedule or schedule == self.process.schedule:
             return level, 1.0
-        if math.isinf(level.log_snr):  # pure noise: the nearest that the network knows
+        if math.isinf(level.log_snr):  # pure noise: the highest level that the network was trained on
             own = schedule.level(schedule.num_train_timesteps - 1)
             return own, math.hypot(own.alpha, own.sigma) / level.sigma
         own = schedule.level_of(level.log_snr)
         return own, own.sigma / level.sigma
 
 
-def _only(place: int, count: int, x: Tensor) -> Tensor:
-    """The samples of branch `place` among `count` joined ones: booleans (count * B,)."""
+def _branch_mask(index: int, count: int, x: Tensor) -> Tensor:
+    """The samples of branch `index` among `count` joined ones: booleans (count * B,)."""
     mask = torch.zeros(count, len(x), dtype=torch.bool, device=x.device)
-    mask[place] = True
+    mask[index] = True
     return mask.flatten()

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ldm.conditioning import class_id
+from ldm.conditioning import class_index
 from ldm.runtime.errors import UserError
 from ldm.sampling.config import Request, SamplingConfig
 from samplers import Step
@@ -77,11 +77,11 @@ class ImageModel(ABC, Generic[PlanT]):
                 settings = ("class_label", "negative_class")
                 raise UserError("this model knows no classes", remedy="leave them out", setting=settings)
 
-    def class_id(self, name: str | int) -> int:
+    def class_index(self, name: str | int) -> int:
         """The number of a class from its name or number; `UserError` with the known names otherwise."""
         if not self.class_names:
             raise UserError("this model knows no classes", remedy="leave it out", setting="class_label", value=name)
-        return class_id(name, self.class_names)
+        return class_index(name, self.class_names)
 
     def generate(
         self,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from autoencoders import Autoencoder
-from ldm.conditioning import Conditioner, class_id
+from ldm.conditioning import Conditioner, class_index
 from ldm.models.classifier import NoisyClassifier
 from ldm.models.unet import UNet
 from ldm.runtime.errors import UserError
@@ -82,8 +82,8 @@ class Networks:
         """How often the condition was left out in training; 0 for an unconditional model."""
         return self.conditioner.dropout if self.has_text or self.has_classes else 0.0
 
-    def class_id(self, name: str | int) -> int:
+    def class_index(self, name: str | int) -> int:
         """The number of a class from its name or number; `UserError` with the known names otherwise."""
         if not self.class_names:
             raise UserError(f"class {name!r}: this model knows no classes and has no classifier")
-        return class_id(name, self.class_names)
+        return class_index(name, self.class_names)

@@ -127,7 +127,7 @@ class Pipeline(ImageModel[SamplingPlan]):
                 copy_part(classifier.folder, target / ("classifier" if name == "classifier" else f"classifiers/{name}"))
             if self.networks.guiding_model is not None:
                 self.networks.guiding_model.save(target)
-            atomic_write_json(target / "conditioning.json", self.networks.conditioner.facts())
+            atomic_write_json(target / "conditioning.json", self.networks.conditioner.metadata())
             atomic_write_json(target / "model_index.json", read_json(source / "model_index.json"))
 
     def encode(self, images: Tensor) -> Tensor:

@@ -229,7 +229,7 @@ def _perturbations(config: SamplingConfig, needed: set[str], unet: UNet) -> dict
     perturbations = {}
     for name, kind in PERTURBED.items():
         if name in needed:
-            layers = unet.layers(kind, config.skipped_layers if kind == "skip" else config.perturbed_layers)
+            layers = unet.perturbable_layers(kind, config.skipped_layers if kind == "skip" else config.perturbed_layers)
             sigma = {} if kind != "blur" or config.blur_sigma is None else {"sigma": config.blur_sigma}
             try:
                 perturbations[name] = Perturbation(kind, layers, **sigma)

@@ -19,8 +19,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ldm.models.blocks import ResnetBlock, SpatialTransformer
-from ldm.models.unet import Encoder
+from ldm.models.attention import SpatialTransformer
+from ldm.models.blocks import ResnetBlock
+from ldm.models.encoder import Encoder
 from ldm.runtime.errors import UserError
 from ldm.training.config import TrainingConfig
 from ldm.training.task import Task

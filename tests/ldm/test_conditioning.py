@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
 
-from ldm.conditioning import Condition, Conditioner, ConditioningConfig, class_id
+from ldm.conditioning import Condition, Conditioner, ConditioningConfig, class_index
 from ldm.conditioning.tokenizer import BASE_SIZE, END, START, train_tokenizer
 from ldm.runtime.errors import UserError
 
@@ -114,7 +114,7 @@ def test_what_is_conditioned_on_follows_the_data(text_model, class_model):
     assert (neither.context_dim, neither.num_class_embeds) == (None, None)
     assert neither.null(3) == Condition(None, None)
     assert class_model.null(3).class_labels.tolist() == [4, 4, 4] and class_model.null(3).context is None
-    assert text_model.class_id("star") == 3  # known, although no condition: a classifier may guide to it
+    assert text_model.class_index("star") == 3  # known, although no condition: a classifier may guide to it
     with pytest.raises(UserError, match="data has none"):
         Conditioner.build(ConditioningConfig(text_encoder="embedded"), SHAPES, [" "])
     with pytest.raises(UserError, match="expected data with class labels"):
@@ -150,7 +150,7 @@ def test_encoding_requests(text_model, class_model):
 )
 def test_unknown_classes_are_named(name, message):
     with pytest.raises(UserError) as caught:
-        class_id(name, SHAPES)
+        class_index(name, SHAPES)
     assert message in str(caught.value) and "\x1b" not in str(caught.value)
 
 
@@ -176,16 +176,16 @@ def test_conditions_join_repeat_and_select():
 @pytest.mark.parametrize("kind", ["text_model", "class_model"])
 def test_saving_and_loading(kind, request, tmp_path):
     conditioner = request.getfixturevalue(kind)
-    facts = conditioner.save_pretrained(tmp_path)
-    assert facts == json.loads((tmp_path / "conditioning.json").read_text())
+    metadata = conditioner.save_pretrained(tmp_path)
+    assert metadata == json.loads((tmp_path / "conditioning.json").read_text())
     again = Conditioner.from_pretrained(tmp_path)
-    assert again.facts() == facts and again.class_names == SHAPES and not again.training
+    assert again.metadata() == metadata and again.class_names == SHAPES and not again.training
     labels, texts = ([1, None], None) if kind == "class_model" else (None, ["a red star", ""])
     ours, theirs = conditioner.eval().encode(labels, texts), again.encode(labels, texts)
     for name in ("class_labels", "context"):
         a, b = getattr(ours, name), getattr(theirs, name)
         assert (a is None and b is None) or torch.equal(a, b)
-    for broken in ({"class_names": "abc"}, {**facts, "text": {"encoder": "pickle", "max_tokens": 8}}):
+    for broken in ({"class_names": "abc"}, {**metadata, "text": {"encoder": "pickle", "max_tokens": 8}}):
         (tmp_path / "conditioning.json").write_text(json.dumps(broken))
         with pytest.raises(UserError, match=r"conditioning\.json"):
             Conditioner.from_pretrained(tmp_path)
@@ -195,7 +195,7 @@ def test_a_folder_of_somebody_else(tmp_path):
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text(json.dumps({"num_class_embeds": 11}))
     classes = Conditioner.from_pretrained(tmp_path)
-    assert (classes.num_classes, classes.null_class, classes.class_id("9"), classes.has_text) == (10, 10, 9, False)
+    assert (classes.num_classes, classes.null_class, classes.class_index("9"), classes.has_text) == (10, 10, 9, False)
     tiny_clip(tmp_path / "text_encoder")
     CLIPTokenizer.from_pretrained(tmp_path / "text_encoder").save_pretrained(tmp_path / "tokenizer")
     (tmp_path / "unet" / "config.json").write_text("{}")
@@ -255,7 +255,7 @@ def test_a_frozen_encoder_of_a_folder(make, name, width, length, tmp_path):
     assert conditioner.index_entries()["text_encoder"] == ["transformers", name]
     conditioner.save_pretrained(tmp_path / "model")
     again = Conditioner.from_pretrained(tmp_path / "model")
-    assert again.facts() == conditioner.facts() and again.facts()["text"]["source"] == "source"
+    assert again.metadata() == conditioner.metadata() and again.metadata()["text"]["source"] == "source"
     torch.testing.assert_close(again.encode(None, ["a red star", ""]).context, context)
     parts = Conditioner.build(ConditioningConfig(text_encoder=str(tmp_path / "model")), (), CAPTIONS)
     torch.testing.assert_close(parts.encode(None, ["a red star", ""]).context, context)

@@ -16,7 +16,7 @@ from ldm.conditioning import Condition
 from ldm.data.shapes import ShapesData
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluators import Evaluators
-from ldm.models.perturbation import Perturbation, blurred
+from ldm.models.perturbation import Perturbation, blur_queries
 from ldm.models.unet import UNet, UNetConfig
 from ldm.runtime.errors import UserError
 from ldm.sampling.branches import build_denoiser, with_energies
@@ -51,7 +51,7 @@ GUIDED = {
     "energy": ("energy(5)", "energy(0)", 0),
     "autoguidance": ("autoguidance(2)", "autoguidance(1)", 1),
     "pag": ("pag(3)", "pag(0)", 1),
-    "seg": ("seg(3)", "seg(0)", 1),
+    "seg": ("seg(20)", "seg(0)", 1),
     "slg": ("slg(3)", "slg(0)", 1),
     "apg": ("apg(3)", "apg(1)", 1),
     "cfg_zero": ("cfg_zero(3)", "cfg_zero(1)", 1),
@@ -82,14 +82,14 @@ def test_every_guidance_acts_and_at_no_strength_does_nothing(text, name):
     base = replace(FAST, guidance=("cfg(4)",)) if name == "rescale" else FAST
     base = replace(base, energy=(RED,)) if name == "energy" else base
     requests = [Request(PROMPT, class_label=number) for number in (1, 4)]
-    heard = replace(base, guidance=(*base.guidance, "classifier(0)"))  # so that the label is for somebody
-    plain = drawn(text, requests, heard)
+    labelled = replace(base, guidance=(*base.guidance, "classifier(0)"))  # so that something uses the label
+    plain = drawn(text, requests, labelled)
     before = text.evaluations
-    guided = drawn(text, requests, replace(heard, guidance=(*heard.guidance, acting)))
+    guided = drawn(text, requests, replace(labelled, guidance=(*labelled.guidance, acting)))
     assert text.evaluations == before + calls * 2 * 4
     assert guided.isfinite().all() and difference(guided, plain) > 1e-4
     if idle is not None:
-        same = drawn(text, requests, replace(heard, guidance=(*heard.guidance, idle)))
+        same = drawn(text, requests, replace(labelled, guidance=(*labelled.guidance, idle)))
         assert text.evaluations == before and difference(same, plain) < 1e-6
 
 
@@ -155,15 +155,15 @@ def test_perturbed_attention_is_the_formula(kind, shape):
 
 def test_an_infinite_blur_is_the_mean_query_and_a_small_one_nothing():
     q = torch.randn(2, 3, 24, 5)
-    torch.testing.assert_close(blurred(q, math.inf, 4 / 6), q.mean(2, keepdim=True).expand_as(q))
-    torch.testing.assert_close(blurred(q, 1e4, 4 / 6), q.mean(2, keepdim=True).expand_as(q), atol=1e-5, rtol=0)
-    torch.testing.assert_close(blurred(q, 1e-2, 4 / 6), q)
+    torch.testing.assert_close(blur_queries(q, math.inf, 4 / 6), q.mean(2, keepdim=True).expand_as(q))
+    torch.testing.assert_close(blur_queries(q, 1e4, 4 / 6), q.mean(2, keepdim=True).expand_as(q), atol=1e-5, rtol=0)
+    torch.testing.assert_close(blur_queries(q, 1e-2, 4 / 6), q)
 
 
 @pytest.mark.parametrize("name", ["mid_block.resnets.1", "mid_block.attentions.0", "down_blocks.1.attentions.0"])
 def test_a_skipped_layer_gives_what_it_was_given(name):
     unet, x = network(), torch.randn(2, 2, 8, 8, dtype=torch.float64)
-    change = Perturbation("skip", unet.layers("skip", [name]))
+    change = Perturbation("skip", unet.perturbable_layers("skip", [name]))
     found = unet(x, torch.tensor(300.0), perturbations=[(change, only([True, False]))])
     handle = unet.get_submodule(name).register_forward_hook(lambda _, given, out: given[0])
     without = unet(x, torch.tensor(300.0))
@@ -181,7 +181,7 @@ def test_branches_joined_in_one_call_are_those_called_apart():
         Condition(None, None),
     )
     kinds = {"perturbed": "identity", "blurred": "blur", "skipped": "skip"}
-    changes = {name: Perturbation(kind, unet.layers(kind)) for name, kind in kinds.items()}
+    changes = {name: Perturbation(kind, unet.perturbable_layers(kind)) for name, kind in kinds.items()}
     branches = {"cond": Branch(unet, nothing)} | {n: Branch(unet, nothing, change) for n, change in changes.items()}
     denoiser = Denoiser(branches, Process(DiscreteSchedule(), VTarget()))
     together = denoiser(x, level, tuple(branches))
@@ -193,15 +193,15 @@ def test_branches_joined_in_one_call_are_those_called_apart():
 
 
 def test_layers_to_perturb_default_to_the_middle_and_are_known_by_name():
-    assert network().layers("identity") == ("mid_block.attentions.0.transformer_blocks.0.attn1",)
-    assert network().layers("skip") == ("mid_block.attentions.0",)
-    assert network(mid="resnet").layers("blur") == ("down_blocks.1.attentions.0",)
-    assert network(mid="resnet", attention=(False, False)).layers("skip") == ("mid_block.resnets.0",)
-    assert len(network().layers("identity", ["up_blocks.0", "mid_block"])) == 3
+    assert network().perturbable_layers("identity") == ("mid_block.attentions.0.transformer_blocks.0.attn1",)
+    assert network().perturbable_layers("skip") == ("mid_block.attentions.0",)
+    assert network(mid="resnet").perturbable_layers("blur") == ("down_blocks.1.attentions.0",)
+    assert network(mid="resnet", attention=(False, False)).perturbable_layers("skip") == ("mid_block.resnets.0",)
+    assert len(network().perturbable_layers("identity", ["up_blocks.0", "mid_block"])) == 3
     with pytest.raises(UserError, match="no self-attention"):
-        network(mid="none", attention=(False, False)).layers("identity")
+        network(mid="none", attention=(False, False)).perturbable_layers("identity")
     with pytest.raises(UserError, match=r"`perturbed_layers` mid_blok: no such layer.*mid_block"):
-        network().layers("identity", ["mid_blok"])
+        network().perturbable_layers("identity", ["mid_blok"])
 
 
 # weak networks

@@ -93,9 +93,9 @@ def test_a_feature_cache_runs_the_deep_part_every_nth_step():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"feature_cache": 0}, "--feature-cache must be 1 or more, got 0"),
-        ({"feature_cache": 2, "compile": "default"}, "--feature-cache: not together with --compile"),
-        ({"compile": "reduce-overhead"}, "--compile reduce-overhead: CUDA graphs need a CUDA device, this is cpu"),
+        ({"feature_cache": 0}, "`feature_cache`: must be 1 or more, got 0"),
+        ({"feature_cache": 2, "compile": "default"}, "`feature_cache`: not together with `compile`"),
+        ({"compile": "reduce-overhead"}, "`compile` reduce-overhead: CUDA graphs need a CUDA device, this is cpu"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, message):

@@ -1,4 +1,4 @@
-"""What a U-Net does once instead of at every step: the same bits, fewer operations, and one shortcut that is lossy."""
+"""What a U-Net computes once instead of at every step: the same bits, fewer operations; and the lossy feature cache."""
 
 import dataclasses
 
@@ -40,71 +40,75 @@ def inputs(dtype=torch.float64):
 
 
 @pytest.mark.parametrize("shift", ["default", "scale_shift"])
-def test_prepared_conditions_give_the_same_output_with_fewer_operations(shift):
+def test_cached_conditioning_gives_the_same_output_with_fewer_operations(shift):
     network = filled(dataclasses.replace(CONFIG, resnet_time_scale_shift=shift))
     x, t, labels, context = inputs()
     given = {"class_labels": labels, "context": context}
     with torch.no_grad():
         expected = network(x, t, **given)
-        prepared = network.prepare(labels, context)
-        torch.testing.assert_close(network(x, t, prepared=prepared), expected, rtol=1e-12, atol=1e-12)
+        cached = network.cache_conditioning(labels, context)
+        torch.testing.assert_close(network(x, t, conditioning=cached), expected, rtol=1e-12, atol=1e-12)
         attention = network.mid_block.attentions[0].transformer_blocks[0].attn2
         keys, values = attention.keys_values(context.flatten(0, 1), 3)
-        assert torch.equal(prepared.known[attention][0], keys)
-        assert torch.equal(prepared.known[attention][1], values)
-        for other in (network.prepare(labels.flip(0), context), network.prepare(labels, context.flip(0))):
-            assert (network(x, t, prepared=other) - expected).abs().max() > 1e-3
+        assert torch.equal(cached.context_kv[attention][0], keys)
+        assert torch.equal(cached.context_kv[attention][1], values)
+        for other in (labels.flip(0), context), (labels, context.flip(0)):
+            changed = network(x, t, conditioning=network.cache_conditioning(*other))
+            assert (changed - expected).abs().max() > 1e-3
         without = counts(lambda: network(x, t, **given))["operations"]
-        assert counts(lambda: network(x, t, prepared=prepared))["operations"] < 0.87 * without
+        assert counts(lambda: network(x, t, conditioning=cached))["operations"] < 0.87 * without
 
 
 @pytest.mark.parametrize("shift", ["default", "scale_shift"])
 def test_all_projections_of_time_in_one_product_have_the_same_gradients(shift):
     network = filled(dataclasses.replace(CONFIG, resnet_time_scale_shift=shift))
     x, t, labels, context = inputs()
-    found = []
-    for at_once in (False, True):
-        network.one_time_product = at_once
+    results = []
+    for fused in (False, True):
+        network.one_time_product = fused
         output = network(x, t, class_labels=labels, context=context)
         gradients = torch.autograd.grad(output.square().sum(), list(network.parameters()))
-        found.append([output, *gradients])
+        results.append([output, *gradients])
     names = ["output", *dict(network.named_parameters())]
-    for name, apart, together in zip(names, *found, strict=True):
-        torch.testing.assert_close(together, apart, rtol=1e-9, atol=1e-9, msg=name)
+    for name, separate, fused in zip(names, *results, strict=True):
+        torch.testing.assert_close(fused, separate, rtol=1e-9, atol=1e-9, msg=name)
 
 
-def test_kept_deep_features_are_exact_while_nothing_below_changes():
-    """Filling is exact; reusing is exact for the same input, cheaper, and rough for another time."""
+def test_a_feature_cache_is_exact_while_its_lower_resolutions_do_not_change():
+    """A whole call is exact; a reuse is exact for the same input, cheaper, and approximate for another time."""
     network = filled(CONFIG)
     x, t, labels, context = inputs()
-    given = {"class_labels": labels, "context": context}
     with torch.no_grad():
-        expected, deep = network(x, t, **given), FeatureCache()
-        assert torch.equal(network(x, t, **given, deep=deep), expected)
-        assert torch.equal(network(x, t, **given, deep=deep), expected)
-        later = network(x, t / 2, **given)
-        rough = network(x, t / 2, **given, deep=deep)
-        assert not torch.equal(rough, later), "what is below is of the earlier time"
-        assert not torch.equal(rough, expected), "the highest resolution is of this one"
-        whole = counts(lambda: network(x, t, **given))["operations"]
-        assert counts(lambda: network(x, t, **given, deep=deep))["operations"] < 0.7 * whole
+        conditioning, cached = network.cache_conditioning(labels, context), FeatureCache(network, 4)
+        expected = network(x, t, conditioning=conditioning)
+        whole = counts(lambda: network(x, t, conditioning=conditioning))["operations"]
+        assert torch.equal(cached(x, t, conditioning=conditioning), expected)
+        assert torch.equal(cached(x, t, conditioning=conditioning), expected)
+        later = network(x, t / 2, conditioning=conditioning)
+        approximate = cached(x, t / 2, conditioning=conditioning)
+        assert not torch.equal(approximate, later), "the lower resolutions are of the earlier time"
+        assert not torch.equal(approximate, expected), "the highest resolution is of this one"
+        assert counts(lambda: cached(x, t, conditioning=conditioning))["operations"] < 0.7 * whole
+        assert torch.equal(cached(x, t / 2, conditioning=conditioning), later), "every fourth call is whole"
+        other = network.cache_conditioning(labels.flip(0), context)
+        assert torch.equal(cached(x, t, conditioning=other), network(x, t, conditioning=other))
 
 
 def test_checkpointing_goes_with_one_product():
     network = filled(CONFIG).train()
     network.one_time_product = True
     x, t, labels, context = inputs()
-    found = []
+    results = []
     for checkpointing in (False, True):
         network.gradient_checkpointing = checkpointing
         output = network(x, t, class_labels=labels, context=context)
-        found.append(torch.autograd.grad(output.square().sum(), list(network.parameters())))
-    for plain, recomputed in zip(*found, strict=True):
+        results.append(torch.autograd.grad(output.square().sum(), list(network.parameters())))
+    for plain, recomputed in zip(*results, strict=True):
         assert torch.equal(plain, recomputed)
 
 
-def test_prepared_conditions_of_another_batch_are_refused():
+def test_cached_conditioning_of_another_batch_is_refused():
     network = filled(CONFIG)
     x, t, labels, context = inputs()
     with pytest.raises(UserError, match="class_labels of shape"):
-        network(x[:2], t[:2], prepared=network.prepare(labels, context))
+        network(x[:2], t[:2], conditioning=network.cache_conditioning(labels, context))
