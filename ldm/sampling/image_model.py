@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
@@ -42,6 +43,8 @@ class ImageModel(ABC, Generic[PlanT]):
     """Whether it is conditioned on class labels itself, not through a classifier."""
     supported_settings: tuple[str, ...] = ()
     """Of a model without diffusion: the fields of `SamplingConfig` that change its samples."""
+    folder: Path | None = None
+    """The model folder that it was loaded from by `Pipeline.load`."""
     evaluations: int = 0
 
     @property

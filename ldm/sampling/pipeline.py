@@ -65,7 +65,6 @@ class Pipeline(ImageModel[SamplingPlan]):
         self.has_text, self.has_classes = self.networks.has_text, self.networks.has_classes
         self.autocast = torch.bfloat16 if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else None
         self.tiling = Tiling()  # of `encode` and `decode`: set it to save memory
-        self.folder: Path | None = None
 
     @classmethod
     def load(
