@@ -72,7 +72,7 @@ def _prepare(settings: SampleRun, device: torch.device) -> Ready:
     if settings.recreate:
         request, sampling, numbers, record = read_settings_of(settings.recreate)
         if unnamed := sorted(set(files_of(sampling.energy)) - set(settings.sampling.energy)):
-            raise UserError(f"--recreate: the image needs files to be read ({unnamed[0]}); allow it by that --energy")
+            raise UserError(f"--recreate: its energies read files ({unnamed[0]}); allow it by giving that --energy")
         requests, seed, first = [request], numbers["seed"], numbers["index"]
         if record is None and (flags.init_image or flags.invert):
             raise UserError(f"--recreate {settings.recreate}: it was made from noise; leave out the source image")

@@ -438,9 +438,8 @@ def test_edm_and_flow_models_are_trained_and_sampled(models, ldm_main, family, t
     flags = ("--text-encoder", "None", "--beta-schedule", family, "--snr-gamma", 5)
     assert ldm_main(models.command("diffusion", tmp_path / "run", *flags, steps=40)) == 0
     found = Pipeline.load(tmp_path / "run", classifier=models.classifier, weak=models.classes)
-    assert (found.networks.process.target, found.networks.process.sigma_data) == (
-        ("edm", 1) if family == "edm" else ("flow_prediction", 1)
-    )
+    prediction = found.networks.process.prediction
+    assert prediction == (EDMTarget(1.0) if family == "edm" else FlowTarget())
     images = drawn(found, [Request(class_label=1)] * 2, replace(FAST, guidance=("cfg(2)", "classifier(1)", "pag(1)")))
     assert images.isfinite().all() and images.std() > 0.05
     index = json.loads((tmp_path / "run" / "model_index.json").read_text())

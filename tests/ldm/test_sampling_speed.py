@@ -49,10 +49,10 @@ def counted(module):
 
 def test_the_texts_keys_are_made_once_for_each_set_of_branches():
     made = pipeline()
-    levels = made.levels(STEPS)
+    levels = made.resolve(STEPS).levels
     interval = (levels[4].noise_ratio * 0.99, levels[2].noise_ratio * 1.01)  # 2 steps alone, 3 guided, 2 alone
-    attention = made.unet.mid_block.attentions[0].transformer_blocks[0].attn2
-    keys, queries, pooled = counted(attention.to_k), counted(attention.to_q), counted(made.unet.add_embedding)
+    attention = made.networks.unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    keys, queries, pooled = counted(attention.to_k), counted(attention.to_q), counted(made.networks.unet.add_embedding)
     drawn(made, dataclasses.replace(STEPS, guidance_interval=interval))
     assert (len(keys), len(pooled), len(queries)) == (2, 2, 7)
     drawn(made, STEPS)
@@ -62,17 +62,17 @@ def test_the_texts_keys_are_made_once_for_each_set_of_branches():
 def test_weights_changed_between_two_runs_are_seen():
     made = pipeline()
     before = drawn(made, STEPS)
-    for parameter in made.unet.parameters():
+    for parameter in made.networks.unet.parameters():
         parameter.data *= 0.9
     fresh = pipeline()
-    fresh.unet.load_state_dict(made.unet.state_dict())
+    fresh.networks.unet.load_state_dict(made.networks.unet.state_dict())
     after = drawn(made, STEPS)
     assert torch.equal(after, drawn(fresh, STEPS)) and not torch.equal(after, before)
 
 
 def test_a_feature_cache_runs_the_deep_part_every_nth_step():
     made = pipeline()
-    deep, shallow = counted(made.unet.mid_block), counted(made.unet.conv_in)
+    deep, shallow = counted(made.networks.unet.mid_block), counted(made.networks.unet.conv_in)
     exact = drawn(made, STEPS)
     assert (len(deep), len(shallow)) == (7, 7)
     evaluations, apart = made.evaluations, []
@@ -82,7 +82,7 @@ def test_a_feature_cache_runs_the_deep_part_every_nth_step():
         apart.append((drawn(made, dataclasses.replace(STEPS, feature_cache=every)) - exact).abs().mean())
         assert (len(deep), len(shallow), made.evaluations) == (whole, 7, evaluations)
     assert 0 < apart[0] < apart[1] < apart[2]
-    levels = made.levels(STEPS)
+    levels = made.resolve(STEPS).levels
     interval = (levels[4].noise_ratio * 0.99, levels[2].noise_ratio * 1.01)
     deep.clear()
     drawn(made, dataclasses.replace(STEPS, feature_cache=5, guidance_interval=interval))
