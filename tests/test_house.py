@@ -1,6 +1,7 @@
 """The walls of the house: which package may import which, and what the shipped settings say."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -106,6 +107,20 @@ def test_arguments_are_parsed_by_the_command_line_alone_and_files_of_settings_by
         assert name == "ldm/runtime/settings.py" or not {"omegaconf", "yaml"} & libraries, name
 
 
+WITHOUT_TORCH = (  # so that `--help` does not wait for it
+    "ldm.cli.parsing",
+    "ldm.conditioning.config",
+    "ldm.data.config",
+    "ldm.models.unet_config",
+    "ldm.training.config",
+)
+
+
+def test_settings_are_made_without_torch():
+    code = "import sys; list(map(__import__, sys.argv[1:])); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code, *WITHOUT_TORCH], cwd=ROOT).returncode == 0
+
+
 def test_no_file_grows_beyond_a_sitting():
     long = {name for name, path in SOURCES.items() if len(path.read_text(encoding="utf-8").splitlines()) > 300}
     assert not long
@@ -163,7 +178,6 @@ def test_every_family_of_settings_is_whole():
 
 @pytest.mark.slow
 def test_a_wheel_holds_the_settings(tmp_path):
-    import subprocess
     import zipfile
 
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]

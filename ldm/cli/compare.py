@@ -14,7 +14,7 @@ from ldm.cli.model_options import ModelOptions
 from ldm.comparison import Comparison, ComparisonConfig, compare, rank_comparison
 from ldm.comparison.compare import identity_of
 from ldm.comparison.config import METRICS_OF_COMPARISONS
-from ldm.data import DataConfig
+from ldm.data.config import DataConfig
 from ldm.data.dataset import ImageData
 from ldm.data.open import other_split
 from ldm.evaluation.config import EvaluationConfig
@@ -78,7 +78,7 @@ def _settings(arguments: list[str]) -> tuple[CompareRun, torch.device]:
 
 
 def _load(settings: CompareRun, device: torch.device) -> tuple[Pipeline, ImageData, ImageData]:
-    from ldm.data import open_data
+    from ldm.data.open import open_data
 
     pipeline = Pipeline.load(settings.model, **settings.loading(device))
     reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")

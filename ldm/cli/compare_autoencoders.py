@@ -12,7 +12,7 @@ import tyro
 
 from ldm.cli.evaluate_autoencoder import load_autoencoder, run_of, settings_of
 from ldm.cli.parsing import parse
-from ldm.data import DataConfig
+from ldm.data.config import DataConfig
 from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
 from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.files import log_entries, read_json
@@ -22,7 +22,7 @@ from ldm.training.run_folder import RUN_FILE
 if TYPE_CHECKING:
     from autoencoders import Autoencoder
     from ldm.comparison.autoencoders.compare import Candidate
-    from ldm.data import ImageData
+    from ldm.data.dataset import ImageData
     from ldm.training.tasks.settings import AutoencoderRun
 
 _MAX_LINES = 10**6  # of metrics.jsonl
@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> None:
     """Compare and print the table."""
     settings = parse(CompareAutoencodersRun, arguments, "compare autoencoders")
     from ldm.comparison.autoencoders.compare import compare_autoencoders
-    from ldm.data import open_data
+    from ldm.data.open import open_data
     from ldm.runtime.device import resolve_device
 
     if not settings.runs:

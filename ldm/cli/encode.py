@@ -10,8 +10,10 @@ import torch
 from autoencoders import Autoencoder, Tiling
 from ldm.cli.outputs import check_tiling
 from ldm.cli.parsing import parse
-from ldm.data import DataConfig, ImageData, open_data
+from ldm.data.config import DataConfig
+from ldm.data.dataset import ImageData
 from ldm.data.latent_cache import check_cache_folder, encode_latents
+from ldm.data.open import open_data
 from ldm.runtime.device import resolve_device
 from ldm.runtime.distributed import torchrun_processes
 from ldm.runtime.errors import UserError, at_least

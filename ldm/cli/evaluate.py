@@ -13,7 +13,7 @@ from ldm.cli import evaluate_autoencoder
 from ldm.cli.model_options import ModelOptions
 from ldm.cli.parsing import parse
 from ldm.cli.show_figures import show
-from ldm.data import DataConfig
+from ldm.data.config import DataConfig
 from ldm.data.dataset import ImageData
 from ldm.data.open import other_split
 from ldm.evaluation.config import EvaluationConfig, LikelihoodConfig
@@ -110,7 +110,7 @@ def _model(settings: EvaluateRun, device: torch.device, processes: Processes) ->
         return processes.run_on_main_and_broadcast(lambda: _prior(settings, device))
 
     def load() -> tuple[Pipeline, ImageData, ImageData, ImageData | None]:
-        from ldm.data import open_data
+        from ldm.data.open import open_data
 
         pipeline = Pipeline.load(settings.model, **settings.loading(processes.device(device)))
         reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
@@ -141,7 +141,7 @@ def _contact_sheet(settings: EvaluateRun) -> Path | None:
 
 def _prior(settings: EvaluateRun, device: torch.device) -> EvaluationResult:
     from ldm.cli.sample_settings import check_supported
-    from ldm.data import open_data
+    from ldm.data.open import open_data
 
     if settings.classifier or settings.weak:
         raise UserError("--classifier, --weak: this model draws without diffusion; leave them out")

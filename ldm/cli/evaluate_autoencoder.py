@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from ldm.cli.parsing import parse
-from ldm.data import DataConfig
+from ldm.data.config import DataConfig
 from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, read_json
@@ -105,7 +105,7 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
 def run(arguments: list[str]) -> None:
     """Evaluate and print the figures with what they hold for."""
     from ldm.cli.show_figures import show
-    from ldm.data import open_data
+    from ldm.data.open import open_data
     from ldm.evaluation.autoencoder.evaluate import check_files, evaluate_autoencoder, plan_metrics
     from ldm.evaluation.autoencoder.latent_images import write_images
     from ldm.runtime.device import resolve_device

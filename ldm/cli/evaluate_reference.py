@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from ldm.cli.parsing import parse
-from ldm.data import DataConfig
+from ldm.data.config import DataConfig
 from ldm.data.open import other_split
 from ldm.evaluation.config import EvaluationConfig
 from ldm.runtime.errors import UserError
@@ -35,7 +35,7 @@ class ReferenceRun:
 def run(arguments: list[str]) -> None:
     """Make the file and print what is in it."""
     settings = parse(ReferenceRun, arguments, "evaluate reference")
-    from ldm.data import open_data
+    from ldm.data.open import open_data
     from ldm.evaluation.evaluators import prepare_extractor
     from ldm.evaluation.references import save_reference
     from ldm.runtime.device import resolve_device

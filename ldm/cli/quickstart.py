@@ -21,7 +21,7 @@ from ldm.runtime.settings import find_config, read_settings
 from ldm.sampling.config import Request, SamplingConfig
 
 if TYPE_CHECKING:
-    from ldm.data import ImageData
+    from ldm.data.dataset import ImageData
     from ldm.sampling.pipeline import Pipeline
 
 _SEED, _BATCH_SIZE = 1, 64
@@ -131,7 +131,7 @@ def _train_all(root: Path, device: str, seconds: dict[str, float]) -> dict[str, 
 
 def _sample_all(root: Path, settings: QuickstartRun, seconds: dict[str, float]) -> tuple[list[Row], dict[str, Any]]:
     from ldm.cli.train import _schema
-    from ldm.data import open_data
+    from ldm.data.open import open_data
     from ldm.evaluation.features.judge import trained_judge
     from ldm.runtime.device import resolve_device
     from ldm.sampling.pipeline import Pipeline

@@ -67,7 +67,7 @@ def train_with(kind: str, settings: Any, command: str = "") -> dict[str, Any]:
 
 def _task(kind: str, settings: Any) -> tuple[Any, Any]:
     """The task with its data and networks, and the device."""
-    from ldm.data import open_data
+    from ldm.data.open import open_data
     from ldm.runtime.device import resolve_device
     from ldm.training.run_folder import RunFolder
     from ldm.training.tracking import check_trackers

@@ -11,8 +11,9 @@ from typing import Any
 from ldm.comparison.compare import compare, identity_of
 from ldm.comparison.config import METRICS_OF_COMPARISONS, ComparisonConfig
 from ldm.comparison.records import Comparison
-from ldm.data import DataConfig, open_data
+from ldm.data.config import DataConfig
 from ldm.data.dataset import ImageData
+from ldm.data.open import open_data
 from ldm.evaluation.config import EvaluationConfig
 from ldm.runtime.device import resolve_device
 from ldm.runtime.errors import UserError

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from autoencoders import Autoencoder
-from ldm.conditioning import Condition, Conditioner
+from ldm.conditioning.condition import Condition
+from ldm.conditioning.conditioner import Conditioner
 from ldm.models.unet import UNet
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json, sha256_of_file

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from autoencoders import Autoencoder
-from ldm.conditioning import Condition, Conditioner
+from ldm.conditioning.condition import Condition
+from ldm.conditioning.conditioner import Conditioner
 from ldm.runtime.compilation import compile_network
 from ldm.sampling.config import Request
 from ldm.sampling.denoiser import Branch, ClassifierBranch, Denoiser

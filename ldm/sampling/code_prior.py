@@ -13,7 +13,8 @@ from torch import Tensor
 
 from autoencoders import Autoencoder
 from autoencoders.priors import CodePriors, CodeSampling, PriorCondition
-from ldm.conditioning import Condition, Conditioner
+from ldm.conditioning.condition import Condition
+from ldm.conditioning.conditioner import Conditioner
 from ldm.runtime.errors import UserError
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.image_model import ImageModel, Plan

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.conditioning import Condition
+from ldm.conditioning.condition import Condition
 from ldm.models.caches import FeatureCache
 from ldm.models.perturbation import Perturbation
 from ldm.models.unet import UNet

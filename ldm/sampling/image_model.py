@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ldm.conditioning import class_index
+from ldm.conditioning.conditioner import class_index
 from ldm.runtime.errors import UserError
 from ldm.sampling.config import Request, SamplingConfig
 from samplers import Step

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from autoencoders import Autoencoder
-from ldm.conditioning import Conditioner, class_index
+from ldm.conditioning.conditioner import Conditioner, class_index
 from ldm.models.classifier import NoisyClassifier
 from ldm.models.unet import UNet
 from ldm.runtime.errors import UserError

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autoencoders import Autoencoder, Tiling
-from ldm.conditioning import Conditioner
+from ldm.conditioning.conditioner import Conditioner
 from ldm.models.unet import UNet
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json

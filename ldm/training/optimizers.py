@@ -1,4 +1,4 @@
-"""Optimisers: AdamW at ease with channels_last, Muon; the learning rate, a pure function of the step."""
+"""Optimisers: AdamW for channels_last weights, and Muon; the learning rate is a pure function of the step."""
 
 from __future__ import annotations
 
@@ -88,25 +88,25 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
 
 
 class AdamW(torch.optim.AdamW):
-    """The same update.
+    """torch's AdamW (Loshchilov and Hutter 2019), faster and right for kernels in channels_last; the same update.
 
-    On a CPU the fused step copies every tensor that is not contiguous, which takes longer than the update itself. Seen
-    with the channels last, the tensors of such a kernel are contiguous: so they are handed over. It also walks through
-    the memory of a weight and of its gradient side by side, whatever their layouts (torch 2.15); here they are alike.
+    On a CPU the fused step copies every tensor that is not contiguous, which takes longer than the update itself.
+    Permuted to (out, h, w, in) such a kernel is contiguous. The fused step also goes through the memory of a weight and
+    of its gradient in parallel, whatever their layouts (torch 2.15); here they have the same.
     """
 
     def _init_group(self, group: dict[str, Any], params: list[Tensor], *others: list[Tensor]) -> bool:
         """`others`: gradients, both moments, the moments' maxima, and the steps, which are numbers."""
         has_complex = super()._init_group(group, params, *others)  # type: ignore[misc]
         if group["fused"] and params and params[0].device.type == "cpu":
-            last = [_channels_last(parameter) for parameter in params]
+            permuted = [_is_channels_last(parameter) for parameter in params]
             for tensors in (params, *others[:-1]):
-                tensors[:] = [_as_channels_last(t) if cl else t for t, cl in zip(tensors, last, strict=False)]
+                tensors[:] = [_permute(t) if p else t for t, p in zip(tensors, permuted, strict=False)]
             others[0][:] = [gradient.contiguous() for gradient in others[0]]  # themselves, where they are
         return has_complex
 
 
-def _channels_last(parameter: Tensor) -> bool:
+def _is_channels_last(parameter: Tensor) -> bool:
     return (
         parameter.ndim == 4
         and not parameter.is_contiguous()
@@ -114,7 +114,7 @@ def _channels_last(parameter: Tensor) -> bool:
     )
 
 
-def _as_channels_last(kernel: Tensor) -> Tensor:
+def _permute(kernel: Tensor) -> Tensor:
     """(out, in, h, w) as (out, h, w, in), of the same memory."""
     return kernel.permute(0, 2, 3, 1)
 

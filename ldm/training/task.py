@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ldm.data import ImageData
+from ldm.data.dataset import ImageData
 from ldm.evaluation.periodic import PeriodicEvaluator
 from ldm.training.config import AveragesConfig
 from ldm.training.randomness import BatchPlan, StepRandom

@@ -1,4 +1,4 @@
-"""Two players in the training loop and on the command line; perceptual losses; the best model of a run."""
+"""A discriminator in the training loop and on the command line; perceptual losses; the best model of a run."""
 
 import copy
 import json
@@ -26,7 +26,7 @@ from ldm.training.tasks.autoencoder import AutoencoderTask
 from ldm.training.tasks.settings import AutoencoderRun
 
 CPU = torch.device("cpu")
-PLAYERS = [
+ADVERSARIAL = [
     "--adversarial-weight", 0.5, "--adaptive-max", 1e4, "--discriminator-start", 1, "--discriminator-warmup", 1,
     "--adversarial-ramp", 2, "--discriminator-width", 4, "--discriminator-layers", 2,
 ]  # fmt: skip
@@ -51,7 +51,7 @@ def settings(**changes):
     )
 
 
-def test_gradients_do_not_leak_between_the_players(tiny):
+def test_gradients_do_not_leak_between_model_and_adversary(tiny):
     task = AutoencoderTask(settings(), *tiny, CPU)
     adversary = AdversarialTrainer(task.adversary, task.config.training, CPU, SINGLE_PROCESS)
     batch = torch.stack([tiny[0][index].image for index in range(8)])
@@ -61,7 +61,7 @@ def test_gradients_do_not_leak_between_the_players(tiny):
     with adversary.frozen():
         loss = task.loss(task.model, batch, random)
         loss.total.backward()
-    assert all(weight.grad is None for weight in adversary.model.parameters()), "the first player's step reached it"
+    assert all(weight.grad is None for weight in adversary.model.parameters()), "the model's step reached it"
     assert all(before[name].equal(value) for name, value in adversary.model.state_dict().items()), "its state moved"
     # the same gradient as against a copy that cannot learn, with the loss and its weight written out here
     twin = Autoencoder(task.config.autoencoder)
@@ -80,16 +80,16 @@ def test_gradients_do_not_leak_between_the_players(tiny):
 
 
 @pytest.mark.parametrize("flags", [["--coder", "vit"], ["--bottleneck", "vqvae2"], ["--bottleneck", "nvae"]])
-def test_every_kind_of_autoencoder_has_an_opponent(models, ldm, tmp_path, flags):
-    found = ldm(*models.command("autoencoder", tmp_path / "run", *PLAYERS, *flags, steps=2))
+def test_every_kind_of_autoencoder_trains_against_a_discriminator(models, ldm, tmp_path, flags):
+    found = ldm(*models.command("autoencoder", tmp_path / "run", *ADVERSARIAL, *flags, steps=2))
     assert found.code == 0, found.err
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-2])
     assert last["adversarial"] and last["adaptive_weight"] > 0
 
 
 @pytest.mark.parametrize("objective", ["wgan", "lsgan", "minimax"])
-def test_both_players_move_and_a_wgan_critic_stays_within_its_clip(models, ldm, tmp_path, objective):
-    command = models.command("autoencoder", tmp_path / "run", *PLAYERS, "--objective", objective, steps=4)
+def test_both_networks_learn_and_a_wgan_critic_stays_within_its_clip(models, ldm, tmp_path, objective):
+    command = models.command("autoencoder", tmp_path / "run", *ADVERSARIAL, "--objective", objective, steps=4)
     assert ldm(*command, "--checkpointing-steps", 1, "--checkpoints-total-limit", 9).code == 0
     first, last = (load_file(tmp_path / "run" / f"checkpoint-{step}" / "opponent.safetensors") for step in (1, 4))
     assert any(not first[name].equal(last[name]) for name in first)
@@ -102,7 +102,7 @@ def test_both_players_move_and_a_wgan_critic_stays_within_its_clip(models, ldm, 
 
 def test_two_processes_train_as_one(models, ldm, tmp_path):
     """Without randomness in the bottleneck the sums are the same; the adaptive weight is that of both together."""
-    flags = [*PLAYERS, "--objective", "wgan_gp", "--bottleneck", "none", "--adam-epsilon", 1e-2]
+    flags = [*ADVERSARIAL, "--objective", "wgan_gp", "--bottleneck", "none", "--adam-epsilon", 1e-2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     assert ldm(*models.command("autoencoder", tmp_path / "one", *flags, steps=4)).code == 0
@@ -115,7 +115,15 @@ def test_two_processes_train_as_one(models, ldm, tmp_path):
 
 
 def test_a_discriminator_that_breaks_is_named(models, ldm, tmp_path):
-    flags = [*PLAYERS, "--objective", "wgan_gp", "--discriminator-learning-rate", 900.0, "--discriminator-warmup", 0]
+    flags = [
+        *ADVERSARIAL,
+        "--objective",
+        "wgan_gp",
+        "--discriminator-learning-rate",
+        900.0,
+        "--discriminator-warmup",
+        0,
+    ]
     found = ldm(*models.command("autoencoder", tmp_path / "run", *flags, "--gradient-penalty-weight", 1e6, steps=300))
     assert found.code == 1 and "not finite: " in found.err
 
@@ -187,10 +195,10 @@ def test_the_best_model_is_kept(models, ldm, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([*PLAYERS, "--discriminator-start", 6], ["--discriminator-start 6", "beyond the run's 6 steps"]),
-        ([*PLAYERS, "--discriminator-layers", 3], ["--discriminator-layers", "at most 2 for 16 pixels"]),
-        ([*PLAYERS, "--objective", "hings"], ["hings"]),
-        ([*PLAYERS, "--adversarial-weight", -1], ["adversarial_weight"]),
+        ([*ADVERSARIAL, "--discriminator-start", 6], ["--discriminator-start 6", "beyond the run's 6 steps"]),
+        ([*ADVERSARIAL, "--discriminator-layers", 3], ["--discriminator-layers", "at most 2 for 16 pixels"]),
+        ([*ADVERSARIAL, "--objective", "hings"], ["hings"]),
+        ([*ADVERSARIAL, "--adversarial-weight", -1], ["adversarial_weight"]),
         (["--perceptual", "lpips"], [BACKBONES["vgg"], "--lpips-weights", "torch hub's cache"]),
         (["--perceptual", "lpips", "--lpips-weights", __file__], ["SHA-256", "not opened"]),
         (["--decoder-output", "logit_laplace"], ["--reconstruction logit_laplace"]),
@@ -269,8 +277,8 @@ def test_logit_laplace_is_one_flag_and_diffusion_draws_on_it(models, ldm, tmp_pa
     assert json.loads((tmp_path / "on" / "model_index.json").read_text())["vae"][1] == "LogitLaplaceAutoencoderKL"
 
 
-def test_runs_of_before_still_have_their_facts(tiny):
-    """What is off leaves no fact, so that runs from before these settings go on."""
+def test_earlier_runs_have_the_same_fingerprint(tiny):
+    """Settings that are off are not in it, so that runs from before them go on."""
     plain = replace(settings(), adversarial=AdversarialConfig())
     facts = AutoencoderTask(plain, *tiny, CPU).fingerprint
     assert facts.keys() == {"data", "autoencoder", "loss", "training"}

@@ -32,7 +32,7 @@ def test_a_table_of_frozen_records(table, models, tmp_path):
         table["cfg 3"]
     # of a loaded pipeline with its data, and with a folder: the same figures
     pipeline = Pipeline.load(models.text)
-    from ldm.data import DataConfig
+    from ldm.data.config import DataConfig
 
     data = DataConfig("shapes", image_size=16, shapes_train=64, shapes_validation=32)
     again = compare(pipeline, ["none"], data=data, metrics=("fid", "recall"), output_dir=tmp_path / "out", **FEW)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
 
-from ldm.conditioning import Condition, Conditioner, ConditioningConfig, class_index
+from ldm.conditioning.condition import Condition
+from ldm.conditioning.conditioner import Conditioner, class_index
+from ldm.conditioning.config import ConditioningConfig
 from ldm.conditioning.tokenizer import BASE_SIZE, END, START, train_tokenizer
 from ldm.runtime.errors import UserError
 

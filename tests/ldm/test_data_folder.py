@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ldm.data import DataConfig, ImageData, collate, open_data, pixels, verify
-from ldm.data.open import hold_out
+from ldm.data import pixels, verify
+from ldm.data.config import DataConfig
+from ldm.data.dataset import ImageData, collate
+from ldm.data.open import hold_out, open_data
 from ldm.runtime.errors import UserError
 
 

@@ -18,7 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from ldm.data import DataConfig, collate, open_data, pixels, verify
+from ldm.data import pixels, verify
+from ldm.data.config import DataConfig
+from ldm.data.dataset import collate
+from ldm.data.open import open_data
 from ldm.data.shapes import ShapesData
 from ldm.data.shards import find_shards
 from ldm.runtime.errors import UserError

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torchvision import datasets
 
-from ldm.data import DataConfig, ImageData, open_data
+from ldm.data.config import DataConfig
+from ldm.data.dataset import ImageData
+from ldm.data.open import open_data
 from ldm.runtime.errors import UserError
 
 GENERATOR = np.random.Generator(np.random.PCG64(1))

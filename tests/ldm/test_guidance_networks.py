@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ldm.comparison import ComparisonConfig, compare
-from ldm.conditioning import Condition
+from ldm.conditioning.condition import Condition
 from ldm.data.shapes import ShapesData
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluators import Evaluators

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from autoencoders import Autoencoder, AutoencoderConfig
-from ldm.conditioning import Conditioner, ConditioningConfig
+from ldm.conditioning.conditioner import Conditioner
+from ldm.conditioning.config import ConditioningConfig
 from ldm.data.dataset import Example
 from ldm.evaluation.config import EvaluationConfig, LikelihoodConfig
 from ldm.evaluation.evaluate import evaluate_model

@@ -14,7 +14,7 @@ from ldm.training.randomness import BatchShard, StepRandom
 from ldm.training.tasks.latents import make_process
 from ldm.training.tasks.objective import Objective
 from ldm.training.tasks.settings import DiffusionConfig, ObjectiveConfig
-from samplers import TARGETS
+from samplers import TARGETS, targets_on
 
 CPU = torch.device("cpu")
 BATCH = 20_000
@@ -99,6 +99,17 @@ def test_p2_costs_the_same_estimate_the_same_whatever_is_predicted(name):
         expected = (implied_eps - eps) ** 2 / (k + snr) ** gamma
         torch.testing.assert_close(target.p2_weight(alpha, sigma, gamma, k) * error, expected, rtol=1e-9, atol=0)
     assert torch.isfinite(target.p2_weight(torch.tensor(0.0), torch.tensor(1.0))), "pure noise"
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "flow", "edm"])
+def test_a_schedule_takes_the_targets_of_its_family(schedule):
+    allowed = targets_on(make_process(DiffusionConfig(schedule)).schedule.family)
+    for name in TARGETS:
+        if name in allowed:
+            assert make_process(DiffusionConfig(schedule, prediction_type=name)).prediction.name == name
+        else:
+            with pytest.raises(UserError, match="`prediction_type`"):
+                DiffusionConfig(schedule, prediction_type=name)
 
 
 def test_offset_noise_and_perturbation_have_the_variance_of_their_sums():

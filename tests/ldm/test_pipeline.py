@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 import ldm
-from ldm.conditioning import Condition
+from ldm.conditioning.condition import Condition
 from ldm.data.shapes import ShapesData
 from ldm.evaluation.manifest import weights_of
 from ldm.models.classifier import ClassifierConfig, NoisyClassifier

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from autoencoders import Autoencoder, AutoencoderConfig
-from ldm.conditioning import Conditioner, ConditioningConfig
+from ldm.conditioning.conditioner import Conditioner
+from ldm.conditioning.config import ConditioningConfig
 from ldm.models.unet import UNet, UNetConfig
 from ldm.runtime.compilation import check_compiler, compile_network
 from ldm.runtime.errors import UserError

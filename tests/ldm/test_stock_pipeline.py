@@ -6,7 +6,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 
-from ldm.conditioning import Condition, Conditioner, ConditioningConfig
+from ldm.conditioning.condition import Condition
+from ldm.conditioning.conditioner import Conditioner
+from ldm.conditioning.config import ConditioningConfig
 from ldm.models.unet import UNet, UNetConfig
 
 CAPTIONS = ["a red circle", "a large blue square", "green star"]

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 FILES = ("model", "ema", "optimizer", "opponent", "opponent_optimizer")
-PLAYERS = [
+ADVERSARIAL = [
     "--bottleneck", "vq", "--num-codes", 16, "--revive-after", 2, "--codebook", "ema",
     "--adversarial-weight", 0.5, "--discriminator-start", 0, "--discriminator-warmup", 0, "--discriminator-width", 4,
     "--discriminator-layers", 2, "--spectral-norm", "--train-batch-size", 8,
@@ -18,13 +18,13 @@ PLAYERS = [
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     for number in range(44):
-        path = tmp_path / "pictures" / "ab"[number % 2] / f"{number:02}.png"
+        path = tmp_path / "images" / "ab"[number % 2] / f"{number:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.Generator(np.random.PCG64(number)).integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path)
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 @pytest.fixture
@@ -58,9 +58,9 @@ def bits(run, step):
     }
 
 
-def test_such_a_step_stops_or_is_left_out_and_counted(models, ldm, pictures, poison, tmp_path, caplog):
+def test_such_a_step_stops_or_is_left_out_and_counted(models, ldm, images, poison, tmp_path, caplog):
     def train(folder, *more):
-        return ldm(*models.command("autoencoder", tmp_path / folder, "--data", pictures, *PLAYERS, *more, steps=7))
+        return ldm(*models.command("autoencoder", tmp_path / folder, "--data", images, *ADVERSARIAL, *more, steps=7))
 
     assert train("clean").code == 0
     poison(4, 5)
@@ -75,7 +75,7 @@ def test_such_a_step_stops_or_is_left_out_and_counted(models, ldm, pictures, poi
     last = lines(tmp_path / "run")[-1]
     assert last["step"] == 4 and len(last["examples"]) == 8 and last["loss"] is None
     for index, file in zip(last["examples"], last["files"], strict=True):
-        assert (pictures / file).is_file() and f"{index} ({file})" in stopped.err
+        assert (images / file).is_file() and f"{index} ({file})" in stopped.err
     assert bits(tmp_path / "run", 3) == bits(tmp_path / "clean", 3)
 
     again = train("run", "--skip-non-finite", 1)  # one more in a row than is allowed
@@ -105,7 +105,7 @@ def _tensors(run, step):
 
 def test_a_skipped_step_costs_nothing_where_there_is_none(models, ldm, tmp_path):
     for folder, limit in (("a", 0), ("b", 3)):
-        command = models.command("autoencoder", tmp_path / folder, *PLAYERS, "--skip-non-finite", limit, steps=3)
+        command = models.command("autoencoder", tmp_path / folder, *ADVERSARIAL, "--skip-non-finite", limit, steps=3)
         assert ldm(*command).code == 0
     assert bits(tmp_path / "a", 3) == bits(tmp_path / "b", 3)
     assert not any("steps_left_out" in entry for entry in lines(tmp_path / "b"))

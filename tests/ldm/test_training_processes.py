@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-SETTLED = ["--learning-rate", 1e-4, "--adam-epsilon", 1e-4, "--lr-warmup-steps", 2, "--lr-scheduler", "cosine"]
+STABLE = ["--learning-rate", 1e-4, "--adam-epsilon", 1e-4, "--lr-warmup-steps", 2, "--lr-scheduler", "cosine"]
 """A gradient that is zero but for rounding (of the bias of attention's keys) must not become a step of full length."""
 TEXT = ["--text-width", 16, "--text-layers", 1, "--text-heads", 2, "--preview-images", 0]
 KINDS = {
@@ -171,7 +171,7 @@ def folders(models, tmp_path_factory):
 
 def command(models, folders, kind, run, steps):
     """Runs beside each other share their latents, the first of them makes them."""
-    flags = [*KINDS[kind], *SETTLED, "--shapes-train", 41, "--shapes-validation", 17, "--max-train-steps", steps]
+    flags = [*KINDS[kind], *STABLE, "--shapes-train", 41, "--shapes-validation", 17, "--max-train-steps", steps]
     if kind == "prior":
         shared = [flag for flag in models.command("gan", run)[2:] if flag != "--output-dir"]
         start = shared.index("--block-out-channels")
@@ -208,8 +208,8 @@ def test_two_processes_train_as_one(models, folders, started, tmp_path, kind, di
 
     for processes, run in enumerate(runs, start=1):
         arguments = command(models, folders, kind, run, steps)
-        found = codes(started(arguments, processes, prepare=prepare))
-        assert found == [0] * processes, [(tmp_path / f"out-{rank}").read_text() for rank in range(processes)]
+        exit_codes = codes(started(arguments, processes, prepare=prepare))
+        assert exit_codes == [0] * processes, [(tmp_path / f"out-{rank}").read_text() for rank in range(processes)]
     allowed = 1e-12 if digits == "float64" else 1e-5
     far = differences(*runs, steps)
     loose = 100 if digits == "float32" else 1
@@ -296,9 +296,9 @@ def test_a_process_that_dies_ends_the_other_and_the_run_goes_on(models, folders,
     children = started(endless, 2)
     until_step(runs[1], 12, children)
     os.kill(children[killed], signal.SIGKILL)
-    found = codes(children)
+    exit_codes = codes(children)
     said = (tmp_path / f"out-{1 - killed}").read_text()
-    assert found[killed] == -signal.SIGKILL and found[1 - killed] == 1, said
+    assert exit_codes[killed] == -signal.SIGKILL and exit_codes[1 - killed] == 1, said
     assert (
         said.splitlines()[-1].startswith("ldm: another process of this training has ended") and "Traceback" not in said
     )
@@ -337,9 +337,9 @@ def test_a_bad_example_on_one_process_is_left_out_or_stops_all(models, folders, 
     runs = [tmp_path / "one", tmp_path / "two"]
     for processes, run in enumerate(runs, start=1):
         arguments = [*command(models, folders, "lfq", run, 8), "--skip-non-finite", limit]
-        found = codes(started(arguments, processes, prepare=prepare))
+        exit_codes = codes(started(arguments, processes, prepare=prepare))
         said = [(tmp_path / f"out-{rank}").read_text() for rank in range(processes)]
-        assert found == [0 if limit else 1] * processes, said
+        assert exit_codes == [0 if limit else 1] * processes, said
     alone, together = ([entry for entry in lines(run) if "gradient_norm" in entry] for run in runs)
     bad = [entry["step"] for entry in alone if "not_finite" in entry]
     assert bad and [entry["step"] for entry in together if "not_finite" in entry] == bad
@@ -403,7 +403,7 @@ def test_two_processes_encode_what_one_does_and_go_on_where_one_died(models, sta
 def test_samples_are_measured_together(started, models, tmp_path):
     """Each process draws its share of an evaluation; the first alone writes, and what it writes is the same."""
     looks = ["--eval-every", 2, "--eval-num-images", 12, "--eval-batch-size", 5, "--eval-num-inference-steps", 2]
-    flags = [*TEXT, *SETTLED, *looks, "--eval-metrics", "fid", "--max-train-steps", 4]
+    flags = [*TEXT, *STABLE, *looks, "--eval-metrics", "fid", "--max-train-steps", 4]
     for count in (1, 2):
         run = tmp_path / str(count)
         children = started(

@@ -8,8 +8,9 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from autoencoders import Autoencoder
-from ldm.data import DataConfig, open_data
+from ldm.data.config import DataConfig
 from ldm.data.latent_cache import encode_latents
+from ldm.data.open import open_data
 from ldm.data.shapes import ShapesData
 from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.metrics.frechet import frechet_distance

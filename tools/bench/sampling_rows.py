@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditio
 from torch import Tensor
 
 from autoencoders import Autoencoder
-from ldm.conditioning import Conditioner
+from ldm.conditioning.conditioner import Conditioner
 from ldm.models.unet import UNet
 from ldm.runtime.settings import find_config, read_settings
 from ldm.sampling.config import Request, SamplingConfig

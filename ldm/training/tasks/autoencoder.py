@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autoencoders import Autoencoder, AutoencoderConfig, autoencoder_loss, corrupt, measure_latents
 from autoencoders.losses import adaptive_weight
-from ldm.data import ImageData
+from ldm.data.dataset import ImageData
 from ldm.data.selection import even_indices, image_batches, plain_batches, shuffled_indices, to_device
 from ldm.evaluation.metrics.image_quality import psnr, ssim
 from ldm.runtime.errors import UserError

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ldm.data import ImageData
+from ldm.data.dataset import ImageData
 from ldm.data.selection import shuffled_indices
 from ldm.models.classifier import NoisyClassifier
 from ldm.runtime.distributed import current_processes

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from autoencoders import class_of
-from ldm.conditioning import Conditioner
-from ldm.data import ImageData
+from ldm.conditioning.conditioner import Conditioner
+from ldm.data.dataset import ImageData
 from ldm.data.selection import shuffled_indices
 from ldm.evaluation.periodic import DiffusionEvalConfig, PeriodicEvaluator
 from ldm.models.unet import UNet

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autoencoders import Generator
-from ldm.data import ImageData
+from ldm.data.dataset import ImageData
 from ldm.data.selection import even_indices, image_batches, plain_batches, to_device
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder

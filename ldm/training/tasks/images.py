@@ -11,7 +11,7 @@ from torch import Tensor
 from autoencoders import DiscriminatorConfig, make_discriminator
 from autoencoders.losses.adversarial import clip_weights, generator_loss, learning_loss
 from autoencoders.losses.perceptual import Distance, PerceptualConfig
-from ldm.data import ImageData
+from ldm.data.dataset import ImageData
 from ldm.evaluation.features.extractors import Extractor, figure_name, inception_extractor, trained_extractor
 from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.features.train_network import trained_network

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from autoencoders import Autoencoder, AutoencoderConfig
-from ldm.data import ImageData
 from ldm.data.cache_device import choose_cache_device
+from ldm.data.dataset import ImageData
 from ldm.data.latent_cache import CacheKey, LatentCache, check_cache_folder, encode_latents
 from ldm.data.selection import image_batches, plain_batches, to_device
 from ldm.runtime.distributed import current_processes

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from autoencoders import Autoencoder
 from autoencoders.priors import CodeGrid, CodePriors, PriorShape, mask_codes
-from ldm.conditioning import Conditioner
-from ldm.data import ImageData
+from ldm.conditioning.conditioner import Conditioner
 from ldm.data.code_cache import CodeCache, check_code_folder, encode_codes
+from ldm.data.dataset import ImageData
 from ldm.data.latent_cache import CacheKey
 from ldm.data.selection import even_indices, image_batches, plain_batches, to_device
 from ldm.evaluation.periodic import PeriodicEvaluator

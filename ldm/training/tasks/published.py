@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldm.data import DataConfig
+from ldm.data.config import DataConfig
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
 from ldm.runtime.settings import read_settings

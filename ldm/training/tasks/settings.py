@@ -16,8 +16,8 @@ from autoencoders import (
     PerceptualConfig,
 )
 from autoencoders.priors import PriorConfig
-from ldm.conditioning import ConditioningConfig
-from ldm.data import DataConfig
+from ldm.conditioning.config import ConditioningConfig
+from ldm.data.config import DataConfig
 from ldm.evaluation.periodic import DiffusionEvalConfig, EvalConfig
 from ldm.models.classifier import ClassifierConfig
 from ldm.models.unet_config import UNetConfig
