@@ -131,7 +131,7 @@ def sample_all(recorder: Recorder) -> None:
 def evaluate_all(recorder: Recorder) -> None:
     """Every metric that needs no download, of models, autoencoders, priors and folders; comparisons; caches."""
     steps = "--num-inference-steps 4"
-    likelihood = "--likelihood-images 4 --bound-steps 6 --flow-steps 4 --flow-recorders 1"
+    likelihood = "--likelihood-images 4 --bound-steps 6 --flow-steps 4 --flow-probes 1"
     more = f"inception_score memorisation calibration bits_per_dim {likelihood} --guidance-scale 3"
     recorder.evaluate("text", f"text {FEW} {steps} --metrics {METRICS} {more} --classifier=classifier")
     recorder.evaluate("classes", f"classes {FEW} {steps} --metrics fid diversity")
