@@ -21,7 +21,7 @@ from tools.bench import data_rows, gpu_rows, sampling_rows, training_rows, unet_
 from tools.bench.counts import counts, flops, peak_bytes
 from tools.bench.limits import Ceilings, measure
 from tools.bench.report import EXPECTED, HEAD, Result, expected_counts, line, machine
-from tools.bench.row import Bench, Pair, Row, row
+from tools.bench.row import Benchmark, Pair, Row, row
 from tools.bench.timing import Paired, clock, paired
 
 _REPEATS, _QUICK_REPEATS = 21, 2
@@ -69,15 +69,15 @@ def main(arguments: Sequence[str]) -> int:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     ceilings = measure(device, quick=settings.quick)
-    facts = machine(device, ceilings)
+    details = machine(device, ceilings)
     print(
         "; ".join(
-            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items()
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in details.items()
         )
     )
     print(HEAD)
     results = []
-    here = [name for name, each in row.rows.items() if device.type in each.devices]
+    here = [name for name, candidate in row.rows.items() if device.type in candidate.devices]
     for name in settings.rows or here:
         chosen = row.rows[name]
         compiles = chosen.compiles and (device.type == "cuda" or settings.compiled)
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
     expected = expected_counts(device.type)
     failures = [failure for result in results for failure in result.failures(expected)]
     if settings.json:
-        content: dict[str, Any] = {"machine": facts, "quick": settings.quick, "failures": failures}
+        content: dict[str, Any] = {"machine": details, "quick": settings.quick, "failures": failures}
         atomic_write_json(settings.json, content | {"rows": [asdict(result) for result in results]})
     for failure in failures:
         print(f"{'FAILED' if settings.check else 'note'}: {failure}")
@@ -98,8 +98,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _result(chosen: Row, device: torch.device, mode: str, settings: argparse.Namespace, ceilings: Ceilings) -> Result:
     repeats = settings.repeats or (_QUICK_REPEATS if settings.quick else _REPEATS)
-    with Bench(device, mode) as bench:
-        pair = chosen.build(bench)
+    with Benchmark(device, mode) as benchmark:
+        pair = chosen.build(benchmark)
         with _precise(mode):
             difference = pair.difference()
         counted: dict[str, int] = {}
@@ -147,12 +147,12 @@ def _precise(mode: str) -> Iterator[None]:
 
 
 def _memory(pair: Pair, device: torch.device, repeats: int) -> Paired:
-    found: tuple[list[float], list[float]] = ([], [])
+    peaks: tuple[list[float], list[float]] = ([], [])
     for _ in range(min(repeats, 3)):
         for side, function in enumerate((pair.ours, pair.theirs)):
             function()  # what stays for good is there already
-            found[side].append(peak_bytes(function, device))
-    return Paired(*found)
+            peaks[side].append(peak_bytes(function, device))
+    return Paired(*peaks)
 
 
 def _record(results: Sequence[Result], device: torch.device) -> None:

@@ -30,9 +30,9 @@ class _Dispatched(TorchDispatchMode):
 
 def counts(function: Callable[[], Any]) -> dict[str, int]:
     """Dispatched operations, and readings of a value by the host, of one call."""
-    with _Dispatched() as seen:
+    with _Dispatched() as counter:
         function()
-    return {"operations": seen.operations, "synchronisations": seen.synchronisations}
+    return {"operations": counter.operations, "synchronisations": counter.synchronisations}
 
 
 def flops(function: Callable[[], Any]) -> float:

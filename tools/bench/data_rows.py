@@ -16,7 +16,7 @@ from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.metrics.frechet import frechet_distance
 from ldm.runtime.settings import find_config, read_settings
 from ldm.training.tasks.settings import AutoencoderRun
-from tools.bench.row import Bench, Pair, apart, row
+from tools.bench.row import Benchmark, Pair, apart, row
 
 _BATCH, _IMAGES, _SIDE = 32, 64, 128
 
@@ -24,16 +24,16 @@ _BATCH, _IMAGES, _SIDE = 32, 64, 128
 class _Images:
     """A folder of JPEG files of 128 x 128 pixels, read at 32 x 32, with a cache of their latents."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, benchmark: Benchmark) -> None:
         config = read_settings(AutoencoderRun, find_config("cifar10/autoencoder-cpu")).autoencoder
-        self.autoencoder = Autoencoder(config).to(bench.device).eval()
-        pictures = bench.folder()
+        self.autoencoder = Autoencoder(config).to(benchmark.device).eval()
+        folder = benchmark.folder()
         for number in range(_IMAGES):
             image = ShapesData("train", _SIDE, size=(_IMAGES, 1))[number].image
-            to_pil_image((image + 1) / 2).save(pictures / f"{number:04d}.jpg", quality=95)
-        self.data = open_data(DataConfig(str(pictures), image_size=32, validation_fraction=0.0), "train")
-        self.cache = encode_latents(self.autoencoder, self.data, bench.folder(), device=bench.device)
-        self.device, self.rows = bench.device, torch.arange(_BATCH)
+            to_pil_image((image + 1) / 2).save(folder / f"{number:04d}.jpg", quality=95)
+        self.data = open_data(DataConfig(str(folder), image_size=32, validation_fraction=0.0), "train")
+        self.cache = encode_latents(self.autoencoder, self.data, benchmark.folder(), device=benchmark.device)
+        self.device, self.rows = benchmark.device, torch.arange(_BATCH)
 
     def cached(self) -> Tensor:
         return self.cache.gather(self.rows)
@@ -52,16 +52,16 @@ class _Images:
 
 
 @row("cache-encode", "latents of 32 images from the cache, against encoding them (both with our encoder)")
-def cache_encode(bench: Bench) -> Pair:
-    both = _Images(bench)
+def cache_encode(benchmark: Benchmark) -> Pair:
+    both = _Images(benchmark)
     images = both.images()
     difference = lambda: apart(both.cached(), both.encoded(images))  # noqa: E731
     return Pair(both.cached, lambda: both.encoded(images), difference, tolerance=2e-3, flops=0, bytes=both.moved)
 
 
 @row("cache-jpeg", "latents of 32 images from the cache, against decoding their JPEG files alone")
-def cache_jpeg(bench: Bench) -> Pair:
-    both = _Images(bench)
+def cache_jpeg(benchmark: Benchmark) -> Pair:
+    both = _Images(benchmark)
     difference = lambda: apart(both.cached(), both.encoded(both.images()))  # noqa: E731
     return Pair(both.cached, both.images, difference, tolerance=2e-3, flops=0, bytes=both.moved)
 
@@ -91,10 +91,10 @@ def _frechet(dimensions: int) -> Pair:
 
 
 @row("frechet-512", "Frechet distance from moments, 512 dimensions, against clean-fid", host=True)
-def frechet_512(bench: Bench) -> Pair:
+def frechet_512(benchmark: Benchmark) -> Pair:
     return _frechet(512)
 
 
 @row("frechet-2048", "Frechet distance from moments, 2048 dimensions, against clean-fid", host=True)
-def frechet_2048(bench: Bench) -> Pair:
+def frechet_2048(benchmark: Benchmark) -> Pair:
     return _frechet(2048)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tools.bench.models import networks
-from tools.bench.row import Bench, Pair, apart, row
+from tools.bench.row import Benchmark, Pair, apart, row
 from tools.bench.sampling_rows import INTERVAL, _sampling
 from tools.bench.sampling_rows import _Both as Sampling
 from tools.bench.training_rows import _step
@@ -23,12 +23,12 @@ _HALF = {"compiles": True, "half": True, "devices": ("cuda",)}
 
 
 @row("forward-36m", "U-Net forward, 36M parameters, batch 256, bf16 (on a CPU 2)", **_HALF)
-def forward_36m(bench: Bench) -> Pair:
-    both = networks(bench, _NETWORK, 256 if bench.device.type == "cuda" else 2)
+def forward_36m(benchmark: Benchmark) -> Pair:
+    both = networks(benchmark, _NETWORK, 256 if benchmark.device.type == "cuda" else 2)
 
     def run(function: object) -> Tensor:
         assert callable(function)
-        with torch.no_grad(), torch.autocast(bench.device.type, torch.bfloat16):
+        with torch.no_grad(), torch.autocast(benchmark.device.type, torch.bfloat16):
             return function()
 
     def ours() -> Tensor:
@@ -41,20 +41,20 @@ def forward_36m(bench: Bench) -> Pair:
 
 
 @row("step-36m", "training step, 36M parameters, batch 256, bf16 (on a CPU 2)", **_HALF)
-def step_36m(bench: Bench) -> Pair:
+def step_36m(benchmark: Benchmark) -> Pair:
     """Images a second are the batch over these times."""
-    return _step(bench, 256 if bench.device.type == "cuda" else 2, _NETWORK, "bf16")
+    return _step(benchmark, 256 if benchmark.device.type == "cuda" else 2, _NETWORK, "bf16")
 
 
 @row("sample-1", "1 picture, 25 DDIM steps, CFG, quick start", compiles=True, devices=("cuda",))
-def sample_1(bench: Bench) -> Pair:
-    both = Sampling(bench, 1, _sampling(bench))
+def sample_1(benchmark: Benchmark) -> Pair:
+    both = Sampling(benchmark, 1, _sampling(benchmark))
     return Pair(both.ours, both.theirs, lambda: apart(both.ours(), both.theirs()), tolerance=1e-3)
 
 
 @row("sample-64", "64 pictures, 25 DDIM steps, CFG, quick start", compiles=True, devices=("cuda",))
-def sample_64(bench: Bench) -> Pair:
-    both = Sampling(bench, 64, _sampling(bench))
+def sample_64(benchmark: Benchmark) -> Pair:
+    both = Sampling(benchmark, 64, _sampling(benchmark))
     return Pair(both.ours, both.theirs, lambda: apart(both.ours(), both.theirs()), tolerance=1e-3)
 
 
@@ -68,10 +68,10 @@ _GUIDED: dict[str, dict[str, Any]] = {
 }
 
 
-def _cost(bench: Bench, changes: dict[str, Any]) -> Pair:
+def _cost(benchmark: Benchmark, changes: dict[str, Any]) -> Pair:
     """How many times as long a guided run of ours takes as an unguided one, which agrees with diffusers' loop."""
-    unguided = dataclasses.replace(_sampling(bench), guidance_scale=1.0)
-    both = Sampling(bench, 64 if bench.device.type == "cuda" else 2, unguided)
+    unguided = dataclasses.replace(_sampling(benchmark), guidance_scale=1.0)
+    both = Sampling(benchmark, 64 if benchmark.device.type == "cuda" else 2, unguided)
     guided = dataclasses.replace(unguided, **changes)
     every = range(unguided.num_inference_steps)
     difference = lambda: apart(both.ours(), both.theirs(every))  # noqa: E731

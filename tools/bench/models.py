@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ldm.models.unet import UNet, UNetConfig
 from ldm.runtime.settings import find_config, read_settings
 from ldm.training.tasks.settings import DiffusionRun
-from tools.bench.row import Bench
+from tools.bench.row import Benchmark
 
 TEXT_WIDTH, TEXT_LENGTH, CLASSES = 64, 16, 10
 
@@ -64,21 +64,21 @@ def fill(network: nn.Module) -> None:
         assert parameter.any(), name
 
 
-def networks(bench: Bench, name: str, batch: int, *, train: bool = False) -> Networks:
+def networks(benchmark: Benchmark, name: str, batch: int, *, train: bool = False) -> Networks:
     """Ours is written to a folder, and theirs read from it: the same weights, with no conversion."""
     config = shape_of(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         ours = UNet(config)
     fill(ours)
-    folder = bench.folder()
+    folder = benchmark.folder()
     ours.save_pretrained(folder)
     theirs = UNet2DConditionModel.from_pretrained(folder)
-    bench.compiled(ours.train(train).to(memory_format=torch.channels_last))
-    bench.compiled(theirs.train(train))
-    x = bench.randn(batch, config.in_channels, config.sample_size or 1, config.sample_size or 1)
-    t = torch.linspace(1, 998, batch, device=bench.device).round()
-    labels = torch.arange(batch, device=bench.device) % CLASSES if config.num_class_embeds else None
-    context = bench.randn(batch, TEXT_LENGTH, TEXT_WIDTH) if config.cross_attention_dim else None
+    benchmark.compiled(ours.train(train).to(memory_format=torch.channels_last))
+    benchmark.compiled(theirs.train(train))
+    x = benchmark.randn(batch, config.in_channels, config.sample_size or 1, config.sample_size or 1)
+    t = torch.linspace(1, 998, batch, device=benchmark.device).round()
+    labels = torch.arange(batch, device=benchmark.device) % CLASSES if config.num_class_embeds else None
+    context = benchmark.randn(batch, TEXT_LENGTH, TEXT_WIDTH) if config.cross_attention_dim else None
     moved = 4.0 * (sum(weight.numel() for weight in ours.parameters()) + 2 * x.numel())
     return Networks(ours, theirs, x, t, labels, context, moved)

@@ -37,11 +37,11 @@ class Result:
 
     def failures(self, expected: dict[str, Any]) -> list[str]:
         """Why this row fails the check; [] where it does not."""
-        found = []
+        failures = []
         if not self.difference <= self.tolerance:  # false for NaN too
-            found.append(f"{self.row} ({self.mode}): results differ by {self.difference:.2g} > {self.tolerance:.2g}")
+            failures.append(f"{self.row} ({self.mode}): results differ by {self.difference:.2g} > {self.tolerance:.2g}")
         if self.floor is not None and self.summary["ratio_p90"] < self.floor:
-            found.append(
+            failures.append(
                 f"{self.row} ({self.mode}): ratio {self.summary['ratio']:.2f}, 90th percentile "
                 f"{self.summary['ratio_p90']:.2f}, below its floor {self.floor}"
             )
@@ -49,8 +49,8 @@ class Result:
         for name in ("operations", "synchronisations"):
             counted = getattr(self, name)
             if counted is not None and name in allowed and counted > allowed[name]:
-                found.append(f"{self.row}: {counted} dispatched {name}, at most {allowed[name]} are expected")
-        return found
+                failures.append(f"{self.row}: {counted} dispatched {name}, at most {allowed[name]} are expected")
+        return failures
 
 
 def expected_counts(device: str) -> dict[str, Any]:
@@ -88,13 +88,13 @@ def _duration(milliseconds: float) -> str:
 
 def line(result: Result) -> str:
     """One line of the table under `HEAD`."""
-    found, memory = result.summary, result.unit == "bytes"
-    shown = [f"{found[side] / 1e6:.1f} MB" if memory else _duration(found[side]) for side in ("ours", "theirs")]
-    spread = f"{found['ratio']:.2f} [{found['ratio_p10']:.2f}, {found['ratio_p90']:.2f}]"
-    goal = "-" if result.goal is None else f"{result.goal:g}" + ("*" if found["ratio"] < result.goal else "")
+    summary, memory = result.summary, result.unit == "bytes"
+    sides = [f"{summary[side] / 1e6:.1f} MB" if memory else _duration(summary[side]) for side in ("ours", "theirs")]
+    spread = f"{summary['ratio']:.2f} [{summary['ratio_p10']:.2f}, {summary['ratio_p90']:.2f}]"
+    goal = "-" if result.goal is None else f"{result.goal:g}" + ("*" if summary["ratio"] < result.goal else "")
     limit = "-" if result.limit_ms is None else _duration(result.limit_ms)
     counted = "-" if result.operations is None else f"{result.operations}+{result.synchronisations}s"
     return (
-        f"{result.row:<21}{result.mode:<9.9}{shown[0]:>11}{shown[1]:>11}  {spread:<22}{goal:>6}"
+        f"{result.row:<21}{result.mode:<9.9}{sides[0]:>11}{sides[1]:>11}  {spread:<22}{goal:>6}"
         f"{limit:>11}{counted:>12}{result.difference:>10.1e}"
     )

@@ -32,7 +32,7 @@ class Pair:
     """What one call must read and write at least."""
 
 
-class Bench:
+class Benchmark:
     """What the rows share: device, mode of compilation, folders that go when the bench ends."""
 
     def __init__(self, device: torch.device, mode: str) -> None:
@@ -40,7 +40,7 @@ class Bench:
         self.compile: Mode = "default" if mode == "default" else "reduce-overhead" if mode != "eager" else "none"
         self._stack = ExitStack()
 
-    def __enter__(self) -> Bench:
+    def __enter__(self) -> Benchmark:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,7 +68,7 @@ class Row:
 
     name: str
     title: str
-    build: Callable[[Bench], Pair]
+    build: Callable[[Benchmark], Pair]
     goal: float | None = None
     floor: float | None = None
     host: bool = False
@@ -87,11 +87,11 @@ class Row:
 class Registry:
     rows: dict[str, Row] = field(default_factory=dict)
 
-    def __call__(self, name: str, title: str, **facts: Any) -> Callable[[Callable[[Bench], Pair]], Callable]:
+    def __call__(self, name: str, title: str, **details: Any) -> Callable[[Callable[[Benchmark], Pair]], Callable]:
         """Decorate a function that builds the two sides."""
 
-        def add(build: Callable[[Bench], Pair]) -> Callable[[Bench], Pair]:
-            self.rows[name] = Row(name, title, build, **facts)
+        def add(build: Callable[[Benchmark], Pair]) -> Callable[[Benchmark], Pair]:
+            self.rows[name] = Row(name, title, build, **details)
             return build
 
         return add

@@ -20,7 +20,7 @@ from ldm.training.tasks.latents import make_process
 from ldm.training.tasks.settings import AutoencoderRun
 from samplers import DiscreteSchedule, Prediction, SampleNoise, get_sampler, make_levels
 from tools.bench.models import fill, settings, shape_of
-from tools.bench.row import Bench, Pair, apart, row
+from tools.bench.row import Benchmark, Pair, apart, row
 
 _STEPS, _SCALE, _SEED = 25, 3.0, 1
 _PROMPTS = ("a large red circle on blue", "a small green star on white", "a yellow square", "a ring")
@@ -33,23 +33,23 @@ class _Both:
     of `DDIMScheduler` made from our scheduler_config.json, and the decoder. Both use one text encoder and one decoder.
     """
 
-    def __init__(self, bench: Bench, batch: int, sampling: SamplingConfig) -> None:
+    def __init__(self, benchmark: Benchmark, batch: int, sampling: SamplingConfig) -> None:
         run = settings("quickstart")
         autoencoder = Autoencoder(read_settings(AutoencoderRun, find_config("quickstart/autoencoder")).autoencoder)
         conditioner = Conditioner.build(run.conditioning, (), _PROMPTS * 4)
         unet = UNet(dataclasses.replace(shape_of("quickstart"), cross_attention_dim=conditioner.context_dim))
         fill(unet)
-        folder = bench.folder()
+        folder = benchmark.folder()
         unet.save_pretrained(folder)
         process = make_process(run.diffusion)
-        self.pipeline = Pipeline(autoencoder, unet, conditioner, process, device=bench.device)
+        self.pipeline = Pipeline(autoencoder, unet, conditioner, process, device=benchmark.device)
         self.pipeline.autocast = None  # the peer has none
-        self.unet = bench.compiled(UNet2DConditionModel.from_pretrained(folder).eval().requires_grad_(False))
+        self.unet = benchmark.compiled(UNet2DConditionModel.from_pretrained(folder).eval().requires_grad_(False))
         self.scheduler = DDIMScheduler.from_config(process.config())
         self.prompts = [_PROMPTS[number % len(_PROMPTS)] for number in range(batch)]
         self.sampling = sampling
         size = (autoencoder.latent_channels, self.pipeline.networks.latent_size, self.pipeline.networks.latent_size)
-        self.noise = SampleNoise(_SEED, range(batch)).initial(size, device=bench.device)
+        self.noise = SampleNoise(_SEED, range(batch)).initial(size, device=benchmark.device)
 
     def ours(self, sampling: SamplingConfig | None = None) -> Tensor:
         requests = [Request(prompt=prompt) for prompt in self.prompts]
@@ -74,11 +74,11 @@ class _Both:
         return self.pipeline.decode(latents)
 
 
-def _sampling(bench: Bench, **changes: Any) -> SamplingConfig:
+def _sampling(benchmark: Benchmark, **changes: Any) -> SamplingConfig:
     return SamplingConfig(
         num_inference_steps=_STEPS,
         guidance_scale=_SCALE,
-        compile=bench.compile,
+        compile=benchmark.compile,
         **changes,
     )
 
@@ -94,49 +94,49 @@ INTERVAL = _interval()
 
 
 @row("sample-cfg", f"4 pictures, {_STEPS} DDIM steps, CFG, quick start", goal=1.2, compiles=True)
-def sample_cfg(bench: Bench) -> Pair:
-    both = _Both(bench, 4, _sampling(bench))
+def sample_cfg(benchmark: Benchmark) -> Pair:
+    both = _Both(benchmark, 4, _sampling(benchmark))
     return Pair(both.ours, both.theirs, lambda: apart(both.ours(), both.theirs()), tolerance=1e-3)
 
 
 @row(
     "sample-interval", "the same, CFG on half of the steps; theirs, which has no interval, on all", goal=1.6, floor=1.3
 )
-def sample_interval(bench: Bench) -> Pair:
-    both = _Both(bench, 4, _sampling(bench, guidance_interval=INTERVAL))
+def sample_interval(benchmark: Benchmark) -> Pair:
+    both = _Both(benchmark, 4, _sampling(benchmark, guidance_interval=INTERVAL))
     unguided = {*range(_FIRST), *range(_LAST, _STEPS)}
     return Pair(both.ours, both.theirs, lambda: apart(both.ours(), both.theirs(unguided)), tolerance=1e-3)
 
 
-def _steps(bench: Bench, name: str, scheduler: Any) -> Pair:
+def _steps(benchmark: Benchmark, name: str, scheduler: Any) -> Pair:
     """50 steps with a network that costs nothing."""
     schedule = DiscreteSchedule("scaled_linear", beta_start=0.00085, beta_end=0.012)
-    x, output = bench.randn(2, 1, 4, 8, 8)
+    x, output = benchmark.randn(2, 1, 4, 8, 8)
     levels, solver = make_levels(schedule, 50), get_sampler(name).function
 
     exact = {"clip_sample": False} if scheduler is DDIMScheduler else {}
 
     def ours() -> Tensor:
         for step in solver(lambda x, level: Prediction(x, level, output), x, levels):
-            found = step.x
-        return found
+            x_now = step.x
+        return x_now
 
     def theirs() -> Tensor:
         peer = scheduler(**schedule.config(), timestep_spacing="trailing", prediction_type="sample", **exact)
         peer.set_timesteps(50)
-        found = x
+        x_now = x
         for t in peer.timesteps:
-            found = peer.step(output, t, found).prev_sample
-        return found
+            x_now = peer.step(output, t, x_now).prev_sample
+        return x_now
 
     return Pair(ours, theirs, lambda: apart(ours(), theirs()), flops=0, bytes=50 * 3 * 4.0 * x.numel(), tolerance=1e-4)
 
 
 @row("ddim", "50 DDIM steps, host time", goal=6.0, host=True)
-def ddim(bench: Bench) -> Pair:
-    return _steps(bench, "ddim", DDIMScheduler)
+def ddim(benchmark: Benchmark) -> Pair:
+    return _steps(benchmark, "ddim", DDIMScheduler)
 
 
 @row("dpmpp-2m", "50 DPM-Solver++ 2M steps, host time", goal=6.0, host=True)
-def dpmpp_2m(bench: Bench) -> Pair:
-    return _steps(bench, "dpmpp_2m", DPMSolverMultistepScheduler)
+def dpmpp_2m(benchmark: Benchmark) -> Pair:
+    return _steps(benchmark, "dpmpp_2m", DPMSolverMultistepScheduler)

@@ -39,10 +39,10 @@ class Paired:
 
 def percentile(values: list[float], share: float) -> float:
     """Linear between the two nearest of the sorted values."""
-    place = share * (len(values) - 1)
-    low = int(place)
+    position = share * (len(values) - 1)
+    low = int(position)
     high = min(low + 1, len(values) - 1)
-    return values[low] + (place - low) * (values[high] - values[low])
+    return values[low] + (position - low) * (values[high] - values[low])
 
 
 Clock = Callable[[Callable[[], Any], int], float]
@@ -85,11 +85,11 @@ def paired(ours: Callable[[], Any], theirs: Callable[[], Any], timed: Clock, rep
     least, calls, taken = _QUICK_MS if quick else _LEAST_MS, [], 0.0
     for function in (ours, theirs):
         first = timed(function, 1)  # what is made at the first call is not measured
-        each = first if first > 10 * least else timed(function, 2)
-        calls.append(max(1, round(least / max(each, 1e-3))))
-        taken += calls[-1] * each
-    found: tuple[list[float], list[float]] = ([], [])
+        milliseconds = first if first > 10 * least else timed(function, 2)
+        calls.append(max(1, round(least / max(milliseconds, 1e-3))))
+        taken += calls[-1] * milliseconds
+    times: tuple[list[float], list[float]] = ([], [])
     for repeat in range(min(repeats, max(3, int(_LONGEST_MS / max(taken, 1e-3))))):
         for side in (0, 1) if repeat % 2 == 0 else (1, 0):
-            found[side].append(timed((ours, theirs)[side], calls[side]))
-    return Paired(*found)
+            times[side].append(timed((ours, theirs)[side], calls[side]))
+    return Paired(*times)

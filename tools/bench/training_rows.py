@@ -28,7 +28,7 @@ from ldm.training.tasks.diffusion import DiffusionModel, DiffusionTask
 from ldm.training.tasks.latents import LatentBatch
 from ldm.training.tasks.settings import AutoencoderRun, DiffusionRun
 from tools.bench.models import fill, networks
-from tools.bench.row import Bench, Pair, apart, row
+from tools.bench.row import Benchmark, Pair, apart, row
 
 Precision = Literal["no", "bf16"]
 
@@ -42,12 +42,12 @@ class _Both:
     `clip_grad_norm_`, AdamW, the learning rate's scheduler, `EMAModel.step`, and the loss read for the progress bar.
     """
 
-    def __init__(self, bench: Bench, batch: int, network: str, precision: Precision) -> None:
+    def __init__(self, benchmark: Benchmark, batch: int, network: str, precision: Precision) -> None:
         suffix = "" if network == "cifar10-gpu" else "-cpu"
         run = read_settings(DiffusionRun, find_config(f"cifar10/diffusion{suffix}"))
         size, self.precision = batch, precision
         vae = Autoencoder(read_settings(AutoencoderRun, find_config(f"cifar10/autoencoder{suffix}")).autoencoder)
-        folder = bench.folder()
+        folder = benchmark.folder()
         vae.save_pretrained(folder / "vae")
         data = ShapesData("train", 32, size=(256, 64))
         training = dataclasses.replace(
@@ -57,7 +57,7 @@ class _Both:
             lr_warmup_steps=0,
             lr_scheduler="constant",
             mixed_precision=precision,
-            compile=bench.compile,
+            compile=benchmark.compile,
         )
         conditioning = dataclasses.replace(run.conditioning, text_encoder=None, class_conditional=True)
         run = dataclasses.replace(
@@ -67,23 +67,23 @@ class _Both:
             diffusion=dataclasses.replace(run.diffusion, snr_gamma=None),  # theirs is unweighted
             autoencoder=str(folder / "vae"),
         )
-        task = DiffusionTask(run, data, data, bench.device)
+        task = DiffusionTask(run, data, data, benchmark.device)
         fill(task.model)
         task.model.unet.save_pretrained(folder / "unet")
         shard = BatchShard(size)
-        self.random = StepRandom(training.seed, 0, 0, shard, bench.device)
-        self.training = TrainingState(task, training, make_accelerator(training, bench.device), shard, None)
+        self.random = StepRandom(training.seed, 0, 0, shard, benchmark.device)
+        self.training = TrainingState(task, training, make_accelerator(training, benchmark.device), shard, None)
         shape = task.model.unet.config
-        latents = bench.randn(size, shape.in_channels, shape.sample_size or 1, shape.sample_size or 1)
-        labels = torch.arange(size, device=bench.device) % len(data.class_names)
+        latents = benchmark.randn(size, shape.in_channels, shape.sample_size or 1, shape.sample_size or 1)
+        labels = torch.arange(size, device=benchmark.device) % len(data.class_names)
         self.batch = LatentBatch(latents, 0.01 * torch.ones_like(latents), labels, [(i, 0) for i in range(size)])
         self.batches = itertools.repeat(self.batch)
         self.null = len(data.class_names)
         self.dropout = run.conditioning.condition_dropout
-        self._their_side(bench, training, folder / "unet", task.process.config())
+        self._their_side(benchmark, training, folder / "unet", task.process.config())
 
-    def _their_side(self, bench: Bench, training: Any, folder: Any, scheduler: dict[str, Any]) -> None:
-        self.accelerator = Accelerator(cpu=bench.device.type == "cpu", mixed_precision=self.precision)
+    def _their_side(self, benchmark: Benchmark, training: Any, folder: Any, scheduler: dict[str, Any]) -> None:
+        self.accelerator = Accelerator(cpu=benchmark.device.type == "cpu", mixed_precision=self.precision)
         unet = UNet2DConditionModel.from_pretrained(folder).train()
         self.average = EMAModel(
             unet.parameters(), decay=training.ema_decay, model_cls=UNet2DConditionModel, model_config=unet.config
@@ -97,7 +97,9 @@ class _Both:
             eps=training.adam_epsilon,
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-        self.unet, self.optimizer, self.schedule = self.accelerator.prepare(bench.compiled(unet), optimizer, schedule)
+        self.unet, self.optimizer, self.schedule = self.accelerator.prepare(
+            benchmark.compiled(unet), optimizer, schedule
+        )
         self.scheduler = DDPMScheduler.from_config(scheduler)
         self.norm, self.last = training.max_grad_norm, 0.0
 
@@ -152,8 +154,8 @@ class _Both:
         return apart(moments(self.training.optimizer, mine), moments(self.optimizer, theirs))
 
 
-def _step(bench: Bench, batch: int, network: str = "cifar10", precision: Precision = "no") -> Pair:
-    both = _Both(bench, batch, network, precision)
+def _step(benchmark: Benchmark, batch: int, network: str = "cifar10", precision: Precision = "no") -> Pair:
+    both = _Both(benchmark, batch, network, precision)
     weights = 4.0 * sum(weight.numel() for weight in both.training.model.parameters())
     # weights read twice, gradients written and read twice, AdamW's two moments and the average read and written
     return Pair(
@@ -162,26 +164,26 @@ def _step(bench: Bench, batch: int, network: str = "cifar10", precision: Precisi
 
 
 @row("step-small", "training step, CIFAR-10 U-Net, batch 4", goal=1.25, floor=1.15, compiles=True)
-def step_small(bench: Bench) -> Pair:
-    return _step(bench, 4)
+def step_small(benchmark: Benchmark) -> Pair:
+    return _step(benchmark, 4)
 
 
 @row("step", "training step, CIFAR-10 U-Net, batch 32", goal=1.25, floor=1.05, compiles=True)
-def step(bench: Bench) -> Pair:
-    return _step(bench, 32)
+def step(benchmark: Benchmark) -> Pair:
+    return _step(benchmark, 32)
 
 
 @row("step-memory", "peak memory of that step", goal=1.0, memory=True)
-def step_memory(bench: Bench) -> Pair:
-    return _step(bench, 32)
+def step_memory(benchmark: Benchmark) -> Pair:
+    return _step(benchmark, 32)
 
 
 @row("ema", "EMA update of the CIFAR-10 U-Net", goal=2.0)
-def ema(bench: Bench) -> Pair:
-    both = networks(bench, "cifar10", 1)
+def ema(benchmark: Benchmark) -> Pair:
+    both = networks(benchmark, "cifar10", 1)
     average = ExponentialMovingAverage(both.ours, 0.999)
     theirs = EMAModel(both.theirs.parameters(), decay=0.999)
-    theirs.to(bench.device)
+    theirs.to(benchmark.device)
     count = itertools.count()
 
     def difference() -> float:
@@ -210,8 +212,8 @@ def ema(bench: Bench) -> Pair:
 
 
 @row("optimizer", "AdamW step of the CIFAR-10 U-Net, against the one of diffusers' examples")
-def optimizer(bench: Bench) -> Pair:
-    both = networks(bench, "cifar10", 1, train=True)
+def optimizer(benchmark: Benchmark) -> Pair:
+    both = networks(benchmark, "cifar10", 1, train=True)
     run = read_settings(DiffusionRun, find_config("cifar10/diffusion-cpu")).training
     mine = make_optimizer(both.ours, run)
     theirs = torch.optim.AdamW(
