@@ -1,4 +1,4 @@
-"""`ldm encode`: a data set into a latent cache."""
+"""`ldm encode`: encode a data set into a latent cache."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from ldm.training.tasks.latents import is_identity, load_autoencoder
 
 @dataclass(frozen=True)
 class EncodeRun:
-    """Encode the training images of a data set once; `ldm train diffusion|classifier --latents` reads them."""
+    """Encode the training images of a data set once, for `ldm train diffusion|classifier --latents`."""
 
     dataset: DataConfig = field(default_factory=DataConfig)
     autoencoder: str = ""
     """Output folder of `ldm train autoencoder` (or any folder with a `vae`)."""
     output_dir: str = ""
-    """Folder of the cache; an unfinished one of the same data and autoencoder is continued."""
+    """Folder of the cache; an interrupted one of the same data and autoencoder is continued."""
     batch_size: int = 64
     dataloader_num_workers: int = 0
-    """Processes that prepare images; the latents do not depend on their number."""
+    """Processes that load images; the latents do not depend on their number."""
     tiling: Tiling = field(default_factory=Tiling)
     device: str = "auto"
     """auto, cuda, mps or cpu."""
 
 
 def run(arguments: list[str]) -> None:
-    """Make the cache and say where it is; under torchrun all processes make a part of it."""
+    """Write the cache and print its path; under torchrun the processes divide the work."""
     with torchrun_processes() as processes:
         settings = processes.run_on_all(lambda: _settings(arguments))
         device = processes.device(resolve_device(settings.device))

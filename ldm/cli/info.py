@@ -1,4 +1,4 @@
-"""`ldm info FOLDER`: what a run or model folder holds, read from its settings and the headers of its weights."""
+"""`ldm info FOLDER`: the contents of a run or model folder, from its settings and the headers of its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ldm.runtime.tensors import open_tensors, tensor_shapes
 from ldm.runtime.text import printable
 
 _PARTS = ("vae", "unet", "text_encoder", "prior", "generator", "classifier", "weak_unet")
-_LISTED = {  # what is worth a line of each part's config.json
+_LISTED = {  # the keys of each part's config.json to print
     "vae": ("bottleneck", "coder", "latent_channels", "block_out_channels", "num_vq_embeddings", "sample_size"),
     "unet": ("sample_size", "in_channels", "block_out_channels", "cross_attention_dim", "num_class_embeds"),
     "classifier": ("sample_size", "block_out_channels", "num_classes"),
@@ -28,14 +28,14 @@ _LISTED = {  # what is worth a line of each part's config.json
 
 @dataclass(frozen=True)
 class InfoRun:
-    """Say what a run, model or autoencoder folder holds: parts, sizes, classes, how far it was trained."""
+    """Show the contents of a run, model or autoencoder folder: parts, sizes, classes, training steps."""
 
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = ""
     """Run folder, model folder or the folder of an autoencoder."""
 
 
 def run(arguments: list[str]) -> None:
-    """Print it, a line a fact; no weight is loaded."""
+    """Print one line for each part; no weights are loaded."""
     settings = parse(InfoRun, arguments, "info")
     if not settings.folder:
         raise UserError("FOLDER is missing: give a run folder or a model folder")
@@ -49,7 +49,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _training(root: Path) -> Iterator[str]:
-    """Of a run folder: what was trained, how far, and how well."""
+    """Lines about a run folder: kind, steps, held-out metrics."""
     if not (root / "run.json").is_file():
         return
     yield f"run: ldm train {_object(root / 'run.json').get('kind', '?')}"
@@ -61,55 +61,57 @@ def _training(root: Path) -> Iterator[str]:
     if (root / "averages").is_dir():
         from ldm.training.averages import snapshots
 
-        if found := snapshots(root):
-            lengths, steps = ", ".join(map(str, found[-1].lengths)), ", ".join(str(each.step) for each in found[-10:])
-            yield f"averages: lengths {lengths} after steps {'..., ' if len(found) > 10 else ''}{steps} (`ldm ema`)"
+        if stored := snapshots(root):
+            lengths = ", ".join(map(str, stored[-1].lengths))
+            steps = ", ".join(str(snapshot.step) for snapshot in stored[-10:])
+            yield f"averages: lengths {lengths} after steps {'..., ' if len(stored) > 10 else ''}{steps} (`ldm ema`)"
     if (root / "metrics.jsonl").is_file():
         from ldm.reports.history import read_history
 
         history = read_history(root)
         if history.steps:
             yield f"trained: {history.steps[-1]['step']} steps"
-        told = {name: value for name, value in history.last.items() if isinstance(value, float)}
-        if told:
-            yield f"held out: {', '.join(f'{name} {value:.4g}' for name, value in told.items())}"
+        metrics = {name: value for name, value in history.last.items() if isinstance(value, float)}
+        if metrics:
+            yield f"held out: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}"
     if (root / "best" / "best.json").is_file() or (root / "best.json").is_file():
-        yield "best: kept in best/"
+        yield "best: stored in best/"
 
 
 def _model(root: Path) -> Iterator[str]:
-    """Of a model folder: its parts with their parameters, and what it can be asked for."""
-    if (root / "config.json").is_file():  # a part by itself
+    """Lines about a model folder: its parts with their parameters, and its conditions."""
+    if (root / "config.json").is_file():  # the folder of one part
         yield _part(root, str(_object(root / "config.json").get("_class_name", "?")))
     for name in _PARTS:
         if (root / name / "config.json").is_file():
             yield _part(root / name, name)
-    for place in sorted((root / "classifiers").glob("[!.]*")):
-        if (place / "config.json").is_file():
-            yield _part(place, f"classifiers/{place.name}")
+    for folder in sorted((root / "classifiers").glob("[!.]*")):
+        if (folder / "config.json").is_file():
+            yield _part(folder, f"classifiers/{folder.name}")
     if (root / "scheduler" / "scheduler_config.json").is_file():
-        facts = _object(root / "scheduler" / "scheduler_config.json")
-        yield "scheduler: " + ", ".join(f"{key} {facts[key]}" for key in _LISTED["scheduler"] if key in facts)
+        scheduler = _object(root / "scheduler" / "scheduler_config.json")
+        yield "scheduler: " + ", ".join(f"{key} {scheduler[key]}" for key in _LISTED["scheduler"] if key in scheduler)
     if (root / "conditioning.json").is_file():
-        facts = _object(root / "conditioning.json")
-        names = facts.get("class_names") or []
-        if names and facts.get("class_conditional"):
+        conditioning = _object(root / "conditioning.json")
+        names = conditioning.get("class_names") or []
+        if names and conditioning.get("class_conditional"):
             yield f"classes: {len(names)}: {', '.join(map(str, names[:10]))}{', ...' if len(names) > 10 else ''}"
-        yield f"text: {'yes' if facts.get('text') else 'no'}; condition dropout: {facts.get('dropout')}"
+        text = "yes" if conditioning.get("text") else "no"
+        yield f"text: {text}; condition dropout: {conditioning.get('dropout')}"
 
 
 def _part(folder: Path, name: str) -> str:
-    facts = _object(folder / "config.json")
+    config = _object(folder / "config.json")
     key = name if name in _LISTED else "classifier" if name.startswith("classifiers/") else "vae"
-    told = [f"{each} {facts[each]}" for each in _LISTED[key] if facts.get(each) is not None]
-    if name not in ("vae", "prior") and "_class_name" in facts and facts["_class_name"] != name:
-        told.insert(0, str(facts["_class_name"]))
+    options = [f"{option} {config[option]}" for option in _LISTED[key] if config.get(option) is not None]
+    if name not in ("vae", "prior") and "_class_name" in config and config["_class_name"] != name:
+        options.insert(0, str(config["_class_name"]))
     count, size = 0, 0
     for file in sorted(folder.glob("*.safetensors")):
         size += file.stat().st_size
         with open_tensors(file) as weights:
             count += sum(map(math.prod, tensor_shapes(weights).values()))
-    return f"{name}: {count:,} parameters, {size / 1e6:.1f} MB" + (f"; {', '.join(told)}" if told else "")
+    return f"{name}: {count:,} parameters, {size / 1e6:.1f} MB" + (f"; {', '.join(options)}" if options else "")
 
 
 def _object(file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`ldm COMMAND ...`: finds the command's file, and turns mistakes into one line and exit code 2."""
+"""`ldm COMMAND ...`: runs the module of the command; a user's mistake is printed in one line, with exit code 2."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ldm.runtime.text import printable, replace_settings, suggest
 COMMANDS = {
     "train": "train an autoencoder, a diffusion model, a noisy classifier, a prior over codes or a GAN",
     "encode": "encode a data set into a latent cache",
-    "sample": "draw pictures from a model under any guidance",
-    "evaluate": "distances and accuracy of a model or between two folders; measures of an autoencoder",
-    "compare": "compare guidance methods and scales on the same seeds, or autoencoders",
-    "ema": "a model of another averaging length, from the snapshots of a training",
-    "info": "what a run or model folder holds",
-    "report": "the curves and pictures of a training in one HTML file",
+    "sample": "generate images with a model under any guidance",
+    "evaluate": "metrics of a model, of a folder of images against another, or of an autoencoder",
+    "compare": "compare guidance methods and scales on the same seeds, autoencoders, or earlier results",
+    "ema": "make a model with another EMA length from the snapshots of a training",
+    "info": "show the contents of a run or model folder",
+    "report": "write the curves and sample images of a training to one HTML file",
     "list": "list samplers, guidances, metrics or configs",
-    "quickstart": "the whole path on built-in data, on a CPU in minutes",
+    "quickstart": "train, sample and evaluate on built-in data, in minutes on a CPU",
 }
 
-# What the file system refuses: the user's mistake, or a failure on the way.
+# Errors of the file system: the user's mistake (2), or a failure during the work (1).
 _REFUSALS = {errno.EACCES: 2, errno.EPERM: 2, errno.EROFS: 2, errno.ENOSPC: 1, errno.EDQUOT: 1}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0, 2 for a user's mistake, 1 for a failure, 128 + signal when stopped."""
+    """Run one command. The exit code is 0, 2 for a user's mistake, 1 for a failure, or 128 + signal when stopped."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _quiet_libraries()
     try:
@@ -78,7 +78,7 @@ def _flag(setting: str) -> str:
 
 
 class _Formatter(logging.Formatter):
-    """Log lines of the libraries, with flags in the place of settings."""
+    """Log lines with the names of settings replaced by flags."""
 
     def format(self, record: logging.LogRecord) -> str:
         return replace_settings(super().format(record), _flag)
@@ -90,7 +90,7 @@ def _usage() -> str:
 
 
 def _quiet_libraries() -> None:
-    """Our log lines on stderr; the libraries' chatter off."""
+    """Log to stderr; silence the messages of other libraries."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
