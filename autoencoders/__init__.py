@@ -1,12 +1,13 @@
 """Pixels <-> latents: autoencoders with parameter names and folders of diffusers. Knows nothing of diffusion."""
 
-from autoencoders.autoencoder import Autoencoder, AutoencoderOutput
-from autoencoders.bottlenecks import BOTTLENECKS, Bottleneck, BottleneckOutput, Encoding
-from autoencoders.config import AutoencoderConfig
-from autoencoders.corruption import CorruptionConfig, corrupt, patch_mask
+from autoencoders.autoencoder import Autoencoder
+from autoencoders.bottlenecks import BottleneckConfig, bottleneck, bottlenecks
+from autoencoders.bottlenecks.base import Bottleneck, BottleneckOutput, Encoding
+from autoencoders.config import AutoencoderConfig, CorruptionConfig, GeneratorConfig, Tiling
+from autoencoders.corruption import corrupt, patch_mask
 from autoencoders.diffusers_config import class_of
 from autoencoders.fitting import fit_linear, measure_latents
-from autoencoders.generator import Generator, GeneratorConfig
+from autoencoders.generator import Generator
 from autoencoders.losses import (
     AdversarialConfig,
     DiscriminatorConfig,
@@ -16,15 +17,15 @@ from autoencoders.losses import (
     autoencoder_loss,
 )
 from autoencoders.losses.discriminator import PatchDiscriminator, ResidualDiscriminator, make_discriminator
-from autoencoders.tiling import Tiling
+from autoencoders.measures import AutoencoderOutput
 
 __all__ = [
-    "BOTTLENECKS",
     "AdversarialConfig",
     "Autoencoder",
     "AutoencoderConfig",
     "AutoencoderOutput",
     "Bottleneck",
+    "BottleneckConfig",
     "BottleneckOutput",
     "CorruptionConfig",
     "DiscriminatorConfig",
@@ -38,6 +39,8 @@ __all__ = [
     "ResidualDiscriminator",
     "Tiling",
     "autoencoder_loss",
+    "bottleneck",
+    "bottlenecks",
     "class_of",
     "corrupt",
     "fit_linear",

@@ -4,37 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from autoencoders import logit_laplace
-from autoencoders import storage as folder
-from autoencoders.bottlenecks import Encoding, Gumbel, HasCodes, HasPrior, make_bottleneck
-from autoencoders.coders.build import has_stages, make_coder
-from autoencoders.config import AutoencoderConfig
-from autoencoders.measures import bits_per_pixel
-from autoencoders.tiling import WHOLE, Tiling, in_pieces
-
-
-@dataclass(frozen=True)
-class AutoencoderOutput:
-    """What a training pass gives: the reconstruction (B, C, H, W), and the bottleneck's scalar losses and metrics.
-
-    Where there is a rate (see `bits_per_pixel`), the metrics have "bits_per_pixel" too.
-    Losses are in their own units: "kl" in nats an image; "codebook", "commitment" and "entropy" with the
-    bottleneck's own weights already on them. `likelihood` (B, 2 C, H, W) is what a decoder of the output
-    "logit_laplace" says: locations and log-scales.
-    """
-
-    reconstruction: Tensor
-    losses: Mapping[str, Tensor] = field(default_factory=dict)
-    metrics: Mapping[str, Tensor] = field(default_factory=dict)
-    likelihood: Tensor | None = None
+from autoencoders import storage
+from autoencoders.bottlenecks import VQConfig
+from autoencoders.bottlenecks.base import Bottleneck, Encoding
+from autoencoders.bottlenecks.gaussian import Gaussian
+from autoencoders.coders import make_coder
+from autoencoders.config import AutoencoderConfig, Tiling
+from autoencoders.losses import logit_laplace
+from autoencoders.measures import AutoencoderOutput, bits_per_pixel
+from autoencoders.tiling import WHOLE, in_pieces
 
 
 class Autoencoder(nn.Module):
@@ -64,13 +50,14 @@ class Autoencoder(nn.Module):
         self.register_buffer("prior_std", torch.ones(config.channels), persistent=False)
 
     def _build(self, config: AutoencoderConfig) -> None:
-        self.quantize = make_bottleneck(config)  # called so in VQModel; has no parameters in AutoencoderKL
-        features = self.quantize.feature_channels(config.latent_channels)
-        self.encoder, self.decoder = make_coder(config, features)
+        options = config.options
+        self.quantize: Bottleneck = options.build(config)  # the name in VQModel; without parameters in AutoencoderKL
+        self.encoder, self.decoder = make_coder(config)
         self.quant_conv: nn.Conv2d | None = None
         self.post_quant_conv: nn.Conv2d | None = None
-        if config.is_vq or (config.bottleneck == "kl" and config.use_quant_conv):
-            self.quant_conv = nn.Conv2d(features, self.quantize.feature_channels(config.channels), 1)
+        if options.quant_conv(config):
+            inputs, outputs = options.encoder_outputs(config), options.features_per_latent * config.channels
+            self.quant_conv = nn.Conv2d(inputs, outputs, 1)
             self.post_quant_conv = nn.Conv2d(config.channels, config.latent_channels, 1)
 
     @property
@@ -81,12 +68,12 @@ class Autoencoder(nn.Module):
     @property
     def gradient_checkpointing(self) -> bool:
         """Whether the backward pass recomputes the stages of encoder and decoder: less memory, more time."""
-        return bool(getattr(self.encoder, "gradient_checkpointing", False))
+        return self.encoder is not None and self.encoder.gradient_checkpointing
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, value: bool) -> None:
         for network in (self.encoder, self.decoder):
-            if has_stages(network):
+            if network is not None:
                 network.gradient_checkpointing = value
 
     @property
@@ -112,54 +99,59 @@ class Autoencoder(nn.Module):
         return self._images(self.quantize.decode(latents * std + mean), tiling)
 
     def codes(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The codes of images: a map (B, h, w) a level, coarse to fine, int64, below `config.codebook_sizes`.
+        """The indices of images: a map (B, h, w) a level, coarse to fine, int64, below `config.codebook_sizes`.
 
-        The codes of several codebooks at a place stand side by side: (B, h, w * parts). `ValueError` where there are
-        none.
+        The indices of several codebooks are side by side: (B, h, w * codebooks). `ValueError` without a codebook.
         """
-        return self._quantizer().to_indices(self.quantize.encode(self._features(images)).mean)
+        self._check_codebook()
+        return self.quantize.to_indices(self.quantize.encode(self._features(images)).mean)
 
     def decode_codes(self, codes: Sequence[Tensor]) -> Tensor:
-        """The images (B, C, H, W) of code maps as `codes` gives them."""
+        """The images (B, C, H, W) of maps of indices as `codes` gives them."""
+        self._check_codebook()
         sizes = self.config.codebook_sizes
-        if len(codes) != len(sizes) or any(each.ndim != 3 or each.dtype != torch.int64 for each in codes):
-            got = ", ".join(f"{each.dtype} {tuple(each.shape)}" for each in codes) or "none"
+        if len(codes) != len(sizes) or any(indices.ndim != 3 or indices.dtype != torch.int64 for indices in codes):
+            got = ", ".join(f"{indices.dtype} {tuple(indices.shape)}" for indices in codes) or "none"
             raise ValueError(f"codes: expected {len(sizes)} maps (B, h, w) of int64, got {got}")
-        for level, (each, size) in enumerate(zip(codes, sizes, strict=True)):
-            if each.numel() and not (int(each.min()) >= 0 and int(each.max()) < size):
+        for level, (indices, size) in enumerate(zip(codes, sizes, strict=True)):
+            if indices.numel() and not (int(indices.min()) >= 0 and int(indices.max()) < size):
                 raise ValueError(f"codes of level {level}: expected numbers from 0 to {size - 1}")
-        return self._images(self._quantizer().from_indices(codes))
+        return self._images(self.quantize.from_indices(codes))
 
-    def _quantizer(self) -> HasCodes:
-        if not isinstance(self.quantize, HasCodes):
+    def _check_codebook(self) -> None:
+        if not self.config.codebook_sizes:
             raise ValueError(f"bottleneck {self.config.bottleneck} has no codes")
-        return self.quantize
 
     @property
     def has_prior(self) -> bool:
-        """Whether the bottleneck has a law of its latents of its own, so that `sample_prior` works."""
-        return isinstance(self.quantize, HasPrior)
+        """Whether the bottleneck has a prior over its latents, so that `sample_prior` works."""
+        return self.config.options.has_prior
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the latents are the pixels."""
+        return self.config.coder_kind == "none"
 
     @torch.no_grad()
     def sample_prior(self, height: int, width: int, generators: Sequence[torch.Generator]) -> Tensor:
         """Images (B, C, height, width) of latents from the bottleneck's own prior, row i by CPU generator i alone.
 
         A Gaussian's is N(0, 1), a von Mises-Fisher's uniform on the sphere, a dVAE's uniform over the codes; that of a
-        hierarchy is learnt, group by group from the top. Pictures come of it where the posterior was held to it, by a
-        kl_weight of the order of the evidence bound's.
+        hierarchy is learnt, group by group from the top. Good images need a kl_weight of the order of the evidence
+        bound's.
         """
-        if not isinstance(self.quantize, HasPrior):
+        if not self.has_prior:
             raise ValueError(f"bottleneck {self.config.bottleneck} has no prior of its own")
         if height % self.factor or width % self.factor:
             raise ValueError(f"expected height and width divisible by {self.factor}, got {height} and {width}")
         shape = (self.latent_channels, height // self.factor, width // self.factor)
         latents = self.quantize.sample_prior(shape, generators).to(self.prior_mean)
-        if self.config.bottleneck == "kl":
+        if isinstance(self.quantize, Gaussian):
             latents = latents * self.prior_std[:, None, None] + self.prior_mean[:, None, None]
         return self._images(latents)
 
     def forward(self, images: Tensor, *, generator: torch.Generator | None = None) -> AutoencoderOutput:
-        """The training pass, on latents as the bottleneck makes them, not calibrated.
+        """The training pass, on latents that are not calibrated.
 
         All randomness is the generator's; in evaluation it may be None for the reconstruction of the mean.
         """
@@ -169,30 +161,29 @@ class Autoencoder(nn.Module):
         metrics = {**output.metrics, **bits_per_pixel(output, images.shape[2] * images.shape[3])}
         decoded = self._decoded(output.latents)
         likelihood = decoded if self.config.decoder_output == "logit_laplace" else None
-        return AutoencoderOutput(self._shown(decoded), output.losses, metrics, likelihood)
+        return AutoencoderOutput(self._to_image(decoded), output.losses, metrics, likelihood)
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """The kernel that makes the pixels: where the gradients of two losses are compared."""
+        """The kernel of the last convolution: where the gradients of two losses are compared."""
         if self.decoder is None:
             raise ValueError(f"bottleneck {self.config.bottleneck}: there is no decoder")
         return [weight for weight in self.decoder.parameters() if weight.ndim > 1][-1]
 
     def set_step(self, step: int) -> None:
-        """Say which training step comes next, counted from 0: a temperature that is annealed is a function of it."""
-        if isinstance(self.quantize, Gumbel):
-            self.quantize.step = step
+        """Set the training step that comes next, counted from 0: an annealed temperature is a function of it."""
+        self.quantize.set_step(step)
 
     @torch.no_grad()
     def initialise_codebook(self, batches: Iterable[Tensor], generator: torch.Generator) -> None:
-        """Put the codes of a quantiser on latents of batches of images, drawn by `generator`.
+        """Set the codebook of a quantiser to latents of batches of images, drawn by `generator`.
 
         `ValueError` for another bottleneck, and for a codebook larger than the sample.
         """
-        if not self.config.has_codebook:
+        if "codebook_init" not in self.config.options.shared:
             raise ValueError(f"codebook_init: bottleneck {self.config.bottleneck} has no codebook")
         features = torch.cat([self._features(images) for images in batches])
-        self.quantize.initialise(features, generator)  # type: ignore[attr-defined]
+        self.quantize.initialise(features, generator)
 
     def calibrate(self, mean: Tensor, std: Tensor) -> None:
         """Store the statistics (C,) of the raw latents, as `measure_latents` gives them; replaces older ones."""
@@ -202,17 +193,17 @@ class Autoencoder(nn.Module):
             if not torch.isfinite(value).all():
                 raise ValueError(f"{name}: expected finite numbers, got {value.tolist()}")
         if not (std > 0).all():
-            raise ValueError(f"std: expected numbers above 0, got {std.tolist()}; a constant channel carries nothing")
+            raise ValueError(f"std: expected numbers above 0, got {std.tolist()}; a channel is constant")
         with torch.no_grad():
             self.latents_mean.copy_(mean)
             self.latents_std.copy_(std)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write config.json and diffusion_pytorch_model.safetensors, as diffusers reads them, into a folder.
+        """Write config.json and diffusion_pytorch_model.safetensors, as diffusers reads them, into a storage.
 
         Where a KL model has quant_conv, the calibration goes into quant_conv and post_quant_conv; else into the config.
         """
-        folder.write(path, *self._published())
+        storage.write(path, *self._published())
 
     @classmethod
     def from_pretrained(
@@ -224,14 +215,14 @@ class Autoencoder(nn.Module):
         `commitment_on` "codebook" is for weights of taming-transformers and latent-diffusion that are to be trained
         on: there beta is on the codebook term, and the codes learn by its gradient.
         """
-        config, calibration, prior = folder.read_config(path)
+        config, calibration, prior = storage.read_config(path)
         if commitment_on is not None:
-            if not config.is_vq:
+            if not isinstance(config.options, VQConfig):
                 raise ValueError(f"{path}: commitment_on belongs to a codebook; this is bottleneck {config.bottleneck}")
             config = replace(config, codebook="gradient", commitment_on=commitment_on)
         with torch.device("meta"):
             expected = cls(config).named_parameters()
-        tensors = folder.read_tensors(path, {name: tuple(p.shape) for name, p in expected})
+        tensors = storage.read_tensors(path, {name: tuple(p.shape) for name, p in expected})
         model = cls(config)
         model.load_state_dict(tensors, strict=False)  # buffers are not in the folder; names were checked above
         model.calibrate(*calibration)
@@ -251,7 +242,7 @@ class Autoencoder(nn.Module):
     def _published(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         parameters = dict(self.named_parameters())
         calibration, prior = (self.latents_mean, self.latents_std), (self.prior_mean, self.prior_std)
-        return folder.publish(self.config, parameters, calibration, prior)
+        return storage.publish(self.config, parameters, calibration, prior)
 
     def _features(self, images: Tensor, tiling: Tiling = WHOLE) -> Tensor:
         """Images -> input of the bottleneck."""
@@ -269,7 +260,7 @@ class Autoencoder(nn.Module):
 
     def _images(self, latents: Tensor, tiling: Tiling = WHOLE) -> Tensor:
         """Output of the bottleneck -> images."""
-        return self._shown(self._decoded(latents, tiling))
+        return self._to_image(self._decoded(latents, tiling))
 
     def _decoded(self, latents: Tensor, tiling: Tiling = WHOLE) -> Tensor:
         """Output of the bottleneck -> output of the decoder."""
@@ -279,9 +270,9 @@ class Autoencoder(nn.Module):
         features = latents if self.post_quant_conv is None else self.post_quant_conv(latents)
         return in_pieces(self.decoder, features, tiling, self.config.coder_factor)
 
-    def _shown(self, decoded: Tensor) -> Tensor:
+    def _to_image(self, decoded: Tensor) -> Tensor:
         """Output of the decoder -> images."""
-        return logit_laplace.shown(decoded) if self.config.decoder_output == "logit_laplace" else decoded
+        return logit_laplace.median(decoded) if self.config.decoder_output == "logit_laplace" else decoded
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """The calibration as (C, 1, 1), on the device and in the type of `like`."""

@@ -1,6 +1,6 @@
 """config.json of diffusers' `AutoencoderKL` and `VQModel`, and of our own `Autoencoder`, <-> `AutoencoderConfig`.
 
-What diffusers does not know is kept under names that begin with an underscore, which it skips in silence.
+What diffusers does not know has names that begin with an underscore, which it ignores.
 """
 
 from __future__ import annotations
@@ -8,39 +8,25 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any, get_args
+from typing import Any
 
 from torch import Tensor
 
-from autoencoders.calibration import DEFAULT_SCALE, LOGIT_LAPLACE, class_and_output, is_standard
-from autoencoders.coders.vit import ViTConfig
-from autoencoders.config import TRAINING_KEYS, AutoencoderConfig, own_settings, settings_of
+from autoencoders.bottlenecks import BottleneckConfig, bottlenecks, get_bottleneck
+from autoencoders.config import AutoencoderConfig, bottleneck_arguments
+from autoencoders.settings import ViTConfig
 
-_CLASS_NAMES = {
-    "kl": "AutoencoderKL",
-    "vq": "VQModel",
-    "cosine_vq": "CosineVQModel",
-    "product_vq": "ProductVQModel",
-    "residual_vq": "ResidualVQModel",
-    "identity": "IdentityAutoencoder",
-    "linear": "LinearAutoencoder",
-}
-_OWN_CLASS = "Autoencoder"  # of the bottlenecks that diffusers has not, and of the coders
-_NO_CODER = ("identity", "linear")
-_BOTTLENECKS = get_args(AutoencoderConfig.__annotations__["bottleneck"])
-_OWN_BOTTLENECKS = {
-    "conv": [name for name in _BOTTLENECKS if name not in _CLASS_NAMES],
-    "vit": [name for name in _BOTTLENECKS if name not in _NO_CODER],
-}
+DEFAULT_SCALE = 0.18215  # diffusers' scaling_factor where none is stored
+_OWN_CLASS = BottleneckConfig.class_name  # of the bottlenecks and coders that diffusers does not have
 _OF_DIFFUSERS = ("AutoencoderKL", "VQModel")
+_LOGIT_LAPLACE = "LogitLaplace"  # before the name of a class whose decoder gives the parameters of a likelihood
 _BLOCKS = {False: ("DownEncoderBlock2D", "UpDecoderBlock2D"), True: ("AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D")}
 _FILE_NAMES = {
     "num_codes": "num_vq_embeddings",
     "code_channels": "vq_embed_dim",
     "attention": "mid_block_add_attention",
 }
-
-_SHARED = {
+_SHARED = {  # diffusers' value of an absent key
     "in_channels": 3,
     "out_channels": 3,
     "down_block_types": ["DownEncoderBlock2D"],
@@ -54,40 +40,14 @@ _SHARED = {
     "mid_block_add_attention": True,
     "force_upcast": True,
 }
-_DEFAULTS: dict[str, dict[str, Any]] = {  # what diffusers takes for an absent key
-    "AutoencoderKL": {
-        **_SHARED,
-        "latent_channels": 4,
-        "shift_factor": None,
-        "latents_mean": None,
-        "latents_std": None,
-        "use_quant_conv": True,
-        "use_post_quant_conv": True,
-    },
-    "VQModel": {
-        **_SHARED,
-        "latent_channels": 3,
-        "num_vq_embeddings": 256,
-        "vq_embed_dim": None,
-        "norm_type": "group",
-        "lookup_from_codebook": False,
-    },
-    "IdentityAutoencoder": {"in_channels": 3},
-    _OWN_CLASS: {
-        **_SHARED,
-        "latent_channels": 4,
-        "bottleneck": None,
-        "settings": {},
-        "coder": "conv",
-        "patch_size": None,
-        "vit": None,
-    },
-    "LinearAutoencoder": {"in_channels": 3, "latent_channels": 4, "patch_size": 8},
-}
-_DEFAULTS |= {
-    "CosineVQModel": _DEFAULTS["VQModel"],
-    "ProductVQModel": {**_DEFAULTS["VQModel"], "num_quantizers": 4},
-    "ResidualVQModel": {**_DEFAULTS["VQModel"], "num_quantizers": 4},
+_OWN_DEFAULTS = {
+    **_SHARED,
+    "latent_channels": 4,
+    "bottleneck": None,
+    "settings": {},
+    "coder": "conv",
+    "patch_size": None,
+    "vit": None,
 }
 _FIXED = {"act_fn": "silu", "norm_type": "group"}  # settings with one supported value
 
@@ -95,40 +55,121 @@ _FIXED = {"act_fn": "silu", "norm_type": "group"}  # settings with one supported
 def class_of(config: AutoencoderConfig) -> tuple[str, str]:
     """The library and the class of an autoencoder of these settings, as a model_index.json names them."""
     name = _base_class(config)
-    name = name if config.decoder_output == "image" else LOGIT_LAPLACE + name
+    name = name if config.decoder_output == "image" else _LOGIT_LAPLACE + name
     return ("diffusers" if name in _OF_DIFFUSERS else "autoencoders"), name
 
 
-def _base_class(config: AutoencoderConfig) -> str:
-    return _CLASS_NAMES.get(config.bottleneck, _OWN_CLASS) if config.coder == "conv" else _OWN_CLASS
+def class_and_output(entries: Mapping[str, Any]) -> tuple[Any, str]:
+    """The class in a config.json, and the output of its decoder, which is the first half of some names."""
+    name = entries.get("_class_name")
+    if isinstance(name, str) and name.startswith(_LOGIT_LAPLACE):
+        return name.removeprefix(_LOGIT_LAPLACE), "logit_laplace"
+    return name, "image"
+
+
+def statistics_prefix(class_name: Any) -> str:
+    """Before latents_mean and latents_std, which diffusers knows for `AutoencoderKL` alone."""
+    return "" if class_name == "AutoencoderKL" else "_"
+
+
+def default_scale(class_name: Any) -> float:
+    """The scaling_factor of a config.json without one."""
+    return float(_defaults(class_name).get("scaling_factor", 1.0))
 
 
 def entries_of(
     config: AutoencoderConfig, mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor
 ) -> dict[str, Any]:
     """The content of config.json for such settings, such a calibration (C,) and such a prior (C,)."""
-    base = _base_class(config)
+    base, options = _base_class(config), config.options
     entries: dict[str, Any] = {"_class_name": class_of(config)[1], "in_channels": config.in_channels}
-    if config.bottleneck == "linear":
+    if config.coder_kind == "linear":
         entries |= {"latent_channels": config.latent_channels, "patch_size": config.patch_size}
-    elif config.coder == "vit":
+    elif config.coder_kind == "vit":
         entries |= _vit_entries(config)
-    elif config.bottleneck != "identity":
-        entries |= _coder_entries(config)
+    elif config.coder_kind == "conv":
+        entries |= _conv_entries(config)
     if base == _OWN_CLASS:
-        entries |= {"bottleneck": config.bottleneck, "settings": own_settings(config)}
+        entries |= {"bottleneck": options.name, "settings": options.settings(config)}
     else:
-        if config.bottleneck in ("product_vq", "residual_vq"):
-            entries["num_quantizers"] = config.num_quantizers
-        if config.is_vq:
-            entries |= {"num_vq_embeddings": config.num_codes, "vq_embed_dim": config.channels}
-            entries["_training"] = {name: getattr(config, name) for name in TRAINING_KEYS}
-    if not is_standard(prior_mean, prior_std):
+        entries |= options.entries(config)
+    if not _is_standard(prior_mean, prior_std):
         entries |= {"_prior_mean": prior_mean.tolist(), "_prior_std": prior_std.tolist()}
-    if is_standard(mean, std):
+    if _is_standard(mean, std):
         return entries
-    prefix = "" if base == "AutoencoderKL" else "_"
+    prefix = statistics_prefix(base)
     return entries | {f"{prefix}latents_mean": mean.tolist(), f"{prefix}latents_std": std.tolist()}
+
+
+def config_of(entries: Mapping[str, Any]) -> AutoencoderConfig:
+    """The settings in a config.json; keys that are unknown, or cannot be obeyed, are refused."""
+    class_name, output = class_and_output(entries)
+    defaults = _defaults(class_name)
+    unknown = sorted(key for key in entries if not key.startswith("_") and key not in defaults)
+    if unknown:
+        raise ValueError(f"unknown keys {', '.join(map(reprlib.repr, unknown[:5]))} for {class_name}")
+    values = {**defaults, **entries}
+    for key, supported in _FIXED.items():
+        if values.get(key, supported) != supported:
+            raise ValueError(f"{key}: only {supported!r} is supported, got {reprlib.repr(values[key])}")
+    options = None if class_name == _OWN_CLASS else _by_class()[class_name]
+    if options is not None and options.own_coder:
+        return AutoencoderConfig(bottleneck=options.name, **{name: values[name] for name in defaults})
+    arguments = _coder_arguments(values, output)
+    if options is not None:
+        arguments |= options.from_entries(values)
+    else:
+        arguments |= bottleneck_arguments(_own_bottleneck(values), values["settings"])
+    try:
+        return AutoencoderConfig(**arguments)
+    except ValueError as error:
+        name, colon, rest = str(error).partition(":")
+        file_name = name if (class_name, name) == (_OWN_CLASS, "num_codes") else _FILE_NAMES.get(name, name)
+        raise ValueError(file_name + colon + rest) from None
+
+
+def _is_standard(mean: Tensor, std: Tensor) -> bool:
+    """Whether statistics (C,) are 0 and 1, which are not stored."""
+    return bool((mean == 0).all() and (std == 1).all())
+
+
+def _base_class(config: AutoencoderConfig) -> str:
+    return _OWN_CLASS if config.coder_kind == "vit" else config.options.class_name
+
+
+def _by_class() -> dict[str, type[BottleneckConfig]]:
+    return {
+        options.class_name: options
+        for options in bottlenecks(plugins=False).values()
+        if options.class_name != _OWN_CLASS
+    }
+
+
+def _defaults(class_name: Any) -> dict[str, Any]:
+    """The keys of a class in config.json, with the value of an absent one."""
+    by_class = _by_class()
+    if class_name == _OWN_CLASS:
+        return _OWN_DEFAULTS
+    if not isinstance(class_name, str) or class_name not in by_class:
+        known = ", ".join([*by_class, _OWN_CLASS])
+        raise ValueError(f"_class_name: expected one of {known}, got {reprlib.repr(class_name)}")
+    options = by_class[class_name]
+    return {**({} if options.own_coder else _SHARED), **options.file_defaults}
+
+
+def _own_bottleneck(values: Mapping[str, Any]) -> type[BottleneckConfig]:
+    name, with_conv = values["bottleneck"], values["coder"] == "conv"
+    known: list[str] = []
+    for plugins in (False, True):  # plug-ins are imported for a name that is not built in
+        for options in bottlenecks(plugins=plugins).values():
+            if options.class_name == _OWN_CLASS if with_conv else not options.own_coder:
+                known.append(options.name)
+        if name in known:
+            return get_bottleneck(name)
+    known = list(dict.fromkeys(known))
+    raise ValueError(
+        f"bottleneck: expected one of {', '.join(known)}, or of an installed plug-in, got {reprlib.repr(name)}"
+    )
 
 
 def _vit_entries(config: AutoencoderConfig) -> dict[str, Any]:
@@ -144,7 +185,7 @@ def _vit_entries(config: AutoencoderConfig) -> dict[str, Any]:
     return entries if config.sample_size is None else {**entries, "sample_size": config.sample_size}
 
 
-def _coder_entries(config: AutoencoderConfig) -> dict[str, Any]:
+def _conv_entries(config: AutoencoderConfig) -> dict[str, Any]:
     down, up = zip(
         *(_BLOCKS[level in config.attention_levels] for level in range(len(config.block_out_channels))), strict=True
     )
@@ -160,40 +201,10 @@ def _coder_entries(config: AutoencoderConfig) -> dict[str, Any]:
         "act_fn": "silu",
         "scaling_factor": 1.0,
     }
-    if config.sample_size is not None:
-        entries["sample_size"] = config.sample_size
-    if config.bottleneck == "kl":
-        entries |= {"use_quant_conv": config.use_quant_conv, "use_post_quant_conv": config.use_quant_conv}
-    return entries
+    return entries if config.sample_size is None else {**entries, "sample_size": config.sample_size}
 
 
-def config_of(entries: Mapping[str, Any]) -> AutoencoderConfig:
-    """The settings in a config.json; keys that we do not know, or cannot obey, are refused."""
-    class_name, output = class_and_output(entries)
-    if not isinstance(class_name, str) or class_name not in _DEFAULTS:
-        raise ValueError(f"_class_name: expected one of {', '.join(_DEFAULTS)}, got {reprlib.repr(class_name)}")
-    defaults = _DEFAULTS[class_name]
-    unknown = sorted(key for key in entries if not key.startswith("_") and key not in defaults)
-    if unknown:
-        raise ValueError(f"unknown keys {', '.join(map(reprlib.repr, unknown[:5]))} for {class_name}")
-    values = {**defaults, **entries}
-    for key, supported in _FIXED.items():
-        if values.get(key, supported) != supported:
-            raise ValueError(f"{key}: only {supported!r} is supported, got {reprlib.repr(values[key])}")
-    if class_name == "IdentityAutoencoder":
-        return AutoencoderConfig(bottleneck="identity", in_channels=values["in_channels"])
-    if class_name == "LinearAutoencoder":
-        return AutoencoderConfig(bottleneck="linear", **{name: values[name] for name in defaults})
-    settings = {**_coder_settings(values, output), **_bottleneck_settings(class_name, values)}
-    try:
-        return AutoencoderConfig(**settings)
-    except ValueError as error:
-        name, colon, rest = str(error).partition(":")
-        theirs = name if (class_name, name) == (_OWN_CLASS, "num_codes") else _FILE_NAMES.get(name, name)
-        raise ValueError(theirs + colon + rest) from None
-
-
-def _coder_settings(values: Mapping[str, Any], output: str) -> dict[str, Any]:
+def _coder_arguments(values: Mapping[str, Any], output: str) -> dict[str, Any]:
     inputs, outputs = values["in_channels"], values["out_channels"]
     double = output == "logit_laplace"
     if outputs != (inputs * 2 if double and isinstance(inputs, int) else inputs):
@@ -210,7 +221,7 @@ def _coder_settings(values: Mapping[str, Any], output: str) -> dict[str, Any]:
         "sample_size": size if isinstance(size, int) else None,  # diffusers allows (height, width)
     }
     if values.get("coder", "conv") != "conv":
-        return {**shared, **_vit_settings(values)}
+        return {**shared, **_vit_arguments(values)}
     for name in ("patch_size", "vit"):
         if values.get(name) is not None:
             raise ValueError(f"{name}: belongs to coder 'vit'")
@@ -223,13 +234,13 @@ def _coder_settings(values: Mapping[str, Any], output: str) -> dict[str, Any]:
     }
 
 
-def _vit_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+def _vit_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     if values["coder"] != "vit":
         raise ValueError(f"coder: expected conv or vit, got {reprlib.repr(values['coder'])}")
-    known, own = {each.name for each in fields(ViTConfig)}, values["vit"]
-    if not isinstance(own, dict) or not set(own) <= known:
-        raise ValueError(f"vit: expected an object with {', '.join(sorted(known))}, got {reprlib.repr(own)}")
-    return {"coder": "vit", "patch_size": values["patch_size"], "vit": ViTConfig(**own)}
+    known, vit = {entry.name for entry in fields(ViTConfig)}, values["vit"]
+    if not isinstance(vit, dict) or not set(vit) <= known:
+        raise ValueError(f"vit: expected an object with {', '.join(sorted(known))}, got {reprlib.repr(vit)}")
+    return {"coder": "vit", "patch_size": values["patch_size"], "vit": ViTConfig(**vit)}
 
 
 def _attention_levels(values: Mapping[str, Any]) -> tuple[int, ...]:
@@ -245,27 +256,3 @@ def _attention_levels(values: Mapping[str, Any]) -> tuple[int, ...]:
         if kinds[pair]:
             levels.append(level)
     return tuple(levels)
-
-
-def _bottleneck_settings(class_name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    if class_name == "AutoencoderKL":
-        if values["use_quant_conv"] != values["use_post_quant_conv"]:
-            raise ValueError("use_quant_conv and use_post_quant_conv: only both or neither is supported")
-        return {"bottleneck": "kl", "use_quant_conv": values["use_quant_conv"]}
-    if class_name == _OWN_CLASS:
-        name = values["bottleneck"]
-        known = _OWN_BOTTLENECKS["conv" if values["coder"] == "conv" else "vit"]
-        if name not in known:
-            raise ValueError(f"bottleneck: expected one of {', '.join(known)}, got {reprlib.repr(name)}")
-        return {"bottleneck": name, **settings_of(name, values["settings"])}
-    training = values.get("_training", {})
-    if not isinstance(training, dict) or not set(training) <= set(TRAINING_KEYS):
-        raise ValueError(f"_training: expected an object with {', '.join(TRAINING_KEYS)}, got {reprlib.repr(training)}")
-    code, latent = values["vq_embed_dim"], values["latent_channels"]
-    return {
-        "bottleneck": next(name for name, known in _CLASS_NAMES.items() if known == class_name),
-        **({"num_quantizers": values["num_quantizers"]} if "num_quantizers" in values else {}),
-        "num_codes": values["num_vq_embeddings"],
-        "code_channels": None if code == latent else code,
-        **training,
-    }

@@ -1,4 +1,4 @@
-"""What is measured on data: the calibration of latents, and the principal components of the linear autoencoder."""
+"""Statistics of data: the calibration of latents, and the principal components of the linear autoencoder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from autoencoders.coders.linear import LinearDecoder, LinearEncoder
 
 @torch.no_grad()
 def measure_latents(autoencoder: Autoencoder, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C,) of the raw latents of batches of images, in float64: what `calibrate` wants.
+    """Mean and standard deviation (C,) of the raw latents of batches of images, in float64, for `calibrate`.
 
     The variance is that of sampled latents: the variance of the posterior mean plus the mean of the posterior variance.
     """
@@ -45,7 +45,7 @@ class Covariance:
         self._square = torch.zeros(dimension, dimension, dtype=torch.float64)
 
     def add(self, vectors: Tensor) -> None:
-        """Take in vectors (N, d)."""
+        """Add vectors (N, d)."""
         vectors = vectors.double().cpu()
         if self.count == 0:
             self._shift = vectors.mean(0)
@@ -64,8 +64,8 @@ class Covariance:
 
 def patches_of(images: Tensor, patch: int) -> Tensor:
     """Images (B, C, H, W) -> their patches (B h w, C p p), row by row of each image."""
-    parts = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # (B, C, h, p, w, p)
-    return parts.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(0, 2)
+    patches = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # (B, C, h, p, w, p)
+    return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(0, 2)
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def fit_linear(autoencoder: Autoencoder, batches: Iterable[Tensor]) -> Tensor:
 
     Returns all eigenvalues (C p p,) of the covariance, descending, float64: the mean squared error of a patch, summed
     over its numbers, is the sum of those from `latent_channels` on. `ValueError` for another kind of autoencoder, for
-    images whose sides are no multiple of the patch, and for fewer patches than would determine the components.
+    images whose sides are no multiple of the patch, and for fewer patches than determine the components.
     """
     encoder, decoder = autoencoder.encoder, autoencoder.decoder
     if not isinstance(encoder, LinearEncoder) or not isinstance(decoder, LinearDecoder):
@@ -88,9 +88,7 @@ def fit_linear(autoencoder: Autoencoder, batches: Iterable[Tensor]) -> Tensor:
         covariance.add(patches_of(images, shape[1]))
     mean, matrix = covariance.moments()
     if covariance.count <= k:
-        raise ValueError(
-            f"latent_channels {k}: expected fewer than there are patches to find them in, {covariance.count}"
-        )
+        raise ValueError(f"latent_channels {k}: expected fewer than there are patches, {covariance.count}")
     values, vectors = torch.linalg.eigh(matrix)  # ascending
     values, components = values.flip(0).clamp(min=0), vectors.flip(1).T[:k]  # (d,), (k, d)
     if not values[k - 1] > values[0] * 1e-12:

@@ -1,80 +1,30 @@
-"""The decoder alone, as a generator of pictures from noise."""
+"""The decoder alone, as a generator of images from noise."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from autoencoders import storage as folder
+from autoencoders import storage
 from autoencoders.bottlenecks.base import full_precision
-from autoencoders.checks import check_bool, check_int
 from autoencoders.coders.conv import Decoder
+from autoencoders.config import GeneratorConfig
 from autoencoders.distributed import joint_moments, several_processes
 
 _CLASS = "Generator"
 
 
-@dataclass(frozen=True)
-class GeneratorConfig:
-    """A decoder that starts from noise; its pictures have noise_size * 2 ** (len(block_out_channels) - 1) pixels."""
-
-    noise_channels: int = 32
-    """Channels of the noise."""
-    noise_size: int = 4
-    """Side of the noise."""
-    block_out_channels: tuple[int, ...] = (32, 64, 128, 128)
-    """Width of each level from fine to coarse; each but the first doubles the side once."""
-    layers_per_block: int = 1
-    """Residual blocks a level, and one more."""
-    normalization: Literal["batch", "group"] = "batch"
-    """batch: over the pictures of a forward call (in training, of each process), so that they cannot all become the
-    same one (Radford et al. 2016, DCGAN, section 3). group: each picture by itself, as autoencoders do."""
-    norm_num_groups: int = 8
-    """Groups of the group normalisation; must divide every width."""
-    attention: bool = True
-    """Self-attention at the lowest resolution."""
-    out_channels: int = 3
-    """Channels of the pictures."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.block_out_channels, list):  # from YAML or JSON
-            object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
-        # the limits are far above any real model: what a hostile config.json may ask for
-        for name, limit in (("noise_channels", 4096), ("noise_size", 64)):
-            check_int(name, getattr(self, name), 1, limit)
-        check_int("layers_per_block", self.layers_per_block, 0, 32)
-        check_int("norm_num_groups", self.norm_num_groups, 1, 1024)
-        check_int("out_channels", self.out_channels, 1, 64)
-        check_bool("attention", self.attention)
-        if self.normalization not in ("batch", "group"):
-            raise ValueError(f"normalization: expected batch or group, got {self.normalization!r:.100}")
-        widths = self.block_out_channels
-        if not isinstance(widths, tuple) or not 1 <= len(widths) <= 8:
-            raise ValueError(f"block_out_channels: expected 1 to 8 widths, got {widths!r:.100}")
-        for width in widths:
-            check_int("block_out_channels", width, 1, 16384)
-            if self.normalization == "group" and width % self.norm_num_groups:
-                raise ValueError(
-                    f"block_out_channels: expected multiples of norm_num_groups {self.norm_num_groups}, got {width}"
-                )
-
-    @property
-    def image_size(self) -> int:
-        """Side of the pictures in pixels."""
-        return self.noise_size * 2 ** (len(self.block_out_channels) - 1)
-
-
 class Generator(nn.Module):
-    """Noise (B, noise_channels, noise_size, noise_size) of N(0, 1) -> pictures (B, C, H, W) in [-1, 1].
+    """Noise (B, noise_channels, noise_size, noise_size) of N(0, 1) -> images (B, C, H, W) in [-1, 1].
 
-    With batch normalisation a picture depends on its own noise alone in evaluation mode, not in training.
+    With batch normalisation an image depends on its own noise alone in evaluation mode, not in training.
     """
 
     def __init__(self, config: GeneratorConfig, *, seed: int = 0) -> None:
@@ -91,17 +41,17 @@ class Generator(nn.Module):
                 config.norm_num_groups if config.normalization == "group" else 1,
                 config.attention,
             )
-            for part in list(self.modules()):
-                if isinstance(part, nn.Conv2d):
-                    _hears_its_input(part)
+            for module in list(self.modules()):
+                if isinstance(module, nn.Conv2d):
+                    _init_variance_preserving(module)
                 elif config.normalization == "batch":
-                    for name, norm in list(part.named_children()):
+                    for name, norm in list(module.named_children()):
                         if isinstance(norm, nn.GroupNorm):
-                            setattr(part, name, _BatchNorm(norm.num_channels))
+                            setattr(module, name, _BatchNorm(norm.num_channels))
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of the noise of one picture."""
+        """(C, h, w) of the noise of one image."""
         return self.config.noise_channels, self.config.noise_size, self.config.noise_size
 
     def forward(self, noise: Tensor) -> Tensor:
@@ -113,10 +63,10 @@ class Generator(nn.Module):
     def recalibrate_batch_norm(self, noise: Sequence[Tensor]) -> None:
         """Set the statistics of batch normalisation to the means over these batches of noise (B, C, h, w).
 
-        Those gathered in training are of weights that have moved since, and averaged weights have none of their own
+        Those of training belong to earlier weights, and averaged weights have none of their own
         (standing statistics: Brock et al. 2019, BigGAN).
         """
-        norms = [part for part in self.modules() if isinstance(part, _BatchNorm)]
+        norms = [module for module in self.modules() if isinstance(module, _BatchNorm)]
         training = self.training
         self.train()
         for count, batch in enumerate(noise if norms else (), start=1):
@@ -128,22 +78,22 @@ class Generator(nn.Module):
         self.train(training)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write config.json and diffusion_pytorch_model.safetensors into a folder."""
+        """Write config.json and diffusion_pytorch_model.safetensors into a storage."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         entries = json.loads(json.dumps(asdict(self.config)))
-        folder.write(path, {"_class_name": _CLASS, **entries}, tensors)
+        storage.write(path, {"_class_name": _CLASS, **entries}, tensors)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Generator:
         """Read such a folder, in evaluation mode; `ValueError` names what does not fit, before memory is taken."""
-        entries = folder.read_json(Path(path) / folder.CONFIG_NAME)
+        entries = storage.read_json(Path(path) / storage.CONFIG_NAME)
         try:
             config = _config_of(entries)
         except ValueError as error:
-            raise ValueError(f"{Path(path) / folder.CONFIG_NAME}: {error}") from None
+            raise ValueError(f"{Path(path) / storage.CONFIG_NAME}: {error}") from None
         with torch.device("meta"):
             expected = cls(config).state_dict()
-        tensors = folder.read_tensors(path, {name: tuple(tensor.shape) for name, tensor in expected.items()})
+        tensors = storage.read_tensors(path, {name: tuple(tensor.shape) for name, tensor in expected.items()})
         model = cls(config)
         model.load_state_dict(tensors)
         return model.eval()
@@ -179,11 +129,11 @@ class _BatchNorm(nn.Module):
         return ((x - mean[:, None, None]) * gain[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
-def _hears_its_input(layer: nn.Conv2d) -> None:
+def _init_variance_preserving(layer: nn.Conv2d) -> None:
     """Weights that keep the variance, and no bias.
 
-    Those that autoencoders start from shrink what comes in and add constants, so that all noise gives nearly the same
-    picture at first.
+    The initial weights of autoencoders shrink their input and add constants, so that all noise gives nearly the same
+    image at first.
     """
     nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
     if layer.bias is not None:
@@ -194,7 +144,7 @@ def _config_of(entries: dict[str, Any]) -> GeneratorConfig:
     if entries.get("_class_name") != _CLASS:
         raise ValueError(f"_class_name: expected {_CLASS}, got {entries.get('_class_name')!r:.100}")
     values = {name: value for name, value in entries.items() if not name.startswith("_")}
-    unknown = sorted(set(values) - {each.name for each in fields(GeneratorConfig)})
+    unknown = sorted(set(values) - {entry.name for entry in fields(GeneratorConfig)})
     if unknown:
         raise ValueError(f"unknown key {unknown[0]!r:.100} for {_CLASS}")
     return GeneratorConfig(**values)

@@ -1,4 +1,4 @@
-"""How probable are images under an autoencoder with a prior: the importance-weighted bound on log p(x).
+"""The importance-weighted bound on log p(x), the density of images under an autoencoder with a prior.
 
 Burda et al. 2016, arXiv:1509.00519.
 """
@@ -7,28 +7,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from autoencoders import logit_laplace
 from autoencoders.autoencoder import Autoencoder
-from autoencoders.bottlenecks import Gaussian
-from autoencoders.bottlenecks.base import standard_normal
-from autoencoders.losses import LossConfig
-
-
-@runtime_checkable
-class Weighted(Protocol):
-    """A bottleneck that knows the densities of its prior p(z) and of its posterior q(z | x)."""
-
-    def weighted_sample(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The decoder's input for z drawn from q(z | x), and log p(z) - log q(z | x) in nats, (B,) in float64."""
+from autoencoders.bottlenecks.gaussian import Gaussian
+from autoencoders.distributed import standard_normal
+from autoencoders.losses import LossConfig, logit_laplace
 
 
 class Likelihood(Protocol):
-    """p(x | z), given by what the decoder says of the image."""
+    """p(x | z), from the decoder's output."""
 
     @property
     def kind(self) -> str: ...
@@ -75,7 +66,7 @@ class LogitLaplaceLikelihood:
         """As `PixelLikelihood`, for images (B, C, H, W) in [-1, 1] and outputs (B, 2 C, H, W)."""
         location, log_scale = logit_laplace.bounded(to_float64(outputs))
         terms = logit_laplace.log_density(logit_laplace.to_unit(to_float64(images)), location, log_scale)
-        slope = (1 - 2 * logit_laplace.EPS) / 2  # of to_unit: the density is to be one of x, not of the unit's number
+        slope = (1 - 2 * logit_laplace.EPS) / 2  # of to_unit, as the density is one of x
         return (terms + math.log(slope)).flatten(1).sum(1)
 
 
@@ -91,9 +82,7 @@ def implied_likelihood(loss: LossConfig, scale: float | None = None) -> Likeliho
         return LogitLaplaceLikelihood()
     kinds: dict[str, Literal["laplace", "gaussian"]] = {"l1": "laplace", "l2": "gaussian"}
     if loss.reconstruction not in kinds:
-        raise ValueError(
-            f"reconstruction {loss.reconstruction}: is not that of a likelihood; l1, l2 and logit_laplace are"
-        )
+        raise ValueError(f"reconstruction {loss.reconstruction}: has no likelihood; l1, l2 and logit_laplace have")
     if scale is None:
         if loss.kl_weight <= 0:
             raise ValueError("a KL weight of 0 implies no likelihood; give a likelihood scale")
@@ -103,7 +92,7 @@ def implied_likelihood(loss: LossConfig, scale: float | None = None) -> Likeliho
 
 def has_density(model: Autoencoder) -> bool:
     """Whether log p(x) can be bounded: the prior and the posterior have densities."""
-    return isinstance(model.quantize, (Gaussian, Weighted))
+    return model.config.options.has_density
 
 
 def standard_posterior(model: Autoencoder, images: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -115,7 +104,7 @@ def standard_posterior(model: Autoencoder, images: Tensor) -> tuple[Tensor, Tens
     if not isinstance(model.quantize, Gaussian):
         return None
     mean, logvar = model.quantize.posterior(model._features(images))
-    center, spread = (each[:, None, None].to(mean) for each in (model.prior_mean, model.prior_std))
+    center, spread = (value[:, None, None].to(mean) for value in (model.prior_mean, model.prior_std))
     return (mean - center) / spread, torch.exp(0.5 * logvar) / spread
 
 
@@ -135,21 +124,21 @@ def log_weights(
     """
     if not has_density(model):
         raise ValueError(f"bottleneck {model.config.bottleneck} has no density of its latents, so no log p(x)")
-    found = []
+    weights = []
     features = model._features(image[None])
     for start in range(0, count, chunk):
         rows = features.expand(min(chunk, count - start), -1, -1, -1)
-        z, ratio = _draw(model, rows, generator)
+        z, ratio = _weighted_sample(model, rows, generator)
         outputs = model._decoded(z)
-        found.append(likelihood.log_prob(image.expand(len(outputs), -1, -1, -1), outputs).cpu() + ratio.cpu())
-    return torch.cat(found)
+        weights.append(likelihood.log_prob(image.expand(len(outputs), -1, -1, -1), outputs).cpu() + ratio.cpu())
+    return torch.cat(weights)
 
 
 def importance_bound(weights: Tensor, samples: int) -> Tensor:
     """The bound L_K of Burda et al., section 3, for K = `samples`: log weights (..., S) -> (...).
 
-    Of S draws every K make a bound, and they are averaged: S is a multiple of K. L_1 is the evidence bound; L_K grows
-    with K in expectation, and tends to log p(x) (theorem 1).
+    Every K of the S draws give a bound, and these are averaged: S is a multiple of K. L_1 is the evidence bound; L_K
+    grows with K in expectation, and tends to log p(x) (theorem 1).
     """
     if weights.shape[-1] % samples:
         raise ValueError(f"samples: expected a divisor of the {weights.shape[-1]} draws, got {samples}")
@@ -157,15 +146,14 @@ def importance_bound(weights: Tensor, samples: int) -> Tensor:
     return (groups.logsumexp(-1) - math.log(samples)).mean(-1)
 
 
-def _draw(model: Autoencoder, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _weighted_sample(model: Autoencoder, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     bottleneck = model.quantize
     if not isinstance(bottleneck, Gaussian):
-        assert isinstance(bottleneck, Weighted)
         return bottleneck.weighted_sample(features, generator)
     mean, logvar = bottleneck.posterior(features)
     noise = standard_normal(mean, generator)
     z = mean + torch.exp(0.5 * logvar) * noise
-    center, spread = (to_float64(each)[:, None, None] for each in (model.prior_mean, model.prior_std))
+    center, spread = (to_float64(value)[:, None, None] for value in (model.prior_mean, model.prior_std))
     standard = (to_float64(z) - center) / spread
     ratio = 0.5 * (to_float64(noise).square() - standard.square() + to_float64(logvar)) - spread.log()
     return z, ratio.flatten(1).sum(1)

@@ -1,25 +1,44 @@
-"""What is measured of an autoencoder while it trains: the rate in bits a pixel."""
+"""The output of a training pass, and its rate in bits per pixel."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from autoencoders.bottlenecks import BottleneckOutput
+from autoencoders.bottlenecks.base import BottleneckOutput
+
+
+@dataclass(frozen=True)
+class AutoencoderOutput:
+    """The output of a training pass: the reconstruction (B, C, H, W), and the bottleneck's scalar losses and metrics.
+
+    Where there is a rate (see `bits_per_pixel`), it is one of the metrics.
+    Losses are in their own units: "kl" in nats an image; "codebook", "commitment" and "entropy" with the
+    bottleneck's own weights already on them. `likelihood` (B, 2 C, H, W) is the output of a decoder of
+    "logit_laplace": locations and log-scales.
+    """
+
+    reconstruction: Tensor
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    likelihood: Tensor | None = None
 
 
 def bits_per_pixel(output: BottleneckOutput, pixels: int) -> dict[str, Tensor]:
-    """{"bits_per_pixel": what the latents of an image of so many pixels cost}; {} of a bottleneck without a rate.
+    """{"bits_per_pixel": the rate of the latents of an image of so many pixels}; {} for a bottleneck without a rate.
 
-    From the KL if there is one; else from the entropy of the codes of this batch, as if all places were independent.
+    From the KL if there is one; else from the entropy of the indices of this batch, as if all positions were
+    independent.
     """
     if "kl" in output.losses:
         return {"bits_per_pixel": output.losses["kl"].detach() / (math.log(2) * pixels)}
-    bits = output.metrics.get("bits_per_place")  # of several codes, or levels
+    bits = output.metrics.get("bits_per_place")  # of several codebooks
     if bits is None and "perplexity" in output.metrics:
         bits = output.metrics["perplexity"].log2()
     if bits is not None:
-        places = output.latents.shape[2] * output.latents.shape[3]
-        return {"bits_per_pixel": bits * (places / pixels)}
+        positions = output.latents.shape[2] * output.latents.shape[3]
+        return {"bits_per_pixel": bits * (positions / pixels)}
     return {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,16 +17,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from autoencoders.calibration import calibration_of, prior_of
 from autoencoders.config import AutoencoderConfig
-from autoencoders.diffusers_config import config_of, entries_of
+from autoencoders.diffusers_config import class_and_output, config_of, default_scale, entries_of, statistics_prefix
 
 Statistics: TypeAlias = tuple[Tensor, Tensor]  # mean and standard deviation (C,)
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 _CONFIG_LIMIT = 2**20  # bytes
-_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # attention, as it once was
+_LARGEST = 1e20  # number in a calibration
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of attention
 
 
 def publish(
@@ -37,8 +38,8 @@ def publish(
     the prior in the same units, which a calibration in the weights changes.
     """
     published = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    (mean, std), (center, spread) = ((each.detach().cpu() for each in pair) for pair in (calibration, prior))
-    if config.bottleneck == "kl" and config.use_quant_conv:
+    (mean, std), (center, spread) = ((x.detach().cpu() for x in pair) for pair in (calibration, prior))
+    if config.options.calibrated_by_quant_conv and config.options.quant_conv(config):
         _fold_calibration(published, mean.double(), std.double())
         center, spread = (center - mean) / std, spread / std
         mean, std = torch.zeros_like(mean), torch.ones_like(std)
@@ -46,7 +47,7 @@ def publish(
 
 
 def _fold_calibration(tensors: dict[str, Tensor], mean: Tensor, std: Tensor) -> None:
-    """Make quant_conv give calibrated latents and post_quant_conv take them: both are 1x1, so this is exact.
+    """Put the calibration into quant_conv and its inverse into post_quant_conv: both are 1x1, so this is exact.
 
     mu' = (mu - mean) / std,   log sigma'^2 = log sigma^2 - 2 log std,   W (z std + mean) + b = (W std) z + (b + W mean)
     """
@@ -78,12 +79,12 @@ def write(path: str | Path, entries: Mapping[str, Any], tensors: dict[str, Tenso
 
 
 def read_config(path: str | Path) -> tuple[AutoencoderConfig, Statistics, Statistics]:
-    """The settings of a folder, the statistics of its raw latents, and those of the prior, N(0, 1) unless it says."""
+    """The settings of a folder, the statistics of its raw latents, and those of the prior, N(0, 1) if absent."""
     file = Path(path) / CONFIG_NAME
     entries = read_json(file)
     try:
         config = config_of(entries)
-        return config, calibration_of(entries, config.channels), prior_of(entries, config.channels)
+        return config, _calibration_of(entries, config.channels), _prior_of(entries, config.channels)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
@@ -104,7 +105,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The weights of a folder by name, after their names, shapes and types were compared with what is expected."""
+    """The weights of a folder by name; names, shapes and types are compared with the expected ones first."""
     file = Path(path) / WEIGHTS_NAME
     if not file.is_file():
         raise ValueError(f"{file}: no such file; pickled (.bin) and sharded weights are not read")
@@ -115,9 +116,9 @@ def read_tensors(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> d
                 if name not in stored:
                     raise ValueError(f"{file}: {name}: expected shape {shape}, found nothing")
                 entry = weights.get_slice(stored[name])
-                found = tuple(entry.get_shape())
-                if found != shape:
-                    raise ValueError(f"{file}: {name}: expected shape {shape}, found {found}")
+                stored_shape = tuple(entry.get_shape())
+                if stored_shape != shape:
+                    raise ValueError(f"{file}: {name}: expected shape {shape}, found {stored_shape}")
                 if entry.get_dtype() not in ("F64", "F32", "F16", "BF16"):
                     raise ValueError(f"{file}: {name}: expected floating-point numbers, found {entry.get_dtype()}")
             extra = sorted(set(stored) - set(expected))
@@ -134,7 +135,44 @@ def read_tensors(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> d
 
 def _current_name(key: str) -> str:
     """The present name of a parameter; the first Stable Diffusion wrote `mid_block.attentions.0.query.weight`."""
-    parts = key.split(".")
-    if len(parts) > 2 and "attentions" in parts:
-        parts[-2] = _OLD_NAMES.get(parts[-2], parts[-2])
-    return ".".join(parts)
+    words = key.split(".")
+    if len(words) > 2 and "attentions" in words:
+        words[-2] = _OLD_NAMES.get(words[-2], words[-2])
+    return ".".join(words)
+
+
+def _calibration_of(entries: Mapping[str, Any], channels: int) -> Statistics:
+    """calibrated = (z - latents_mean) / latents_std * scaling_factor, with shift_factor for an absent latents_mean."""
+    class_name = class_and_output(entries)[0]
+    prefix = statistics_prefix(class_name)
+    mean, std = entries.get(f"{prefix}latents_mean"), entries.get(f"{prefix}latents_std")
+    scale = entries.get("scaling_factor", default_scale(class_name))
+    scale = _numbers("scaling_factor", scale, 1, positive=True)
+    shift = entries.get("shift_factor")
+    if mean is not None and shift is not None:
+        raise ValueError("latents_mean and shift_factor: expected one of them, got both")
+    center = _numbers("shift_factor", shift or 0.0, 1).expand(channels)
+    if mean is not None:
+        center = _numbers(f"{prefix}latents_mean", mean, channels)
+    spread = torch.ones(channels) if std is None else _numbers(f"{prefix}latents_std", std, channels, positive=True)
+    return center.clone(), spread / scale
+
+
+def _prior_of(entries: Mapping[str, Any], channels: int) -> Statistics:
+    """Mean and standard deviation (C,) of the prior in the units of the latents; 0 and 1 where they are absent."""
+    mean, std = entries.get("_prior_mean"), entries.get("_prior_std")
+    if mean is None and std is None:
+        return torch.zeros(channels), torch.ones(channels)
+    return _numbers("_prior_mean", mean, channels), _numbers("_prior_std", std, channels, positive=True)
+
+
+def _numbers(key: str, value: Any, length: int, positive: bool = False) -> Tensor:
+    numbers = value if isinstance(value, list) else [value]
+    for number in numbers:
+        valid = isinstance(number, (int, float)) and not isinstance(number, bool) and -_LARGEST < number < _LARGEST
+        if not valid or (positive and not number > 1 / _LARGEST):
+            expected = "positive numbers" if positive else "finite numbers"
+            raise ValueError(f"{key}: expected {expected}, got {reprlib.repr(number)}")
+    if len(numbers) != length:
+        raise ValueError(f"{key}: expected {length} numbers, got {len(numbers)}")
+    return torch.tensor(numbers, dtype=torch.float32)

@@ -1,14 +1,15 @@
 """Encoding and decoding in pieces, for images whose activations would not fit into memory.
 
-Cutting an image into tiles changes it in three ways, and each is undone, so that the pieces give what the whole gives:
+Cutting an image into tiles changes it in three ways, and each is undone, so that the result is that of the whole image:
 
-- A convolution sees past the edge of a tile. Each tile is computed with a margin of real context as wide as the
-  network reaches, which is then thrown away.
-- Group normalisation takes mean and variance over the whole image. They are found by repeating the pass over all tiles:
-  each pass normalises by what the pass before measured, the first by each tile's own. After n passes the first n
-  normalisations are exact and those behind them nearly; it ends when nothing moves. One level is done at a time.
-- Attention looks everywhere. The levels from the finest that has any, and always the coarsest, are computed whole:
-  they are a small part of the memory, 1 / 64 of the pixels in a model of factor 8.
+- The receptive field of a convolution extends past the edge of a tile. Each tile is computed with a margin of real
+  context of that width, which is then discarded.
+- Group normalisation takes mean and variance over the whole image. They are computed by repeated passes over all tiles:
+  each pass normalises by the statistics of the pass before, the first by each tile's own. After n passes the first n
+  normalisations are exact and later ones nearly; the passes end when the statistics converge. One level is done at a
+  time.
+- Attention is global. The levels from the finest that has any, and always the coarsest, are computed whole: they are a
+  small part of the memory, 1 / 64 of the pixels in a model of factor 8.
 """
 
 from __future__ import annotations
@@ -24,58 +25,29 @@ from torch import Tensor, nn
 from autoencoders.coders.blocks import Downsample, ResnetBlock, Stage, Upsample, plain_norm
 from autoencoders.coders.conv import Decoder, Encoder
 from autoencoders.coders.vit import ViTDecoder, ViTEncoder
+from autoencoders.config import Tiling
 
-_SETTLED = 3e-3  # statistics that move by less, in standard deviations, end the passes
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How to save memory in encoding and decoding; by default not at all. `ValueError` for sizes below the limits."""
-
-    slicing: bool = False
-    """Encode and decode the images of a batch one by one; with `tile` that is always so."""
-    tile: int | None = None
-    """Encode and decode in tiles of so many pixels a side, a multiple of the autoencoder's factor; unset: whole."""
-    tile_overlap: int = 16
-    """Pixels over which neighbouring tiles are blended into each other, a multiple of the factor, at most the tile."""
-
-    def __post_init__(self) -> None:
-        if self.tile is not None and self.tile < 1:
-            raise ValueError(f"`tile` must be above 0, got {self.tile}")
-        if self.tile_overlap < 0:
-            raise ValueError(f"`tile_overlap` must be 0 or more, got {self.tile_overlap}")
-        if self.tile is not None and self.tile_overlap > self.tile:
-            raise ValueError(f"`tile_overlap` {self.tile_overlap}: expected at most `tile`, which is {self.tile}")
-
-    def check(self, factor: int, coder: str = "conv") -> None:
-        """`ValueError` unless tiles of this size fit an autoencoder of this factor, and its coder can be cut at all."""
-        if self.tile is None:
-            return
-        if coder == "vit":
-            raise ValueError("`tile`: every patch of a vit coder sees all others; leave it out, or use `slicing`")
-        for flag, value in (("`tile`", self.tile), ("`tile_overlap`", self.tile_overlap)):
-            if value % factor:
-                raise ValueError(f"{flag} {value}: expected a multiple of the autoencoder's factor, {factor}")
+_TOLERANCE = 3e-3  # statistics that change by less, in standard deviations, have converged
 
 
 WHOLE = Tiling()
 
 
 def in_pieces(network: nn.Module, x: Tensor, tiling: Tiling, factor: int) -> Tensor:
-    """An encoder or decoder applied to images or latents (B, C, H, W), as `tiling` says.
+    """An encoder or decoder applied to images or latents (B, C, H, W) under `tiling`.
 
     Without gradients where there are tiles. A linear network, which has no activations to save, is applied whole;
-    `ValueError` for tiles of a transformer, all of whose patches see each other.
+    `ValueError` for tiles of a transformer, whose attention is global.
     """
     if isinstance(network, ViTEncoder | ViTDecoder):
         tiling.check(factor, "vit")
     if tiling.tile is None or not isinstance(network, Encoder | Decoder):
-        parts = x.split(1) if tiling.slicing and len(x) > 1 else (x,)
-        results = [network(part) for part in parts]
+        slices = x.split(1) if tiling.slicing and len(x) > 1 else (x,)
+        results = [network(images) for images in slices]
         return results[0] if len(results) == 1 else torch.cat(results)
     tiling.check(factor)
     with torch.no_grad():
-        return torch.cat([_one_image(network, part, tiling.tile, tiling.tile_overlap) for part in x.split(1)])
+        return torch.cat([_one_image(network, image, tiling.tile, tiling.tile_overlap) for image in x.split(1)])
 
 
 def _one_image(network: Encoder | Decoder, x: Tensor, tile: int, overlap: int) -> Tensor:
@@ -153,18 +125,18 @@ def _whole(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
 
 
 def _receptive_field(layers: Sequence[nn.Module]) -> int:
-    """How many pixels of input beyond a tile's edge have a part in its output."""
-    receptive_field = 0
+    """Pixels of input beyond a tile's edge on which its output depends."""
+    pixels = 0
     for layer in reversed(layers):
         if isinstance(layer, ResnetBlock):
-            receptive_field += 2
+            pixels += 2
         elif isinstance(layer, nn.Conv2d):
-            receptive_field += layer.kernel_size[0] // 2
+            pixels += layer.kernel_size[0] // 2
         elif isinstance(layer, Downsample):
-            receptive_field = 2 * receptive_field + 1
+            pixels = 2 * pixels + 1
         elif isinstance(layer, Upsample):
-            receptive_field = -(-(receptive_field + 1) // 2)
-    return receptive_field
+            pixels = -(-(pixels + 1) // 2)
+    return pixels
 
 
 @dataclass(frozen=True)
@@ -172,15 +144,16 @@ class _Span:
     """One tile along one axis, in pixels of the input: start <= own < own_end <= blended_end <= end."""
 
     start: int  # with the margin
-    own: int  # the pixels that are this tile's in the statistics: every pixel is one tile's
+    own: int  # from here to own_end the pixels count for the statistics, each in one tile
     own_end: int
     blended_end: int  # up to here it is blended with the next
     end: int
     risen: int  # from `own` to here it is blended with the one before
 
     def weights(self, up: int, down: int) -> Tensor:
-        """Linear ramps over what is shared, 1 between: (pixels of output from own to blended_end,)."""
-        own, risen, fall, end = (place * up // down for place in (self.own, self.risen, self.own_end, self.blended_end))
+        """Linear ramps over shared pixels, 1 between: (pixels of output from own to blended_end,)."""
+        edges = self.own, self.risen, self.own_end, self.blended_end
+        own, risen, fall, end = (edge * up // down for edge in edges)
         weights = torch.ones(end - own)
         weights[: risen - own] = (torch.arange(risen - own) + 0.5) / max(1, risen - own)
         weights[fall - own :] = 1 - (torch.arange(end - fall) + 0.5) / max(1, end - fall)
@@ -199,57 +172,57 @@ def _spans(size: int, tile: int, overlap: int, margin: int) -> list[_Span]:
 
 
 class _Statistics:
-    """Mean and variance of every group of every normalisation over the whole image, gathered from tiles."""
+    """Mean and variance of every group of every normalisation over the whole image, merged from tiles."""
 
     def __init__(self) -> None:
         self.used: dict[nn.GroupNorm, tuple[Tensor, Tensor]] = {}
-        self._seen: dict[nn.GroupNorm, tuple[int, Tensor, Tensor]] = {}
+        self._measured: dict[nn.GroupNorm, tuple[int, Tensor, Tensor]] = {}
 
     def norm_of(self, rows: _Span, columns: _Span) -> Callable[[nn.GroupNorm, Tensor], Tensor]:
-        """Group normalisation of one tile (1, C, h, w), which also gathers what it sees of the tile's own pixels."""
+        """Group normalisation of one tile (1, C, h, w), which also measures the tile's own pixels."""
 
-        def part(span: _Span, length: int) -> slice:
+        def own_slice(span: _Span, length: int) -> slice:
             scale = span.end - span.start
             return slice((span.own - span.start) * length // scale, (span.own_end - span.start) * length // scale)
 
         def norm(layer: nn.GroupNorm, x: Tensor) -> Tensor:
-            own = x[0, :, part(rows, x.shape[2]), part(columns, x.shape[3])]  # (C, h', w')
-            self._gather(layer, own.unflatten(0, (layer.num_groups, -1)))
+            own = x[0, :, own_slice(rows, x.shape[2]), own_slice(columns, x.shape[3])]  # (C, h', w')
+            self._merge(layer, own.unflatten(0, (layer.num_groups, -1)))
             if layer not in self.used:
                 return layer(x)
-            mean, variance = (each.repeat_interleave(x.shape[1] // layer.num_groups) for each in self.used[layer])
+            mean, variance = (value.repeat_interleave(x.shape[1] // layer.num_groups) for value in self.used[layer])
             scale = layer.weight * torch.rsqrt(variance + layer.eps)  # (C,)
             shift = layer.bias - mean * scale
             return torch.addcmul(shift[:, None, None].to(x), x, scale[:, None, None].to(x))
 
         return norm
 
-    def _gather(self, layer: nn.GroupNorm, values: Tensor) -> None:
+    def _merge(self, layer: nn.GroupNorm, values: Tensor) -> None:
         """Merge the moments of `values` (G, C / G, h, w) in float64, by the parallel form of Chan et al. 1979."""
         variance, mean = torch.var_mean(values.float(), (1, 2, 3), correction=0)
         count, mean, squares = values[0].numel(), mean.double(), variance.double() * values[0].numel()
-        if layer in self._seen:
-            n, old_mean, old_squares = self._seen[layer]
+        if layer in self._measured:
+            n, old_mean, old_squares = self._measured[layer]
             delta = mean - old_mean
             squares = squares + old_squares + delta.square() * (n * count / (n + count))
             mean, count = old_mean + delta * (count / (n + count)), n + count
-        self._seen[layer] = count, mean, squares
+        self._measured[layer] = count, mean, squares
 
-    def settle(self) -> bool:
-        """End a pass: whether what it saw is what it used. What it saw is used in the next."""
+    def end_pass(self) -> bool:
+        """Use the statistics of this pass in the next; whether they have converged."""
         change = 0.0 if self.used else float("inf")
-        for layer, (count, mean, squares) in self._seen.items():
+        for layer, (count, mean, squares) in self._measured.items():
             variance = squares / count
             if layer in self.used:
                 deviation = torch.sqrt(variance + layer.eps)
-                old_mean, old_variance = (each.double() for each in self.used[layer])
-                moved = torch.maximum(
+                old_mean, old_variance = (value.double() for value in self.used[layer])
+                difference = torch.maximum(
                     (mean - old_mean).abs() / deviation, (torch.sqrt(old_variance + layer.eps) / deviation - 1).abs()
                 )
-                change = max(change, float(moved.max()))
+                change = max(change, float(difference.max()))
             self.used[layer] = mean.to(layer.weight), variance.to(layer.weight)
-        self._seen = {}
-        return change < _SETTLED
+        self._measured = {}
+        return change < _TOLERANCE
 
 
 def _tiled(layers: Sequence[nn.Module], x: Tensor, tile: int, overlap: int) -> Tensor:
@@ -262,17 +235,17 @@ def _tiled(layers: Sequence[nn.Module], x: Tensor, tile: int, overlap: int) -> T
     norms = sum(2 if isinstance(layer, ResnetBlock) else isinstance(layer, nn.GroupNorm) for layer in layers)
     for _ in range(norms + 1):  # by then all of them are exact
         out = None
-        for part, place, weight in _each_tile(layers, x, rows, columns, statistics, up, down):
+        for tile_out, region, weight in _tiles(layers, x, rows, columns, statistics, up, down):
             if out is None:
-                out = part.new_zeros(1, part.shape[1], x.shape[2] * up // down, x.shape[3] * up // down)
-            out[:, :, place[0], place[1]].addcmul_(part, weight.to(part))
-        if statistics.settle():
+                out = tile_out.new_zeros(1, tile_out.shape[1], x.shape[2] * up // down, x.shape[3] * up // down)
+            out[:, :, region[0], region[1]].addcmul_(tile_out, weight.to(tile_out))
+        if statistics.end_pass():
             break
     assert out is not None
     return out
 
 
-def _each_tile(
+def _tiles(
     layers: Sequence[nn.Module],
     x: Tensor,
     rows: Sequence[_Span],
@@ -281,13 +254,13 @@ def _each_tile(
     up: int,
     down: int,
 ) -> Iterator[tuple[Tensor, tuple[slice, slice], Tensor]]:
-    """The output of each tile without its margin, where it belongs, and its weights (h, w)."""
+    """The output of each tile without its margin, its region of the whole output, and its weights (h, w)."""
     for row, column in itertools.product(rows, columns):
         norm = statistics.norm_of(row, column)
-        part = x[:, :, row.start : row.end, column.start : column.end]
+        h = x[:, :, row.start : row.end, column.start : column.end]
         for layer in layers:
-            part = _apply(layer, part, norm)
-        inner, place = (
+            h = _apply(layer, h, norm)
+        inner, region = (
             tuple(
                 slice((span.own - origin) * up // down, (span.blended_end - origin) * up // down)
                 for span, origin in zip((row, column), origins, strict=True)
@@ -295,4 +268,4 @@ def _each_tile(
             for origins in ((row.start, column.start), (0, 0))
         )
         weight = row.weights(up, down)[:, None] * column.weights(up, down)
-        yield part[:, :, inner[0], inner[1]], (place[0], place[1]), weight
+        yield h[:, :, inner[0], inner[1]], (region[0], region[1]), weight

@@ -1,19 +1,15 @@
-"""What stands between encoder and decoder: one protocol, one table.
+"""Base classes of the modules between encoder and decoder.
 
-Beside the file of a new bottleneck, its name goes into `BOTTLENECKS` (bottlenecks/__init__.py) and its settings into
-`AutoencoderConfig`.
+A new bottleneck is one of these in a file of its own, and a class decorated with `bottleneck` that builds it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-
-from autoencoders.posterior_noise import random_rows
 
 
 @dataclass(frozen=True)
@@ -30,88 +26,79 @@ class Encoding:
 
 @dataclass(frozen=True)
 class BottleneckOutput:
-    """What training needs of one batch: latents for the decoder, scalar losses and scalar metrics by name."""
+    """The training pass of one batch: latents for the decoder, scalar losses and scalar metrics by name."""
 
     latents: Tensor
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-@runtime_checkable
-class Bottleneck(Protocol):
-    """Features of the encoder -> latents -> input of the decoder. An `nn.Module`; all its parameters are saved.
+class Bottleneck(nn.Module):
+    """Features of the encoder -> latents -> input of the decoder; as it is, nothing in between.
 
-    State that only training needs (running sums, counters) goes into buffers: it is kept in checkpoints and left out of
-    the saved model folder.
+    All its parameters are saved. State that only training needs (running sums, counters) goes into buffers: it is kept
+    in checkpoints and left out of the saved model folder. The methods that raise are those of a bottleneck with
+    indices, a prior or a density; its registered class says which it has.
     """
-
-    def feature_channels(self, latent_channels: int) -> int:
-        """Channels that the encoder must give for so many channels of latents."""
 
     def encode(self, features: Tensor) -> Encoding:
         """The distribution of the latents: what diffusion learns."""
+        return Encoding(features)
 
     def decode(self, latents: Tensor) -> Tensor:
         """The decoder's input for such latents; a quantiser rounds here."""
+        return latents
 
-    def __call__(self, features: Tensor, generator: torch.Generator | None) -> BottleneckOutput:
+    def forward(self, features: Tensor, generator: torch.Generator | None) -> BottleneckOutput:
         """The training pass; `generator` None takes the mean and draws nothing."""
+        return BottleneckOutput(features)
 
+    def set_step(self, step: int) -> None:
+        """Set the training step that comes next, counted from 0."""
 
-@runtime_checkable
-class HasCodes(Protocol):
-    """A bottleneck whose latents are codes in the end: one map (B, h, w) of them a level, coarse to fine."""
+    def initialise(self, features: Tensor, generator: torch.Generator) -> None:
+        """Set the codebook to vectors of features (B, C, h, w), drawn by `generator`."""
+        raise NotImplementedError
 
     def to_indices(self, latents: Tensor) -> tuple[Tensor, ...]:
-        """The code maps (B, h, w), int64, of latents; several codebooks stand side by side: (B, h, w * parts)."""
+        """The indices (B, h, w) of latents, int64, one map a level, coarse to fine.
 
-    def from_indices(self, codes: Sequence[Tensor]) -> Tensor:
+        The indices of several codebooks are side by side: (B, h, w * codebooks).
+        """
+        raise NotImplementedError
+
+    def from_indices(self, indices: Sequence[Tensor]) -> Tensor:
         """The decoder's input for such maps."""
-
-
-@runtime_checkable
-class HasPrior(Protocol):
-    """A bottleneck with a law of its latents of its own, from which a trained model draws."""
+        raise NotImplementedError
 
     def sample_prior(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
-        """The decoder's input (B, *shape), shape (C, h, w), row i by generator i alone, a CPU generator."""
+        """The decoder's input for latents (B, *shape) drawn from the prior, row i by the CPU generator i alone."""
+        raise NotImplementedError
+
+    def weighted_sample(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The decoder's input for z drawn from q(z | x), and log p(z) - log q(z | x) in nats, (B,) in float64."""
+        raise NotImplementedError
 
 
-class Quantizer(nn.Module):
-    """What quantisers share: latents are the features before quantisation, and `decode` takes their codes."""
-
-    def feature_channels(self, latent_channels: int) -> int:
-        return latent_channels
-
-    def encode(self, features: Tensor) -> Encoding:
-        return Encoding(features)
+class Quantizer(Bottleneck):
+    """Base class of quantisers: the latents are the features before quantisation, and `decode` quantises them."""
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.lookup(self.indices(latents)).to(latents.dtype)
 
     def indices(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) -> the indices (B, h, w) of their codes; of several codebooks (B, parts, h, w)."""
+        """Latents (B, C, h, w) -> their indices (B, h, w); of several codebooks (B, codebooks, h, w)."""
         raise NotImplementedError
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Indices as `indices` gives them -> codes (B, C, h, w)."""
+        """Indices as `indices` gives them -> vectors (B, C, h, w)."""
         raise NotImplementedError
 
     def to_indices(self, latents: Tensor) -> tuple[Tensor, ...]:
         return (self.indices(latents),)
 
-    def from_indices(self, codes: Sequence[Tensor]) -> Tensor:
-        return self.lookup(codes[0])
-
-
-def normal_rows(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
-    """Standard normal noise (B, *shape), row i from generator i."""
-    return torch.stack([torch.randn(tuple(shape), generator=each) for each in generators])
-
-
-def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise shaped like `like`, drawn on the generator's own device."""
-    return random_rows(torch.randn, like.shape, generator, dtype=like.dtype).to(like.device)
+    def from_indices(self, indices: Sequence[Tensor]) -> Tensor:
+        return self.lookup(indices[0])
 
 
 def full_precision(x: Tensor) -> Tensor:

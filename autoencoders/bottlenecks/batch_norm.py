@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from autoencoders.bottlenecks.gaussian import Gaussian
-from autoencoders.checks import check_number
 from autoencoders.distributed import joint_moments
-
-
-@dataclass(frozen=True)
-class BatchNormConfig:
-    """Settings of the bottleneck "bn"."""
-
-    mean_scale: float = 0.5
-    """bn: standard deviation over the data that every posterior mean is held at; the KL is at least half its square, in
-    nats a latent."""
-
-    def __post_init__(self) -> None:
-        check_number("mean_scale", self.mean_scale, 0, 1e3, above=True)
 
 
 class BatchNormGaussian(Gaussian):

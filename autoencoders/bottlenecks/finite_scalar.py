@@ -3,39 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, Quantizer, full_precision
 from autoencoders.bottlenecks.vector_quantizer import code_use, straight_through
-from autoencoders.checks import is_int
-
-_MAX_CODES = 2**22
-
-
-@dataclass(frozen=True)
-class FiniteScalarConfig:
-    """Settings of the bottleneck "fsq"."""
-
-    levels: tuple[int, ...] = (8, 5, 5, 5)
-    """fsq: levels of each latent channel, 3 or more (for 2 there is lfq); their product is the size of the codebook."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.levels, list):  # from YAML or JSON
-            object.__setattr__(self, "levels", tuple(self.levels))
-        fine = isinstance(self.levels, tuple) and self.levels and all(is_int(n) and n >= 3 for n in self.levels)
-        if not fine or math.prod(self.levels) > _MAX_CODES:
-            raise ValueError(
-                f"levels: expected whole numbers from 3, with a product up to {_MAX_CODES}, got {self.levels!r:.80}"
-            )
 
 
 class FiniteScalar(Quantizer):
     """Features (B, C, h, w) -> latents (B, C, h, w) in [-1, 1], C the number of channels with levels of their own.
 
-    The latents are what is bounded but not yet rounded; `decode` rounds. A channel of L levels takes the values
+    The latents are bounded but not yet rounded; `decode` rounds them. A channel of L levels takes the values
     k / floor(L / 2) for the whole numbers k from -floor(L / 2) to ceil(L / 2) - 1. Nothing but the reconstruction is
     trained: no codebook, no commitment.
     """
@@ -46,7 +25,7 @@ class FiniteScalar(Quantizer):
     def __init__(self, levels: tuple[int, ...], *, eps: float = 1e-3) -> None:
         super().__init__()
         self.num_codes, self.eps = math.prod(levels), eps
-        strides = [math.prod(levels[:place]) for place in range(len(levels))]
+        strides = [math.prod(levels[:channel]) for channel in range(len(levels))]
         self.register_buffer("levels", torch.tensor(levels)[:, None, None], persistent=False)  # (C, 1, 1)
         self.register_buffer("basis", torch.tensor(strides)[:, None, None], persistent=False)
 
@@ -62,15 +41,15 @@ class FiniteScalar(Quantizer):
         return Encoding(bounded / self._half_width)
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self._places(latents).to(latents.dtype) / self._half_width
+        return self._rounded(latents).to(latents.dtype) / self._half_width
 
     def indices(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) -> the indices (B, h, w), from 0 to prod(levels) - 1, of what they are rounded to."""
-        digits = self._places(latents).long() + self._half_width
+        """Latents (B, C, h, w) -> the indices (B, h, w) of the rounded vectors, from 0 to prod(levels) - 1."""
+        digits = self._rounded(latents).long() + self._half_width
         return (digits * self.basis).sum(1)  # mixed radix, the first channel fastest
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Indices (B, h, w) -> the codes (B, C, h, w) that `decode` gives."""
+        """Indices (B, h, w) -> the vectors (B, C, h, w) that `decode` gives."""
         digits = indices[:, None] // self.basis % self.levels
         return (digits - self._half_width) / self._half_width
 
@@ -83,7 +62,7 @@ class FiniteScalar(Quantizer):
     def _half_width(self) -> Tensor:
         return self.levels // 2
 
-    def _places(self, latents: Tensor) -> Tensor:
-        """The nearest whole numbers k of each channel; latents from elsewhere may lie outside the range."""
+    def _rounded(self, latents: Tensor) -> Tensor:
+        """The nearest whole numbers k of each channel; generated latents may lie outside the range."""
         low = -self._half_width
         return torch.minimum(torch.maximum((latents * self._half_width).round(), low), low + self.levels - 1)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, full_precision, normal_rows, standard_normal
+from autoencoders.bottlenecks.base import Bottleneck, BottleneckOutput, Encoding, full_precision
+from autoencoders.distributed import normal_rows, standard_normal
 
 LOGVAR_RANGE = (-30.0, 20.0)
 
@@ -20,11 +21,8 @@ def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mean.square() + torch.expm1(logvar) - logvar).flatten(1).sum(1)
 
 
-class Gaussian(nn.Module):
+class Gaussian(Bottleneck):
     """Features (B, 2 C, h, w) hold mean and log-variance; the latents are (B, C, h, w)."""
-
-    def feature_channels(self, latent_channels: int) -> int:
-        return 2 * latent_channels
 
     def posterior(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, the latter clamped to [-30, 20]."""
@@ -35,11 +33,7 @@ class Gaussian(nn.Module):
         mean, logvar = self.posterior(features)
         return Encoding(mean, torch.exp(0.5 * logvar))
 
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents
-
     def sample_prior(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
-        """From the prior, a standard normal: the decoder's input (B, *shape), row i by generator i."""
         return normal_rows(shape, generators)
 
     def forward(self, features: Tensor, generator: torch.Generator | None) -> BottleneckOutput:

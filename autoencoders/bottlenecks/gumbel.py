@@ -6,8 +6,7 @@ Jang et al. 2017, arXiv:1611.01144; Ramesh et al. 2021 (DALL-E), arXiv:2102.1209
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,35 +14,9 @@ from torch import Tensor, nn
 
 from autoencoders.bottlenecks.base import BottleneckOutput, Quantizer, full_precision
 from autoencoders.bottlenecks.vector_quantizer import code_use, straight_through
-from autoencoders.checks import check_bool, check_int, check_number
-from autoencoders.posterior_noise import random_rows
+from autoencoders.distributed import random_rows
 
 _CODE_SPREAD = 2.0  # of new codes: wide enough that the first choices are not all chance
-
-
-@dataclass(frozen=True)
-class GumbelConfig:
-    """Settings of the bottleneck "gumbel"."""
-
-    temperature: float = 1.0
-    """gumbel: temperature of the relaxation at the first training step."""
-    temperature_end: float = 0.0625
-    """gumbel: temperature from step temperature_steps on; the way there is a half cosine."""
-    temperature_steps: int = 10_000
-    """gumbel: training steps over which the temperature is annealed; 0: it is temperature_end from the start."""
-    straight_through: bool = False
-    """gumbel: give the decoder one code, with the gradient of the mixture (Jang et al., section 2.2)."""
-
-    def __post_init__(self) -> None:
-        for name in ("temperature", "temperature_end"):
-            check_number(name, getattr(self, name), 0, 1e3, above=True)
-        check_int("temperature_steps", self.temperature_steps, 0, 2**40)
-        check_bool("straight_through", self.straight_through)
-
-    def temperature_at(self, step: int) -> float:
-        """The temperature at a training step, counted from 0: a half cosine (Ramesh et al., appendix A.2)."""
-        done = min(1.0, step / self.temperature_steps) if self.temperature_steps else 1.0
-        return self.temperature_end + (self.temperature - self.temperature_end) * (1 + math.cos(math.pi * done)) / 2
 
 
 def gumbel_softmax(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
@@ -57,31 +30,34 @@ def gumbel_softmax(logits: Tensor, temperature: float, generator: torch.Generato
 
 
 def uniform_kl(logits: Tensor) -> Tensor:
-    """KL(softmax(logits) || uniform) = log K - H in nats, summed over the places of logits (B, K, h, w): (B,)."""
+    """KL(softmax(logits) || uniform) = log K - H in nats, summed over the positions of logits (B, K, h, w): (B,)."""
     log_q = logits.log_softmax(1)
     return (log_q.exp() * (log_q + math.log(logits.shape[1]))).flatten(1).sum(1)
 
 
 class Gumbel(Quantizer):
-    """Features (B, C, h, w) -> K logits a place -> a mixture of K codes of C channels, for the decoder.
+    """Features (B, C, h, w) -> K logits a position -> a mixture of K vectors, (B, C, h, w).
 
-    The latents are the features, of which `proj` makes the logits: C channels, which diffusion can learn, where logits
-    would be K. `decode` takes the code of the largest logit. In training the mixture is drawn; its temperature is a
-    function of `step`, which the training sets, so that nothing must be remembered to resume.
+    The latents are the features, which `proj` maps to logits: C channels, which diffusion can learn, in place of K.
+    `decode` takes the vector of the largest logit. In training the mixture is drawn, at the temperature of the step, so
+    that a resumed run needs no state.
     """
 
-    def __init__(self, num_codes: int, channels: int, config: GumbelConfig) -> None:
+    def __init__(
+        self, num_codes: int, channels: int, temperature_at: Callable[[int], float], straight_through: bool = False
+    ) -> None:
+        """`temperature_at` is the temperature as a function of the training step, counted from 0."""
         super().__init__()
-        self.num_codes, self.config = num_codes, config
+        self.num_codes, self.temperature_at, self.one_hot = num_codes, temperature_at, straight_through
         self.step = 0
         self.proj = nn.Conv2d(channels, num_codes, 1)
         self.embedding = nn.Embedding(num_codes, channels)
         # At first the logits are -|z - e_k|^2 / 2 up to a constant, so each code is the most probable somewhere. With
-        # rows at random and no such bias, only those on the hull of all could ever be, a few of 256 in 4 channels.
-        codes = nn.init.normal_(self.embedding.weight, std=_CODE_SPREAD).detach()
-        self.proj.weight.data.copy_(codes[:, :, None, None])
+        # random rows and no such bias, only those on the convex hull could ever be, a few of 256 in 4 channels.
+        vectors = nn.init.normal_(self.embedding.weight, std=_CODE_SPREAD).detach()
+        self.proj.weight.data.copy_(vectors[:, :, None, None])
         assert self.proj.bias is not None
-        self.proj.bias.data.copy_(-0.5 * codes.square().sum(1))
+        self.proj.bias.data.copy_(-0.5 * vectors.square().sum(1))
 
     def logits(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> (B, K, h, w), in float32 at least."""
@@ -92,23 +68,26 @@ class Gumbel(Quantizer):
         return self.logits(latents).argmax(1)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Indices (B, h, w) -> codes (B, C, h, w)."""
+        """Indices (B, h, w) -> vectors (B, C, h, w)."""
         return self.embedding(indices).permute(0, 3, 1, 2)
 
+    def set_step(self, step: int) -> None:
+        self.step = step
+
     def sample_prior(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
-        """From the prior, all codes equally probable: the decoder's input (B, *shape), row i by generator i."""
-        index = torch.stack([torch.randint(self.num_codes, tuple(shape[1:]), generator=each) for each in generators])
-        return self.lookup(index.to(self.embedding.weight.device))
+        # all codes are equally probable
+        rows = [torch.randint(self.num_codes, tuple(shape[1:]), generator=generator) for generator in generators]
+        return self.lookup(torch.stack(rows).to(self.embedding.weight.device))
 
     def forward(self, features: Tensor, generator: torch.Generator | None) -> BottleneckOutput:
         logits = self.logits(features)  # (B, K, h, w)
         index = logits.argmax(1)  # (B, h, w)
-        tau = self.config.temperature_at(self.step)
+        tau = self.temperature_at(self.step)
         if generator is None:
             z = self.lookup(index)
         else:
             weights = gumbel_softmax(logits, tau, generator)
-            if self.config.straight_through:
+            if self.one_hot:
                 chosen = F.one_hot(weights.argmax(1), self.num_codes).permute(0, 3, 1, 2).to(weights.dtype)
                 weights = straight_through(weights, chosen)
             z = torch.einsum("bkhw,kc->bchw", weights, self.embedding.weight.to(weights.dtype))

@@ -1,7 +1,7 @@
 """Several latent levels, each twice as fine as the one before: what VQ-VAE-2 and the ladder VAE share.
 
-Level 0 is the coarsest. All levels travel as one tensor at the coarsest grid, so whatever works on latents (B, C, h, w)
-works on a hierarchy.
+Level 0 is the coarsest. All levels are packed into one tensor at the coarsest grid, so whatever works on latents
+(B, C, h, w) works on a hierarchy.
 """
 
 from __future__ import annotations
@@ -12,15 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autoencoders.bottlenecks.registry import packed_channels
 from autoencoders.coders.blocks import Stage
-
-MAX_LEVELS = 5
-MAX_WIDTH = 4096
-
-
-def packed_channels(channels: Sequence[int]) -> int:
-    """Channels of the packed tensor for levels of so many channels: sum_l C_l 4^l."""
-    return sum(count * 4**level for level, count in enumerate(channels))
 
 
 def pack(levels: Sequence[Tensor]) -> Tensor:
@@ -39,8 +32,8 @@ def unpack(latents: Tensor, channels: Sequence[int]) -> list[Tensor]:
     """Latents (B, sum_l C_l 4^l, h, w) -> levels (B, C_l, h 2^l, w 2^l); `ValueError` for other channels."""
     if latents.ndim != 4 or latents.shape[1] != packed_channels(channels):
         raise ValueError(f"latents: expected (B, {packed_channels(channels)}, h, w), got {tuple(latents.shape)}")
-    parts = latents.split([count * 4**level for level, count in enumerate(channels)], 1)
-    return [F.pixel_shuffle(part, 2**level) for level, part in enumerate(parts)]
+    packed = latents.split([count * 4**level for level, count in enumerate(channels)], 1)
+    return [F.pixel_shuffle(x, 2**level) for level, x in enumerate(packed)]
 
 
 class BottomUp(nn.Module):
@@ -54,7 +47,7 @@ class BottomUp(nn.Module):
         self.down_blocks = nn.ModuleList(Stage(width, width, 1, groups, False, "down") for _ in range(levels - 1))
 
     def forward(self, features: Tensor) -> list[Tensor]:
-        found = [features]
+        levels = [features]
         for block in self.down_blocks:
-            found.append(block(found[-1]))
-        return found[::-1]
+            levels.append(block(levels[-1]))
+        return levels[::-1]

@@ -1,4 +1,4 @@
-"""A hierarchical VAE: groups of latents from coarse to fine, each given those above it.
+"""A hierarchical VAE: groups of latents from coarse to fine, each conditioned on those above it.
 
 Sonderby et al. 2016, arXiv:1602.02282 (ladder); Vahdat and Kautz 2020, arXiv:2007.03898 (NVAE).
 """
@@ -6,39 +6,17 @@ Sonderby et al. 2016, arXiv:1602.02282 (ladder); Vahdat and Kautz 2020, arXiv:20
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, full_precision, normal_rows, standard_normal
-from autoencoders.bottlenecks.hierarchy import MAX_LEVELS, MAX_WIDTH, BottomUp, pack, unpack
-from autoencoders.checks import check_int, check_number
+from autoencoders.bottlenecks.base import Bottleneck, BottleneckOutput, Encoding, full_precision
+from autoencoders.bottlenecks.hierarchy import BottomUp, pack, unpack
 from autoencoders.coders.blocks import ResnetBlock, Stage, group_norm
-from autoencoders.distributed import over_processes
+from autoencoders.distributed import normal_rows, over_processes, standard_normal
 
 _LOG_SIGMA = 5.0  # |log sigma| of the prior, and of the posterior relative to it, stay below
-
-
-@dataclass(frozen=True)
-class NVAEConfig:
-    """Settings of the bottleneck "nvae"."""
-
-    group_levels: int = 2
-    """nvae: levels of latents; the finest is the coder's grid, each other is half as fine as the next."""
-    groups_per_level: int = 2
-    """nvae: groups of latent_channels channels on each level, drawn one after another."""
-    group_width: int = 64
-    """nvae: channels of the network between the groups."""
-    free_bits: float = 1.0
-    """nvae: nats of KL a group and image, in the mean over the batch, that cost nothing; 0: all cost."""
-
-    def __post_init__(self) -> None:
-        check_int("group_levels", self.group_levels, 1, MAX_LEVELS)
-        check_int("groups_per_level", self.groups_per_level, 1, 64)
-        check_int("group_width", self.group_width, 1, MAX_WIDTH)
-        check_number("free_bits", self.free_bits, 0, 1e6)
 
 
 def residual_kl(delta: Tensor, log_ratio: Tensor, log_sigma: Tensor) -> Tensor:
@@ -69,7 +47,7 @@ class _Normal(nn.Sequential):
 
 
 class Group(nn.Module):
-    """One group: p(z | above), q(z | above, image) relative to it, and what the groups below are told."""
+    """One group: p(z | above), q(z | above, image) relative to it, and the state for the groups below."""
 
     def __init__(self, width: int, channels: int, groups: int, first: bool) -> None:
         super().__init__()
@@ -91,57 +69,63 @@ class Group(nn.Module):
         """delta and log r (B, C, h, w): the mean of q is that of p plus delta, its deviation that of p times r."""
         return self.posterior(self.conv_posterior(torch.cat([state, features], 1)))
 
-    def tell(self, state: Tensor, z: Tensor) -> Tensor:
-        """The state (B, width, h, w) after the group's latents are known."""
+    def update(self, state: Tensor, z: Tensor) -> Tensor:
+        """The state (B, width, h, w) after the group, with its latents added."""
         return self.resnet(state + self.conv_latents(z.to(state.dtype)))
 
 
-class NVAE(nn.Module):
+class NVAE(Bottleneck):
     """Features (B, width, H, W) -> L = levels * groups a level groups of latents -> a state (B, width, H, W).
 
-    The state starts as a constant at the coarsest grid. Each group draws its latents given the state and adds them to
-    it; between levels it is upsampled. Bottom-up features enter only the posterior. KL and samples are in nats and in
-    the order of the groups, 0 at the top.
+    The state starts as a constant at the coarsest grid. Each group draws its latents conditioned on the state and adds
+    them to it; between levels it is upsampled. Bottom-up features enter only the posterior. KL and samples are in nats
+    and in the order of the groups, 0 at the top.
 
-    The latents of an image are its posterior means, each group's given the means of those above: L C channels, packed
-    into one tensor at the coarsest grid. They have no standard deviation: the posterior of a group depends on what was
-    *drawn* above it, so that independent noise on all the means would not be a sample of the posterior.
+    The latents of an image are its posterior means, each group's conditioned on the means of those above: L C
+    channels, packed into one tensor at the coarsest grid. They have no standard deviation: the posterior of a group
+    depends on the *draws* above it, so that independent noise on all the means would not be a sample of the posterior.
 
-    Loss "kl" is the KL of all groups, as it is; "free_bits" is what lifts it to sum_l max(lambda, KL_l), each KL_l a
-    mean over the batch, that of all processes in training (Kingma et al. 2016, arXiv:1606.04934, equation 15): a
-    group below lambda feels no pressure.
+    Loss "kl" is the KL of all groups; with "free_bits" added it is sum_l max(lambda, KL_l), each KL_l a mean over the
+    batch, that of all processes in training (Kingma et al. 2016, arXiv:1606.04934, equation 15): a group below lambda
+    has no gradient of it.
     """
 
-    def __init__(self, config: NVAEConfig, channels: int, groups: int) -> None:
+    def __init__(
+        self,
+        levels: int,
+        groups_per_level: int,
+        width: int,
+        channels: int,
+        norm_groups: int,
+        *,
+        free_bits: float = 0.0,
+    ) -> None:
         super().__init__()
-        levels, width, each = config.group_levels, config.group_width, config.groups_per_level
-        self.each, self.width, self.free_bits = each, width, config.free_bits
-        self.channels = [each * channels] * levels
-        self.bottom_up = BottomUp(levels, width, groups)
+        self.groups_per_level, self.free_bits = groups_per_level, free_bits
+        self.channels = [groups_per_level * channels] * levels
+        self.bottom_up = BottomUp(levels, width, norm_groups)
         self.start = nn.Parameter(torch.zeros(width))
-        self.groups = nn.ModuleList(Group(width, channels, groups, first=not index) for index in range(levels * each))
-        self.up_blocks = nn.ModuleList(Stage(width, width, 1, groups, False, "up") for _ in range(levels - 1))
-
-    def feature_channels(self, latent_channels: int) -> int:
-        return self.width
+        self.groups = nn.ModuleList(
+            Group(width, channels, norm_groups, first=not index) for index in range(levels * groups_per_level)
+        )
+        self.up_blocks = nn.ModuleList(Stage(width, width, 1, norm_groups, False, "up") for _ in range(levels - 1))
 
     def encode(self, features: Tensor) -> Encoding:
-        levels, found = self.bottom_up(features), []
+        levels, means = self.bottom_up(features), []
 
         def choose(index: int, group: Group, state: Tensor) -> Tensor:
             mean, _ = group.prior_of(state)
-            found.append(mean + group.relative(state, levels[index // self.each])[0])
-            return found[-1]
+            means.append(mean + group.relative(state, levels[index // self.groups_per_level])[0])
+            return means[-1]
 
         self._descend(levels[0], choose)
-        return Encoding(self._packed(found))
+        return Encoding(self._packed(means))
 
     def decode(self, latents: Tensor) -> Tensor:
-        given = self._groups_of(latents)
-        return self._descend(latents, lambda index, group, state: given[index])
+        latents_of_groups = self._groups_of(latents)
+        return self._descend(latents, lambda index, group, state: latents_of_groups[index])
 
     def sample_prior(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
-        """From the prior, top-down: the decoder's input for latents (B, *shape), row i by generator i."""
         return self.from_noise(normal_rows(shape, generators).to(self.start))
 
     def from_noise(self, noise: Tensor) -> Tensor:
@@ -149,11 +133,11 @@ class NVAE(nn.Module):
 
         z_l = mu_l(z above) + sigma_l(z above) * noise_l.
         """
-        given = self._groups_of(noise)
+        noise_of_groups = self._groups_of(noise)
 
         def choose(index: int, group: Group, state: Tensor) -> Tensor:
             mean, log_sigma = group.prior_of(state)
-            return mean + torch.exp(log_sigma) * given[index]
+            return mean + torch.exp(log_sigma) * noise_of_groups[index]
 
         return self._descend(noise, choose)
 
@@ -162,7 +146,7 @@ class NVAE(nn.Module):
 
         def choose(index: int, group: Group, state: Tensor) -> Tensor:
             mean, log_sigma = group.prior_of(state)
-            delta, log_ratio = group.relative(state, levels[index // self.each])
+            delta, log_ratio = group.relative(state, levels[index // self.groups_per_level])
             terms.append(residual_kl(delta, log_ratio, log_sigma).mean())
             if generator is None:
                 return mean + delta
@@ -178,14 +162,14 @@ class NVAE(nn.Module):
     def weighted_sample(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The decoder's input for z drawn from q(z | x), and log p(z) - log q(z | x) in nats, (B,) in float64.
 
-        With a group's z = mu + sigma s under its prior and its posterior's noise eps, both given what was drawn above:
-        log p - log q = sum(eps^2 - s^2) / 2 + log r, r the posterior's deviation over the prior's.
+        With a group's z = mu + sigma s under its prior and its posterior's noise eps, both conditioned on the draws
+        above: log p - log q = sum(eps^2 - s^2) / 2 + log r, r the posterior's deviation over the prior's.
         """
         levels, terms = self.bottom_up(features), []
 
         def choose(index: int, group: Group, state: Tensor) -> Tensor:
             mean, log_sigma = group.prior_of(state)
-            delta, log_ratio = group.relative(state, levels[index // self.each])
+            delta, log_ratio = group.relative(state, levels[index // self.groups_per_level])
             noise = standard_normal(mean, generator)
             step = delta + torch.exp(log_sigma + log_ratio) * noise
             standard = (step * torch.exp(-log_sigma)).cpu().double()
@@ -204,14 +188,19 @@ class NVAE(nn.Module):
         state = self.start[:, None, None].expand(len(like), -1, *like.shape[2:])
         for index, group in enumerate(self.groups):
             assert isinstance(group, Group)
-            if index and index % self.each == 0:
-                state = self.up_blocks[index // self.each - 1](state)
-            state = group.tell(state, choose(index, group, state))
+            if index and index % self.groups_per_level == 0:
+                state = self.up_blocks[index // self.groups_per_level - 1](state)
+            state = group.update(state, choose(index, group, state))
         return state
 
     def _packed(self, latents: list[Tensor]) -> Tensor:
         """The latents (B, C, h 2^l, w 2^l) of the groups -> one tensor; those of a level side by side."""
-        return pack([torch.cat(latents[start : start + self.each], 1) for start in range(0, len(latents), self.each)])
+        return pack(
+            [
+                torch.cat(latents[start : start + self.groups_per_level], 1)
+                for start in range(0, len(latents), self.groups_per_level)
+            ]
+        )
 
     def _groups_of(self, packed: Tensor) -> list[Tensor]:
-        return [part for level in unpack(packed, self.channels) for part in level.chunk(self.each, 1)]
+        return [z for level in unpack(packed, self.channels) for z in level.chunk(self.groups_per_level, 1)]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, Quantizer
+from autoencoders.distributed import several_processes, sum_over_processes
 
 _LAPLACE_EPS = 1e-5
 _MAX_DISTANCES = 2**24  # entries of a distance matrix held at a time: 64 MiB in float32
@@ -28,11 +29,11 @@ def perplexity(counts: Tensor) -> Tensor:
 def code_use(indices: Tensor, num_codes: int, *, everywhere: bool) -> dict[str, Tensor]:
     """Metrics of a batch of indices of any shape: their perplexity, and how many different ones there are.
 
-    `everywhere`: of the batches of all processes, each of which then must ask.
+    `everywhere`: over the batches of all processes, a collective operation.
     """
     counts = torch.bincount(indices.flatten(), minlength=num_codes)
     if everywhere:
-        (counts,) = _sum_over_processes([counts[:, None]])
+        (counts,) = sum_over_processes([counts[:, None]])
     return {"perplexity": perplexity(counts.float()), "used_codes": (counts > 0).sum()}
 
 
@@ -75,12 +76,12 @@ class VectorQuantizer(Quantizer):
         if revive_after:
             self.register_buffer("unused_steps", torch.zeros(num_codes, dtype=torch.int64))
 
-    def codes(self) -> Tensor:
-        """The codebook as it is compared and looked up: (K, C)."""
+    def codebook(self) -> Tensor:
+        """The vectors (K, C) as they are compared and looked up."""
         return self.embedding.weight
 
     def vectors(self, features: Tensor) -> Tensor:
-        """Features (B, C, h, w) as they are compared with the codes, in the codes' type."""
+        """Features (B, C, h, w) as they are compared with the codebook, in its type."""
         return features.to(self.embedding.weight.dtype)
 
     def encode(self, features: Tensor) -> Encoding:
@@ -92,36 +93,36 @@ class VectorQuantizer(Quantizer):
         return self.nearest(vectors.flatten(0, 2)).view(vectors.shape[:3])
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Indices (B, h, w) -> codes (B, C, h, w)."""
-        return F.embedding(indices, self.codes()).permute(0, 3, 1, 2)
+        """Indices (B, h, w) -> vectors (B, C, h, w)."""
+        return F.embedding(indices, self.codebook()).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
         """Vectors (N, C) -> the indices (N,) of their nearest codes, by argmin_k |e_k|^2 - 2 z . e_k."""
-        codes = self.codes()  # (K, C)
+        codebook = self.codebook()  # (K, C)
         with torch.autocast(vectors.device.type, enabled=False):
-            offset = codes.square().sum(1)
-            rows = max(1, _MAX_DISTANCES // len(codes))
-            parts = vectors.to(codes.dtype).split(rows)
-            found = [torch.addmm(offset, part, codes.T, alpha=-2.0).argmin(1) for part in parts]
-        return found[0] if len(found) == 1 else torch.cat(found)
+            offset = codebook.square().sum(1)
+            rows = max(1, _MAX_DISTANCES // len(codebook))
+            chunks = vectors.to(codebook.dtype).split(rows)
+            indices = [torch.addmm(offset, chunk, codebook.T, alpha=-2.0).argmin(1) for chunk in chunks]
+        return indices[0] if len(indices) == 1 else torch.cat(indices)
 
     @torch.no_grad()
     def initialise(self, features: Tensor, generator: torch.Generator) -> None:
-        """Set the codes to K different vectors of features (B, C, h, w), drawn by `generator`.
+        """Set the codebook to K different vectors of features (B, C, h, w), drawn by `generator`.
 
         `ValueError` where there are fewer vectors than codes.
         """
-        vectors, codes = self.vectors(features).permute(0, 2, 3, 1).flatten(0, 2), self.embedding.weight.data
-        if len(vectors) < len(codes):
+        vectors, codebook = self.vectors(features).permute(0, 2, 3, 1).flatten(0, 2), self.embedding.weight.data
+        if len(vectors) < len(codebook):
             raise ValueError(
-                f"num_codes {len(codes)}: larger than the sample that would initialise the codebook, {len(vectors)}"
+                f"num_codes {len(codebook)}: larger than the sample that would initialise the codebook, {len(vectors)}"
             )
-        chosen = torch.randperm(len(vectors), generator=generator, device=generator.device)[: len(codes)]
-        codes.copy_(vectors[chosen.to(vectors.device)])
+        chosen = torch.randperm(len(vectors), generator=generator, device=generator.device)[: len(codebook)]
+        codebook.copy_(vectors[chosen.to(vectors.device)])
         if self.ema:
             self.cluster_size.fill_(1.0)
-            self.code_sum.copy_(codes)
+            self.code_sum.copy_(codebook)
 
     def forward(self, features: Tensor, generator: torch.Generator | None) -> BottleneckOutput:
         z_e = self.vectors(features)
@@ -153,7 +154,7 @@ class VectorQuantizer(Quantizer):
             if generator is None:
                 raise ValueError("reviving dead codes in training needs a generator")
             statistics.append(_candidates(vectors, len(weight), generator))
-        counts, *sums = _sum_over_processes(statistics)
+        counts, *sums = sum_over_processes(statistics)
         counts = counts.squeeze(1)
         if self.ema:
             self._move(counts, sums[0])
@@ -192,11 +193,11 @@ def _restart_sums(quantizer: nn.Module, keys: Any) -> None:
 def _candidates(vectors: Tensor, num: int, generator: torch.Generator) -> Tensor:
     """`num` vectors (num, C) at random from the (N, C) of every process, each distinct while there are enough.
 
-    The choice is that of the first process's generator. A process fills in its own vectors and leaves zeros elsewhere:
+    The choice is that of the first process's generator. A process fills in its own vectors, with zeros elsewhere:
     the sum over processes is the choice from all, the same as one process would make from the joint batch.
     """
     own = len(vectors)
-    parallel = distributed.is_available() and distributed.is_initialized()
+    parallel = several_processes()
     processes, rank = (distributed.get_world_size(), distributed.get_rank()) if parallel else (1, 0)
     order = torch.randperm(own * processes, generator=generator, device=generator.device).to(vectors.device)
     choice = order[torch.arange(num, device=vectors.device) % len(order)]
@@ -205,12 +206,3 @@ def _candidates(vectors: Tensor, num: int, generator: torch.Generator) -> Tensor
     local = choice - rank * own
     mine = (local >= 0) & (local < own)
     return torch.where(mine[:, None], vectors[local.clamp(0, own - 1)], 0.0)
-
-
-def _sum_over_processes(parts: list[Tensor]) -> tuple[Tensor, ...]:
-    """The sum over all processes of tensors (K, *), by one reduction; unchanged in a single process."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return tuple(parts)
-    joint = torch.cat(parts, dim=1)
-    distributed.all_reduce(joint)
-    return joint.split([part.shape[1] for part in parts], dim=1)

@@ -7,26 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from autoencoders.bottlenecks.base import BottleneckOutput, Encoding, full_precision, normal_rows, standard_normal
-from autoencoders.checks import check_number
-from autoencoders.posterior_noise import full_shape, own_rows
-
-
-@dataclass(frozen=True)
-class VonMisesFisherConfig:
-    """Settings of the bottleneck "vmf"."""
-
-    kappa: float = 50.0
-    """vmf: concentration of the posterior around its mean direction; near 0 it is uniform on the sphere."""
-
-    def __post_init__(self) -> None:
-        check_number("kappa", self.kappa, 0, 1e4, above=True)
+from autoencoders.bottlenecks.base import Bottleneck, BottleneckOutput, Encoding, full_precision
+from autoencoders.distributed import full_shape, normal_rows, own_rows, standard_normal
 
 
 def log_bessel(order: float, x: float) -> float:
@@ -62,7 +49,7 @@ def sample_cosine(like: Tensor, dim: int, kappa: float, generator: torch.Generat
     """w = <mu, z>, shaped like `like`, for z from vMF(mu, kappa) in R^dim (Ulrich 1984, as corrected by Wood 1994).
 
     Rejection: a Beta((d-1)/2, (d-1)/2) proposal, which is (1 + t) / 2 for a coordinate t of a uniform unit vector.
-    Every round proposes for all places, so the result depends on the generator and the shape alone.
+    Every round proposes for all positions, so the result depends on the generator and the shape alone.
     """
     b = (dim - 1) / (2 * kappa + math.sqrt(4 * kappa**2 + (dim - 1) ** 2))
     x0 = (1 - b) / (1 + b)
@@ -97,22 +84,19 @@ def sample_vmf(mu: Tensor, kappa: float, generator: torch.Generator) -> Tensor:
     return w * mu + (1 - w.square()).clamp(min=0).sqrt() * v
 
 
-class VonMisesFisher(nn.Module):
-    """Features (B, C, h, w) -> latents (B, C, h, w) of norm 1 over the channels: one sphere S^(C-1) at each place.
+class VonMisesFisher(Bottleneck):
+    """Features (B, C, h, w) -> latents (B, C, h, w) of norm 1 over the channels: one sphere S^(C-1) at each position.
 
-    A sphere a place, rather than one for the whole image, so that images of every size can be encoded. The
-    concentration is a setting, the same at all places: the KL is then a constant and cannot collapse. `encode` gives
-    the mean direction, without a standard deviation; `decode` puts what diffusion made back on the sphere.
+    A sphere a position, rather than one for the whole image, so that images of every size can be encoded. The
+    concentration is a setting, the same at all positions: the KL is then a constant and cannot collapse. `encode` gives
+    the mean direction, without a standard deviation; `decode` normalises the latents that diffusion generates.
     """
 
     def __init__(self, channels: int, kappa: float) -> None:
         super().__init__()
         self.kappa = kappa
-        self.kl = vmf_kl(kappa, channels)  # nats a place
+        self.kl = vmf_kl(kappa, channels)  # nats a position
         self.length = mean_resultant_length(kappa, channels)
-
-    def feature_channels(self, latent_channels: int) -> int:
-        return latent_channels
 
     def encode(self, features: Tensor) -> Encoding:
         return Encoding(F.normalize(full_precision(features), dim=1))
@@ -121,13 +105,13 @@ class VonMisesFisher(nn.Module):
         return F.normalize(latents, dim=1)
 
     def sample_prior(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
-        """From the prior, uniform on each place's sphere: the decoder's input (B, *shape), row i by generator i."""
+        # uniform on the sphere of each position
         return F.normalize(normal_rows(shape, generators), dim=1)
 
     def weighted_sample(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """z from the posterior, and log p(z) - log q(z | x) in nats, (B,) in float64, p uniform on the spheres.
 
-        At a place, log q = kappa <mu, z> + log C and log p = -log(area), and the KL is kappa A + log C + log(area).
+        At a position, log q = kappa <mu, z> + log C and log p = -log(area), and the KL is kappa A + log C + log(area).
         """
         mu = self.encode(features).mean
         z = sample_vmf(mu, self.kappa, generator)
@@ -137,5 +121,5 @@ class VonMisesFisher(nn.Module):
     def forward(self, features: Tensor, generator: torch.Generator | None) -> BottleneckOutput:
         mu = self.encode(features).mean
         z = mu if generator is None else sample_vmf(mu, self.kappa, generator)
-        places = mu.shape[2] * mu.shape[3]
-        return BottleneckOutput(z, losses={"kl": mu.new_tensor(self.kl * places)})
+        positions = mu.shape[2] * mu.shape[3]
+        return BottleneckOutput(z, losses={"kl": mu.new_tensor(self.kl * positions)})

@@ -1,4 +1,4 @@
-"""The parts of the convolutional encoder and decoder: residual block, attention, down- and upsampling.
+"""The layers of the convolutional encoder and decoder: residual block, attention, down- and upsampling.
 
 Parameter names are those of diffusers' `AutoencoderKL` and `VQModel`. All tensors are (B, C, H, W); with channels_last
 inputs and weights no block makes a copy to change the memory format.
@@ -23,7 +23,7 @@ def group_norm(groups: int, channels: int) -> nn.GroupNorm:
 
 
 def plain_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """The normalisation as it is, by the mean and variance of x itself."""
+    """The normalisation by the mean and variance of x itself."""
     return norm(x)
 
 
@@ -32,6 +32,15 @@ def recomputed(layer: nn.Module, x: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return layer(x)
     return checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
+
+
+class Coder(nn.Module):
+    """Base class of encoders and decoders: images or features (B, C, H, W) -> features or images.
+
+    `gradient_checkpointing = True` recomputes each stage in the backward pass; a linear coder has none.
+    """
+
+    gradient_checkpointing = False
 
 
 class ResnetBlock(nn.Module):
@@ -50,7 +59,7 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, norm: Callable[[nn.GroupNorm, Tensor], Tensor] = plain_norm) -> Tensor:
-        """`norm` applies a normalisation: a tile of an image takes the statistics from elsewhere."""
+        """`norm` applies a normalisation: a tile takes the statistics of the whole image."""
         h = self.conv1(F.silu(norm(self.norm1, x)))
         h = self.conv2(F.silu(norm(self.norm2, h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
@@ -99,7 +108,7 @@ class Upsample(nn.Module):
 
 
 class Stage(nn.Module):
-    """The residual blocks of one resolution, each followed by attention if asked, then the change of resolution."""
+    """The residual blocks of one resolution, each with attention after it if there is any, then resampling."""
 
     def __init__(
         self, in_channels: int, out_channels: int, layers: int, groups: int, attention: bool, resample: str
@@ -134,7 +143,7 @@ class Stage(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention if asked, residual block, at the lowest resolution."""
+    """Residual block, attention if there is any, residual block, at the lowest resolution."""
 
     def __init__(self, channels: int, groups: int, attention: bool) -> None:
         super().__init__()

@@ -10,16 +10,11 @@ from collections.abc import Collection, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoencoders.coders.blocks import MidBlock, Stage, group_norm, recomputed
+from autoencoders.coders.blocks import Coder, MidBlock, Stage, group_norm, recomputed
 
 
-class Encoder(nn.Module):
-    """Images (B, in_channels, H, W) -> features (B, out_channels, H / f, W / f), f = 2 ** (levels - 1).
-
-    `gradient_checkpointing = True` recomputes each stage in the backward pass instead of keeping its activations.
-    """
-
-    gradient_checkpointing = False
+class Encoder(Coder):
+    """Images (B, in_channels, H, W) -> features (B, out_channels, H / f, W / f), f = 2 ** (levels - 1)."""
 
     def __init__(
         self,
@@ -58,10 +53,8 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
-class Decoder(nn.Module):
+class Decoder(Coder):
     """Features (B, in_channels, h, w) -> images (B, out_channels, h * f, w * f): the encoder's mirror image."""
-
-    gradient_checkpointing = False
 
     def __init__(
         self,

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autoencoders.coders.blocks import Coder
 
-class LinearEncoder(nn.Module):
+
+class LinearEncoder(Coder):
     """Images (B, C, H, W) -> latents (B, k, H / p, W / p): U (x - mean) of each patch, a convolution of stride p."""
 
     def __init__(self, in_channels: int, latent_channels: int, patch: int) -> None:
@@ -26,7 +28,7 @@ class LinearEncoder(nn.Module):
         return F.conv2d(x, self.weight, self.bias, stride=self.patch)
 
 
-class LinearDecoder(nn.Module):
+class LinearDecoder(Coder):
     """Latents (B, k, h, w) -> images (B, C, h p, w p): mean + V z of each patch."""
 
     def __init__(self, in_channels: int, latent_channels: int, patch: int) -> None:

@@ -7,54 +7,22 @@ decoder of a quantised autoencoder); He et al. 2022, arXiv:2111.06377 (fixed pos
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoencoders.checks import check_int, check_number
-from autoencoders.coders.blocks import recomputed
+from autoencoders.coders.blocks import Coder, recomputed
+from autoencoders.settings import ViTConfig
 
 _EPS = 1e-6
-_MAX_WIDTH = 16384
-
-
-@dataclass(frozen=True)
-class ViTConfig:
-    """Settings of the coder "vit"."""
-
-    vit_width: int = 192
-    """vit: channels of a patch inside the transformer; a multiple of 4 and of vit_heads."""
-    vit_layers: int = 4
-    """vit: blocks in the encoder, and as many in the decoder."""
-    vit_heads: int = 3
-    """vit: attention heads of a block."""
-    vit_mlp_ratio: float = 4.0
-    """vit: width of the perceptrons inside the blocks, as a multiple of vit_width."""
-
-    def __post_init__(self) -> None:
-        check_int("vit_width", self.vit_width, 4, _MAX_WIDTH)
-        check_int("vit_layers", self.vit_layers, 1, 128)
-        check_int("vit_heads", self.vit_heads, 1, 1024)
-        check_number("vit_mlp_ratio", self.vit_mlp_ratio, 0, 16, above=True)
-        if self.vit_width % 4:
-            raise ValueError(
-                f"vit_width: expected a multiple of 4, for sines and cosines of 2 axes, got {self.vit_width}"
-            )
-        if self.vit_width % self.vit_heads:
-            raise ValueError(f"vit_heads: expected a divisor of vit_width {self.vit_width}, got {self.vit_heads}")
-
-    @property
-    def hidden(self) -> int:
-        """Width of the perceptrons."""
-        return max(1, round(self.vit_width * self.vit_mlp_ratio))
 
 
 def positions(height: int, width: int, channels: int) -> Tensor:
-    """Sines and cosines of row and column: (height * width, channels), float32; nothing is learnt, any size will do.
+    """Sines and cosines of row and column: (height * width, channels), float32; not learnt, for any size.
 
-    Vaswani et al. 2017, section 3.5, half of the channels for each axis: sin and cos of place / 10000^(4 i / channels)
+    Vaswani et al. 2017, section 3.5, half of the channels for each axis: sin and cos of
+    position / 10000^(4 i / channels)
     """
     frequencies = torch.exp(torch.arange(channels // 4, dtype=torch.float64) * (-4 * math.log(1e4) / channels))
     rows, columns = (torch.outer(torch.arange(n, dtype=torch.float64), frequencies) for n in (height, width))
@@ -89,10 +57,8 @@ class Block(nn.Module):
         return x + self.linear_2(F.gelu(self.linear_1(self.norm2(x))))
 
 
-class _Transformer(nn.Module):
+class _Transformer(Coder):
     """Patches (B, width, h, w) with their positions through all blocks, and normalised."""
-
-    gradient_checkpointing = False
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""Losses of the autoencoder."""
+"""Losses of the autoencoder: reconstruction, perceptual, adversarial."""
 
-from autoencoders.losses.adversarial import AdversarialConfig, DiscriminatorConfig, Objective, adaptive_weight
-from autoencoders.losses.autoencoder import LossConfig, LossOutput, autoencoder_loss
-from autoencoders.losses.perceptual import PerceptualConfig, feature_distance
-from autoencoders.losses.reconstruction import huber, l1, l2
+from autoencoders.losses.adversarial import adaptive_weight
+from autoencoders.losses.config import AdversarialConfig, DiscriminatorConfig, LossConfig, Objective, PerceptualConfig
+from autoencoders.losses.perceptual import feature_distance
+from autoencoders.losses.reconstruction import LossOutput, autoencoder_loss
 
 __all__ = [
     "AdversarialConfig",
@@ -15,7 +15,4 @@ __all__ = [
     "adaptive_weight",
     "autoencoder_loss",
     "feature_distance",
-    "huber",
-    "l1",
-    "l2",
 ]

@@ -1,7 +1,7 @@
-"""Discriminators: images (B, C, H, W) in [-1, 1] -> logits, large for what is taken for real.
+"""Discriminators: images (B, C, H, W) in [-1, 1] -> logits, large for images classified as real.
 
 Neither has batch normalisation: an image's logit would depend on the batch, a gradient penalty would not be one
-(Gulrajani et al. 2017, section 4), and running statistics would be a state that both players change.
+(Gulrajani et al. 2017, section 4), and running statistics would be a state that both networks change.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from autoencoders.losses.adversarial import DiscriminatorConfig
+from autoencoders.losses.config import DiscriminatorConfig
 
 _WIDEST = 8  # times the first width
 _SLOPE = 0.2
@@ -36,8 +36,8 @@ def make_discriminator(
 class PatchDiscriminator(nn.Module):
     """Logits (B, 1, h, w), one for each of many overlapping patches (Isola et al. 2017, pix2pix, appendix 6.1.2).
 
-    `layers` convolutions of stride 2, two more of stride 1: 3 layers see patches of 70 x 70 pixels and reduce the side
-    by 8; on images too small for that, 2 layers see 34 x 34 and 1 layer 16 x 16.
+    `layers` convolutions of stride 2, two more of stride 1: 3 layers have a receptive field of 70 x 70 pixels and
+    reduce the side by 8; for smaller images, 2 layers have one of 34 x 34 and 1 layer of 16 x 16.
     """
 
     def __init__(self, in_channels: int, width: int, layers: int, spectral: bool, *, image_size: int) -> None:
@@ -62,8 +62,8 @@ class PatchDiscriminator(nn.Module):
 class ResidualDiscriminator(nn.Module):
     """One logit an image, (B, 1): the discriminator of StyleGAN 2 (Karras et al. 2020), with average pooling for blur.
 
-    Residual blocks halve the image down to 4 pixels a side at most; before the last layers each image is told how much
-    those beside it in the batch differ (minibatch standard deviation, Karras et al. 2018, section 3).
+    Residual blocks halve the image down to 4 pixels a side at most; the last layers have as input how much images that
+    are next to each other in the batch differ (minibatch standard deviation, Karras et al. 2018, section 3).
     """
 
     def __init__(self, in_channels: int, width: int, layers: int, spectral: bool, *, image_size: int) -> None:
@@ -102,17 +102,17 @@ class _ResidualBlock(nn.Module):
 
 
 def batch_deviation(x: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, 1, h, w): the mean deviation of the values of up to 4 images that stand beside each other."""
+    """(B, C, h, w) -> (B, 1, h, w): the mean deviation of the values of up to 4 neighbouring images."""
     size = next(size for size in range(min(_GROUP, len(x)), 0, -1) if len(x) % size == 0)
     groups = x.unflatten(0, (-1, size))  # (B / size, size, C, h, w)
     deviation = (groups.var(1, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))  # (B / size,)
     return deviation.repeat_interleave(size).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
 
 
-def _kernel(layer: nn.Module, spectral: bool) -> nn.Module:
-    """Weights of N(0, 0.02^2) for convolutions, as in pix2pix; with spectral normalisation if asked."""
+def _kernel(layer: nn.Conv2d | nn.Linear, spectral: bool) -> nn.Module:
+    """Weights of N(0, 0.02^2) for convolutions, as in pix2pix; with `spectral`, spectrally normalised."""
     if isinstance(layer, nn.Conv2d) and not spectral:
         nn.init.kaiming_normal_(layer.weight, _SLOPE)
-    if getattr(layer, "bias", None) is not None:
-        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return spectral_norm(layer) if spectral else layer

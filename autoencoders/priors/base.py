@@ -1,4 +1,4 @@
-"""What every prior over one level of codes has in common."""
+"""The base class of priors over one level of codes, and the layers that they share."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from autoencoders.priors.config import CodeGrid, PriorConfig, PriorShape
 
 @dataclass(frozen=True)
 class PriorCondition:
-    """What a prior is told of each sample; None for what it does not know.
+    """The conditions of each sample; None where there is none.
 
-    Class ids (B,) int64, with K for no class; text states (B, L, D), and which of them count, (B, L) bool (None: all);
+    Class ids (B,) int64, with K for no class; text states (B, L, D), and their mask, (B, L) bool (None: all count);
     the maps of the coarser levels, (B, h, w) each, coarse to fine.
     """
 
@@ -27,7 +27,7 @@ class PriorCondition:
 
 
 Decoder = Callable[[Tensor, int], Tensor]
-"""(codes (B, h, w), n) -> logits (B, K) of the n-th code of the raster; it reads the codes before n and no other.
+"""(codes (B, h, w), n) -> logits (B, K) of the n-th code in raster order, which depend on the codes before n alone.
 Called with n = 0, 1, 2, ... in turn."""
 
 
@@ -35,7 +35,7 @@ class CodePrior(nn.Module):
     """p(codes) of one level, code by code in raster order: p(c) = prod_n p(c_n | c_0, ..., c_{n-1}, condition).
 
     `forward` gives the logits (B, N, K) of all N codes of whole maps (B, h, w) at once; `decoder` gives those of one
-    code after another, which is what sampling needs.
+    code after another, for sampling.
     """
 
     def __init__(self, config: PriorConfig, shape: PriorShape, level: int) -> None:
@@ -53,7 +53,7 @@ class CodePrior(nn.Module):
         raise NotImplementedError
 
     def nll(self, codes: Tensor, condition: PriorCondition, *, read: Tensor | None = None) -> Tensor:
-        """-log p of each code in nats, (B, N), float32 at least. `read`: what the network reads instead of `codes`."""
+        """-log p of each code in nats, (B, N), float32 at least. `read`: the network's input in place of `codes`."""
         logits = self(codes if read is None else read, condition)  # (B, N, K)
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         return F.cross_entropy(logits.transpose(1, 2), codes.flatten(1), reduction="none")
@@ -70,21 +70,21 @@ class CodePrior(nn.Module):
         """`ValueError` unless the condition is that of `batch` samples of this prior."""
         labels, context, mask = condition.class_labels, condition.context, condition.context_mask
         if (labels is None) != (self.shape.num_classes == 0) or (labels is not None and labels.shape != (batch,)):
-            wanted = f"({batch},)" if self.shape.num_classes else "none"
-            raise ValueError(f"class_labels: expected {wanted}, got {None if labels is None else tuple(labels.shape)}")
+            shape = f"({batch},)" if self.shape.num_classes else "none"
+            raise ValueError(f"class_labels: expected {shape}, got {None if labels is None else tuple(labels.shape)}")
         width = self.shape.context_dim
-        found = None if context is None else (len(context), context.shape[-1])
-        if found != (None if width is None else (batch, width)):
-            raise ValueError(f"context: expected {'none' if width is None else (batch, 'L', width)}, got {found}")
+        size = None if context is None else (len(context), context.shape[-1])
+        if size != (None if width is None else (batch, width)):
+            raise ValueError(f"context: expected {'none' if width is None else (batch, 'L', width)}, got {size}")
         if mask is not None and (context is None or mask.shape != context.shape[:2]):
             raise ValueError(f"context_mask: expected one entry for each text state, got {tuple(mask.shape)}")
-        maps = [tuple(each.shape) for each in condition.coarser]
+        maps = [tuple(codes.shape) for codes in condition.coarser]
         if maps != [(batch, grid.height, grid.width) for grid in self.coarser]:
             raise ValueError(f"coarser: expected the maps of {len(self.coarser)} coarser levels, got {maps}")
 
 
 class CodebookEmbedding(nn.Module):
-    """Codes (B, h, w) -> (B, h, w, D), with a table for each of the codebooks that stand side by side."""
+    """Codes (B, h, w) -> (B, h, w, D), with a table for each of the codebooks that are side by side."""
 
     def __init__(self, grid: CodeGrid, width: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class CodebookEmbedding(nn.Module):
         nn.init.normal_(self.table.weight, std=width**-0.5)
 
     def forward(self, codes: Tensor, first: int = 0) -> Tensor:
-        """`codes` begin in column `first` of the map."""
+        """`codes` start in column `first` of the map."""
         columns = torch.arange(first, first + codes.shape[-1], device=codes.device)
         return self.table(codes + columns % self.grid.codebooks * self.grid.num_codes)
 
@@ -119,12 +119,11 @@ class CodebookHead(nn.Module):
 
 
 class SpatialContext(nn.Module):
-    """What is known of each code before any is read, (B, h, w, D): its row and column, and the coarser codes there.
+    """The embedding (B, h, w, D) of each code's row, column and coarser codes.
 
-    The coarser maps go through a residual convolution at their own size and are laid over the finer grid, as the
-    conditioning stack of VQ-VAE-2 does (Razavi et al. 2019, arXiv:1906.00446, section 3.2). They stand beside the
-    codes, not before them in a longer sequence: so each code finds the coarser ones of its own place, both networks
-    take them alike, and attention costs no more than without.
+    The coarser maps go through a residual convolution at their own size and are upsampled to the finer grid, as in the
+    conditioning stack of VQ-VAE-2 (Razavi et al. 2019, arXiv:1906.00446, section 3.2). They are added to the codes, not
+    put before them in a longer sequence: both networks use them alike, and attention costs no more than without.
     """
 
     def __init__(self, grid: CodeGrid, coarser: Sequence[CodeGrid], width: int) -> None:
@@ -133,18 +132,18 @@ class SpatialContext(nn.Module):
         self.rows, self.columns = nn.Embedding(grid.height, width), nn.Embedding(grid.width, width)
         for positions in (self.rows, self.columns):
             nn.init.normal_(positions.weight, std=0.02)
-        self.above = nn.ModuleList(_CoarserLevel(each, grid, width) for each in coarser)
+        self.above = nn.ModuleList(_CoarserLevel(coarse, grid, width) for coarse in coarser)
 
     def forward(self, coarser: Sequence[Tensor], batch: int) -> Tensor:
         positions = self.rows.weight[:, None] + self.columns.weight  # (h, w, D)
-        known = positions.expand(batch, -1, -1, -1)
+        context = positions.expand(batch, -1, -1, -1)
         for above, codes in zip(self.above, coarser, strict=True):
-            known = known + above(codes)
-        return known
+            context = context + above(codes)
+        return context
 
 
 class _CoarserLevel(nn.Module):
-    """A coarser map (B, h', w') -> (B, h, w, D) on the finer grid; the codes of one place share what they are told."""
+    """A coarser map (B, h', w') -> (B, h, w, D) on the finer grid; the codes of one position have the same."""
 
     def __init__(self, coarse: CodeGrid, fine: CodeGrid, width: int) -> None:
         super().__init__()
@@ -156,8 +155,8 @@ class _CoarserLevel(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         coarse, fine = self.coarse, self.fine
-        each = self.embed(codes).unflatten(2, (coarse.columns, coarse.codebooks)).sum(3)  # (B, h', w', D), a place each
-        x = each.permute(0, 3, 1, 2)
+        x = self.embed(codes).unflatten(2, (coarse.columns, coarse.codebooks)).sum(3)  # (B, h', columns', D)
+        x = x.permute(0, 3, 1, 2)
         x = x + self.conv_mid(F.silu(self.conv_in(F.silu(x))))
         x = x.repeat_interleave(fine.height // coarse.height, 2).repeat_interleave(fine.columns // coarse.columns, 3)
         x = self.conv_out(F.silu(x))  # (B, D, h, columns)
@@ -165,7 +164,7 @@ class _CoarserLevel(nn.Module):
 
 
 class ConditionEmbedding(nn.Module):
-    """Class ids and text states as one vector (B, D) a sample: what a convolution can be told."""
+    """Class ids and text states as one vector (B, D) a sample, for networks without attention."""
 
     def __init__(self, shape: PriorShape, width: int) -> None:
         super().__init__()
@@ -173,17 +172,17 @@ class ConditionEmbedding(nn.Module):
         self.text = nn.Linear(shape.context_dim, width) if shape.context_dim is not None else None
 
     def forward(self, condition: PriorCondition) -> Tensor | None:
-        told = None
+        embedding = None
         if self.classes is not None:
-            told = self.classes(condition.class_labels)
+            embedding = self.classes(condition.class_labels)
         if self.text is not None and condition.context is not None:
             states, mask = self.text(condition.context), condition.context_mask  # (B, L, D)
             if mask is None:
                 pooled = states.mean(1)
             else:
                 pooled = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
-            told = pooled if told is None else told + pooled
-        return told
+            embedding = pooled if embedding is None else embedding + pooled
+        return embedding
 
 
 def mask_codes(codes: Tensor, probability: float, num_codes: int, uniform: Tensor) -> Tensor:
@@ -191,5 +190,5 @@ def mask_codes(codes: Tensor, probability: float, num_codes: int, uniform: Tenso
 
     Esser et al. 2021, arXiv:2012.09841 (their code's "pkeep" is 1 - probability). `uniform` is (B, 2, h, w) in [0, 1).
     """
-    drawn = (uniform[:, 1] * num_codes).long().clamp(max=num_codes - 1)
-    return torch.where(uniform[:, 0] < probability, drawn, codes)
+    random = (uniform[:, 1] * num_codes).long().clamp(max=num_codes - 1)
+    return torch.where(uniform[:, 0] < probability, random, codes)

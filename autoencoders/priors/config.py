@@ -1,4 +1,4 @@
-"""The settings of a prior over codes, and the shape of the code maps that it is for."""
+"""The settings of a prior over indices, of its sampling, and the shape of the maps of indices. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import reprlib
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from autoencoders.checks import check_int, check_number
+from autoencoders.settings import check_int, check_number
 
 MAX_CODES = 2**18  # the head gives a number for every code
 _MAX_LENGTH = 2**16  # codes of one level of one image
@@ -36,8 +36,8 @@ class PriorConfig:
     dropout: float = 0.0
     """Share of activations left out in training."""
     token_masking: float = 0.0
-    """Probability with which a code that the network reads is replaced by a random one in training, so that it learns
-    to go on from codes that are not perfect."""
+    """Probability with which a code of the network's input is replaced by a random one in training, so that it learns
+    to continue from imperfect codes."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -54,6 +54,23 @@ class PriorConfig:
             check_number(name, getattr(self, name), 0, 1)
             if getattr(self, name) == 1:
                 raise ValueError(f"{name}: expected a number below 1, got 1")
+
+
+@dataclass(frozen=True)
+class CodeSampling:
+    """How indices are drawn from a prior."""
+
+    temperature: float = 1.0
+    """Codes: logits are divided by it; below 1 the likely ones are taken more often."""
+    top_k: int = 0
+    """Codes: only the k most likely are drawn; 0: all."""
+    top_p: float = 1.0
+    """Codes: only the likeliest, as many as together have this probability, are drawn (Holtzman et al. 2020)."""
+
+    def __post_init__(self) -> None:
+        check_number("temperature", self.temperature, 0, 1e3, above=True)
+        check_int("top_k", self.top_k, 0, 2**31)
+        check_number("top_p", self.top_p, 0, 1, above=True)
 
 
 @dataclass(frozen=True)
@@ -96,10 +113,10 @@ class CodeGrid:
 
 @dataclass(frozen=True)
 class PriorShape:
-    """What priors are for: the levels of codes, coarse to fine, and the conditions.
+    """The levels of codes that priors model, coarse to fine, and their conditions.
 
-    `num_classes` K means labels 0 ... K - 1 and K for no class; 0: not told classes. `context_dim` is the width D of
-    text states (B, L, D); None: not told text.
+    `num_classes` K means labels 0 ... K - 1 and K for no class; 0: not conditioned on classes. `context_dim` is the
+    width D of text states (B, L, D); None: not conditioned on text.
     """
 
     levels: tuple[CodeGrid, ...]
@@ -121,7 +138,7 @@ class PriorShape:
 
     @property
     def uniform_bits(self) -> float:
-        """Bits a code of a code map of which nothing is known: the mean of log2 K over all codes."""
+        """Bits a code under a uniform distribution: the mean of log2 K over all codes."""
         total = sum(level.length * math.log2(level.num_codes) for level in self.levels)
         return total / sum(level.length for level in self.levels)
 
@@ -131,8 +148,8 @@ def config_of(entries: dict[str, Any]) -> tuple[PriorConfig, PriorShape]:
     known = {"settings", "levels", "num_classes", "context_dim"}
     entries = {name: value for name, value in entries.items() if not name.startswith("_")}
     if set(entries) != known:
-        strange = sorted(set(entries) ^ known)[0]
-        raise ValueError(f"expected {', '.join(sorted(known))}; {reprlib.repr(strange)} is missing or not known")
+        other = sorted(set(entries) ^ known)[0]
+        raise ValueError(f"expected {', '.join(sorted(known))}; {reprlib.repr(other)} is missing or not known")
     levels = entries["levels"]
     if not isinstance(levels, list) or not 1 <= len(levels) <= _MAX_LEVELS:
         raise ValueError(f"levels: expected a list of 1 to {_MAX_LEVELS}, got {reprlib.repr(levels)}")

@@ -1,4 +1,4 @@
-"""The priors of all levels of an autoencoder's codes, as one module and one folder."""
+"""The priors of all levels of an autoencoder's codes, as one module and one storage."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from autoencoders import storage as folder
+from autoencoders import storage
 from autoencoders.priors.base import CodePrior, PriorCondition
-from autoencoders.priors.config import PriorConfig, PriorShape, config_of
+from autoencoders.priors.config import CodeSampling, PriorConfig, PriorShape, config_of
 from autoencoders.priors.pixelcnn import PixelCNN
-from autoencoders.priors.sampling import CodeSampling, sample_codes
+from autoencoders.priors.sampling import sample_codes
 from autoencoders.priors.transformer import Transformer
 
 KINDS: dict[str, type[CodePrior]] = {"pixelcnn": PixelCNN, "transformer": Transformer}
@@ -44,14 +44,14 @@ class CodePriors(nn.Module):
     ) -> tuple[Tensor, ...]:
         """-log p in nats of the codes of each level: (B, N_l) each, for maps (B, h_l, w_l), coarse to fine.
 
-        `read` are the maps that the networks read in place of the true ones: masked tokens, in training. Coarser levels
-        are told as they are.
+        `read` are the inputs of the networks in place of the true maps: masked tokens, in training. The condition on
+        coarser levels is the true one.
         """
         if len(codes) != len(self.levels):
             raise ValueError(f"codes: expected {len(self.levels)} levels, got {len(codes)}")
-        given = codes if read is None else read
+        inputs = codes if read is None else read
         return tuple(
-            prior.nll(codes[level], replace(condition, coarser=tuple(codes[:level])), read=given[level])
+            prior.nll(codes[level], replace(condition, coarser=tuple(codes[:level])), read=inputs[level])
             for level, prior in enumerate(self.priors())
         )
 
@@ -66,25 +66,25 @@ class CodePriors(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Draw codes, level by level: one map (B, h_l, w_l) each; see `sample_codes`.
 
-        Both branches of guidance are told the same coarser codes, those that were drawn.
+        Both branches of guidance are conditioned on the same coarser codes, those that were drawn.
         """
-        drawn: tuple[Tensor, ...] = ()
+        levels: tuple[Tensor, ...] = ()
         for prior in self.priors():
             codes = sample_codes(
                 prior,
-                replace(condition, coarser=drawn),
+                replace(condition, coarser=levels),
                 generators,
                 sampling,
-                null=None if null is None else replace(null, coarser=drawn),
+                null=None if null is None else replace(null, coarser=levels),
                 guidance_scale=guidance_scale,
             )
-            drawn = (*drawn, codes)
-        return drawn
+            levels = (*levels, codes)
+        return levels
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write config.json and diffusion_pytorch_model.safetensors into a folder."""
+        """Write config.json and diffusion_pytorch_model.safetensors into a storage."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        folder.write(path, self.entries(), tensors)
+        storage.write(path, self.entries(), tensors)
 
     def entries(self) -> dict[str, Any]:
         """What config.json holds."""
@@ -100,8 +100,8 @@ class CodePriors(nn.Module):
     @classmethod
     def from_pretrained(cls, path: str | Path) -> CodePriors:
         """Read a folder that `save_pretrained` wrote, in evaluation mode; `ValueError` in one line for another."""
-        file = Path(path) / folder.CONFIG_NAME
-        entries = folder.read_json(file)
+        file = Path(path) / storage.CONFIG_NAME
+        entries = storage.read_json(file)
         if entries.get("_class_name") != _CLASS_NAME:
             raise ValueError(f"{file}: expected the settings of {_CLASS_NAME}, got {entries.get('_class_name')!r:.80}")
         try:
@@ -110,7 +110,7 @@ class CodePriors(nn.Module):
             raise ValueError(f"{file}: {error}") from None
         with torch.device("meta"):  # names and shapes are compared before memory is taken
             expected = cls(config, shape).state_dict()
-        tensors = folder.read_tensors(path, {name: tuple(tensor.shape) for name, tensor in expected.items()})
+        tensors = storage.read_tensors(path, {name: tuple(tensor.shape) for name, tensor in expected.items()})
         model = cls(config, shape)
         model.load_state_dict(tensors)
         return model.eval()

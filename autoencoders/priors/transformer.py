@@ -14,14 +14,14 @@ from autoencoders.priors.config import PriorConfig, PriorShape
 
 @dataclass
 class Cache:
-    """Keys and values of what a block has seen: (B, heads, room, D / heads), of which the first `length` are filled."""
+    """Keys and values of a block's inputs so far: (B, heads, capacity, D / heads), of which `length` are filled."""
 
     keys: Tensor
     values: Tensor
     length: int = 0
 
-    def grown(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values up to now, the given ones last."""
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values with these at the end."""
         start, self.length = self.length, self.length + keys.shape[2]
         self.keys[:, :, start : self.length] = keys
         self.values[:, :, start : self.length] = values
@@ -40,33 +40,33 @@ class Block(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, allowed: Tensor | None, cache: Cache | None = None) -> Tensor:
-        """`allowed` (B or 1, 1, T, all keys) bool: who may attend to whom; None: the one new token to all."""
+        """`allowed` (B or 1, 1, T, all keys) bool is the attention mask; None: the one new token attends to all."""
         q, k, v = (
-            each.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, D / heads)
-            for each in self.to_qkv(self.norm1(x)).chunk(3, -1)
+            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, D / heads)
+            for projected in self.to_qkv(self.norm1(x)).chunk(3, -1)
         )
         if cache is not None:
-            k, v = cache.grown(k, v)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-        x = x + self._dropped(self.to_out(mixed.transpose(1, 2).flatten(2)))
-        return x + self._dropped(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
+            k, v = cache.append(k, v)
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        x = x + self._dropout(self.to_out(h.transpose(1, 2).flatten(2)))
+        return x + self._dropout(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
 
-    def _dropped(self, x: Tensor) -> Tensor:
+    def _dropout(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
 
 
 class Transformer(CodePrior):
-    """Tokens: the text states, then the start, which is told the class, then the codes but the last.
+    """Tokens: the text states, then the start, which is the class embedding, then the codes but the last.
 
-    The text is a prefix whose tokens see each other; start and codes see the text and what stands before them. Each
-    token is also told what surrounds the code that it must foretell: row, column, coarser codes.
+    The text is a prefix with full attention; start and codes attend to the text and to the tokens before them. Added to
+    each token is the spatial context of the code that it predicts: row, column, coarser codes.
     """
 
     def __init__(self, config: PriorConfig, shape: PriorShape, level: int) -> None:
         super().__init__(config, shape, level)
         width = config.width
         self.embed = CodebookEmbedding(self.grid, width)
-        self.surroundings = SpatialContext(self.grid, self.coarser, width)
+        self.add_module("surroundings", SpatialContext(self.grid, self.coarser, width))  # the name in weight files
         self.start = nn.Embedding(shape.num_classes + 1, width)  # the last: no class
         nn.init.normal_(self.start.weight, std=width**-0.5)
         self.text = nn.Linear(shape.context_dim, width) if shape.context_dim is not None else None
@@ -81,10 +81,10 @@ class Transformer(CodePrior):
     def forward(self, codes: Tensor, condition: PriorCondition) -> Tensor:
         self.check(codes, condition)
         batch, length = len(codes), self.grid.length
-        known = self.surroundings(condition.coarser, batch).flatten(1, 2)  # (B, N, D)
+        context = self.get_submodule("surroundings")(condition.coarser, batch).flatten(1, 2)  # (B, N, D)
         before = torch.cat([self._start(condition, batch), self.embed(codes).flatten(1, 2)[:, :-1]], 1)  # (B, N, D)
         prefix = self._prefix(condition, batch)  # (B, L, D)
-        x = torch.cat([prefix, before + known], 1)
+        x = torch.cat([prefix, before + context], 1)
         x = F.dropout(x, self.config.dropout, self.training)
         allowed = self._allowed(condition, prefix.shape[1], prefix.shape[1] + length, x.device)
         for block in self.blocks:
@@ -92,22 +92,23 @@ class Transformer(CodePrior):
         return self.head(self.norm(x[:, prefix.shape[1] :]))
 
     def decoder(self, condition: PriorCondition, batch: int) -> Decoder:
-        """Each code passes once; keys and values of those before it are kept."""
+        """Each code is an input once; keys and values of those before it are cached."""
         self.check_condition(condition, batch)
-        known = self.surroundings(condition.coarser, batch).flatten(1, 2)
+        context = self.get_submodule("surroundings")(condition.coarser, batch).flatten(1, 2)
         prefix = self._prefix(condition, batch)
         length, heads = prefix.shape[1], self.config.heads
-        room = (batch, heads, length + self.grid.length, self.config.width // heads)
-        caches = [Cache(known.new_empty(room), known.new_empty(room)) for _ in self.blocks]
-        everything = self._allowed(condition, length, length + self.grid.length, known.device)
+        capacity = (batch, heads, length + self.grid.length, self.config.width // heads)
+        caches = [Cache(context.new_empty(capacity), context.new_empty(capacity)) for _ in self.blocks]
+        everything = self._allowed(condition, length, length + self.grid.length, context.device)
 
         def logits(codes: Tensor, n: int) -> Tensor:
             if n == 0:
-                x = torch.cat([prefix, self._start(condition, batch) + known[:, :1]], 1)
+                x = torch.cat([prefix, self._start(condition, batch) + context[:, :1]], 1)
                 allowed = everything[:, :, : length + 1, : length + 1]
             else:
                 row, column = divmod(n - 1, self.grid.width)
-                x = self.embed(codes[:, row : row + 1, column : column + 1], column).flatten(1, 2) + known[:, n : n + 1]
+                token = self.embed(codes[:, row : row + 1, column : column + 1], column)  # (B, 1, 1, D)
+                x = token.flatten(1, 2) + context[:, n : n + 1]
                 allowed = everything[:, :, length + n : length + n + 1, : length + n + 1]
             for block, cache in zip(self.blocks, caches, strict=True):
                 x = block(x, allowed, cache)
@@ -118,8 +119,8 @@ class Transformer(CodePrior):
     def _start(self, condition: PriorCondition, batch: int) -> Tensor:
         """(B, 1, D)."""
         labels = condition.class_labels
-        chosen = self.start.weight[-1:].expand(batch, -1) if labels is None else self.start(labels)
-        return chosen[:, None]
+        start = self.start.weight[-1:].expand(batch, -1) if labels is None else self.start(labels)
+        return start[:, None]
 
     def _prefix(self, condition: PriorCondition, batch: int) -> Tensor:
         """The text as tokens (B, L, D); L = 0 without."""
@@ -128,14 +129,14 @@ class Transformer(CodePrior):
         return self.text(condition.context)
 
     def _allowed(self, condition: PriorCondition, prefix: int, total: int, device: torch.device) -> Tensor:
-        """(B or 1, 1, T, T) bool: causal, but the text sees itself whole; text that does not count is seen by none.
+        """(B or 1, 1, T, T) bool: causal, with full attention inside the text; masked text is attended to by none.
 
-        Nobody is left with nothing to see: every token sees itself.
+        Every token attends to itself, so that no row is empty.
         """
         allowed = torch.ones(total, total, dtype=torch.bool, device=device).tril()
         allowed[:prefix, :prefix] = True
         if condition.context_mask is None:
             return allowed[None, None]
-        seen = F.pad(condition.context_mask.to(device=device, dtype=torch.bool), (0, total - prefix), value=True)
+        counts = F.pad(condition.context_mask.to(device=device, dtype=torch.bool), (0, total - prefix), value=True)
         itself = torch.eye(total, dtype=torch.bool, device=device)
-        return (allowed & seen[:, None, :] | itself)[:, None]
+        return (allowed & counts[:, None, :] | itself)[:, None]

@@ -135,7 +135,7 @@ def _candidate(name: str, folder: str, model: Autoencoder, training: Autoencoder
     root = run_of(folder)
     if training is None or root is None:
         return Candidate(name, model)
-    closed_form = model.config.bottleneck == "linear"
+    closed_form = model.config.coder_kind == "linear"
     cost = (None, None) if closed_form else training_cost(root, training.training.train_batch_size)
     return Candidate(name, model, training.loss, *cost)
 

@@ -58,7 +58,7 @@ def train_with(kind: str, settings: Any, command: str = "") -> dict[str, Any]:
     from ldm.training.loop import train
 
     task, device = _task(kind, settings)
-    if kind == "autoencoder" and settings.autoencoder.bottleneck == "linear":
+    if kind == "autoencoder" and settings.autoencoder.coder_kind == "linear":
         from ldm.training.tasks.linear import fit
 
         return fit(task, settings.training.output_dir, to_yaml(settings))
@@ -88,7 +88,7 @@ def _dry_run(kind: str, settings: Any) -> int:
     """`--dry-run`: print what the training would cost, one figure a line."""
     from ldm.training.dry_run import STEPS, dry_run
 
-    if kind == "autoencoder" and settings.autoencoder.bottleneck == "linear":
+    if kind == "autoencoder" and settings.autoencoder.coder_kind == "linear":
         raise UserError("--dry-run: a linear autoencoder is fitted in one pass, without steps; leave it out")
     changes: dict[str, Any] = {}  # what no step does, but may train a network first
     if kind == "autoencoder":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autoencoders.posterior_noise import ShardGenerator
+from autoencoders.distributed import ShardGenerator
 
 
 def key(*parts: int | str) -> int:

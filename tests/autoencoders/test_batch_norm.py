@@ -7,7 +7,8 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from autoencoders import Autoencoder, AutoencoderConfig, LossConfig, autoencoder_loss
-from autoencoders.bottlenecks import BatchNormConfig, BatchNormGaussian
+from autoencoders.bottlenecks import BatchNormConfig
+from autoencoders.bottlenecks.batch_norm import BatchNormGaussian
 
 
 def generator(seed=0):

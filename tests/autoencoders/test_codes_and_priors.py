@@ -9,11 +9,11 @@ import pytest
 import torch
 from scipy import stats
 
-from autoencoders import BOTTLENECKS, Autoencoder, AutoencoderConfig, measure_latents
+from autoencoders import Autoencoder, AutoencoderConfig, bottlenecks, measure_latents
 
 SMALL = AutoencoderConfig(block_out_channels=(8, 16), norm_num_groups=4, num_codes=32, revive_after=0)
 SMALL = replace(SMALL, fsq=replace(SMALL.fsq, levels=(5, 4, 3, 3)))
-LEARNED = [name for name in BOTTLENECKS if name not in ("identity", "linear")]
+LEARNED = [name for name in bottlenecks(plugins=False) if name not in ("identity", "linear")]
 
 
 def generators(*seeds):

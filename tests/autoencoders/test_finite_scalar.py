@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from autoencoders import AutoencoderConfig
-from autoencoders.bottlenecks import FiniteScalar, FiniteScalarConfig
+from autoencoders.bottlenecks import FiniteScalarConfig
+from autoencoders.bottlenecks.finite_scalar import FiniteScalar
 
 
 def features(batch=8, channels=4, size=8, seed=0):

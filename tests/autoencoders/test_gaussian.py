@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from autoencoders.bottlenecks import Gaussian, gaussian_kl
+from autoencoders.bottlenecks.gaussian import Gaussian, gaussian_kl
 
 
 def random(*shape, seed=0):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from autoencoders import Autoencoder, AutoencoderConfig
-from autoencoders.bottlenecks import Gumbel, GumbelConfig, gumbel_softmax, uniform_kl
+from autoencoders.bottlenecks import GumbelConfig
+from autoencoders.bottlenecks.gumbel import Gumbel, gumbel_softmax, uniform_kl
 
 
 def generator(seed=0):
@@ -48,14 +49,14 @@ def test_as_the_temperature_falls_the_weights_tend_to_one_hot_and_as_it_grows_to
 
 
 def test_new_logits_fall_with_the_distance_to_the_codes():
-    model, z = Gumbel(64, 4, GumbelConfig()).double(), 2 * random(2, 4, 16, 16)
+    model, z = Gumbel(64, 4, GumbelConfig().temperature_at).double(), 2 * random(2, 4, 16, 16)
     distance = torch.cdist(z.permute(0, 2, 3, 1).flatten(0, 2), model.embedding.weight)  # (N, K)
     assert torch.equal(model.indices(z).flatten(), distance.argmin(1))
     assert len(model.indices(model.embedding.weight[:, :, None, None]).unique()) == 64  # no code is out of reach
 
 
 def quantizer(**settings):
-    model = Gumbel(16, 4, GumbelConfig(**settings)).double()
+    model = Gumbel(16, 4, GumbelConfig(**settings).temperature_at, settings.get("straight_through", False)).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, generator=generator(3))
     return model

@@ -12,7 +12,8 @@ from scipy import stats
 
 from autoencoders import Autoencoder, AutoencoderConfig, LossConfig, autoencoder_loss
 from autoencoders.bottlenecks import VQVAE2Config
-from autoencoders.bottlenecks.hierarchy import pack, packed_channels, unpack
+from autoencoders.bottlenecks.hierarchy import pack, unpack
+from autoencoders.bottlenecks.registry import packed_channels
 
 
 def generator(seed=0):
@@ -147,9 +148,9 @@ def test_both_code_maps_are_used_and_the_bottom_holds_the_high_frequencies(train
 
 def test_dropped_levels_are_the_finer_ones():
     module = Autoencoder(settings(3, 0.5)).quantize
-    seen = torch.stack(module._seen(torch.zeros(4000, 1, 1, 1), generator())).flatten(1)  # (3, B)
-    assert torch.equal(seen, seen.sort(0, descending=True).values)
-    torch.testing.assert_close(seen.mean(1), torch.tensor([1.0, 0.75, 0.5]), rtol=0, atol=0.04)
+    masks = torch.stack(module._level_masks(torch.zeros(4000, 1, 1, 1), generator())).flatten(1)  # (3, B)
+    assert torch.equal(masks, masks.sort(0, descending=True).values)
+    torch.testing.assert_close(masks.mean(1), torch.tensor([1.0, 0.75, 0.5]), rtol=0, atol=0.04)
     model, x = Autoencoder(settings(2, 1.0, codebook="gradient", revive_after=0), seed=1), textured(4)
     alone = model.train()(x, generator=generator()).reconstruction
     model.quantize.quantizers()[1].embedding.weight.data.add_(1.0)

@@ -13,7 +13,8 @@ from torch import nn
 from torch.distributions import Laplace, Normal
 
 from autoencoders import Autoencoder, AutoencoderConfig, LossConfig
-from autoencoders.bottlenecks import VonMisesFisher, VonMisesFisherConfig
+from autoencoders.bottlenecks import VonMisesFisherConfig
+from autoencoders.bottlenecks.von_mises_fisher import VonMisesFisher
 from autoencoders.importance import (
     LogitLaplaceLikelihood,
     PixelLikelihood,
@@ -129,7 +130,7 @@ def test_the_logit_laplace_density_is_one_of_images():
     assert weights.shape == (4,) and weights.isfinite().all()
     with pytest.raises(ValueError, match="decoder gives a scale"):
         implied_likelihood(loss, 0.1)
-    with pytest.raises(ValueError, match="huber: is not that of a likelihood"):
+    with pytest.raises(ValueError, match="huber: has no likelihood"):
         implied_likelihood(LossConfig("huber"))
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from autoencoders import AutoencoderConfig
-from autoencoders.bottlenecks import LookupFree, LookupFreeConfig
-from autoencoders.bottlenecks.lookup_free import entropy_penalty
+from autoencoders.bottlenecks import LookupFreeConfig
+from autoencoders.bottlenecks.lookup_free import LookupFree, entropy_penalty
 
 
 def vectors(count=50, channels=5, seed=0):

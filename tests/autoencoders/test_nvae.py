@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
 from autoencoders import Autoencoder, AutoencoderConfig, LossConfig, autoencoder_loss
-from autoencoders.bottlenecks import NVAEConfig, residual_kl
+from autoencoders.bottlenecks import NVAEConfig
 from autoencoders.bottlenecks.hierarchy import pack, unpack
+from autoencoders.bottlenecks.nvae import residual_kl
 
 KL = 0.01
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import distributed
 
 from autoencoders import AutoencoderConfig
-from autoencoders.bottlenecks import VectorQuantizer, make_bottleneck, perplexity, straight_through
 from autoencoders.bottlenecks import vector_quantizer as module
+from autoencoders.bottlenecks.vector_quantizer import VectorQuantizer, perplexity, straight_through
 
 
 def generator(seed=0):
@@ -174,7 +174,7 @@ def train_steps(folder):
         distributed.init_process_group("gloo")
     for kind in KINDS:
         config = AutoencoderConfig(bottleneck=kind, num_codes=32, num_quantizers=2, revive_after=2, codebook_decay=0.9)
-        model = make_bottleneck(config).double().train()
+        model = config.options.build(config).double().train()
         model.initialise(2 * latents(batch=16, seed=77, channels=4), generator(1))
         draws = generator(100 + rank)
         for step in range(12):

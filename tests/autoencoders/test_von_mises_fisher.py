@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from scipy import special, stats
 
-from autoencoders.bottlenecks import VonMisesFisher, VonMisesFisherConfig
+from autoencoders.bottlenecks import VonMisesFisherConfig
 from autoencoders.bottlenecks.von_mises_fisher import (
+    VonMisesFisher,
     log_bessel,
     mean_resultant_length,
     sample_cosine,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from autoencoders import Autoencoder, AutoencoderConfig
-from autoencoders.bottlenecks import CosineQuantizer, ProductQuantizer, ResidualQuantizer, VectorQuantizer
+from autoencoders.bottlenecks.vq_family import CosineQuantizer, ProductQuantizer, ResidualQuantizer
 
 CHANNELS = 6
 
@@ -22,14 +22,10 @@ def latents(batch=4, size=6, seed=0):
     return torch.randn(batch, CHANNELS, size, size, dtype=torch.float64, generator=generator(seed))
 
 
-def part(channels, **options):
-    return VectorQuantizer(16, channels, **{"codebook": "gradient", **options})
-
-
 FAMILY = {
     "cosine": lambda **options: CosineQuantizer(16, CHANNELS, **{"codebook": "gradient", **options}),
-    "product": lambda **options: ProductQuantizer(3, CHANNELS, lambda channels: part(channels, **options)),
-    "residual": lambda **options: ResidualQuantizer(3, CHANNELS, lambda channels: part(channels, **options)),
+    "product": lambda **options: ProductQuantizer(3, 16, CHANNELS, **{"codebook": "gradient", **options}),
+    "residual": lambda **options: ResidualQuantizer(3, 16, CHANNELS, **{"codebook": "gradient", **options}),
 }
 
 
@@ -91,9 +87,9 @@ def test_cosine_looks_at_directions_alone():
 
 def test_product_is_a_quantiser_for_each_group():
     model, z = made("product"), latents(seed=2)
-    for place, (group, quantiser) in enumerate(zip(z.split(2, 1), model.parts, strict=True)):
+    for place, (group, quantiser) in enumerate(zip(z.split(2, 1), model.quantizers(), strict=True)):
         torch.testing.assert_close(model.decode(z)[:, 2 * place : 2 * place + 2], quantiser.decode(group))
-    apart = [q(group, None).losses["codebook"] for q, group in zip(model.parts, z.split(2, 1), strict=True)]
+    apart = [q(group, None).losses["codebook"] for q, group in zip(model.quantizers(), z.split(2, 1), strict=True)]
     expected = torch.stack(apart).mean()
     torch.testing.assert_close(model(z, None).losses["codebook"], expected)
     torch.testing.assert_close(expected, F.mse_loss(model.decode(z), z))  # a mean over all elements
@@ -105,7 +101,8 @@ def test_residual_error_falls_with_each_stage():
         model(z, generator(4))
     model.eval()
     for data in (z, latents(batch=8, seed=9)):  # held out, too
-        codes = [stage.lookup(index) for stage, index in zip(model.parts, model.indices(data).unbind(1), strict=True)]
+        stages = zip(model.quantizers(), model.indices(data).unbind(1), strict=True)
+        codes = [stage.lookup(index) for stage, index in stages]
         errors = [data.square().mean().item()]
         errors += [(data - sum(codes[: stage + 1])).square().mean().item() for stage in range(3)]
         assert errors == sorted(errors, reverse=True) and errors[3] < 0.6 * errors[1]
@@ -129,7 +126,7 @@ def test_revival_brings_dead_codes_into_use(name):
 @pytest.mark.parametrize("name", FAMILY)
 def test_codes_from_data_are_vectors_of_the_sample(name):
     model = made(name)
-    first = model if name == "cosine" else model.parts[0]
+    first = model if name == "cosine" else model.quantizers()[0]
     own = first.vectors(latents()[:, : first.embedding.weight.shape[1]]).permute(0, 2, 3, 1).flatten(0, 2)
     assert (first.embedding.weight[:, None] == own).all(-1).any(1).all()
     assert len(first.embedding.weight.unique(dim=0)) == 16
@@ -140,7 +137,7 @@ def test_codes_from_data_are_vectors_of_the_sample(name):
 
 def test_refusals():
     with pytest.raises(ValueError, match="divisor of the latents' channels, 6"):
-        ProductQuantizer(4, CHANNELS, part)
+        ProductQuantizer(4, 16, CHANNELS)
     with pytest.raises(ValueError, match="num_quantizers: expected a divisor of 6 channels, got 4"):
         AutoencoderConfig(bottleneck="product_vq", latent_channels=6)
     with pytest.raises(ValueError, match=r"indices: expected \(B, 3, h, w\), got \(1, 6, 6\)"):

@@ -187,7 +187,7 @@ def test_refusals(runs, models, refused, tmp_path):
     def check(*arguments, words):
         refused(["evaluate", *arguments, "--device", "cpu"], *words)
 
-    check(runs / "vq", "--metrics", "iwae", words=["--metrics iwae", "vq", "no density", "kl, bn, vmf and nvae"])
+    check(runs / "vq", "--metrics", "iwae", words=["--metrics iwae", "vq", "no density", "kl, bn, vmf, nvae have"])
     check(runs / "none", "--metrics", "rate", words=["--metrics rate", "none", "neither codes nor a prior"])
     check(runs / "kl", "--metrics", "psnrr", words=["unknown metric 'psnrr'", '"psnr"'])
     check(runs / "kl", "--metrics", "bits_per_dim", words=["unknown metric"])

@@ -161,7 +161,7 @@ def _measure(
     return AutoencoderRecord(
         candidate.name,
         model.config.bottleneck,
-        "patches" if model.config.bottleneck == "linear" else model.config.coder,
+        "patches" if model.config.coder_kind == "linear" else model.config.coder,
         (model.latent_channels, size // model.factor, size // model.factor),
         encoder,
         sum(parameters.values()) - encoder,

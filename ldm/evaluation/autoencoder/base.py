@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from autoencoders import Autoencoder, LossConfig
-from autoencoders.bottlenecks import Gaussian
+from autoencoders.bottlenecks import bottlenecks
+from autoencoders.bottlenecks.gaussian import Gaussian
 from autoencoders.importance import has_density, standard_posterior
 from autoencoders.losses.perceptual import Distance
 from ldm.data.dataset import ImageData
@@ -60,8 +61,7 @@ class ReconstructionStats:
     @cached_property
     def codes(self) -> tuple[Tensor, ...]:
         """The codes (B, positions) of each codebook."""
-        config = self.model.config
-        books = config.num_quantizers if config.bottleneck in ("product_vq", "residual_vq") else 1
+        books = self.model.config.options.indices_per_position(self.model.config)
         levels = [level.to("cpu", torch.int32).flatten(1) for level in self.model.codes(self.images)]
         return tuple(level[:, book::books] for level in levels for book in range(books))
 
@@ -85,7 +85,8 @@ class AutoencoderMetric:
         if "posterior" in needs and not isinstance(model.quantize, Gaussian):
             return f"bottleneck {bottleneck} has no Gaussian posterior under a standard normal prior"
         if "density" in needs and not has_density(model):
-            return f"bottleneck {bottleneck} has no density of its latents, so no log p(x); kl, bn, vmf and nvae have"
+            others = ", ".join(name for name, options in bottlenecks(plugins=False).items() if options.has_density)
+            return f"bottleneck {bottleneck} has no density of its latents, so no log p(x); {others} have"
         return None
 
     def check_files(self, config: AutoencoderEvaluationConfig) -> bool:

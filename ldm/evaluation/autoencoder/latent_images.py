@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from autoencoders import Autoencoder
-from autoencoders.bottlenecks import Gaussian
+from autoencoders.bottlenecks.gaussian import Gaussian
 from ldm.data.dataset import ImageData
 from ldm.data.selection import even_indices, plain_batches
 from ldm.evaluation.metrics.image_quality import psnr

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from autoencoders import Autoencoder
-from autoencoders.bottlenecks import gaussian_kl
+from autoencoders.bottlenecks.gaussian import gaussian_kl
 from ldm.evaluation.autoencoder.base import AutoencoderEvaluation, AutoencoderMetric, ReconstructionStats
 from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
 from ldm.evaluation.metrics.latent_measures import (
@@ -95,7 +95,7 @@ class BitsPerPixel(AutoencoderMetric):
         if batch.posterior is not None:
             mean, std = (x.double() if x.device.type != "mps" else x for x in batch.posterior)
             self.divergence.append(gaussian_kl(mean, 2 * std.log()).cpu().double())
-        elif self.codes is None or batch.model.config.bottleneck == "gumbel":
+        elif self.codes is None or batch.model.has_prior:
             kl = batch.model(batch.images, generator=self.generator).losses["kl"]
             self.divergence.append(kl.cpu().double().expand(len(batch.images)))
             self.of_batches = True  # the scatter over images is not known

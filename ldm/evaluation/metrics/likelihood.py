@@ -77,7 +77,7 @@ def measure_likelihood(
     count = min(config.likelihood_images, len(data))
     chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(data))[:count].tolist()
     requests = conditions_of(pipeline, data, chosen)
-    pixels = pipeline.networks.autoencoder.config.bottleneck == "identity"
+    pixels = pipeline.networks.autoencoder.is_identity
     nats: dict[str, list[Tensor]] = {}  # figure: -log p or a term of it, (b,) each
     evaluations, dimensions = 0, 0
     for start in progress(range(0, count, batch_size), "likelihood (batches)"):

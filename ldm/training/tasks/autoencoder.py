@@ -32,14 +32,14 @@ class AutoencoderTask(Task):
     adversary: Discriminator | None
 
     def __init__(self, config: AutoencoderRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
-        if config.autoencoder.bottleneck == "identity":
+        if config.autoencoder.coder_kind == "none":
             raise UserError(
                 "there is nothing to train",
                 remedy="use another, such as kl or vq, or train a diffusion with `autoencoder` identity",
                 setting="bottleneck",
                 value="identity",
             )
-        if config.autoencoder.bottleneck == "linear" and config.corruption.active:
+        if config.autoencoder.coder_kind == "linear" and config.corruption.active:
             raise UserError(
                 "a linear autoencoder is found in closed form, undamaged",
                 remedy="leave out",
@@ -65,13 +65,13 @@ class AutoencoderTask(Task):
             )
         self.frechet = FrechetMeasure(data, device) if config.validation_rfid else None
         self.best_by = "rF" if config.validation_rfid else ""
-        if config.autoencoder.has_codebook and config.autoencoder.codebook_init == "data":
+        if "codebook_init" in config.autoencoder.options.shared and config.autoencoder.codebook_init == "data":
             self._initialise_codebook()
         self.length = len(data)
         self.fingerprint = {
             "data": data.fingerprint,
             "autoencoder": _autoencoder_fingerprint(config.autoencoder),
-            "loss": config.loss.facts(),
+            "loss": config.loss.fingerprint(),
             **({"perceptual": perceptual} if perceptual else {}),
             **(self._adversarial_fingerprint() if self.adversary is not None else {}),
             **({"corruption": dataclasses.asdict(config.corruption)} if config.corruption.active else {}),
@@ -191,7 +191,7 @@ def with_likelihood(config: AutoencoderRun) -> AutoencoderRun:
 
 def check_adversarial(config: AutoencoderRun) -> None:
     """`UserError` for a discriminator that would have no effect, and for losses that nothing is trained by."""
-    if config.autoencoder.bottleneck == "linear" and (config.adversarial.active or config.perceptual.active):
+    if config.autoencoder.coder_kind == "linear" and (config.adversarial.active or config.perceptual.active):
         raise UserError(
             "a linear autoencoder is found in closed form, by the squared error alone",
             remedy="leave out",

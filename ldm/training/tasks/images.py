@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoencoders import DiscriminatorConfig, make_discriminator
+from autoencoders import DiscriminatorConfig, PerceptualConfig, make_discriminator
 from autoencoders.losses.adversarial import clip_weights, generator_loss, learning_loss
-from autoencoders.losses.perceptual import Distance, PerceptualConfig
+from autoencoders.losses.perceptual import Distance
 from ldm.data.dataset import ImageData
 from ldm.evaluation.features.extractors import Extractor, figure_name, inception_extractor, trained_extractor
 from ldm.evaluation.features.gaussian import Gaussian
@@ -92,9 +92,9 @@ def perceptual_distance(
     if not config.active:
         return None, {}
     if config.perceptual == "lpips":
-        return lpips_distance(config.lpips_network, config.lpips_weights, device=device), config.facts()
+        return lpips_distance(config.lpips_network, config.lpips_weights, device=device), config.fingerprint()
     network, _ = trained_network(data, device=device)
-    return TrainedFeatures(network), {**config.facts(), "network": network.fingerprint()[:16]}
+    return TrainedFeatures(network), {**config.fingerprint(), "network": network.fingerprint()[:16]}
 
 
 class FrechetMeasure:

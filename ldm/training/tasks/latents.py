@@ -89,7 +89,7 @@ def load_autoencoder(folder: str, device: torch.device) -> tuple[Autoencoder, Pa
 
 def is_identity(autoencoder: Autoencoder) -> bool:
     """Whether the latents are the pixels."""
-    return autoencoder.config.bottleneck == "identity"
+    return autoencoder.is_identity
 
 
 class LatentSource:

@@ -1,6 +1,6 @@
 """The logit-Laplace likelihood of pixels (Ramesh et al. 2021, DALL-E, arXiv:2102.12092, appendix A.3).
 
-A decoder of this output gives a location and a log-scale for each number of the image: (B, 2 C, H, W).
+The decoder's output is a location and a log-scale for each number of the image: (B, 2 C, H, W).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _LOG_SCALES = (-5.0, 3.0)  # a third of an 8-bit level, and flatter than flat: a
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """Pixels in [-1, 1] -> [EPS, 1 - EPS], where a density on (0, 1) has them (appendix A.3)."""
+    """Pixels in [-1, 1] -> [EPS, 1 - EPS], inside the support (0, 1) of the density (appendix A.3)."""
     return (1 - 2 * EPS) * (images + 1) / 2 + EPS
 
 
@@ -25,7 +25,7 @@ def from_unit(pixels: Tensor) -> Tensor:
 
 
 def log_density(pixels: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
-    """The log-density of each pixel x in (0, 1): that of sigmoid(u), u from a Laplace law.
+    """The log-density of each pixel x in (0, 1): that of sigmoid(u), u Laplace-distributed.
 
     log f = -log(2 b x (1 - x)) - |logit x - mu| / b, with mu the location and b = exp(log_scale) (appendix A.3,
     equation 2). It integrates to 1 over (0, 1).
@@ -41,8 +41,8 @@ def negative_log_likelihood(images: Tensor, parameters: Tensor) -> Tensor:
     return -log_density(to_unit(images), location, log_scale).mean()
 
 
-def shown(parameters: Tensor) -> Tensor:
-    """The picture (B, C, H, W) in [-1, 1] that such a decoder shows: the median, at the location."""
+def median(parameters: Tensor) -> Tensor:
+    """The median of the likelihood, an image (B, C, H, W) in [-1, 1]."""
     return from_unit(torch.sigmoid(parameters.chunk(2, dim=1)[0]))
 
 
