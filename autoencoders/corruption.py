@@ -18,8 +18,8 @@ def patch_mask(images: Tensor, config: CorruptionConfig, generator: torch.Genera
     """
     batch, _, height, width = images.shape
     side = config.mask_patch
-    cells = (batch, 1, math.ceil(height / side), math.ceil(width / side))
-    masked = random_rows(torch.rand, cells, generator) < config.mask_probability
+    grid = (batch, 1, math.ceil(height / side), math.ceil(width / side))
+    masked = random_rows(torch.rand, grid, generator) < config.mask_probability
     mask = masked.to(images.device).repeat_interleave(side, 2).repeat_interleave(side, 3)
     return mask[:, :, :height, :width]
 

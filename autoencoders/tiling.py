@@ -176,7 +176,7 @@ class _Statistics:
 
     def __init__(self) -> None:
         self.used: dict[nn.GroupNorm, tuple[Tensor, Tensor]] = {}
-        self._measured: dict[nn.GroupNorm, tuple[int, Tensor, Tensor]] = {}
+        self._current: dict[nn.GroupNorm, tuple[int, Tensor, Tensor]] = {}
 
     def norm_of(self, rows: _Span, columns: _Span) -> Callable[[nn.GroupNorm, Tensor], Tensor]:
         """Group normalisation of one tile (1, C, h, w), which also measures the tile's own pixels."""
@@ -201,17 +201,17 @@ class _Statistics:
         """Merge the moments of `values` (G, C / G, h, w) in float64, by the parallel form of Chan et al. 1979."""
         variance, mean = torch.var_mean(values.float(), (1, 2, 3), correction=0)
         count, mean, squares = values[0].numel(), mean.double(), variance.double() * values[0].numel()
-        if layer in self._measured:
-            n, old_mean, old_squares = self._measured[layer]
+        if layer in self._current:
+            n, old_mean, old_squares = self._current[layer]
             delta = mean - old_mean
             squares = squares + old_squares + delta.square() * (n * count / (n + count))
             mean, count = old_mean + delta * (count / (n + count)), n + count
-        self._measured[layer] = count, mean, squares
+        self._current[layer] = count, mean, squares
 
     def end_pass(self) -> bool:
         """Use the statistics of this pass in the next; whether they have converged."""
         change = 0.0 if self.used else float("inf")
-        for layer, (count, mean, squares) in self._measured.items():
+        for layer, (count, mean, squares) in self._current.items():
             variance = squares / count
             if layer in self.used:
                 deviation = torch.sqrt(variance + layer.eps)
@@ -221,7 +221,7 @@ class _Statistics:
                 )
                 change = max(change, float(difference.max()))
             self.used[layer] = mean.to(layer.weight), variance.to(layer.weight)
-        self._measured = {}
+        self._current = {}
         return change < _TOLERANCE
 
 

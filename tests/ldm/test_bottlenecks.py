@@ -131,7 +131,7 @@ def test_the_settings_of_a_bottleneck_stand_under_its_name_in_yaml(tmp_path):
         ({"settings": {"levels": [8, 5, 5, 1]}}, "levels: expected whole numbers"),
         ({"settings": {"levels": [8, 5, 5, 5], "kappa": 1}}, "settings: expected an object with levels"),
         ({"settings": "none"}, "settings: expected an object with levels"),
-        ({"bottleneck": "os.system"}, "bottleneck: expected one of none, bn, vmf, fsq, lfq, gumbel"),
+        ({"bottleneck": "os.system"}, "bottleneck: expected one of none, bn, vmf, nvae, fsq, lfq, gumbel"),
         ({"bottleneck": "none"}, "settings: expected an empty object"),
         ({"bottleneck": "kl", "settings": {}}, "bottleneck: expected one of none"),
         ({"bottleneck": ["fsq"]}, "bottleneck: expected one of none"),
