@@ -1,11 +1,13 @@
-"""`ldm list samplers|guidances|metrics|configs`."""
+"""`ldm list samplers|guidances|bottlenecks|metrics|configs`."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+from autoencoders import bottlenecks
 from ldm.evaluation.registry import autoencoder_metrics, metrics
 from ldm.runtime.errors import UserError
 from ldm.runtime.settings import config_names
@@ -13,13 +15,13 @@ from ldm.runtime.text import suggest
 from samplers import GuidanceInfo, guidances, parse_guidance, samplers
 
 Info = TypeVar("Info")
-KINDS = ("samplers", "guidances", "metrics", "configs")
+KINDS = ("samplers", "guidances", "bottlenecks", "metrics", "configs")
 
 
 def run(arguments: list[str]) -> int:
     """Print one table."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: ldm list samplers|guidances|metrics|configs")
+        print(f"usage: ldm list {'|'.join(KINDS)}")
         return 0 if arguments else 2
     if arguments[0] not in KINDS:
         raise UserError(f"cannot list {arguments[0]!r}", remedy=suggest(arguments[0], KINDS))
@@ -31,6 +33,20 @@ def run(arguments: list[str]) -> int:
             [
                 (i.name, i.order, "no" if i.deterministic else "yes", i.evaluations, _options(i.options), i.source)
                 for i in _entries(samplers)
+            ],
+        )
+    elif arguments[0] == "bottlenecks":
+        _table(
+            ("name", "latents", "prior", "options", "source"),
+            [
+                (
+                    i.name,
+                    (i.__doc__ or "").split("\n")[0].rstrip("."),
+                    "yes" if i.has_prior else "no",
+                    _options({option.name: option.default for option in dataclasses.fields(i)}),  # type: ignore[arg-type]
+                    i.source,
+                )
+                for i in _entries(bottlenecks)
             ],
         )
     elif arguments[0] == "metrics":

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import autoencoders
 from autoencoders import (
     Autoencoder,
     AutoencoderConfig,
@@ -293,3 +296,16 @@ def test_a_damaged_folder_is_refused_in_one_line(name, tmp_path):
     assert str(tmp_path) in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 1000
+
+
+def test_settings_and_registered_names_import_no_torch():
+    root = Path(autoencoders.__file__).parent
+    files = [*root.rglob("config.py"), root / "settings.py", root / "bottlenecks" / "__init__.py"]
+    files += [root / "bottlenecks" / f"{name}.py" for name in ("registry", "continuous", "discrete")]
+    modules = {f"autoencoders.{'.'.join(path.relative_to(root).with_suffix('').parts)}" for path in files}
+    for path in files:
+        for node in ast.parse(path.read_text()).body:  # what `build` imports is inside functions
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            ours = {name for name in names if name.startswith("autoencoders")}
+            assert ours <= modules | {"autoencoders.bottlenecks"} and "torch" not in names, path

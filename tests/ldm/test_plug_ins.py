@@ -1,7 +1,9 @@
 """Another installed package brings a solver and a guidance with options of their own, by entry points alone."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from autoencoders import Autoencoder
+from autoencoders.bottlenecks import registry as bottleneck_registry
 from samplers import registry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +44,32 @@ class Theirs(Guidance):
 """
 
 
-def install(site, package, files, samplers=(), guidances=()):
+BOTTLENECK = """
+from dataclasses import dataclass
+from autoencoders import Bottleneck, BottleneckConfig, BottleneckOutput, bottleneck
+
+class Scaled(Bottleneck):
+    def __init__(self, gain):
+        super().__init__()
+        self.gain = gain
+
+    def decode(self, latents):
+        return self.gain * latents
+
+    def forward(self, features, generator):
+        return BottleneckOutput(self.gain * features, {"size": features.square().mean()})
+
+@bottleneck("mine", source="Doe 2026, eq. 3")
+@dataclass(frozen=True)
+class ScaledConfig(BottleneckConfig):
+    gain: float = 1.0
+
+    def build(self, config):
+        return Scaled(self.gain)
+"""
+
+
+def install(site, package, files, samplers=(), guidances=(), bottlenecks=()):
     """What pip leaves behind: the package, and its dist-info with entry points."""
     (site / package).mkdir(parents=True)
     (site / package / "__init__.py").write_text("")
@@ -49,7 +78,7 @@ def install(site, package, files, samplers=(), guidances=()):
     info = site / f"{package}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    groups = {"ldm.samplers": samplers, "ldm.guidances": guidances}
+    groups = {"ldm.samplers": samplers, "ldm.guidances": guidances, "ldm.bottlenecks": bottlenecks}
     lines = [f"[{group}]\n" + "".join(f"{point}\n" for point in points) for group, points in groups.items()]
     (info / "entry_points.txt").write_text("\n".join(lines))
 
@@ -61,6 +90,8 @@ def site(tmp_path, monkeypatch):
     for name, value in (("_samplers", dict(registry._samplers)), ("_guidances", dict(registry._guidances))):
         monkeypatch.setattr(registry, name, value)
     monkeypatch.setattr(registry, "_plugged", set())
+    monkeypatch.setattr(bottleneck_registry, "_bottlenecks", dict(bottleneck_registry._bottlenecks))
+    monkeypatch.setattr(bottleneck_registry, "_loaded", set())
     before = set(sys.modules)
     yield tmp_path / "site"
     for name in set(sys.modules) - before:
@@ -111,6 +142,32 @@ def test_a_package_that_fails_is_named_in_one_line(models, refused, site, tmp_pa
     install(site, "plug", {"solver": file}, ["mine = plug.solver:mine"])
     refused(["list", "samplers"], "plug", *words)
     refused(["sample", models.text, "--device", "cpu", "--output-dir", tmp_path / "out"], "plug", *words)
+
+
+def test_a_bottleneck_of_another_package(models, ldm, refused, site, tmp_path):
+    install(site, "plug", {"bottleneck": BOTTLENECK}, bottlenecks=["mine = plug.bottleneck:ScaledConfig"])
+    assert re.search(r"^mine .* no +gain=1.0 +Doe 2026, eq. 3$", ldm("list", "bottlenecks").out, re.MULTILINE)
+    command = models.command("autoencoder", tmp_path / "run", "--bottleneck", "mine( gain=0.5 )", steps=2)
+    found = ldm(*command)
+    assert found.code == 0, found.err
+    vae = tmp_path / "run" / "vae"
+    stored = json.loads((vae / "config.json").read_text())
+    assert (stored["_class_name"], stored["bottleneck"], stored["settings"]) == ("Autoencoder", "mine", {"gain": 0.5})
+    loaded = Autoencoder.from_pretrained(vae)
+    assert (loaded.config.bottleneck, loaded.quantize.gain) == ("mine(gain=0.5)", 0.5)
+    assert ldm(*command, "--max-train-steps", 3).code == 0, "resumed"
+    for text, words in {
+        "mine(size=1)": "its options are gain",
+        "mine(__import__('os'))": "such as",
+        "min": "mine",
+    }.items():
+        refused(models.command("autoencoder", tmp_path / "other", "--bottleneck", text), "bottleneck", words)
+    shutil.rmtree(site)  # the package is uninstalled
+    del bottleneck_registry._bottlenecks["mine"]
+    bottleneck_registry._loaded.clear()
+    refused(["evaluate", tmp_path / "run", "--metrics", "psnr"], "config.yaml", "bottleneck", "'mine'", "plug-in")
+    with pytest.raises(ValueError, match=r"config\.json: bottleneck: .*installed plug-in, got 'mine'"):
+        Autoencoder.from_pretrained(vae)
 
 
 def test_two_packages_with_one_name(refused, models, site):
