@@ -18,32 +18,24 @@ stopping:
     (torch.Size([4, 3]), True)
 """
 
-from samplers.guidance import (
-    AdaptiveProjected,
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from samplers.guidance.base import ScaledDifferenceGuidance
+from samplers.guidance.classifier import Classifier, energy
+from samplers.guidance.classifier_free import (
     CFGPlusPlus,
-    Classifier,
     ClassifierFree,
-    DynamicThreshold,
-    FrequencyDecoupled,
-    Keep,
-    Rescale,
-    ScaledDifferenceGuidance,
-    Tangential,
-    ZeroStar,
     autoguidance,
-    colour,
-    energy,
-    guide,
-    inpainting,
     perturbed_attention,
-    similarity,
     skip_layer,
     smoothed_energy,
-    with_energy,
 )
+from samplers.guidance.frequency import FrequencyDecoupled
+from samplers.guidance.guide import guide
+from samplers.guidance.projected import AdaptiveProjected, Tangential, ZeroStar
+from samplers.guidance.rescale import DynamicThreshold, Keep, Rescale
 from samplers.level import Denoise, Evaluate, Guidance, Level, Noise, Prediction, Schedule, Solver, Step
-from samplers.likelihood import Bound, bits_per_dim, flow_log_likelihood, variational_bound
-from samplers.noise import BrownianNoise, SampleNoise, interpolate
 from samplers.registry import (
     GuidanceInfo,
     SamplerInfo,
@@ -57,32 +49,23 @@ from samplers.registry import (
     sampler,
     samplers,
 )
-from samplers.schedule import DiscreteSchedule, EDMSchedule, FlowSchedule
-from samplers.solvers import (
-    ddim,
-    ddim_inversion,
-    ddpm,
-    deis,
-    dpm_2,
-    dpm_2_ancestral,
-    dpm_solver,
-    dpmpp_2m,
-    dpmpp_2m_sde,
-    dpmpp_2s,
-    dpmpp_2s_ancestral,
-    dpmpp_3m,
-    dpmpp_3m_sde,
-    dpmpp_sde,
-    euler,
-    euler_ancestral,
-    heun,
-    lms,
-    plms,
-    rk45,
-    unipc,
-)
+from samplers.solvers.ddim import ddim, ddim_inversion
+from samplers.solvers.ddpm import ddpm
+from samplers.solvers.dpm_2 import dpm_2, dpm_2_ancestral
+from samplers.solvers.dpm_multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
+from samplers.solvers.dpm_solver import dpm_solver, dpmpp_2s, dpmpp_2s_ancestral, dpmpp_sde
+from samplers.solvers.euler import euler, euler_ancestral, heun
+from samplers.solvers.multistep import deis, lms, plms
+from samplers.solvers.rk45 import rk45
+from samplers.solvers.unipc import unipc
 from samplers.spacing import Final, Spacing, karras_ratios, levels_at, make_levels, spaced_times
 from samplers.targets import TARGETS, EDMTarget, EpsilonTarget, FlowTarget, SampleTarget, Target, VTarget, targets_on
+
+if TYPE_CHECKING:
+    from samplers.guidance.energies import colour, inpainting, similarity, with_energy
+    from samplers.likelihood import Bound, bits_per_dim, flow_log_likelihood, variational_bound
+    from samplers.noise import BrownianNoise, SampleNoise, interpolate
+    from samplers.schedule import DiscreteSchedule, EDMSchedule, FlowSchedule
 
 __all__ = [
     "TARGETS",
@@ -172,3 +155,13 @@ __all__ = [
     "variational_bound",
     "with_energy",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch is imported at its first use, so that names and options of the rest are listed without it."""
+    if name not in __all__:
+        raise AttributeError(f"module 'samplers' has no attribute {name!r}")
+    for module in ("guidance.energies", "likelihood", "noise", "schedule"):
+        values = vars(importlib.import_module(f"samplers.{module}"))
+        globals().update({key: values[key] for key in __all__ if key in values and key not in globals()})
+    return globals()[name]

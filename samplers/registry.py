@@ -1,4 +1,4 @@
-"""Names -> solvers and guidances, what a user wants to know of each, and their text form, as in "cfg(7.5)".
+"""Names -> solvers and guidances with their options, and their text form, as in "cfg(7.5)". Imports no torch.
 
 Another installed package adds its own by entry point, in the groups "ldm.samplers" and "ldm.guidances"; the entry
 point names a function or class that it has decorated with `sampler` or `guidance`.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from samplers.level import Guidance, Level, Solver, check_levels
+from samplers.level import Guidance, Level, Solver, check_levels, no_noise
 
 GROUPS = {"sampler": "ldm.samplers", "guidance": "ldm.guidances"}
 _T = TypeVar("_T", bound=Callable[..., Any])
@@ -53,7 +53,7 @@ _guidances: dict[str, GuidanceInfo] = {}
 _plugged: set[str] = set()
 
 
-class _TwiceError(ValueError):
+class _DuplicateError(ValueError):
     """Two solvers or two guidances of one name."""
 
 
@@ -89,8 +89,8 @@ def sampler(
                 raise ValueError(
                     f"{name}{because} draws noise at its steps: pass noise, say SampleNoise(seed, indices)"
                 )
-            looks = settings[between] > 0 if isinstance(between, str) else between
-            return function(denoise, x, check_levels(levels, between=looks), noise=noise, **given)
+            levels = check_levels(levels, between=settings[between] > 0 if isinstance(between, str) else between)
+            return function(denoise, x, levels, noise=no_noise if noise is None else noise, **given)
 
         deterministic = not (options[draws] if isinstance(draws, str) else draws)
         info = SamplerInfo(name, checked, order, deterministic, evaluations, source, MappingProxyType(options))
@@ -184,7 +184,7 @@ def _add(table: dict[str, Any], info: Any) -> None:
     known = table.get(info.name)
     if known is not None:
         modules = sorted({inspect.unwrap(f).__module__ for f in (known.function, info.function)})
-        raise _TwiceError(f"the name {info.name!r} is registered twice, by {' and '.join(modules)}")
+        raise _DuplicateError(f"the name {info.name!r} is registered twice, by {' and '.join(modules)}")
     table[info.name] = info
 
 
@@ -251,12 +251,12 @@ def _load_plugins(kind: str) -> None:
     if kind in _plugged:
         return
     for point in importlib.metadata.entry_points(group=GROUPS[kind]):
-        package = getattr(getattr(point, "dist", None), "name", None) or point.value.partition(":")[0]
+        package = point.dist.name if point.dist is not None else point.value.partition(":")[0]
         try:
             point.load()
         except Exception as error:  # a package's import may raise anything
-            problem = str(error) if isinstance(error, _TwiceError) else f"cannot be imported ({_told(error)})"
-            raise ValueError(f"plug-in {package} ({point.value}): {problem}; mend it or uninstall it") from None
+            problem = str(error) if isinstance(error, _DuplicateError) else f"cannot be imported ({_one_line(error)})"
+            raise ValueError(f"plug-in {package} ({point.value}): {problem}; repair or uninstall it") from None
         if point.name not in (_samplers if kind == "sampler" else _guidances):
             raise ValueError(
                 f"plug-in {package} ({point.value}) registers no {kind} named {point.name!r}; "
@@ -265,6 +265,6 @@ def _load_plugins(kind: str) -> None:
     _plugged.add(kind)
 
 
-def _told(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     """The kind and the text of an error in one short line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

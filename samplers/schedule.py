@@ -158,19 +158,19 @@ class EDMSchedule(Schedule):
             raise ValueError(f"num_train_timesteps must be at least 2; got {num_train_timesteps}")
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
         self.num_train_timesteps = int(num_train_timesteps)
-        self._rate = math.log(self.sigma_max / self.sigma_min) / (self.num_train_timesteps - 1)
+        self._log_slope = math.log(self.sigma_max / self.sigma_min) / (self.num_train_timesteps - 1)
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         _check_times(t, self.num_train_timesteps)
-        sigma = self.sigma_min * torch.exp(self._rate * (t if t.dtype == torch.float64 else t.float()))
+        sigma = self.sigma_min * torch.exp(self._log_slope * (t if t.dtype == torch.float64 else t.float()))
         return torch.ones_like(sigma), sigma
 
     def level(self, t: float) -> Level:
         _check_time(t, self.num_train_timesteps)
-        return Level(float(t), 1.0, self.sigma_min * math.exp(self._rate * t), self)
+        return Level(float(t), 1.0, self.sigma_min * math.exp(self._log_slope * t), self)
 
     def level_of(self, log_snr: float) -> Level:
-        t = (-log_snr - math.log(self.sigma_min)) / self._rate
+        t = (-log_snr - math.log(self.sigma_min)) / self._log_slope
         return Level(min(max(t, 0.0), self.num_train_timesteps - 1.0), 1.0, math.exp(-log_snr), self)
 
     def times_of(self, log_snr: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def spaced_times(
     elif spacing == "beta":
         times = [(T - 1) * beta_quantile(1 - i / num_steps) for i in range(num_steps)]
     else:
-        raise ValueError(f"spaced_times knows leading, trailing, linspace, quadratic and beta; got {spacing!r}")
+        raise ValueError(f"spaced_times takes leading, trailing, linspace, quadratic and beta; got {spacing!r}")
     times = times[:num_steps]
     if times[0] > T - 1 or times[-1] < 0:
         raise ValueError(

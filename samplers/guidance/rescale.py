@@ -1,4 +1,4 @@
-"""What is done to a guided estimate after all: its spread, its extreme values, the part of it that is known."""
+"""What follows the linear guidances: the spread of the estimate, its extreme values, the part of it that is known."""
 
 from __future__ import annotations
 

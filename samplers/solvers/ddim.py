@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from torch import Tensor
-
-from samplers.level import Denoise, Level, Noise, Step, check_levels, ddim_step, exp_neg_h, lincomb, pairs
+from samplers.level import (
+    Denoise,
+    Level,
+    Noise,
+    Step,
+    Tensor,
+    check_levels,
+    ddim_step,
+    exp_neg_h,
+    lincomb,
+    no_noise,
+    pairs,
+)
 from samplers.registry import sampler
 
 
 @sampler("ddim", order=1, draws="eta", source="Song et al. 2021, arXiv:2010.02502, eq. 12")
 def ddim(
-    denoise: Denoise, x: Tensor, levels: Sequence[Level], *, noise: Noise | None = None, eta: float = 0.0
+    denoise: Denoise, x: Tensor, levels: Sequence[Level], *, noise: Noise = no_noise, eta: float = 0.0
 ) -> Iterator[Step]:
     """eta = 0 is the probability-flow ODE; eta = 1 has the noise of DDPM with the small variance (eq. 16)."""
     for i, now, next in pairs(levels):
         p = denoise(x, now)
         std = eta * next.sigma * (1 - exp_neg_h(now, next) ** 2) ** 0.5 if eta > 0 else 0.0  # eq. 16
         if std > next.sigma:
-            raise ValueError(f"eta = {eta} asks for more noise than level {i + 1} holds; eta <= 1 always works")
+            raise ValueError(f"eta = {eta} needs more noise than level {i + 1} has; eta <= 1 always works")
         x = ddim_step(p, Level(next.t, next.alpha, (next.sigma**2 - std**2) ** 0.5) if std > 0 else next)
-        if std > 0 and noise is not None:
+        if std > 0:
             x = x + std * noise(x, now, next)
         yield Step(x, next, p.denoised, i)
 

@@ -6,9 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from torch import Tensor
-
-from samplers.level import Denoise, Level, Noise, Prediction, Step, exp_neg_h, lincomb, pairs
+from samplers.level import Denoise, Level, Noise, Prediction, Step, Tensor, exp_neg_h, lincomb, no_noise, pairs
 from samplers.registry import sampler
 
 
@@ -18,7 +16,7 @@ def ddpm(
     x: Tensor,
     levels: Sequence[Level],
     *,
-    noise: Noise,
+    noise: Noise = no_noise,
     variance: Literal["small", "large", "learned"] = "small",
 ) -> Iterator[Step]:
     """x_s ~ N(posterior mean of x0, variance), for any pair of levels t > s.

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from torch import Tensor
-
-from samplers.level import Denoise, Level, Noise, Prediction, Step, ddim_step, first_order_only, pairs
+from samplers.level import Denoise, Level, Noise, Prediction, Step, Tensor, ddim_step, first_order_only, no_noise, pairs
 from samplers.registry import sampler
 from samplers.solvers.euler import ancestral
 
 
 def _midpoint(denoise: Denoise, p: Prediction, next: Level) -> Tensor:
-    """From p to `next` along the noise that is found half-way in log-SNR."""
+    """From p to `next` along the eps half-way in log-SNR."""
     assert p.level.path is not None
     middle = p.level.path.level_of((p.level.log_snr + next.log_snr) / 2)
     return ddim_step(p, next, denoise(ddim_step(p, middle), middle).eps)
@@ -21,7 +19,7 @@ def _midpoint(denoise: Denoise, p: Prediction, next: Level) -> Tensor:
 @sampler(
     "dpm_2", order=2, evaluations=2, between=True, source="Karras et al. 2022, arXiv:2206.00364, as in k-diffusion"
 )
-def dpm_2(denoise: Denoise, x: Tensor, levels: Sequence[Level], *, noise: Noise | None = None) -> Iterator[Step]:
+def dpm_2(denoise: Denoise, x: Tensor, levels: Sequence[Level], *, noise: Noise = no_noise) -> Iterator[Step]:
     """The explicit midpoint rule on dy / dr = eps."""
     for i, now, next in pairs(levels):
         p = denoise(x, now)
@@ -42,15 +40,15 @@ def dpm_2_ancestral(
     x: Tensor,
     levels: Sequence[Level],
     *,
-    noise: Noise | None = None,
+    noise: Noise = no_noise,
     eta: float = 1.0,
     s_noise: float = 1.0,
 ) -> Iterator[Step]:
-    """The midpoint rule to less noise than asked for, and fresh noise on top."""
+    """The midpoint rule to a level below `next`, and fresh noise on top."""
     for i, now, next in pairs(levels):
         p = denoise(x, now)
         down, up = ancestral(now, next, eta)
         x = ddim_step(p, down) if down.sigma == 0 or first_order_only(now, next) else _midpoint(denoise, p, down)
-        if up > 0 and noise is not None:
+        if up > 0:
             x = x + s_noise * up * noise(x, now, next)
         yield Step(x, next, p.denoised, i)

@@ -11,9 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from torch import Tensor
-
-from samplers.level import Denoise, Level, Noise, Prediction, Step, ddim_step, lincomb, pairs
+from samplers.level import Denoise, Level, Noise, Prediction, Step, Tensor, ddim_step, lincomb, no_noise, pairs
 from samplers.registry import sampler
 from samplers.solvers.euler import ancestral
 
@@ -24,7 +22,7 @@ def _level(now: Level, next: Level, r: float) -> Level:
     return now.path.level_of((1 - r) * now.log_snr + r * next.log_snr)
 
 
-def _advance_x0(p: Prediction, next: Level, x0: Tensor) -> Tensor:
+def _x0_step(p: Prediction, next: Level, x0: Tensor) -> Tensor:
     """sigma_t / sigma_s x + alpha_t (1 - e^-h) x0: the step of first order that holds x0 fixed."""
     shrink = next.sigma / p.level.sigma
     return lincomb(shrink, p.x_base, (next.alpha - p.level.alpha * shrink, x0))
@@ -38,7 +36,7 @@ def dpm_solver(
     x: Tensor,
     levels: Sequence[Level],
     *,
-    noise: Noise | None = None,
+    noise: Noise = no_noise,
     order: Literal[1, 2, 3] = 3,
 ) -> Iterator[Step]:
     """`order` evaluations a step, at r1 = 1/2, or at r1 = 1/3 and r2 = 2/3. Order 2 is k-diffusion's dpm_2."""
@@ -63,8 +61,8 @@ def _phi(h: float) -> float:
 
 
 @sampler("dpmpp_2s", order=2, evaluations=2, between=True, source="Lu et al. 2022, arXiv:2211.01095, Algorithm 1")
-def dpmpp_2s(denoise: Denoise, x: Tensor, levels: Sequence[Level], *, noise: Noise | None = None) -> Iterator[Step]:
-    """Holds the x0 that is found half-way in lambda (r1 = 1/2)."""
+def dpmpp_2s(denoise: Denoise, x: Tensor, levels: Sequence[Level], *, noise: Noise = no_noise) -> Iterator[Step]:
+    """Holds the x0 half-way in lambda fixed (r1 = 1/2)."""
     for i, now, next in pairs(levels):
         p = denoise(x, now)
         x = _two_stages(denoise, p, next)
@@ -75,7 +73,7 @@ def _two_stages(denoise: Denoise, p: Prediction, next: Level) -> Tensor:
     if next.sigma == 0 or p.level.alpha == 0:
         return ddim_step(p, next)
     s = _level(p.level, next, 1 / 2)
-    return _advance_x0(p, next, denoise(ddim_step(p, s), s).denoised)
+    return _x0_step(p, next, denoise(ddim_step(p, s), s).denoised)
 
 
 @sampler(
@@ -91,16 +89,16 @@ def dpmpp_2s_ancestral(
     x: Tensor,
     levels: Sequence[Level],
     *,
-    noise: Noise | None = None,
+    noise: Noise = no_noise,
     eta: float = 1.0,
     s_noise: float = 1.0,
 ) -> Iterator[Step]:
-    """dpmpp_2s to less noise than asked for, and fresh noise on top."""
+    """dpmpp_2s to a level below `next`, and fresh noise on top."""
     for i, now, next in pairs(levels):
         p = denoise(x, now)
         down, up = ancestral(now, next, eta)
         x = _two_stages(denoise, p, down)
-        if up > 0 and noise is not None:
+        if up > 0:
             x = x + s_noise * up * noise(x, now, next)
         yield Step(x, next, p.denoised, i)
 
@@ -118,7 +116,7 @@ def dpmpp_sde(
     x: Tensor,
     levels: Sequence[Level],
     *,
-    noise: Noise | None = None,
+    noise: Noise = no_noise,
     eta: float = 1.0,
     s_noise: float = 1.0,
 ) -> Iterator[Step]:
@@ -129,12 +127,12 @@ def dpmpp_sde(
         if next.sigma > 0 and now.alpha > 0 and next != now:
             s = _level(now, next, 1 / 2)
             down, up = ancestral(now, s, eta)
-            y = _advance_x0(p, down, x0)
-            if up > 0 and noise is not None:
+            y = _x0_step(p, down, x0)
+            if up > 0:
                 y = y + s_noise * up * noise(x, now, s)
             x0 = denoise(y, s).denoised
         down, up = ancestral(now, next, eta)
-        x = _advance_x0(p, down, x0)
-        if up > 0 and noise is not None:
+        x = _x0_step(p, down, x0)
+        if up > 0:
             x = x + s_noise * up * noise(x, now, next)
         yield Step(x, next, p.denoised, i)

@@ -8,9 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from torch import Tensor
-
-from samplers.level import Denoise, Level, Noise, Step, ddim_step, exp_neg_h, first_order_only, pairs
+from samplers.level import Denoise, Level, Noise, Step, Tensor, ddim_step, exp_neg_h, first_order_only, no_noise, pairs
 from samplers.registry import sampler
 
 
@@ -22,7 +20,7 @@ def euler(
     x: Tensor,
     levels: Sequence[Level],
     *,
-    noise: Noise | None = None,
+    noise: Noise = no_noise,
     s_churn: float = 0.0,
     s_tmin: float = 0.0,
     s_tmax: float = math.inf,
@@ -49,13 +47,13 @@ def heun(
     x: Tensor,
     levels: Sequence[Level],
     *,
-    noise: Noise | None = None,
+    noise: Noise = no_noise,
     s_churn: float = 0.0,
     s_tmin: float = 0.0,
     s_tmax: float = math.inf,
     s_noise: float = 1.0,
 ) -> Iterator[Step]:
-    """Algorithm 2: the noise of the churn is added before the network is asked, at the level that it makes."""
+    """Algorithm 2: the noise of the churn is added first, and the network evaluated at the level that this makes."""
     for i, now, next in pairs(levels):
         x, hat = churn(x, now, len(levels) - 1, noise, s_churn, s_tmin, s_tmax, s_noise)
         p = denoise(x, hat)
@@ -70,7 +68,7 @@ def churn(
     x: Tensor,
     now: Level,
     num_steps: int,
-    noise: Noise | None,
+    noise: Noise,
     s_churn: float,
     s_tmin: float,
     s_tmax: float,
@@ -79,7 +77,7 @@ def churn(
     """Lines 4 to 6 of Algorithm 2: x with some more noise, and the level to which that lifts it."""
     if s_churn == 0 or not s_tmin <= now.noise_ratio <= s_tmax or now.alpha == 0:
         return x, now
-    assert noise is not None and now.path is not None
+    assert now.path is not None
     gamma = min(s_churn / num_steps, 2**0.5 - 1)
     hat = now.path.level_of(-math.log(now.noise_ratio * (1 + gamma)))
     added = s_noise * (hat.noise_ratio**2 - now.noise_ratio**2) ** 0.5
@@ -103,15 +101,15 @@ def euler_ancestral(
     x: Tensor,
     levels: Sequence[Level],
     *,
-    noise: Noise | None = None,
+    noise: Noise = no_noise,
     eta: float = 1.0,
     s_noise: float = 1.0,
 ) -> Iterator[Step]:
-    """Euler to less noise than asked for, and fresh noise on top."""
+    """Euler to a level below `next`, and fresh noise on top."""
     for i, now, next in pairs(levels):
         p = denoise(x, now)
         down, up = ancestral(now, next, eta)
         x = ddim_step(p, down)
-        if up > 0 and noise is not None:
+        if up > 0:
             x = x + s_noise * up * noise(x, now, next)
         yield Step(x, next, p.denoised, i)

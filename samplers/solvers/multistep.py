@@ -6,16 +6,14 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from torch import Tensor
-
-from samplers.level import Denoise, Level, Noise, Step, ddim_step, first_order_only, lincomb, pairs
+from samplers.level import Denoise, Level, Noise, Step, Tensor, ddim_step, first_order_only, lincomb, no_noise, pairs
 from samplers.registry import sampler
 
 
 @sampler(
     "plms", order=2, source="Liu et al. 2022, arXiv:2202.09778, eq. 12 (PNDM), with a Heun start as in Stable Diffusion"
 )
-def plms(denoise: Denoise, x: Tensor, levels: Sequence[Level], *, noise: Noise | None = None) -> Iterator[Step]:
+def plms(denoise: Denoise, x: Tensor, levels: Sequence[Level], *, noise: Noise = no_noise) -> Iterator[Step]:
     """Adams-Bashforth's weights for equal steps, whatever the steps; the first step evaluates twice."""
     weights = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
     past: list[Tensor] = []  # newest first
@@ -35,7 +33,7 @@ def lms(
     x: Tensor,
     levels: Sequence[Level],
     *,
-    noise: Noise | None = None,
+    noise: Noise = no_noise,
     order: Literal[1, 2, 3, 4] = 4,
 ) -> Iterator[Step]:
     """The integral over r of the polynomial in r through the last `order` eps."""
@@ -61,7 +59,7 @@ def deis(
     x: Tensor,
     levels: Sequence[Level],
     *,
-    noise: Noise | None = None,
+    noise: Noise = no_noise,
     order: Literal[1, 2, 3] = 3,
     lower_order_final: bool = True,
 ) -> Iterator[Step]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from torch import Tensor
-
-from samplers.level import Denoise, Level, Noise, NoisePath, Prediction, Step, ddim_step, pairs
+from samplers.level import Denoise, Level, Noise, NoisePath, Prediction, Step, Tensor, ddim_step, no_noise, pairs
 from samplers.registry import sampler
 
 # Dormand & Prince 1980: nodes, stages, and fifth minus fourth order. The last stage is the new point.
@@ -32,7 +30,7 @@ def rk45(
     x: Tensor,
     levels: Sequence[Level],
     *,
-    noise: Noise | None = None,
+    noise: Noise = no_noise,
     rtol: float = 1e-4,
     atol: float = 1e-4,
 ) -> Iterator[Step]:

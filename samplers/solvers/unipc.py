@@ -6,9 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from torch import Tensor
-
-from samplers.level import Denoise, Level, Noise, Step, ddim_step, lincomb, pairs
+from samplers.level import Denoise, Level, Noise, Step, Tensor, ddim_step, lincomb, no_noise, pairs
 from samplers.registry import sampler
 
 
@@ -18,7 +16,7 @@ def unipc(
     x: Tensor,
     levels: Sequence[Level],
     *,
-    noise: Noise | None = None,
+    noise: Noise = no_noise,
     order: Literal[1, 2, 3] = 2,
     form: Literal["bh1", "bh2"] = "bh2",
     lower_order_final: bool = True,

@@ -107,19 +107,19 @@ class Mixture:
 
         def evaluate(x, level, branches):
             evaluate.calls.append(tuple(branches))
-            found = {}
+            predictions = {}
             for name in branches:
                 if name == "classifier":
-                    found[name] = Prediction(x, level, x, score_shift=self.grad_log_posterior(x, level, y))
+                    predictions[name] = Prediction(x, level, x, score_shift=self.grad_log_posterior(x, level, y))
                 elif name == "uncond" or (name == "cond" and unconditional_base):
-                    found[name] = Prediction(x, level, self.x0(x, level))
+                    predictions[name] = Prediction(x, level, self.x0(x, level))
                 elif name == "cond":
-                    found[name] = Prediction(x, level, self.class_x0(x, level, y))
+                    predictions[name] = Prediction(x, level, self.class_x0(x, level, y))
                 elif name == "energy":
-                    found[name] = Prediction(x, level, x, score_shift=-x)
+                    predictions[name] = Prediction(x, level, x, score_shift=-x)
                 else:
-                    found[name] = Prediction(x, level, 0.9 * self.x0(x, level) + 0.05)
-            return found
+                    predictions[name] = Prediction(x, level, 0.9 * self.x0(x, level) + 0.05)
+            return predictions
 
         evaluate.calls = []
         return evaluate

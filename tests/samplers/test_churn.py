@@ -14,7 +14,7 @@ S = {"s_churn": 8.0, "s_tmin": 0.05, "s_tmax": 5.0, "s_noise": 1.003}
 
 @pytest.mark.parametrize("name", ["euler", "heun"])
 def test_churn_is_algorithm_2(toy, start, run, shared_noise, assert_close, name):
-    """diffusers adds the noise after the network's call and tells it the old level: the paper does
+    """diffusers adds the noise after the network's call and conditions it on the old level; the paper does
     not.
     """
     levels, net, noise = make_levels(SCHEDULE, 12, "karras"), toy("v_prediction"), shared_noise(2)
@@ -43,8 +43,8 @@ def test_churn_is_refused_where_it_cannot_be(toy, start):
     with pytest.raises(ValueError, match=r"euler with s_churn = 1\.0 draws noise"):
         euler(toy(), start, levels, s_churn=1.0)
     bare = [type(level)(level.t, level.alpha, level.sigma) for level in levels]
-    with pytest.raises(ValueError, match="must know its path"):
+    with pytest.raises(ValueError, match="needs its `path`"):
         euler(toy(), start, bare, s_churn=1.0, noise=lambda like, *_: torch.zeros_like(like))
-    with pytest.raises(ValueError, match="must know its path"):
+    with pytest.raises(ValueError, match="needs its `path`"):
         get_sampler("dpm_2").function(toy(), start, bare)
     euler(toy(), start, bare)

@@ -1,5 +1,5 @@
-"""Where the denoiser is exact, each solver's error falls at the order that it claims, and each SDE solver finds the
-law.
+"""Where the denoiser is exact, each solver's error falls at its stated order, and each SDE solver has
+the right distribution.
 """
 
 import itertools
@@ -179,9 +179,9 @@ def test_each_variance_is_exact_where_its_paper_says(uniform_levels, variance, s
     def var(level):
         return (level.alpha * std) ** 2 + level.sigma**2
 
-    mean, found = moments("ddpm", levels, var(levels[0]), std, variance=variance)
+    mean, variance_at_end = moments("ddpm", levels, var(levels[0]), std, variance=variance)
     assert mean == pytest.approx(levels[-1].alpha * MEAN, rel=1e-12)
-    assert found == pytest.approx(var(levels[-1]), rel=1e-12)
+    assert variance_at_end == pytest.approx(var(levels[-1]), rel=1e-12)
 
 
 @pytest.mark.parametrize(

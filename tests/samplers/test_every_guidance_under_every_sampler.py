@@ -56,11 +56,11 @@ def test_steps_are_announced_and_lazy(mixture, start, name):
     evaluate = mixture.evaluate()
     noise = SampleNoise(0, range(2))
     steps = get_sampler(name).function(guide(evaluate), start, LEVELS, noise=noise)
-    assert evaluate.calls == []  # nothing runs before the caller asks for the first step
-    seen = list(steps)
-    assert [step.index for step in seen] == list(range(8))
-    assert [step.level for step in seen] == list(LEVELS[1:])
-    assert all(step.denoised.shape == start.shape == step.x.shape for step in seen)
+    assert evaluate.calls == []  # nothing runs before the first step is taken
+    all_steps = list(steps)
+    assert [step.index for step in all_steps] == list(range(8))
+    assert [step.level for step in all_steps] == list(LEVELS[1:])
+    assert all(step.denoised.shape == start.shape == step.x.shape for step in all_steps)
 
 
 @pytest.mark.parametrize("name", sorted(samplers()))

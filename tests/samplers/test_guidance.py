@@ -102,9 +102,9 @@ def test_classifier_at_scale_1_pushes_noise_forward_to_p_of_x_given_y(mixture, u
 
 
 @pytest.mark.parametrize("scale", [2.0, 4.0])
-def test_at_other_scales_the_law_is_the_push_forward_of_the_guided_flow(mixture, uniform_levels, run, scale):
-    """For scale != 1 the law at t = 0 is not p(x) p(y | x)^scale (the guided scores are of no one diffusion): what a
-    solver must reach is the exact flow of the guided score, integrated here by another program."""
+def test_at_other_scales_the_distribution_is_the_push_forward_of_the_guided_flow(mixture, uniform_levels, run, scale):
+    """For scale != 1 the distribution at t = 0 is not p(x) p(y | x)^scale (the guided scores are of no one diffusion):
+    what a solver must reach is the exact flow of the guided score, integrated here by another program."""
     levels = uniform_levels(400, -4, 4)
     x = torch.linspace(-2.5, 2.5, 11, dtype=torch.float64)[:, None]
 

@@ -52,7 +52,7 @@ def test_host_time_of_a_step_against_diffusers(name, cls, times):
 
 
 class NoReadingBack(TorchFunctionMode):
-    """Fails where a tensor's values are asked for, which on a GPU would wait for it."""
+    """Fails where a tensor's values are read, which on a GPU would wait for it."""
 
     READS = (
         "item",

@@ -1,6 +1,6 @@
 """k-diffusion's solvers against diffusers, on diffusers' own list of sigmas, to 1e-8.
 
-Its x is x / alpha, and the network is shown our x.
+Its x is x / alpha, and the input of the network is our x.
 """
 
 import importlib

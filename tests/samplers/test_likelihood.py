@@ -66,7 +66,7 @@ def test_discretised_decoder_is_a_distribution_over_its_bins():
     levels = make_levels(schedule, 2, "log_snr", final="first")
     fixed = torch.full((256, 1), 0.2113, dtype=torch.float64)
 
-    def blind(x, level):  # one and the same estimate, whatever x0 is asked about
+    def blind(x, level):  # the same estimate for every x0
         return Prediction(x, level, fixed)
 
     nats = variational_bound(blind, values, levels, noise=SampleNoise(0, range(256)), bins=256).reconstruction
@@ -78,12 +78,12 @@ def test_discretised_decoder_is_a_distribution_over_its_bins():
 def test_flow_likelihood_is_the_density(data, schedule):
     """With random signs Hutchinson's estimate is exact where the Jacobian is diagonal, as it is here."""
     levels = make_levels(schedule, 300, "log_snr", final="first")[::-1]
-    found = flow_log_likelihood(denoise, data, levels)
+    log_p = flow_log_likelihood(denoise, data, levels)
     smallest = levels[0].noise_ratio ** 2
-    assert (found - log_density(data, smallest)).abs().max() < 0.02
-    assert not found.requires_grad
+    assert (log_p - log_density(data, smallest)).abs().max() < 0.02
+    assert not log_p.requires_grad
     with torch.no_grad():
-        assert torch.equal(flow_log_likelihood(denoise, data, levels), found)
+        assert torch.equal(flow_log_likelihood(denoise, data, levels), log_p)
 
 
 def test_flow_likelihood_averages_over_probes(data):
@@ -100,9 +100,9 @@ def test_flow_likelihood_averages_over_probes(data):
     levels = make_levels(SCHEDULE, 300, "log_snr", final="first")[::-1]
     signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * D)
     x = data[:20]
-    found = flow_log_likelihood(correlated, x, levels, probes=[s.expand_as(x) for s in signs])
+    log_p = flow_log_likelihood(correlated, x, levels, probes=[s.expand_as(x) for s in signs])
     exact = torch.distributions.MultivariateNormal(torch.full((D,), MEAN, dtype=torch.float64), cov).log_prob(x)
-    assert (found - exact).abs().max() < 0.02
+    assert (log_p - exact).abs().max() < 0.02
     assert (flow_log_likelihood(correlated, x, levels) - exact).abs().max() > 0.02
 
 

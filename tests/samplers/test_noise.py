@@ -66,7 +66,7 @@ def test_refusals():
 
 
 def test_brownian_noise_is_one_path(uniform_levels):
-    """Unit variance; independent where stretches do not overlap; whole = sum of parts, whatever was asked before."""
+    """Unit variance; independent where stretches do not overlap; whole = sum of parts, whatever the earlier calls."""
     a, b, c, d = (uniform_levels(1, at, at + 1)[0] for at in (-2.0, -1.8, 0.5, 2.0))
     like = torch.zeros(1000, 2, dtype=torch.float64)
     noise = BrownianNoise(0, range(1000))

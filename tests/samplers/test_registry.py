@@ -1,17 +1,23 @@
 """Names, options, and the text form of both."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from samplers import (
     ClassifierFree,
     DiscreteSchedule,
+    Guidance,
     Level,
+    Prediction,
     ddim,
     ddpm,
     get_guidance,
     get_sampler,
     guidances,
+    guide,
     make_levels,
     parse_call,
     parse_guidance,
@@ -106,9 +112,35 @@ def test_a_duplicate_name_is_an_error():
             yield None
 
 
+def test_names_options_and_help_need_no_torch():
+    code = """if True:
+        import inspect, sys
+        from samplers import Spacing, guidances, parse_guidance, parse_sampler, samplers, targets_on
+        assert all(inspect.getdoc(info.function) for info in [*samplers().values(), *guidances().values()])
+        assert parse_guidance("apg(2)").needs == ("uncond",) and parse_sampler("ddim(1)") and targets_on("flow")
+        assert "torch" not in sys.modules
+        import samplers
+        assert samplers.SampleNoise(0, [0]).initial((2,)).shape == (1, 2) and callable(samplers.guidance)
+        """
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_guidance_derives_from_the_base_class():
+    class Plain(Guidance):
+        pass
+
+    assert (Plain.stage, Plain().needs, Plain().branches(LEVELS[0])) == (0, (), ())
+    denoise = guide(lambda x, level, branches: {"cond": Prediction(x, level, x)}, [Plain()])
+    assert denoise(torch.ones(1), LEVELS[0]).x0 == 1
+    with pytest.raises(ValueError, match=r"derive its class from samplers\.Guidance"):
+        guide(lambda x, level, branches: {}, [object()])
+    with pytest.raises(ValueError, match=r"'duck': type must derive from samplers\.Guidance"):
+        registry.guidance("duck", source="here")(type("type", (), {}))
+
+
 class _Point:
     def __init__(self, name, load):
-        self.name, self.value, self.load = name, f"plugin:{name}", load
+        self.name, self.value, self.load, self.dist = name, f"plugin:{name}", load, None
 
 
 def test_plug_ins_bring_their_own(monkeypatch, toy, start):

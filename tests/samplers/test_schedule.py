@@ -42,6 +42,16 @@ def test_tables_are_those_of_diffusers(float64_scheduler, schedule):
     assert DiscreteSchedule.from_config(dict(theirs.config)).config() == schedule.config()
 
 
+def test_a_schedule_equals_that_of_its_config_and_no_other():
+    schedules = [*ALL, *CONTINUOUS]
+    for i, schedule in enumerate(schedules):
+        again = type(schedule).from_config({**schedule.config(), "_class_name": "any"})
+        assert again == schedule and hash(again) == hash(schedule)
+        assert [other == schedule for other in schedules] == [j == i for j in range(len(schedules))]
+    with pytest.raises(ValueError, match="without a shift"):
+        FlowSchedule.from_config({"shift": 3.0})
+
+
 def test_closed_forms():
     linear, cosine = DiscreteSchedule("linear"), DiscreteSchedule("cosine")
     expected = math.prod(1 - (1e-4 + (0.02 - 1e-4) * i / 999) for i in range(501))

@@ -43,10 +43,10 @@ def test_ddim(float64_scheduler, toy, start, run, target, spacing, n, eta, final
             # the list
             theirs.num_inference_steps = Gap(t - times[i + 1])
         last = i + 1 == n
-        drawn = noise(x) if eta and not last else torch.zeros_like(x)
+        eps = noise(x) if eta and not last else torch.zeros_like(x)
         if spacing == "linspace" and last:
             theirs.num_inference_steps = 1
-        x = theirs.step(net.output(x, t), t, x, eta=eta, variance_noise=drawn if eta else None).prev_sample
+        x = theirs.step(net.output(x, t), t, x, eta=eta, variance_noise=eps if eta else None).prev_sample
     assert_close(run(ddim(net, start, levels, noise=shared_noise(3), eta=eta)), x)
 
 
