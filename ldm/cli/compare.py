@@ -27,7 +27,7 @@ from ldm.sampling.pipeline import Pipeline
 @dataclass(frozen=True)
 class CompareRun(ModelOptions):
     """Sample the same seeds and conditions under each method and scale; a table, JSON, one image and a report of all.
-    `ldm compare autoencoders RUN RUN ...` compares autoencoders, `ldm compare results FILE FILE ...` shows the figures
+    `ldm compare autoencoders RUN RUN ...` compares autoencoders, `ldm compare results FILE FILE ...` shows the results
     of several evaluations side by side."""
 
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)

@@ -1,4 +1,4 @@
-"""`ldm compare results FILE FILE ...`: figures of several evaluations side by side, if they were measured alike."""
+"""`ldm compare results FILE FILE ...`: results of several evaluations side by side, if they were measured alike."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ldm.runtime.files import atomic_write
 
 @dataclass(frozen=True)
 class CompareResultsRun:
-    """Show figures of several evaluations side by side; refuse those that were not measured alike."""
+    """Show the results of several evaluations side by side; refuse those that were not measured alike."""
 
     files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE")] = ()
     """Files of `ldm evaluate --output`, or comparison.json and autoencoders.json of `ldm compare`, or their folders."""
     allow_different: bool = False
-    """Show figures that do not compare (other numbers of images, features, references, ...) too, marked."""
+    """Show results that do not compare (other numbers of images, features, references, ...) too, marked."""
     output: str = ""
     """A CSV file for the table."""
 

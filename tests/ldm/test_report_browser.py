@@ -137,7 +137,7 @@ def test_it_fits_the_window_and_logs_nothing(report, width, scheme, opened, requ
     ink, paper = page.evaluate(
         "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
     )
-    brightness = [sum(map(int, colour.sample_row("rgb()").split(",")[:3])) / 765 for colour in (ink, paper)]
+    brightness = [sum(map(int, colour.strip("rgb()").split(",")[:3])) / 765 for colour in (ink, paper)]
     assert (brightness[0] > 0.8 and brightness[1] < 0.2) == (scheme == "dark")
     assert abs(brightness[0] - brightness[1]) > 0.7
     broken = "all => all.filter(image => !image.hidden && !(image.complete && image.naturalWidth)).length"
