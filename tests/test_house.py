@@ -111,6 +111,8 @@ WITHOUT_TORCH = (  # so that `--help` does not wait for it
     "ldm.cli.parsing",
     "ldm.conditioning.config",
     "ldm.data.config",
+    "ldm.evaluation.autoencoder.config",
+    "ldm.evaluation.config",
     "ldm.models.unet_config",
     "ldm.training.config",
 )

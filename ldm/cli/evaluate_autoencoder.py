@@ -133,7 +133,7 @@ def run(arguments: list[str]) -> None:
 
 
 def check_pictures(folder: str) -> None:
-    """`UserError` unless the folder is new, empty or not asked for."""
+    """`UserError` unless the folder is new, empty or not named."""
     path = Path(folder)
     if folder and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"--pictures {folder}: is not an empty folder; give a new one")

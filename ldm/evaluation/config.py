@@ -16,7 +16,7 @@ class EvaluationConfig:
     """What to measure, on how many images, with which features."""
 
     metrics: tuple[str, ...] = ("fid", "kid")
-    """What to measure; `ldm list metrics` says what each needs. Distances between real and generated images: fid
+    """What to measure; `ldm list metrics` lists what each needs. Distances between real and generated images: fid
     (Frechet), sliced_fid (along random directions), fid_infinity (extrapolated to infinitely many images), kid
     (kernel). precision, density: how many samples lie where the data is; recall, coverage: how much of the data they
     reach. inception_score: by the judge's classes; diversity: mean distance of samples of one condition; clip_score:
@@ -49,7 +49,7 @@ class EvaluationConfig:
     """A file of `ldm evaluate reference` (or with mu and sigma of Inception features, for fid) to compare with, in
     place of features computed now; refused where it is of other images or another extractor."""
     allow_other_reference: bool = False
-    """Take a `reference` of other images than `data` and `split`; the manifest says of which."""
+    """Take a `reference` of other images than `data` and `split`; the manifest names them."""
     floor: bool = True
     """Also measure real images that are not the reference, as many as samples: what the data itself has."""
     bootstrap: int = 100

@@ -24,7 +24,6 @@ from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.sampling.code_prior import CodePriorModel
 from ldm.sampling.config import SamplingConfig, caveats
 from ldm.sampling.image_model import ImageModel, Plan
-from ldm.sampling.pipeline import Pipeline
 
 
 def evaluate_model(
@@ -98,7 +97,7 @@ def evaluate_model(
     baseline = processes.run_on_main_and_broadcast(
         lambda: baseline_of_data(other, data, reference, config, evaluators, captions=model.has_text)
     )
-    manifest = describe(data, config, evaluators, model.folder if isinstance(model, Pipeline) else None)
+    manifest = describe(data, config, evaluators, model.folder)
     manifest |= {"sampling": asdict(sampling), "caveats": caveats(sampling), "floor": baseline.provenance}
     result = EvaluationResult(
         stats.figures,

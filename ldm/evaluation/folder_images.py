@@ -25,7 +25,7 @@ from ldm.runtime.text import printable
 class FolderImages:
     """An unlabelled `ImageData` over all images of a folder; `images()` gives them in their own sizes.
 
-    `grid.png` and `reconstruction.png`, which `ldm sample` writes beside its pictures, are not among them.
+    `grid.png` and `reconstruction.png`, which `ldm sample` writes beside its images, are not among them.
     """
 
     split = "train"
@@ -112,4 +112,4 @@ class FolderImages:
             raise self._refused(self.names[index], error) from None
 
     def _refused(self, name: str, error: BadImageError) -> UserError:
-        return UserError(f"{printable(self.folder / name)}: {error}", remedy="remove it or mend it")
+        return UserError(f"{printable(self.folder / name)}: {error}", remedy="remove or replace it")

@@ -1,4 +1,4 @@
-"""What figures hold for, to be kept beside them, and what to be careful about when they are quoted."""
+"""What figures hold for, to be stored beside them, and what to be careful about when they are quoted."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def describe(
 
 
 def count_of_reference(data: ImageData, config: EvaluationConfig) -> int:
-    """How many real images there are to compare with; 0 of a reference file that does not say."""
+    """How many real images there are to compare with; 0 of a reference file without the number."""
     file = opened_reference(config)
     return min(config.num_reference, len(data)) if file is None else file.count
 
 
 def weights_of(folder: Path | None) -> str:
-    """Whether the weights of a model are averaged, as its folder says."""
+    """Whether the weights of a model are averaged, by its folder."""
     index = read_json(folder / INDEX) if folder is not None and (folder / INDEX).is_file() else {}
     weights = index.get(WEIGHTS) if isinstance(index, dict) else None
     if isinstance(weights, str):

@@ -23,7 +23,7 @@ from ldm.sampling.image_model import ImageModel, Plan
 
 
 class EvaluationStopped(Exception):  # noqa: N818  (not an error)
-    """The process was asked to stop before all samples were drawn."""
+    """The process stopped before all samples were drawn."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What an evaluation found: figures with their names and errors, and the manifest that they hold for."""
+"""The result of an evaluation: figures with their names and errors, and the manifest that they hold for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class MetricValue:
-    """One number. `metric` is its kind (fid, kid, accuracy/shape); `name` is to be quoted, for it tells what measured
+    """One number. `metric` is its kind (fid, kid, accuracy/shape); `name` is to be quoted, with what measured it
     (`FID`, `FD[trained-cnn:shapes:52de6987]`, `accuracy[shape]`)."""
 
     metric: str
@@ -71,7 +71,7 @@ def _numbers(figure: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def finite(value: Any) -> Any:
-    """The same value with every number that JSON does not know replaced by None."""
+    """The same value with every number that JSON cannot hold replaced by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

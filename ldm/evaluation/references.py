@@ -52,7 +52,7 @@ class ReferenceMetadata:
 
 
 class ReferenceFile:
-    """A reference file, opened and checked; its arrays are read when they are asked for."""
+    """A reference file, opened and checked; its arrays are read at their first use."""
 
     def __init__(self, path: str | Path) -> None:
         self.archive = Archive(path)
@@ -139,7 +139,7 @@ class ReferenceFile:
         if (extractor.name, extractor.preprocessing, extractor.dim) != mine:
             raise UserError(
                 (
-                    f"its features are of {mine[0]} ({mine[1]}; {mine[2]} dimensions), those asked for of "
+                    f"its features are of {mine[0]} ({mine[1]}; {mine[2]} dimensions), those of the settings of "
                     f"{extractor.name} ({extractor.preprocessing}; {extractor.dim})"
                 ),
                 remedy="make one with the same `extractor`",

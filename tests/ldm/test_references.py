@@ -104,7 +104,7 @@ def test_references_of_something_else_are_refused(data, train, extractor, file, 
     with pytest.raises(UserError, match="Inception's weights are not here"):
         prepare_extractor(data, replace(config, extractor="inception"))
     foreign = replace(extractor.metadata, data_name="another")
-    with pytest.raises(UserError, match=r"its features are of trained-cnn:shapes.*asked for of trained-cnn:another"):
+    with pytest.raises(UserError, match=r"its features are of trained-cnn:shapes.*of trained-cnn:another"):
         ReferenceFile(file).check_extractor(TrainedExtractor(extractor.network, foreign))
     with pytest.raises(UserError, match="no such file"):
         evaluate_model(pipeline, data, None, replace(CONFIG, reference="nowhere.npz"))

@@ -42,7 +42,7 @@ class ImportanceBound(AutoencoderMetric):
 
 
 def likelihood_of(model: Autoencoder, loss: LossConfig | None, scale: float | None) -> Likelihood:
-    """The likelihood that the training implies, `scale` in place of its own if given; `UserError` if neither says."""
+    """The likelihood that the training implies, `scale` in place of its own if given; `UserError` without either."""
     try:
         if loss is None and scale is None and model.config.decoder_output == "logit_laplace":
             return LogitLaplaceLikelihood()

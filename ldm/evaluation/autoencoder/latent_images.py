@@ -1,4 +1,4 @@
-"""Pictures of an autoencoder's latents: reconstructions, lines between images, one number after another moved."""
+"""Images of an autoencoder's latents: reconstructions, lines between images, one channel after another moved."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ldm.runtime.files import atomic_folder
 from ldm.runtime.images import enlarged, grid, save_png
 
 _SHOWN = 8  # images, and pairs of images
-_STEPS = 9  # pictures of a line
+_STEPS = 9  # images of a line
 _ROWS = 8  # channels that are moved
 _SIGMAS = 3.0
 _COUNTED = 256  # images over which the activity of a channel is measured

@@ -63,7 +63,7 @@ class InceptionExtractor(Extractor):
 
 
 class TrainedExtractor(Extractor):
-    """Features of a small network that was trained on the data set; its name tells which data and which weights."""
+    """Features of a small network that was trained on the data set; its name has the data and the weights."""
 
     def __init__(self, network: SmallNetwork, metadata: NetworkMetadata, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
@@ -96,7 +96,7 @@ def trained_extractor(data: ImageData, *, device: torch.device | str = "cpu") ->
 def inception_extractor(
     weights: str | Path | None = None, *, device: torch.device | str = "cpu", download: bool = False
 ) -> InceptionExtractor | None:
-    """Inception from the file `weights`, else from where clean-fid keeps it, else downloaded if asked, else None.
+    """Inception from the file `weights`, else from where clean-fid keeps it, downloaded with `download`, else None.
 
     `UserError` if `weights` is absent, or a file is not the published one (by its SHA-256).
     """
@@ -125,7 +125,7 @@ def cleanfid_folder() -> Path:
 
 
 def extract(extractor: Extractor, batches: Iterable[Tensor]) -> Tensor:
-    """Features (N, D) of a stream of image batches; images are not kept."""
+    """Features (N, D) of a stream of image batches; images are dropped."""
     return torch.cat([extractor(batch) for batch in batches])
 
 

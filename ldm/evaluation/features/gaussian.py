@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from autoencoders.importance import to_float64
+
 _CHUNK = 8192  # rows turned into float64 at a time
 
 
@@ -25,7 +27,7 @@ class Gaussian:
         n, d = _checked(features).shape
         mean = torch.stack([chunk.sum(0) for chunk in _chunks(features)]).sum(0) / n
         if n <= d:
-            return cls(mean, (_float64(features) - mean) / (n - 1) ** 0.5, n)
+            return cls(mean, (to_float64(features) - mean) / (n - 1) ** 0.5, n)
         covariance = torch.zeros(d, d, dtype=torch.float64, device=mean.device)
         for chunk in _chunks(features):
             centred = chunk - mean
@@ -37,7 +39,7 @@ class Gaussian:
         """From mean (D,) and covariance (D, D), such as published reference statistics."""
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
             raise ValueError(f"expected (D,) and (D, D), got {tuple(mean.shape)} and {tuple(covariance.shape)}")
-        return cls(_float64(mean), _factor(_float64(covariance)), count)
+        return cls(to_float64(mean), _factor(to_float64(covariance)), count)
 
     @property
     def device(self) -> torch.device:
@@ -60,11 +62,7 @@ def _factor(covariance: Tensor) -> Tensor:
 
 
 def _chunks(features: Tensor) -> Iterable[Tensor]:
-    return map(_float64, features.split(_CHUNK))
-
-
-def _float64(x: Tensor) -> Tensor:
-    return (x.cpu() if x.device.type == "mps" else x).double()  # Apple GPUs have no float64
+    return map(to_float64, features.split(_CHUNK))
 
 
 def _checked(features: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Features of DINOv2 and CLIP through transformers, and how well images fit their captions by CLIP.
 
 The preprocessing is that of the model's own `preprocessor_config.json`, done on the device. Weights are read from
-safetensors only, of a local folder or of the hub's cache; nothing is downloaded unless that is asked for.
+safetensors only, of a local folder or of the hub's cache; nothing is downloaded without `download_extractor`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ NAMES = {"dinov2": "facebook/dinov2-large", "clip": "openai/clip-vit-large-patch
 _HUB_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*/[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "*.txt"]
 _FILES += ["vocab.json", "special_tokens_map.json"]
-_LARGEST = 1024  # pixels that a picture is resized to
+_LARGEST = 1024  # pixels that an image is resized to
 _MODES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a `preprocessor_config.json` asks for: resize, crop, scale, normalise."""
+    """The steps of a `preprocessor_config.json`: resize, crop, scale, normalise."""
 
     resize: tuple[int, int] | int | None  # (height, width), or the shorter side
     mode: str
@@ -48,7 +48,7 @@ class Preprocessing:
 
     @classmethod
     def read(cls, path: Path) -> Preprocessing:
-        """`UserError` for a file that asks for anything else."""
+        """`UserError` for a file with any other step."""
         content = read_json(path)
         try:
             side, crop = content.get("size", 224), content.get("crop_size", 224)
@@ -68,7 +68,7 @@ class Preprocessing:
         return cls(resize, mode, cropped, factor, mean, std)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] to what the model takes; 8 bits after resizing, as pictures have."""
+        """Images (B, 3, H, W) in [-1, 1] to what the model takes; 8 bits after resizing, as image files have."""
         x = to_uint8(images)
         if self.resize is not None:
             target, mode = self._target(x.shape[-2], x.shape[-1]), InterpolationMode(self.mode)
@@ -98,7 +98,7 @@ class Preprocessing:
 
 
 class PretrainedExtractor(Extractor):
-    """DINOv2's class token after its last norm, or CLIP's projected embedding of the picture: (B, dim) float32."""
+    """DINOv2's class token after its last norm, or CLIP's projected embedding of the image: (B, dim) float32."""
 
     def __init__(self, folder: Path, title: str, device: torch.device | str = "cpu") -> None:
         """`folder` is local; `title` goes into the name, with the fingerprint of the weights."""
@@ -126,7 +126,7 @@ class PretrainedExtractor(Extractor):
 
 
 class ClipScorer:
-    """How well pictures fit their captions: 100 max(cos, 0) of CLIP's two embeddings.
+    """How well images fit their captions: 100 max(cos, 0) of CLIP's two embeddings.
 
     CLIPScore (Hessel et al. 2021, arXiv:2104.08718, eq. 1) is 2.5 max(cos, 0), a 40th of it.
     """
@@ -139,13 +139,13 @@ class ClipScorer:
         self.extractor, self.name = extractor, extractor.name
 
     def __call__(self, images: Tensor, captions: Sequence[str]) -> Tensor:
-        """One number a picture (B,), for images (B, 3, H, W) in [-1, 1] and a caption each; a long one is cut."""
+        """One number an image (B,), for images (B, 3, H, W) in [-1, 1] and a caption each; a long one is cut."""
         return self.of_features(self.extractor(images), captions)
 
     def of_features(self, features: Tensor, captions: Sequence[str]) -> Tensor:
-        """As `__call__`, from the extractor's features (B, dim) of the pictures."""
+        """As `__call__`, from the extractor's features (B, dim) of the images."""
         if len(features) != len(captions):
-            raise ValueError(f"expected one caption a picture, got {len(captions)} for {len(features)}")
+            raise ValueError(f"expected one caption an image, got {len(captions)} for {len(features)}")
         texts = torch.cat([self._texts(captions[start : start + 256]) for start in range(0, len(captions), 256)])
         return 100 * F.cosine_similarity(features.to(texts.device), texts).clamp(min=0)
 

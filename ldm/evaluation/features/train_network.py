@@ -1,4 +1,4 @@
-"""Train the small network on a data set: deterministic, seconds long, kept in the user's cache folder."""
+"""Train the small network on a data set: deterministic, seconds long, cached in the user's folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Recipe:
     images: int = 8192
     """Training images at most; drawn at random if there are more."""
     held_out: int = 1024
-    """Images kept for the test at most, and at most a tenth of all."""
+    """Images held out for the test at most, and at most a tenth of all."""
     seed: int = 0
     version: int = 1
 
@@ -144,7 +144,7 @@ def _prepare(
 
 
 def _soften(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur half of the images (sigma 0.2 to 1.1 pixels) and add noise to most: a decoder's pictures are not crisp."""
+    """Blur half of the images (sigma 0.2 to 1.1 pixels) and add noise to most: a decoder's images are not crisp."""
     n, c, h, w = images.shape
     sigma = 0.2 + 0.9 * torch.rand(n, 1, generator=generator)
     kernel = torch.exp(-(torch.arange(-2.0, 3.0) ** 2) / (2 * sigma**2))  # (B, 5)
@@ -188,7 +188,7 @@ def _store(path: Path, network: SmallNetwork, metadata: NetworkMetadata) -> None
     try:
         save_tensors(path, network.state_dict(), {"facts": json.dumps(asdict(metadata))})
     except OSError as error:
-        logger.warning("the trained network could not be kept in %s (%s)", path.parent, error.strerror)
+        logger.warning("the trained network could not be written to %s (%s)", path.parent, error.strerror)
 
 
 def _load(path: Path) -> tuple[SmallNetwork, NetworkMetadata] | None:

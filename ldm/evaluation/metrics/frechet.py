@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from autoencoders.importance import to_float64
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.metrics.base import SampleMetric, Samples
@@ -124,7 +125,7 @@ def sliced_frechet_distance(real: Tensor, fake: Tensor, *, seed: int = 0, slices
 
 def slices_of(features: Tensor, slices: int = _SLICES, seed: int = 0) -> Tensor:
     """Features (N, D) along random unit vectors, the same for the same seed: (N, slices), float64."""
-    features = (features.cpu() if features.device.type == "mps" else features).double()
+    features = to_float64(features)
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(features.shape[1], slices, generator=generator, dtype=torch.float64)
     return features @ (directions / directions.norm(dim=0)).to(features.device)

@@ -1,6 +1,6 @@
 """How close is a reconstruction to its original: PSNR and SSIM, one number an image.
 
-Images are (B, C, H, W) in [-1, 1]; values outside that range are clipped, as they are when a picture is shown.
+Images are (B, C, H, W) in [-1, 1]; values outside that range are clipped, as they are when an image is saved.
 """
 
 from __future__ import annotations

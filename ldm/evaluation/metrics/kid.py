@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from autoencoders.importance import to_float64
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.metrics.base import SampleMetric, Samples
 from ldm.evaluation.records import MetricValue
@@ -40,7 +41,7 @@ def kernel_distance(
     """Mean over random subsets of features (N, D) and (M, D), as clean-fid computes it but with its own generator."""
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 4:
         raise ValueError(f"expected features (N, D), (M, D) with N, M >= 4, got {tuple(a.shape)} and {tuple(b.shape)}")
-    a, b = ((x.cpu() if x.device.type == "mps" else x).double() for x in (a, b))
+    a, b = (to_float64(x) for x in (a, b))
     generator = torch.Generator().manual_seed(seed)
     n = min(len(a), len(b))
     m = min(n, max_subset_size)

@@ -1,4 +1,4 @@
-"""What a set of latents says of its bottleneck: use of the codes, active units, the aggregate posterior."""
+"""Statistics of a set of latents: use of the codes, active units, the aggregate posterior."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class CodeStatistics:
 
 
 def code_statistics(codes: Tensor, size: int) -> CodeStatistics:
-    """From the codes (N, places) of N images, all places under one law.
+    """From the codes (N, positions) of N images, all positions under one distribution.
 
-    The entropy is that of the frequencies, which is too low by (used - 1) / (2 N places ln 2) bits (Miller 1955). The
-    influence function of entropy is -log2 p(code), so the scatter over images of its sum tells the error, whether or
+    The entropy is that of the frequencies, too low by (used - 1) / (2 N positions ln 2) bits (Miller 1955). The
+    influence function of entropy is -log2 p(code), so the scatter over images of its sum gives the error, whether or
     not the codes of one image depend on each other.
     """
     flat = codes.long().flatten()
@@ -87,8 +87,8 @@ class PosteriorMoments:
         """KL of the Gaussian with the aggregate posterior's mean and variance from N(0, 1), in nats, (D,).
 
         The aggregate posterior is q(z) = E_x q(z | x) (Makhzani et al. 2016, arXiv:1511.05644; Hoffman and Johnson
-        2016). Its variance is Var_x(E[z | x]) + E_x Var[z | x]; of all laws with these moments the Gaussian's KL is the
-        least, so this is a lower bound on each number's own KL. N images raise it by about 1 / N.
+        2016). Its variance is Var_x(E[z | x]) + E_x Var[z | x]; the Gaussian's KL is the least with
+        these moments, so this is a lower bound on each number's own KL. N images raise it by about 1 / N.
         """
         mean = self._offset + self._sum / self.count
         variance = self.variance_of_means() + self._variance / self.count
@@ -100,7 +100,7 @@ def prior_discrepancy(latents: Tensor, draws: Tensor) -> tuple[float, float]:
     """Unbiased squared MMD between latents (N, D) and as many draws of a N(0, I) prior, and its standard error.
 
     Gretton et al. 2012, lemma 6 (equation 4), with the inverse multiquadratic kernel sum_s c / (c + |x - y|^2),
-    c = 2 D s, of Tolstikhin et al. 2018 (arXiv:1711.01558, section 4). Near 0, also below it, where the laws agree.
+    c = 2 D s, of Tolstikhin et al. 2018 (arXiv:1711.01558, section 4). Near 0, also below it, where the two agree.
     The error is from Hoeffding's variance of a U-statistic (Serfling 1980, section 5.2.1, lemma A).
     """
     if latents.shape != draws.shape or latents.ndim != 2 or len(latents) < 4:
@@ -114,7 +114,7 @@ def prior_discrepancy(latents: Tensor, draws: Tensor) -> tuple[float, float]:
     value = h.sum() / (n * (n - 1))
     of_all = (h - value).fill_diagonal_(0.0).square().sum() / (n * (n - 1))  # Var h(z_i, z_j)
     rows = h.sum(1) / (n - 1)
-    of_rows = rows.var() - of_all / (n - 1)  # Var E[h | z_i], 0 where the laws agree; a row's own scatter taken off
+    of_rows = rows.var() - of_all / (n - 1)  # Var E[h | z_i], 0 where the two agree; less a row's own scatter
     variance = torch.maximum(4 * (n - 2) * of_rows + 2 * of_all, of_all / 2) / (n * (n - 1))
     return float(value), float(variance.sqrt())
 

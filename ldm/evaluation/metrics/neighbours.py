@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from autoencoders.importance import to_float64
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.metrics.base import SampleMetric, Samples
 from ldm.evaluation.records import MetricValue
@@ -88,7 +89,7 @@ def _nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """|a_i - b_j|^2 of features (N, D) and (M, D): (N, M), float32 of sums taken in float64."""
-    a, b = ((x.cpu() if x.device.type == "mps" else x).double() for x in (a, b))
+    a, b = (to_float64(x) for x in (a, b))
     squares = b.square().sum(1)
     parts = [(part.square().sum(1)[:, None] + squares - 2 * part @ b.T).clamp(min=0).float() for part in a.split(_ROWS)]
     return torch.cat(parts)

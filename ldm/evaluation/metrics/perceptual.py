@@ -1,4 +1,4 @@
-"""Distances between pictures in the features of a frozen network: LPIPS, or a network of the data set itself."""
+"""Distances between images in the features of a frozen network: LPIPS, or a network of the data set itself."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from autoencoders.importance import to_float64
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.metrics.base import SampleMetric, Samples
 from ldm.evaluation.records import MetricValue
@@ -58,7 +59,7 @@ def inception_score(probabilities: Tensor, *, splits: int = 10, seed: int = 0) -
     """
     if probabilities.ndim != 2 or len(probabilities) < splits or splits < 1:
         raise ValueError(f"expected probabilities (N, K) with N >= {splits} splits, got {tuple(probabilities.shape)}")
-    p = (probabilities.cpu() if probabilities.device.type == "mps" else probabilities).double()
+    p = to_float64(probabilities)
     if not torch.allclose(p.sum(1), torch.ones_like(p[:, 0]), atol=1e-4):
         raise ValueError("probabilities: expected rows that sum to 1")
     p = p[torch.randperm(len(p), generator=torch.Generator().manual_seed(seed)).to(p.device)]

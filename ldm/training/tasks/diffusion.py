@@ -14,7 +14,8 @@ from autoencoders import class_of
 from ldm.conditioning.conditioner import Conditioner
 from ldm.data.dataset import ImageData
 from ldm.data.selection import shuffled_indices
-from ldm.evaluation.periodic import DiffusionEvalConfig, PeriodicEvaluator
+from ldm.evaluation.periodic import PeriodicEvaluator
+from ldm.evaluation.periodic_config import DiffusionEvalConfig
 from ldm.models.unet import UNet
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder

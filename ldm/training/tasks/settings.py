@@ -18,7 +18,7 @@ from autoencoders import (
 from autoencoders.priors import PriorConfig
 from ldm.conditioning.config import ConditioningConfig
 from ldm.data.config import DataConfig
-from ldm.evaluation.periodic import DiffusionEvalConfig, EvalConfig
+from ldm.evaluation.periodic_config import DiffusionEvalConfig, EvalConfig
 from ldm.models.classifier import ClassifierConfig
 from ldm.models.unet_config import UNetConfig
 from ldm.runtime.errors import UserError, at_least
