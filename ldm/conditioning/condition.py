@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,22 +11,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Condition:
-    """Class ids (B,) int64 and text states (B, L, D); None for what the model does not know."""
+    """Class indices (B,) int64 and text states (B, L, D); None for what is no condition of the model."""
 
     class_labels: Tensor | None
     context: Tensor | None
 
-    def _map(self, change: str, *arguments: object) -> Condition:
-        parts = (self.class_labels, self.context)
-        return Condition(*(None if part is None else getattr(part, change)(*arguments) for part in parts))
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Condition:
+        tensors = (self.class_labels, self.context)
+        return Condition(*(None if tensor is None else function(tensor) for tensor in tensors))
 
     def to(self, device: torch.device | str) -> Condition:
         """The same on another device."""
-        return self._map("to", device)
+        return self._map(lambda tensor: tensor.to(device))
 
     def select(self, indices: Tensor) -> Condition:
         """The samples `indices` (N,), or those where a mask (B,) is true."""
-        return self._map("__getitem__", indices)
+        return self._map(lambda tensor: tensor[indices])
 
     def repeat(self, times: int) -> Condition:
         """The whole batch `times` times over: (a, b) becomes (a, b, a, b)."""
@@ -40,10 +40,10 @@ class Condition:
         return Condition(_cat("class labels", labels), _cat("text", contexts))
 
 
-def _cat(name: str, parts: Sequence[Tensor | None]) -> Tensor | None:
-    given = [part for part in parts if part is not None]
-    if not given:
+def _cat(name: str, optional: Sequence[Tensor | None]) -> Tensor | None:
+    tensors = [tensor for tensor in optional if tensor is not None]
+    if not tensors:
         return None
-    if len(given) != len(parts):
-        raise ValueError(f"expected {name} in all conditions or in none, got {len(given)} of {len(parts)}")
-    return given[0] if len(given) == 1 else torch.cat(given)
+    if len(tensors) != len(optional):
+        raise ValueError(f"expected {name} in all conditions or in none, got {len(tensors)} of {len(optional)}")
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

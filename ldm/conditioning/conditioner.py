@@ -19,7 +19,7 @@ CONDITIONING_FILE = "conditioning.json"
 
 
 class Conditioner(nn.Module):
-    """Labels (B,) int64 and tokens (B, L) int64 -> `Condition`. Null class: K, the last id; null text: ""."""
+    """Labels (B,) int64 and tokens (B, L) int64 -> `Condition`. Null class: K, the last index; null text: ""."""
 
     _null_tokens: Tensor
 
@@ -43,15 +43,15 @@ class Conditioner(nn.Module):
         *,
         seed: int = 0,
     ) -> "Conditioner":
-        """From the facts of a data set; the same facts and seed give the same tokenizer and weights."""
+        """For a data set; the same class names, captions and seed give the same tokenizer and weights."""
         texts = [caption for caption in captions or () if caption.strip()]
-        wanted = config.text_encoder
-        if wanted == "auto":
-            wanted = "embedded" if texts else None
-        if wanted is not None and not texts:
-            raise UserError(f"text_encoder {wanted}: expected captions, but the data has none")
+        encoder = config.text_encoder
+        if encoder == "auto":
+            encoder = "embedded" if texts else None
+        if encoder is not None and not texts:
+            raise UserError(f"text_encoder {encoder}: expected captions, but the data has none")
         text = None
-        if wanted == "embedded":
+        if encoder == "embedded":
             text = embedded_encoder(
                 texts,
                 width=config.text_width,
@@ -61,15 +61,15 @@ class Conditioner(nn.Module):
                 max_tokens=config.max_tokens,
                 seed=seed,
             )
-        elif wanted is not None:
-            text = frozen_encoder(wanted, texts, config.max_tokens)
+        elif encoder is not None:
+            text = frozen_encoder(encoder, texts, config.max_tokens)
         by_class = config.class_conditional
         if by_class is None:
             by_class = bool(class_names) and text is None
         if by_class and not class_names:
             raise UserError("class_conditional: expected data with class labels, but it has none")
         if len(set(class_names)) != len(class_names):
-            raise UserError("class names: expected each once, but one appears twice")
+            raise UserError("class names: expected distinct names, but one appears twice")
         return cls(class_names, text, class_conditional=by_class, dropout=config.condition_dropout)
 
     @property
@@ -88,7 +88,7 @@ class Conditioner(nn.Module):
 
     @property
     def null_class(self) -> int | None:
-        """The id that stands for no class."""
+        """The index that stands for no class."""
         return self.num_classes if self.class_conditional else None
 
     @property
@@ -120,7 +120,7 @@ class Conditioner(nn.Module):
         return labels, tokens
 
     def forward(self, labels: Tensor | None, tokens: Tensor | None) -> Condition:
-        """Encode ids; what is no condition of this model is ignored, what is one must be there."""
+        """Encode labels and tokens; what is no condition of this model is ignored, what is one is required."""
         context = class_labels = None
         if self.class_conditional:
             if labels is None:
@@ -144,8 +144,7 @@ class Conditioner(nn.Module):
         """
         if labels is not None and texts is not None and len(labels) != len(texts):
             raise UserError(f"conditions: expected as many labels as texts, got {len(labels)} and {len(texts)}")
-        given = labels if labels is not None else texts
-        batch = 0 if given is None else len(given)
+        batch = len(labels if labels is not None else texts or ())
         return Condition(self._encode_labels(labels, batch), self._encode_texts(texts, batch))
 
     def _encode_labels(self, labels: Sequence[int | str | None] | None, batch: int) -> Tensor | None:
@@ -154,8 +153,8 @@ class Conditioner(nn.Module):
             if any(label is not None for label in labels):
                 raise UserError("class label: this model is not conditioned on classes")
             return None
-        ids = [self.num_classes if label is None else self.class_index(label) for label in labels]
-        return torch.tensor(ids, dtype=torch.int64, device=self.device)
+        indices = [self.num_classes if label is None else self.class_index(label) for label in labels]
+        return torch.tensor(indices, dtype=torch.int64, device=self.device)
 
     def _encode_texts(self, texts: Sequence[str] | None, batch: int) -> Tensor | None:
         texts = [""] * batch if texts is None else texts
@@ -163,16 +162,16 @@ class Conditioner(nn.Module):
             if any(texts):
                 raise UserError("prompt: this model is not conditioned on text")
             return None
-        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-        states = self.text(self.text.tokenize(list(places)).to(self.device))
-        return states[torch.tensor([places[text] for text in texts], device=self.device)]
+        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        states = self.text(self.text.tokenize(list(rows)).to(self.device))  # (distinct texts, L, D)
+        return states[torch.tensor([rows[text] for text in texts], device=self.device)]  # (B, L, D)
 
     def class_index(self, name: int | str) -> int:
-        """The id of a class given by name or number; `UserError` lists the known names and the closest."""
+        """As `class_index`, among this model's classes."""
         return class_index(name, self.class_names)
 
     def metadata(self) -> dict[str, Any]:
-        """What `conditioning.json` holds."""
+        """The contents of `conditioning.json`."""
         text = self.text
         return {
             "class_names": list(self.class_names),
@@ -185,7 +184,7 @@ class Conditioner(nn.Module):
         }
 
     def index_entries(self) -> dict[str, list[str]]:
-        """What `model_index.json` says of text_encoder/ and tokenizer/: library and class."""
+        """The entries of `model_index.json` for text_encoder/ and tokenizer/: library and class."""
         if self.text is None:
             return {}
         parts = {"text_encoder": self.text.model, "tokenizer": self.text.tokenizer}
@@ -201,7 +200,7 @@ class Conditioner(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Conditioner":
-        """Read a model folder; one without conditioning.json is a diffusers folder, whose parts tell the facts."""
+        """Read a model folder; one without conditioning.json is a diffusers folder, and its other files are read."""
         folder = Path(folder)
         metadata = (
             _read_metadata(folder / CONDITIONING_FILE)
@@ -221,21 +220,24 @@ class Conditioner(nn.Module):
 
 
 def class_index(name: int | str, class_names: Sequence[str]) -> int:
-    """The place of `name` in `class_names`, or `name` itself if it is a number below their count."""
+    """The index of `name` in `class_names`, or `name` itself if it is a number below their count.
+
+    `UserError` lists the names and the closest.
+    """
     if isinstance(name, str) and name in class_names:
         return tuple(class_names).index(name)
-    known = [_inert(known_name) for known_name in class_names]
+    names = [_inert(class_name) for class_name in class_names]
     try:
         number = int(name)
     except ValueError:
-        raise UserError(f"unknown class {_inert(str(name))!r}", remedy=suggest(_inert(str(name)), known)) from None
-    if not 0 <= number < len(known):
-        raise UserError(f"unknown class {number}: expected 0 to {len(known) - 1}", remedy=suggest(str(number), known))
+        raise UserError(f"unknown class {_inert(str(name))!r}", remedy=suggest(_inert(str(name)), names)) from None
+    if not 0 <= number < len(names):
+        raise UserError(f"unknown class {number}: expected 0 to {len(names) - 1}", remedy=suggest(str(number), names))
     return number
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
-    """The checked facts of a file that may come from anybody."""
+    """The checked contents of a file that may come from anybody."""
     metadata = read_json(path)
     kinds: dict[str, Any] = {"class_names": list, "class_conditional": bool, "dropout": (int, float)}
     if not isinstance(metadata, dict) or any(not isinstance(metadata.get(key), kind) for key, kind in kinds.items()):
@@ -251,7 +253,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 
 
 def _guess_metadata(folder: Path) -> dict[str, Any]:
-    """The facts of a foreign folder. Its last class is taken as null, its dropout as Stable Diffusion's."""
+    """For a folder of diffusers: its last class is taken as null, its dropout as Stable Diffusion's."""
     path = folder / "unet" / "config.json"
     embeds = read_json(path).get("num_class_embeds") if path.exists() else None
     names = [str(index) for index in range((embeds or 1) - 1)]
@@ -260,5 +262,5 @@ def _guess_metadata(folder: Path) -> dict[str, Any]:
 
 
 def _inert(name: str) -> str:
-    """A name that is safe to show on a terminal."""
+    """A name that is safe to print on a terminal."""
     return replace_unprintable(printable_utf8(name), "\N{REPLACEMENT CHARACTER}")

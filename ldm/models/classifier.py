@@ -113,10 +113,10 @@ class NoisyClassifier(Encoder):
     def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> "NoisyClassifier":
         """Read a folder that `save_pretrained` wrote."""
         keys = read_config(folder, _CLASS_NAME)
-        known = [field.name for field in fields(ClassifierConfig)]
+        names = [field.name for field in fields(ClassifierConfig)]
         for key in keys:
-            if key not in known:
-                raise UserError(f"{folder}: config.json: unknown key {key!r}", remedy=suggest(key, known))
+            if key not in names:
+                raise UserError(f"{folder}: config.json: unknown key {key!r}", remedy=suggest(key, names))
         config = ClassifierConfig(**keys)
         with torch.device("meta"):
             network = cls(config)

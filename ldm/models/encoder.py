@@ -113,7 +113,7 @@ class Encoder(nn.Module):
     def cache_conditioning(
         self, class_labels: Tensor | None = None, context: Tensor | None = None
     ) -> CachedConditioning:
-        """What the steps of a sampling run share, to be given as `conditioning` in place of labels and context.
+        """What the steps of a sampling run share, as `conditioning` in place of labels and context.
 
         The text's keys, values and pooled vector are the same bits as without; the projections of time, made in one
         product, the same to rounding. No gradient flows into it.
@@ -195,11 +195,15 @@ def _check_inputs(
     if t.shape not in ((), (1,), (batch,)):
         raise UserError(f"U-Net: expected t of shape () or ({batch},), got {tuple(t.shape)}")
     if (class_labels is None) != (config.num_class_embeds is None):
-        expected = "none, it knows no classes" if class_labels is not None else f"0 to {config.num_class_embeds}"
+        expected = (
+            "none, it is not conditioned on classes" if class_labels is not None else f"0 to {config.num_class_embeds}"
+        )
         raise UserError(f"U-Net: class_labels: expected {expected}")
     if class_labels is not None and class_labels.shape != (batch,):
         raise UserError(f"U-Net: expected class_labels of shape ({batch},), got {tuple(class_labels.shape)}")
     if (context is None) != (width is None):
-        raise UserError(f"U-Net: context: expected {f'width {width}' if context is None else 'none, it takes no text'}")
+        raise UserError(
+            f"U-Net: context: expected {f'width {width}' if context is None else 'none, it is not conditioned on text'}"
+        )
     if context is not None and (context.ndim != 3 or len(context) != batch or context.shape[2] != width):
         raise UserError(f"U-Net: expected context of shape ({batch}, L, {width}), got {tuple(context.shape)}")

@@ -30,7 +30,7 @@ _DIFFUSERS_DEFAULTS: dict[str, Any] = {
     "addition_embed_type": None,
     "addition_embed_type_num_heads": 64,
 }
-# Keys that we know and that may hold these values only.
+# Keys that may hold these values only.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
     "downsample_padding": (1,),
@@ -200,13 +200,13 @@ class UNetConfig:
     @classmethod
     def from_diffusers(cls, keys: Mapping[str, Any]) -> "UNetConfig":
         """Read a `UNet2DConditionModel` configuration; `UserError` names what this U-Net cannot do."""
-        known = {key: value for key, value in keys.items() if not key.startswith("_")}
-        for key, value in known.items():
+        public = {key: value for key, value in keys.items() if not key.startswith("_")}
+        for key, value in public.items():
             allowed = _FIXED.get(key, (None, False))
             if key not in _DIFFUSERS_DEFAULTS and value not in allowed:
                 raise UserError(f"U-Net configuration: {key} = {value!r} is not supported (only {_listed(allowed)})")
-        got = {**_DIFFUSERS_DEFAULTS, **known}
-        down, up, widths = got["down_block_types"], got["up_block_types"], got["block_out_channels"]
+        merged = {**_DIFFUSERS_DEFAULTS, **public}
+        down, up, widths = merged["down_block_types"], merged["up_block_types"], merged["block_out_channels"]
         levels = len(widths)
         if [name.replace("Up", "Down") for name in reversed(up)] != list(down) or len(down) != levels:
             raise UserError(f"U-Net configuration: {list(up)} is not the mirror of {list(down)} over {levels} levels")
@@ -216,27 +216,27 @@ class UNetConfig:
                 f"U-Net configuration: down_block_types {list(down)} are not supported (DownBlock2D with "
                 "either AttnDownBlock2D or CrossAttnDownBlock2D)"
             )
-        mid = next((ours for ours, theirs in _MID.items() if theirs == got["mid_block_type"]), None)
+        mid = next((ours for ours, theirs in _MID.items() if theirs == merged["mid_block_type"]), None)
         if mid is None:
-            raise UserError(f"U-Net configuration: mid_block_type {got['mid_block_type']!r} is not supported")
+            raise UserError(f"U-Net configuration: mid_block_type {merged['mid_block_type']!r} is not supported")
         plain = kinds == {"AttnDownBlock2D"}
-        context = _same("cross_attention_dim", got["cross_attention_dim"])
+        context = _same("cross_attention_dim", merged["cross_attention_dim"])
         if mid != "attention" and "CrossAttnDownBlock2D" not in kinds:
             context = None  # diffusers writes one although nothing reads it
-        heads = got["attention_head_dim"]
-        pooling = got["addition_embed_type"]
+        heads = merged["attention_head_dim"]
+        pooling = merged["addition_embed_type"]
         _require(pooling in (None, "text"), f"addition_embed_type = {pooling!r} is not supported (only None or 'text')")
         return cls(
-            **{key: got[key] for key in _DIFFUSERS_DEFAULTS if key in _SHARED},
-            sample_size=_same("sample_size", got["sample_size"]),
+            **{key: merged[key] for key in _DIFFUSERS_DEFAULTS if key in _SHARED},
+            sample_size=_same("sample_size", merged["sample_size"]),
             block_out_channels=tuple(widths),
-            layers_per_block=_same("layers_per_block", got["layers_per_block"]),
-            transformer_layers_per_block=_same("transformer_layers_per_block", got["transformer_layers_per_block"]),
+            layers_per_block=_same("layers_per_block", merged["layers_per_block"]),
+            transformer_layers_per_block=_same("transformer_layers_per_block", merged["transformer_layers_per_block"]),
             attention=tuple(name != "DownBlock2D" for name in down),
             mid=mid,
             cross_attention_dim=context,
             context_in_mid_only=plain and context is not None,
-            pooled_context_heads=got["addition_embed_type_num_heads"] if pooling == "text" else None,
+            pooled_context_heads=merged["addition_embed_type_num_heads"] if pooling == "text" else None,
             **(
                 {"attention_head_dim": _same("attention_head_dim", heads)}
                 if plain

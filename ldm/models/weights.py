@@ -39,29 +39,29 @@ def read_config(folder: str | Path, class_name: str) -> dict[str, Any]:
     path = Path(folder) / CONFIG_NAME
     content = read_json(path)
     if not isinstance(content, dict) or content.get("_class_name") != class_name:
-        found = content.get("_class_name") if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path}: expected the configuration of a {class_name}, found {json.dumps(found)}")
+        kind = content.get("_class_name") if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path}: expected the configuration of a {class_name}, found {json.dumps(kind)}")
     return {key: value for key, value in content.items() if not key.startswith("_")}
 
 
 def load_weights(folder: str | Path, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
     """Fill `network`, built on the meta device, from the weight file; names and shapes are compared before reading."""
     path = Path(folder) / WEIGHTS_NAME
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     with open_tensors(path) as file:
-        _compare(path, wanted, tensor_shapes(file))
-        tensors: dict[str, Tensor] = {name: file.get_tensor(name).to(dtype, copy=True) for name in wanted}
+        _compare(path, expected, tensor_shapes(file))
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name).to(dtype, copy=True) for name in expected}
     network.load_state_dict(tensors, assign=True)
 
 
-def _compare(path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+def _compare(path: Path, expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]]) -> None:
     """`UserError` naming the first parameters that are missing, not expected, or of another shape."""
-    problems = [f"{name} is missing" for name in wanted if name not in found]
-    problems += [f"{name} is not expected" for name in found if name not in wanted]
+    problems = [f"{name} is missing" for name in expected if name not in stored]
+    problems += [f"{name} is not expected" for name in stored if name not in expected]
     problems += [
-        f"{name} has shape {list(found[name])}, expected {list(shape)}"
-        for name, shape in wanted.items()
-        if name in found and found[name] != shape
+        f"{name} has shape {list(stored[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in stored and stored[name] != shape
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""

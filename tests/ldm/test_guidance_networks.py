@@ -62,7 +62,7 @@ GUIDED = {
 }
 
 
-def drawn(pipeline, requests, sampling=FAST, **options):
+def sampled(pipeline, requests, sampling=FAST, **options):
     requests = [requests] if isinstance(requests, Request) else requests
     return torch.cat(list(pipeline.generate(requests, sampling, **options)))
 
@@ -83,13 +83,13 @@ def test_every_guidance_acts_and_at_no_strength_does_nothing(text, name):
     base = replace(base, energy=(RED,)) if name == "energy" else base
     requests = [Request(PROMPT, class_label=number) for number in (1, 4)]
     labelled = replace(base, guidance=(*base.guidance, "classifier(0)"))  # so that something uses the label
-    plain = drawn(text, requests, labelled)
+    plain = sampled(text, requests, labelled)
     before = text.evaluations
-    guided = drawn(text, requests, replace(labelled, guidance=(*labelled.guidance, acting)))
+    guided = sampled(text, requests, replace(labelled, guidance=(*labelled.guidance, acting)))
     assert text.evaluations == before + calls * 2 * 4
     assert guided.isfinite().all() and difference(guided, plain) > 1e-4
     if idle is not None:
-        same = drawn(text, requests, replace(labelled, guidance=(*labelled.guidance, idle)))
+        same = sampled(text, requests, replace(labelled, guidance=(*labelled.guidance, idle)))
         assert text.evaluations == before and difference(same, plain) < 1e-6
 
 
@@ -109,20 +109,19 @@ def network(*, mid="attention", attention=(False, True)):
     return unet
 
 
-def only(mask):
+def batch_mask(mask):
     return torch.tensor(mask)
 
 
-def seen(unet, name, *inputs, **options):
-    """The input and the output of a module during a call."""
-    found = {}
-    module = unet.get_submodule(name)
-    handle = module.register_forward_hook(lambda _, given, out: found.update(given=given, out=out))
+def captured(unet, name, *inputs, **options):
+    """The input and the output of a module during a call, and the call's result."""
+    calls = []
+    handle = unet.get_submodule(name).register_forward_hook(lambda _, inputs, output: calls.append((inputs, output)))
     try:
         result = unet(*inputs, **options)
     finally:
         handle.remove()
-    return found["given"], found["out"], result
+    return *calls[0], result
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (4, 12)])
@@ -132,8 +131,8 @@ def test_perturbed_attention_is_the_formula(kind, shape):
     name = "mid_block.attentions.0.transformer_blocks.0.attn1"
     x, t = torch.randn(3, 2, *shape, dtype=torch.float64), torch.tensor([5.0, 500.0, 900.0])
     change = Perturbation(kind, (name,), sigma)
-    options = {"perturbations": [(change, only([False, True, False]))]}
-    (tokens, *_), out, result = seen(unet, name, x, t, **options)
+    options = {"perturbations": [(change, batch_mask([False, True, False]))]}
+    (tokens, *_), out, result = captured(unet, name, x, t, **options)
     layer, (h, w) = unet.get_submodule(name), (shape[0] // 2, shape[1] // 2)
     q, k, v = (part(tokens).view(3, h * w, layer.heads, -1) for part in (layer.to_q, layer.to_k, layer.to_v))
     if kind == "blur":  # each query is the mean of all, weighted by a Gaussian of their distance on the grid
@@ -164,8 +163,8 @@ def test_an_infinite_blur_is_the_mean_query_and_a_small_one_nothing():
 def test_a_skipped_layer_gives_what_it_was_given(name):
     unet, x = network(), torch.randn(2, 2, 8, 8, dtype=torch.float64)
     change = Perturbation("skip", unet.perturbable_layers("skip", [name]))
-    found = unet(x, torch.tensor(300.0), perturbations=[(change, only([True, False]))])
-    handle = unet.get_submodule(name).register_forward_hook(lambda _, given, out: given[0])
+    found = unet(x, torch.tensor(300.0), perturbations=[(change, batch_mask([True, False]))])
+    handle = unet.get_submodule(name).register_forward_hook(lambda _, inputs, output: inputs[0])
     without = unet(x, torch.tensor(300.0))
     handle.remove()
     torch.testing.assert_close(found[:1], without[:1], rtol=0, atol=1e-12)
@@ -229,8 +228,8 @@ def test_a_snapshot_is_the_model_of_that_step(models, snapshots, ldm_main, tmp_p
     for name, value in weak.networks.guiding_model.unet.state_dict().items():
         assert torch.equal(value, averaged[f"unet.{name}"])
     # autoguidance of scale 0 is the weak network alone
-    found = drawn(weak, Request(PROMPT), replace(FAST, guidance=("autoguidance(0)",)))
-    assert torch.equal(found, drawn(Pipeline.load(tmp_path / "early"), Request(PROMPT)))
+    found = sampled(weak, Request(PROMPT), replace(FAST, guidance=("autoguidance(0)",)))
+    assert torch.equal(found, sampled(Pipeline.load(tmp_path / "early"), Request(PROMPT)))
     damaged = tmp_path / "run" / "checkpoint-3"
     shutil.copytree(snapshots, tmp_path / "run")
     (damaged / "ema.safetensors").write_bytes((damaged / "model.safetensors").read_bytes())
@@ -240,16 +239,16 @@ def test_a_snapshot_is_the_model_of_that_step(models, snapshots, ldm_main, tmp_p
 
 def test_a_weak_network_has_its_own_conditions_and_is_saved_with_the_model(text, models, tmp_path):
     request, sampling = Request(PROMPT, class_label=2), replace(FAST, guidance=("autoguidance(0)",))
-    weak_alone = drawn(text, request, sampling)
-    assert difference(weak_alone, drawn(Pipeline.load(models.classes), Request(class_label=2))) < 1e-6
-    assert difference(weak_alone, drawn(text, replace(request, class_label=3), sampling)) > 1e-4
+    weak_alone = sampled(text, request, sampling)
+    assert difference(weak_alone, sampled(Pipeline.load(models.classes), Request(class_label=2))) < 1e-6
+    assert difference(weak_alone, sampled(text, replace(request, class_label=3), sampling)) > 1e-4
     weak = text.networks.guiding_model
     assert weak.condition([request], ["star", "ring", "circle"], null=False).class_labels.tolist() == [0], "by name"
     with pytest.raises(UserError, match="does not know the class 'dog', only circle"):
         weak.check([None, 0], ["dog"])
     text.save(tmp_path / "model")
     again = Pipeline.load(tmp_path / "model")
-    assert torch.equal(drawn(again, request, sampling), weak_alone)
+    assert torch.equal(sampled(again, request, sampling), weak_alone)
     for path in sorted(
         path for part in ("weak_unet", "weak_conditioning") for path in (tmp_path / "model" / part).rglob("*")
     ):
@@ -264,7 +263,7 @@ def test_a_weak_network_on_another_schedule_meets_at_equal_log_snr():
     ours, theirs = Process(DiscreteSchedule("cosine"), SampleTarget()), Process(FlowSchedule(), FlowTarget())
 
     class Exact(torch.nn.Module):
-        """Says the velocity under which x0 is 0.5, and checks what it is told."""
+        """Predicts the velocity under which x0 is 0.5."""
 
         def forward(self, x, t, class_labels=None, context=None):
             s = (t / 1000).view(-1, 1, 1, 1)
@@ -348,19 +347,19 @@ def test_several_energies_add_up_in_one_evaluation(text, tmp_path):
     strong = replace(FAST, num_inference_steps=8)
     energies = (RED, f"inpainting({str(picture)!r}, {str(tmp_path / 'mask.png')!r}, name='left', jacobian=False)")
     guided = replace(strong, energy=energies, guidance=("energy(3)", "energy(0.02, name='left')"))
-    images, plain = (drawn(text, [Request(PROMPT)] * 4, sampling) for sampling in (guided, strong))
+    images, plain = (sampled(text, [Request(PROMPT)] * 4, sampling) for sampling in (guided, strong))
     assert text.evaluations == 32 and images.isfinite().all()
-    drawn(text, Request(PROMPT), guided)
+    sampled(text, Request(PROMPT), guided)
     assert text.evaluations == 8, "no call of the network more"
     red = torch.tensor([0.8, -0.6, -0.6]).view(1, 3, 1, 1)
     assert (images.mean((2, 3), keepdim=True) - red).norm() < (plain.mean((2, 3), keepdim=True) - red).norm()
     alike = replace(strong, energy=(f"similarity({str(picture)!r}, of='x')",), guidance=("energy(5)",))
-    assert difference(drawn(text, Request(PROMPT), alike), plain[:1]) > 1e-5
+    assert difference(sampled(text, Request(PROMPT), alike), plain[:1]) > 1e-5
     darker = replace(strong, guidance=("energy(5, name='dark')",))
     mine = {"dark": Energy(lambda images: images.mean((1, 2, 3)))}
-    assert drawn(text, Request(PROMPT), darker, energies=mine).mean() < plain[:1].mean() - 1e-4
-    assert torch.equal(drawn(text, Request(PROMPT), darker, energies={"dark": mine["dark"].function}),
-                       drawn(text, Request(PROMPT), darker, energies=mine))  # fmt: skip
+    assert sampled(text, Request(PROMPT), darker, energies=mine).mean() < plain[:1].mean() - 1e-4
+    assert torch.equal(sampled(text, Request(PROMPT), darker, energies={"dark": mine["dark"].function}),
+                       sampled(text, Request(PROMPT), darker, energies=mine))  # fmt: skip
 
 
 # classifiers
@@ -388,11 +387,11 @@ def test_several_classifiers_are_branches_of_their_own(models, tmp_path):
     both = Pipeline.load(models.text, classifier=[models.classifier, f"late={models.classifier}"])
     request = Request(PROMPT, class_label=1)
     twice = replace(FAST, guidance=("classifier(1)", "classifier(1, name='late')"))
-    images = drawn(both, request, twice)
+    images = sampled(both, request, twice)
     assert both.evaluations == 12
-    assert difference(images, drawn(both, request, replace(FAST, guidance=("classifier(2)",)))) < 1e-5
+    assert difference(images, sampled(both, request, replace(FAST, guidance=("classifier(2)",)))) < 1e-5
     both.save(tmp_path / "model")
-    assert torch.equal(drawn(Pipeline.load(tmp_path / "model"), request, twice), images)
+    assert torch.equal(sampled(Pipeline.load(tmp_path / "model"), request, twice), images)
 
 
 def test_a_classifier_of_another_schedule_serves(text, tmp_path):
@@ -402,13 +401,13 @@ def test_a_classifier_of_another_schedule_serves(text, tmp_path):
     path.write_text(json.dumps(facts | {"schedule": DiscreteSchedule("cosine", 500).config()}))
     guided = replace(FAST, guidance=("classifier(2)",))
     other, request = Pipeline.load(tmp_path / "model"), Request(PROMPT, class_label=1)
-    assert difference(drawn(other, request, guided), drawn(text, request, guided)) > 1e-6
+    assert difference(sampled(other, request, guided), sampled(text, request, guided)) > 1e-6
 
 
 # processes
 
 
-def test_edm_and_flow_are_shown_and_told_what_diffusers_has():
+def test_edm_and_flow_networks_have_the_inputs_and_targets_of_diffusers():
     x = torch.randn(2, 4, 8, 8)
     edm = EDMEulerScheduler(sigma_data=1.0)
     process = Process(EDMSchedule(), EDMTarget(1.0))
@@ -440,7 +439,7 @@ def test_edm_and_flow_models_are_trained_and_sampled(models, ldm_main, family, t
     found = Pipeline.load(tmp_path / "run", classifier=models.classifier, weak=models.classes)
     prediction = found.networks.process.prediction
     assert prediction == (EDMTarget(1.0) if family == "edm" else FlowTarget())
-    images = drawn(found, [Request(class_label=1)] * 2, replace(FAST, guidance=("cfg(2)", "classifier(1)", "pag(1)")))
+    images = sampled(found, [Request(class_label=1)] * 2, replace(FAST, guidance=("cfg(2)", "classifier(1)", "pag(1)")))
     assert images.isfinite().all() and images.std() > 0.05
     index = json.loads((tmp_path / "run" / "model_index.json").read_text())
     assert (

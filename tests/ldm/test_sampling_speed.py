@@ -37,7 +37,7 @@ def pipeline(**changes):
         return Pipeline(vae, unet, conditioner, Process(DiscreteSchedule("cosine"), VTarget()))
 
 
-def drawn(made, sampling, count=3):
+def sampled(made, sampling, count=3):
     requests = [Request("a red circle"), Request("a blue star"), Request("")][:count]
     return torch.cat(list(made.generate(requests, sampling, seed=4)))
 
@@ -54,41 +54,41 @@ def test_the_texts_keys_are_made_once_for_each_set_of_branches():
     interval = (levels[4].noise_ratio * 0.99, levels[2].noise_ratio * 1.01)  # 2 steps alone, 3 guided, 2 alone
     attention = made.networks.unet.mid_block.attentions[0].transformer_blocks[0].attn2
     keys, queries, pooled = counted(attention.to_k), counted(attention.to_q), counted(made.networks.unet.add_embedding)
-    drawn(made, dataclasses.replace(STEPS, guidance_interval=interval))
+    sampled(made, dataclasses.replace(STEPS, guidance_interval=interval))
     assert (len(keys), len(pooled), len(queries)) == (2, 2, 7)
-    drawn(made, STEPS)
+    sampled(made, STEPS)
     assert (len(keys), len(queries)) == (3, 14)
 
 
 def test_weights_changed_between_two_runs_are_seen():
     made = pipeline()
-    before = drawn(made, STEPS)
+    before = sampled(made, STEPS)
     for parameter in made.networks.unet.parameters():
         parameter.data *= 0.9
     fresh = pipeline()
     fresh.networks.unet.load_state_dict(made.networks.unet.state_dict())
-    after = drawn(made, STEPS)
-    assert torch.equal(after, drawn(fresh, STEPS)) and not torch.equal(after, before)
+    after = sampled(made, STEPS)
+    assert torch.equal(after, sampled(fresh, STEPS)) and not torch.equal(after, before)
 
 
 def test_a_feature_cache_runs_the_deep_part_every_nth_step():
     made = pipeline()
     deep, shallow = counted(made.networks.unet.mid_block), counted(made.networks.unet.conv_in)
-    exact = drawn(made, STEPS)
+    exact = sampled(made, STEPS)
     assert (len(deep), len(shallow)) == (7, 7)
     evaluations, apart = made.evaluations, []
     for every, whole in ((2, 4), (3, 3), (7, 1)):
         deep.clear()
         shallow.clear()
-        apart.append((drawn(made, dataclasses.replace(STEPS, feature_cache=every)) - exact).abs().mean())
+        apart.append((sampled(made, dataclasses.replace(STEPS, feature_cache=every)) - exact).abs().mean())
         assert (len(deep), len(shallow), made.evaluations) == (whole, 7, evaluations)
     assert 0 < apart[0] < apart[1] < apart[2]
     levels = made.resolve(STEPS).levels
     interval = (levels[4].noise_ratio * 0.99, levels[2].noise_ratio * 1.01)
     deep.clear()
-    drawn(made, dataclasses.replace(STEPS, feature_cache=5, guidance_interval=interval))
+    sampled(made, dataclasses.replace(STEPS, feature_cache=5, guidance_interval=interval))
     assert len(deep) == 3, "other branches than a step before: all is made anew"
-    assert torch.equal(drawn(made, dataclasses.replace(STEPS, feature_cache=1)), exact)
+    assert torch.equal(sampled(made, dataclasses.replace(STEPS, feature_cache=1)), exact)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_feature_cache_runs_the_deep_part_every_nth_step():
 )
 def test_what_cannot_be_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        drawn(pipeline(), dataclasses.replace(STEPS, **changes))
+        sampled(pipeline(), dataclasses.replace(STEPS, **changes))
 
 
 def test_samples_by_kept_features_say_that_they_are_lossy():
@@ -114,7 +114,7 @@ def test_samples_by_kept_features_say_that_they_are_lossy():
 def test_a_network_of_one_resolution_has_no_deep_features():
     made = pipeline(block_out_channels=(16,), attention=(False,))
     with pytest.raises(UserError, match="this U-Net has one resolution"):
-        drawn(made, dataclasses.replace(STEPS, feature_cache=2))
+        sampled(made, dataclasses.replace(STEPS, feature_cache=2))
 
 
 def test_without_a_compiler_compiling_is_refused_in_one_line(monkeypatch):
@@ -143,7 +143,7 @@ def test_what_torch_cannot_compile_is_an_error_and_not_run_plainly():
 def test_compiled_pictures_are_the_plain_ones():
     """Some minutes on one core: pytest -m slow tests/ldm/test_sampling_speed.py"""
     made = pipeline(attention=(False, False))
-    plain = drawn(made, STEPS, 2)
-    compiled = drawn(made, dataclasses.replace(STEPS, compile="default"), 2)
+    plain = sampled(made, STEPS, 2)
+    compiled = sampled(made, dataclasses.replace(STEPS, compile="default"), 2)
     assert 0 <= (compiled - plain).abs().max() < 1e-4
-    assert torch.equal(drawn(made, STEPS, 2), plain), "and plain again when asked for"
+    assert torch.equal(sampled(made, STEPS, 2), plain), "and plain again when asked for"

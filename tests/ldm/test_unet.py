@@ -213,9 +213,9 @@ def test_wrong_inputs_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         UNet(TINY)(**given)
     bare = UNet(dataclasses.replace(TINY, num_class_embeds=None, cross_attention_dim=None))
-    with pytest.raises(UserError, match="knows no classes"):
+    with pytest.raises(UserError, match="not conditioned on classes"):
         bare(x, t, class_labels=labels)
-    with pytest.raises(UserError, match="takes no text"):
+    with pytest.raises(UserError, match="not conditioned on text"):
         bare(x, t, context=context)
 
 
