@@ -160,7 +160,7 @@ def names_of(table: str) -> list[str]:
 
 def tensors(folder: Path) -> dict[str, str]:
     """SHA-256 of every tensor below a folder, by file and key, but for those of checkpoints."""
-    hashes = {}
+    hashes: dict[str, str] = {}
     for path in sorted(folder.rglob("*.safetensors")):
         name = path.relative_to(folder).as_posix()
         if not name.startswith("checkpoint-"):
