@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.models.backbone import Backbone, backbone
 from ldm.models.blocks import UpBlock, Upsample, zeroed
 from ldm.models.encoder import CachedConditioning, Encoder
 from ldm.models.perturbation import Kind, Perturbation
 from ldm.models.perturbed_layers import find_layers
 from ldm.models.unet_config import UNetConfig
-from ldm.models.weights import load_weights, read_config, save_network
 
 __all__ = ["UNet", "UNetConfig"]
 
-_CLASS_NAME = "UNet2DConditionModel"
 
-
-class UNet(Encoder):
+@backbone("UNet2DConditionModel")
+class UNet(Encoder, Backbone):
     """x (B, C, H, W), t in [0, T-1] (B,) or (), class labels (B,), context (B, L, D) -> (B, C_out, H, W).
 
     What the output means (epsilon, v, x0) is between the trainer and the sampler.
@@ -78,15 +76,12 @@ class UNet(Encoder):
         """
         return find_layers(self, kind, names)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that diffusers' `UNet2DConditionModel.from_pretrained` reads as well."""
-        save_network(folder, _CLASS_NAME, self.config.to_diffusers(), self)
+    def fixed_inputs(self, class_labels: Tensor | None, context: Tensor | None) -> dict[str, Any]:
+        return {"conditioning": self.cache_conditioning(class_labels, context)}
+
+    def config_entries(self) -> dict[str, Any]:
+        return self.config.to_diffusers()
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> UNet:
-        """Read a folder written here or by diffusers."""
-        config = UNetConfig.from_diffusers(read_config(folder, _CLASS_NAME))
-        with torch.device("meta"):
-            network = cls(config)
-        load_weights(folder, network, dtype)
-        return network.eval()
+    def from_entries(cls, entries: dict[str, Any]) -> UNet:
+        return cls(UNetConfig.from_diffusers(entries))

@@ -12,7 +12,7 @@ import torch
 from autoencoders import Autoencoder
 from ldm.conditioning.condition import Condition
 from ldm.conditioning.conditioner import Conditioner
-from ldm.models.unet import UNet
+from ldm.models.backbone import Backbone, load_backbone
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json, sha256_of_file
 from ldm.runtime.tensors import read_tensors
@@ -28,7 +28,7 @@ _SNAPSHOT = re.compile(r"checkpoint-\d+")
 class GuidingModel:
     """A denoising network with its own conditioner, schedule and target, on the latents of the guided model."""
 
-    unet: UNet
+    unet: Backbone
     conditioner: Conditioner
     process: Process
 
@@ -72,7 +72,7 @@ class GuidingModel:
             atomic_write_json(target / "scheduler" / "scheduler_config.json", self.process.config())
 
 
-def load_guiding_model(folder: str | Path, autoencoder: Autoencoder, unet: UNet) -> GuidingModel:
+def load_guiding_model(folder: str | Path, autoencoder: Autoencoder, unet: Backbone) -> GuidingModel:
     """A model or run folder, or RUN/checkpoint-STEP, whose averaged (EMA) weights are then taken.
 
     `UserError` unless it is for the latents of `autoencoder` and of the size of `unet`'s.
@@ -93,9 +93,7 @@ def load_guiding_model(folder: str | Path, autoencoder: Autoencoder, unet: UNet)
         root = check_parts(path.parent if snapshot else path)
         if Autoencoder.from_pretrained(root / "vae").fingerprint() != autoencoder.fingerprint():
             raise UserError("it is of the latents of another autoencoder than this model's")
-        weak = GuidingModel(
-            UNet.from_pretrained(root / "unet"), Conditioner.from_pretrained(root), read_scheduler(root)
-        )
+        weak = GuidingModel(load_backbone(root / "unet"), Conditioner.from_pretrained(root), read_scheduler(root))
         if snapshot:
             _fill(weak, path)
     except (ValueError, OSError) as error:
@@ -104,7 +102,7 @@ def load_guiding_model(folder: str | Path, autoencoder: Autoencoder, unet: UNet)
     return weak
 
 
-def read_guiding_model(root: Path, unet: UNet) -> GuidingModel | None:
+def read_guiding_model(root: Path, unet: Backbone) -> GuidingModel | None:
     """The guiding model that a model folder holds, if any."""
     if not (root / UNET).is_dir():
         return None
@@ -113,7 +111,7 @@ def read_guiding_model(root: Path, unet: UNet) -> GuidingModel | None:
         raise UserError(f"{root}: the model has {UNET} but lacks {CONDITIONING}/conditioning.json")
     try:
         process = read_scheduler(conditioning)
-        weak = GuidingModel(UNet.from_pretrained(root / UNET), Conditioner.from_pretrained(conditioning), process)
+        weak = GuidingModel(load_backbone(root / UNET), Conditioner.from_pretrained(conditioning), process)
     except UserError:
         raise
     except (ValueError, OSError) as error:
@@ -122,7 +120,7 @@ def read_guiding_model(root: Path, unet: UNet) -> GuidingModel | None:
     return weak
 
 
-def _check_latents(weak: UNet, unet: UNet, what: str) -> None:
+def _check_latents(weak: Backbone, unet: Backbone, what: str) -> None:
     for name in ("in_channels", "out_channels", "sample_size"):
         theirs, ours = getattr(weak.config, name), getattr(unet.config, name)
         if theirs != ours and None not in (theirs, ours):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioning.condition import Condition
+from ldm.models.backbone import Backbone
 from ldm.models.caches import FeatureCache
 from ldm.models.perturbation import Perturbation
 from ldm.models.unet import UNet
@@ -107,10 +108,8 @@ class Denoiser:
                 if branch.perturbation is not None
             ]
             inputs: dict[str, Any] = {"perturbations": perturbations} if perturbations else {}
-            if isinstance(model, UNet):
-                inputs["conditioning"] = model.cache_conditioning(condition.class_labels, condition.context)
-            else:
-                inputs |= {"class_labels": condition.class_labels, "context": condition.context}
+            fixed_inputs = model.fixed_inputs if isinstance(model, Backbone) else Backbone.plain_inputs
+            inputs |= fixed_inputs(condition.class_labels, condition.context)
             self._inputs[key] = inputs
         return self._inputs[key]
 

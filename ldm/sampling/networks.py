@@ -10,8 +10,8 @@ from torch import nn
 
 from autoencoders import Autoencoder
 from ldm.conditioning.conditioner import Conditioner, class_index
+from ldm.models.backbone import Backbone
 from ldm.models.classifier import NoisyClassifier
-from ldm.models.unet import UNet
 from ldm.runtime.errors import UserError
 from ldm.sampling.autoguidance import GuidingModel
 from ldm.sampling.forward_process import Process
@@ -23,7 +23,7 @@ class Networks:
     """All networks of a pipeline and their noise process. `classifiers` go by the names of their branches."""
 
     autoencoder: Autoencoder
-    unet: UNet
+    unet: Backbone
     conditioner: Conditioner
     process: Process
     classifiers: Mapping[str, LoadedClassifier] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autoencoders import Autoencoder, Tiling
 from ldm.conditioning.conditioner import Conditioner
-from ldm.models.unet import UNet
+from ldm.models.backbone import Backbone, load_backbone
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
 from ldm.sampling.autoguidance import GuidingModel, load_guiding_model, read_guiding_model
@@ -47,7 +47,7 @@ class Pipeline(ImageModel[SamplingPlan]):
     def __init__(
         self,
         autoencoder: Autoencoder,
-        unet: UNet,
+        unet: Backbone,
         conditioner: Conditioner,
         process: Process,
         *,
@@ -85,7 +85,7 @@ class Pipeline(ImageModel[SamplingPlan]):
         root = check_parts(folder)
         try:
             autoencoder = Autoencoder.from_pretrained(root / "vae")
-            unet = UNet.from_pretrained(root / "unet")
+            unet = load_backbone(root / "unet")
             conditioner = Conditioner.from_pretrained(root)
         except UserError:
             raise

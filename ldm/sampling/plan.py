@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from ldm.models.backbone import Backbone
 from ldm.models.perturbation import Kind, Perturbation
 from ldm.models.unet import UNet
 from ldm.runtime.compilation import check_compiler
@@ -161,14 +162,14 @@ def _levels(config: SamplingConfig, schedule: Schedule) -> tuple[Level, ...]:
         raise UserError(f"{error}", setting=("num_inference_steps", "spacing")) from None
 
 
-def _check_feature_cache(config: SamplingConfig, unet: UNet) -> None:
+def _check_feature_cache(config: SamplingConfig, unet: Backbone) -> None:
     if config.feature_cache == 1:
         return
     problem, remedy = "", "leave one of them out"
     if config.feature_cache < 1:
         problem, remedy = f"must be 1 or more, got {config.feature_cache}", "1 is exact"
-    elif len(unet.config.block_out_channels) == 1:
-        problem, remedy = "this U-Net has one resolution, so nothing below it to keep", "leave it out"
+    elif not isinstance(unet, UNet) or len(unet.config.block_out_channels) == 1:
+        problem, remedy = "this network has one resolution, so nothing below it to keep", "leave it out"
     elif config.compile != "none":
         problem = "not together with `compile`"
     if problem:
@@ -224,7 +225,7 @@ def _no_gradient(name: str, classifiers: Sequence[str], energies: Sequence[str])
     )
 
 
-def _perturbations(config: SamplingConfig, needed: set[str], unet: UNet) -> dict[str, Perturbation]:
+def _perturbations(config: SamplingConfig, needed: set[str], unet: Backbone) -> dict[str, Perturbation]:
     """The perturbations of the branches that are needed; `UserError` for what this U-Net lacks."""
     perturbations = {}
     for name, kind in PERTURBED.items():

@@ -113,7 +113,7 @@ def test_samples_by_kept_features_say_that_they_are_lossy():
 
 def test_a_network_of_one_resolution_has_no_deep_features():
     made = pipeline(block_out_channels=(16,), attention=(False,))
-    with pytest.raises(UserError, match="this U-Net has one resolution"):
+    with pytest.raises(UserError, match="this network has one resolution"):
         sampled(made, dataclasses.replace(STEPS, feature_cache=2))
 
 
