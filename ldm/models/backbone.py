@@ -33,6 +33,7 @@ class Backbone(nn.Module):
 
     class_name: ClassVar[str]  # in config.json
     config: Any
+    gradient_checkpointing: bool = False  # a network that supports it recomputes activations in the backward pass
 
     def fixed_inputs(self, class_labels: Tensor | None, context: Tensor | None) -> dict[str, Any]:
         """Arguments of `forward` for labels (B,) and context (B, L, D), the same at every step of a sampling run."""

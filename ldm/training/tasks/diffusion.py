@@ -16,6 +16,7 @@ from ldm.data.dataset import ImageData
 from ldm.data.selection import shuffled_indices
 from ldm.evaluation.periodic import PeriodicEvaluator
 from ldm.evaluation.periodic_config import DiffusionEvalConfig
+from ldm.models.backbone import Backbone
 from ldm.models.unet import UNet
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder
@@ -40,7 +41,7 @@ from ldm.training.tasks.settings import DiffusionRun
 class DiffusionModel(nn.Module):
     """What is trained together: the U-Net and, where the text encoder is embedded, that too."""
 
-    def __init__(self, unet: UNet, conditioner: Conditioner) -> None:
+    def __init__(self, unet: Backbone, conditioner: Conditioner) -> None:
         super().__init__()
         self.unet, self.conditioner = unet, conditioner
 
