@@ -43,7 +43,7 @@ def test_every_row_has_its_counts():
     ("flags", "message"),
     [
         (["--rows", "forwards"], "--rows forwards: no such row"),
-        (["--repeats", "0"], "--repeats must be 1 or more, got 0"),
+        (["--repeats", "0"], "--repeats: must be 1 or more, got 0"),
         (["--threads", "x"], "argument --threads: invalid int value: 'x'"),
         (["--sideways"], "unrecognized arguments: --sideways"),
         (["--device", "tpu"], "--device tpu: unknown"),

@@ -16,7 +16,7 @@ import torch
 from ldm.runtime.device import resolve_device
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, read_json
-from ldm.runtime.text import suggest
+from ldm.runtime.text import replace_settings, suggest
 from tools.bench import data_rows, gpu_rows, sampling_rows, training_rows, unet_rows  # noqa: F401  (they register themselves)
 from tools.bench.counts import counts, flops, peak_bytes
 from tools.bench.limits import Ceilings, measure
@@ -46,12 +46,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     settings = parser.parse_args(arguments)
     for name in settings.rows:
         if name not in row.rows:
-            raise UserError(f"--rows {name}: no such row{suggest(name, list(row.rows))}")
+            raise UserError("no such row", setting="rows", value=name, remedy=suggest(name, row.rows))
     for name in ("threads", "repeats"):
         if getattr(settings, name) is not None and getattr(settings, name) < 1:
-            raise UserError(f"--{name} must be 1 or more, got {getattr(settings, name)}")
+            raise UserError(f"must be 1 or more, got {getattr(settings, name)}", setting=name)
     if settings.json and not Path(settings.json).absolute().parent.is_dir():
-        raise UserError(f"--json {settings.json}: no such folder")
+        raise UserError("no such folder", setting="json", value=settings.json)
     return settings
 
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         settings = _parse(arguments)
         device = resolve_device(settings.device)
     except UserError as error:
-        print(f"bench: {error}", file=sys.stderr)
+        print(f"bench: {replace_settings(str(error), lambda name: f'--{name}')}", file=sys.stderr)
         return 2
     warnings.filterwarnings("ignore")
     if settings.threads:
