@@ -355,7 +355,8 @@ def test_evaluate(models, refused, tmp_path):
     broken = pictures(tmp_path / "broken")
     name = min(path.name for path in broken.iterdir())
     (broken / name).write_bytes((broken / name).read_bytes()[:40])
-    refused(["evaluate", "--real", folder, "--fake", broken, "--device", "cpu"], f"broken/{name}: ", "remove or replace it")
+    evaluate = ["evaluate", "--real", folder, "--fake", broken, "--device", "cpu"]
+    refused(evaluate, f"broken/{name}: ", "remove or replace it")
 
 
 def test_a_reference_is_made_once_and_refused_for_others(models, ldm, refused, tmp_path):
