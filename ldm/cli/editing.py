@@ -12,14 +12,7 @@ from torch import Tensor
 from ldm.evaluation.metrics.image_quality import psnr
 from ldm.runtime.errors import UserError
 from ldm.sampling.config import Request, SamplingConfig
-from ldm.sampling.editing import (
-    MAX_ITERATIONS,
-    Edit,
-    Unmasked,
-    check_strength,
-    image_to_image,
-    invert,
-)
+from ldm.sampling.editing import MAX_ITERATIONS, Edit, Unmasked, check_strength, image_to_image, invert
 from ldm.sampling.pipeline import Pipeline
 from ldm.sampling.plan import SamplingPlan
 from ldm.sampling.source_image import SourceImage, read_image, read_mask
@@ -131,12 +124,9 @@ def prepare(
     source = read_image(path, pipeline.image_size, setting)
     mask, mask_sha256 = read_mask(flags.mask, source) if flags.mask else (None, "")
     if expected is not None and (source.sha256, mask_sha256) != (expected.image_sha256, expected.mask_sha256):
-        other = (setting, path) if source.sha256 != expected.image_sha256 else ("mask", flags.mask)
-        raise UserError(
-            "not the file that the image to recreate was made from (its SHA-256 differs)",
-            setting=other[0],
-            value=other[1],
-        )
+        setting, path = (setting, path) if source.sha256 != expected.image_sha256 else ("mask", flags.mask)
+        problem = "not the file that the image to recreate was made from (its SHA-256 differs)"
+        raise UserError(problem, setting=setting, value=path)
     if flags.invert:
         return _inverted(flags, pipeline, requests, plan.config, source)
     strength = flags.strength or (1.0 if flags.mask else 0.6)
@@ -188,9 +178,7 @@ def _inverted(
 def path_of(flags: EditFlags, request: Request, count: int) -> list[Request]:
     """The points of an interpolation from one end to the other."""
     if count < 2:
-        raise UserError(
-            f"--interpolate-seed, --interpolate-prompt: a path has 2 points or more, got --num-images {count}"
-        )
+        raise UserError(f"--interpolate-seed, --interpolate-prompt: need 2 points or more, got --num-images {count}")
     to, seed = flags.interpolate_prompt, flags.interpolate_seed
     return [
         dataclasses.replace(request, toward=number / (count - 1), toward_prompt=to, toward_seed=seed)

@@ -48,8 +48,5 @@ def run(arguments: list[str]) -> None:
     print(f"length {settings.length:g} after step {average.step} from {average.snapshots} snapshots")
     print(f"profile error: {average.error:.2%}")
     if average.error > _LARGE_ERROR:
-        print(
-            "ldm: these snapshots fit that length poorly; take more of them, or a nearer length",
-            file=sys.stderr,
-        )
+        print("ldm: these snapshots fit that length poorly; take more of them, or a nearer length", file=sys.stderr)
     print(f"wrote {target}")

@@ -17,7 +17,7 @@ from ldm.data.open import open_data
 from ldm.runtime.device import resolve_device
 from ldm.runtime.distributed import torchrun_processes
 from ldm.runtime.errors import UserError, at_least
-from ldm.training.tasks.latents import is_identity, load_autoencoder
+from ldm.training.tasks.latents import load_autoencoder
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,8 @@ def _settings(arguments: list[str]) -> EncodeRun:
 
 def _prepare(settings: EncodeRun, device: torch.device) -> tuple[Autoencoder, ImageData]:
     autoencoder, _ = load_autoencoder(settings.autoencoder, device)
-    if is_identity(autoencoder):
-        raise UserError(
-            f"--autoencoder {settings.autoencoder}: pixels need no cache; train on them without `ldm encode`"
-        )
+    if autoencoder.is_identity:
+        raise UserError(f"--autoencoder {settings.autoencoder}: pixels need no cache; train without `ldm encode`")
     check_tiling(settings.tiling, autoencoder)
     check_cache_folder(Path(settings.output_dir))
     return autoencoder, open_data(settings.dataset, "train")

@@ -105,9 +105,7 @@ def read_settings_of(path: str) -> tuple[Request, SamplingConfig, dict[str, int]
     except FileNotFoundError:
         raise UserError("no such file", setting="recreate", value=path) from None
     except (OSError, KeyError, TypeError, ValueError, RecursionError):
-        raise UserError(
-            "not an image made by `ldm sample` (no settings in it)", setting="recreate", value=path
-        ) from None
+        raise UserError(f"--recreate {path}: not an image made by `ldm sample` (no settings in it)") from None
 
 
 def check_tiling(tiling: Tiling, autoencoder: Autoencoder) -> None:

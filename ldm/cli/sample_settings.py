@@ -54,9 +54,7 @@ def requests_of(settings: SampleRun, model: ImageModel[Any]) -> list[Request]:
     labels: list[int | None] = [model.class_index(name) for name in settings.class_label]
     inverts, interpolates = bool(editing.invert), editing.interpolates
     if interpolates and (len(labels) > 1 or len(settings.prompt) > 1):
-        raise UserError(
-            "--interpolate-seed, --interpolate-prompt: one --prompt or --class-label is where a path begins"
-        )
+        raise UserError("--interpolate-seed, --interpolate-prompt: a path begins at one --prompt or --class-label")
     if interpolates and model.has_classes and not labels:
         raise UserError("--interpolate-seed: this model draws classes; give one with --class-label")
     if editing.interpolate_prompt is not None and not model.has_text:

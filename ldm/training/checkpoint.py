@@ -117,10 +117,7 @@ def checkpoint_to_resume(run: Path, name: str) -> Path | None:
     if not _NAME.fullmatch(name) or not folder.is_dir():
         names = ", ".join(path.name for path in checkpoints(run)) if run.is_dir() else ""
         raise UserError(
-            f"no such checkpoint in {run}",
-            remedy=f"there is {names or 'none'}",
-            setting="resume_from_checkpoint",
-            value=name,
+            f"no such checkpoint in {run}; there is {names or 'none'}", setting="resume_from_checkpoint", value=name
         )
     if problem := damage(folder):
         raise UserError(f"damaged ({problem})", remedy="use latest", setting="resume_from_checkpoint", value=name)

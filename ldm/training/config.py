@@ -9,44 +9,21 @@ from typing import Any, Literal
 
 from ldm.runtime.errors import UserError, at_least
 
+# fmt: off
 _POSITIVE = (
-    "max_train_steps",
-    "train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "log_steps",
-    "adam_epsilon",
-    "lr_reference_steps",
-    "muon_learning_rate",
+    "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "learning_rate", "checkpointing_steps",
+    "checkpoints_total_limit", "log_steps", "adam_epsilon", "lr_reference_steps", "muon_learning_rate",
 )
 _NOT_NEGATIVE = (
-    "lr_warmup_steps",
-    "adam_weight_decay",
-    "max_grad_norm",
-    "validation_steps",
-    "skip_non_finite",
-    "dataloader_num_workers",
-    "train_seconds",
+    "lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "validation_steps", "skip_non_finite",
+    "dataloader_num_workers", "train_seconds",
 )
 _FREE = (  # what a resumed run may change: the result does not depend on it
-    "output_dir",
-    "device",
-    "train_seconds",
-    "dry_run",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "validation_steps",
-    "log_steps",
-    "dataloader_num_workers",
-    "resume_from_checkpoint",
-    "gradient_checkpointing",
-    "report_to",
-    "tracker_project_name",
-    "skip_non_finite",
-    "fsdp",
+    "output_dir", "device", "train_seconds", "dry_run", "checkpointing_steps", "checkpoints_total_limit",
+    "validation_steps", "log_steps", "dataloader_num_workers", "resume_from_checkpoint", "gradient_checkpointing",
+    "report_to", "tracker_project_name", "skip_non_finite", "fsdp",
 )
+# fmt: on
 _SNAPSHOTS = 50  # by which other lengths are right to a thousandth, near those that were followed
 LONGEST_AVERAGE = 12**-0.5  # of a uniform profile, gamma = 0
 
@@ -129,14 +106,11 @@ class TrainingConfig:
                 raise UserError(f"must be 0 or more, got {getattr(self, name)}", setting=name)
         if self.compile == "reduce-overhead" and self.gradient_accumulation_steps > 1:
             raise UserError(
-                "`compile` reduce-overhead: its graphs overwrite what `gradient_accumulation_steps` adds up",
-                remedy="use `compile` default",
+                "`compile` reduce-overhead: its graphs overwrite the sums of `gradient_accumulation_steps`; use default"
             )
         if self.train_seconds and self.lr_scheduler in ("linear", "cosine"):
             raise UserError(
-                f"a {self.lr_scheduler} rate ends at `max_train_steps`, of which a budget of time knows nothing",
-                remedy="take `lr_scheduler` constant or inverse_sqrt",
-                setting="train_seconds",
+                "`train_seconds`: a linear or cosine rate ends at `max_train_steps`; take `lr_scheduler` inverse_sqrt"
             )
         for name in ("ema_decay", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
@@ -186,8 +160,5 @@ class AveragesConfig:
 def check_length(length: float, setting: str) -> None:
     """`UserError` unless there is a profile of this relative standard deviation."""
     if not 0 < length <= LONGEST_AVERAGE:
-        raise UserError(
-            f"expected above 0 and at most {LONGEST_AVERAGE:.3f}, the length of a plain mean",
-            setting=setting,
-            value=f"{length:g}",
-        )
+        longest = f"{LONGEST_AVERAGE:.3f}, the length of a plain mean"
+        raise UserError(f"`{setting}` {length:g}: expected above 0 and at most {longest}")

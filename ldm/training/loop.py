@@ -250,19 +250,13 @@ def _check(task: Task, config: TrainingConfig, accelerator: Accelerator, device:
     """`UserError` for settings that the task or this machine cannot follow."""
     if accelerator.mixed_precision == "fp16" and task.adversary is not None:
         raise UserError(
-            "its loss scale is for one optimiser",
-            remedy="with a discriminator use bf16 or no",
-            setting="mixed_precision",
-            value="fp16",
+            "`mixed_precision` fp16: its loss scale is for one optimiser; with a discriminator use bf16 or no"
         )
     check_compiler(config.compile, device)
     check_shards(task, config)
     if config.dataloader_num_workers > task.length:
         raise UserError(
-            f"there are {task.length} training images",
-            remedy="take no more processes than that",
-            setting="dataloader_num_workers",
-            value=config.dataloader_num_workers,
+            f"`dataloader_num_workers` {config.dataloader_num_workers}: more than the {task.length} training images"
         )
     if config.resume_from_checkpoint != "latest":  # refused, if so, before the folder is touched
         checkpoint_to_resume(Path(config.output_dir), config.resume_from_checkpoint)

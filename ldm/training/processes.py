@@ -62,6 +62,4 @@ def check_same_checkpoint(checkpoint: str, processes: Processes) -> None:
     checkpoints = processes.all_gather(checkpoint)
     if len(set(checkpoints)) > 1:
         listed = ", ".join(f"{name} on process {rank}" for rank, name in enumerate(checkpoints))
-        raise UserError(
-            f"the checkpoint is {listed}", remedy="it must be a folder that all machines share", setting="output_dir"
-        )
+        raise UserError(f"all machines must share the folder, but the checkpoint is {listed}", setting="output_dir")

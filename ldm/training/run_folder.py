@@ -44,25 +44,18 @@ class RunFolder:
         if not path.exists():
             return
         if not path.is_dir():
-            raise UserError("is a file", remedy="give a new or empty folder", setting="output_dir", value=path)
+            raise _refusal(path, "is a file; give a new or empty folder")
         if not (path / RUN_FILE).is_file():
             begun = (".lock", f".{RUN_FILE}.tmp-")  # all that is there of a run killed before its first file was whole
             if any(not entry.name.startswith(begun) for entry in path.iterdir()):
-                raise UserError(
-                    "holds something else", remedy="give a new or empty folder", setting="output_dir", value=path
-                )
+                raise _refusal(path, "holds something else; give a new or empty folder")
             return
         content = read_json(path / RUN_FILE)
         if not isinstance(content, dict) or not isinstance(content.get("facts"), dict):
-            raise UserError(
-                f"its {RUN_FILE} is not that of a run",
-                remedy="give a new or empty folder",
-                setting="output_dir",
-                value=path,
-            )
+            raise _refusal(path, f"its {RUN_FILE} is not that of a run; give a new or empty folder")
         stored = content.get("kind")
         if stored != kind:
-            raise UserError(f"holds a run of `train {stored}`, not of `train {kind}`", setting="output_dir", value=path)
+            raise _refusal(path, f"holds a run of `train {stored}`, not of `train {kind}`")
 
     @classmethod
     def claim(
@@ -80,12 +73,7 @@ class RunFolder:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.close()
-            raise UserError(
-                "another process is training there",
-                remedy="wait for it or choose another",
-                setting="output_dir",
-                value=path,
-            ) from None
+            raise _refusal(path, "another process is training there; wait for it or choose another") from None
         _locks.add(lock)
         run = cls(path, lock)
         try:
@@ -112,12 +100,7 @@ class RunFolder:
         if differing:
             listed = "; ".join(f"{name} was {stored.get(name)!r}, is {current.get(name)!r}" for name in differing[:8])
             listed += f"; and {len(differing) - 8} more" if len(differing) > 8 else ""
-            raise UserError(
-                f"its run has other settings ({listed})",
-                remedy="give another folder",
-                setting="output_dir",
-                value=self.path,
-            )
+            raise _refusal(self.path, f"its run has other settings ({listed}); give another folder")
 
     def start_metrics(self, step: int) -> None:
         """Open metrics.jsonl for appending, having dropped every line after `step` and any half-written one."""
@@ -164,6 +147,10 @@ class RunFolder:
         finally:
             _locks.discard(self._lock)
             self._lock.close()
+
+
+def _refusal(path: Path, problem: str) -> UserError:
+    return UserError(problem, setting="output_dir", value=path)
 
 
 def commands_of(run: str | Path) -> list[str]:

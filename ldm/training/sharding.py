@@ -40,9 +40,7 @@ def check_shards(task: Task, config: TrainingConfig) -> None:
     if not fsdp_requested(config):
         return
     if task.kind not in _KINDS:
-        raise UserError(
-            f"for `train {'|'.join(_KINDS)}`, not for `train {task.kind}`", remedy="leave it out", setting="fsdp"
-        )
+        raise UserError(f"for `train {'|'.join(_KINDS)}`, not for `train {task.kind}`; leave it out", setting="fsdp")
     problems = {
         "`optimizer` muon works on whole matrices": config.optimizer == "muon",
         "`compile`": config.compile != "none",

@@ -28,12 +28,7 @@ def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
         raise UserError("stands alone", remedy="leave it out, or the others", setting="report_to", value="none")
     for name in names:
         if name != "none" and importlib.util.find_spec(name) is None:
-            raise UserError(
-                "not installed",
-                remedy=f"pip install 'guided-latents[{name}]', or leave it out",
-                setting="report_to",
-                value=name,
-            )
+            raise UserError(f"`report_to` {name}: not installed; pip install 'guided-latents[{name}]', or leave it out")
     return tuple(name for name in TRACKERS if name in names)
 
 
@@ -94,9 +89,7 @@ def _weights_and_biases(project: str, run: Path) -> GeneralTracker:
         tracker.start()
     except wandb.errors.Error as error:
         first = (str(error).splitlines() or ["no reason given"])[0].rstrip(".")
-        raise UserError(
-            f"{first}", remedy="run `wandb login`, or set WANDB_MODE=offline", setting="report_to", value="wandb"
-        ) from None
+        raise UserError(f"`report_to` wandb: {first}; run `wandb login`, or set WANDB_MODE=offline") from None
     return tracker
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,67 +12,63 @@ from torch import Tensor, nn
 from autoencoders import Autoencoder, AutoencoderConfig, autoencoder_loss, corrupt, measure_latents
 from autoencoders.losses import adaptive_weight
 from ldm.data.dataset import ImageData
-from ldm.data.selection import even_indices, image_batches, plain_batches, shuffled_indices, to_device
+from ldm.data.selection import even_indices, plain_batches, shuffled_indices
 from ldm.evaluation.metrics.image_quality import psnr, ssim
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder
-from ldm.training.randomness import BatchPlan, StepRandom
-from ldm.training.task import Loss, Task
-from ldm.training.tasks.images import Discriminator, FrechetMeasure, perceptual_distance
+from ldm.training.randomness import StepRandom
+from ldm.training.task import Loss
+from ldm.training.tasks.images import Discriminator, FrechetMeasure, ImageTask, perceptual_distance
+from ldm.training.tasks.latents import check_divisible
 from ldm.training.tasks.settings import AutoencoderRun
 
 
-class AutoencoderTask(Task):
+class AutoencoderTask(ImageTask):
     """Reconstruction plus the bottleneck's own terms; publishes `vae/` with calibrated latents."""
 
     kind = "autoencoder"
     model: Autoencoder
-    data: ImageData
+    config: AutoencoderRun
     adversary: Discriminator | None
 
     def __init__(self, config: AutoencoderRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
         if config.autoencoder.coder_kind == "none":
             raise UserError(
-                "there is nothing to train",
-                remedy="use another, such as kl or vq, or train a diffusion with `autoencoder` identity",
-                setting="bottleneck",
-                value="identity",
+                "`bottleneck` identity: nothing to train; use another, or train a diffusion of `autoencoder` identity"
             )
-        if config.autoencoder.coder_kind == "linear" and config.corruption.active:
-            raise UserError(
-                "a linear autoencoder is found in closed form, undamaged",
-                remedy="leave out",
-                setting=("mask_probability", "noise_std"),
-            )
+        others = (config.corruption, config.adversarial, config.perceptual)
+        if config.autoencoder.coder_kind == "linear" and any(other.active for other in others):
+            settings = "`mask_probability`, `noise_std`, `adversarial_weight` and `perceptual`"
+            raise UserError(f"a linear autoencoder is found in closed form; leave out {settings}")
         if config.autoencoder.in_channels != 3:
             raise UserError("images have 3 channels", setting="in_channels", value=config.autoencoder.in_channels)
         config = with_likelihood(config)
-        check_adversarial(config)
+        start, steps = config.adversarial.discriminator_start, config.training.max_train_steps
+        if config.adversarial.active and start >= steps:
+            problem = f"beyond the run's {steps} steps; take more `max_train_steps`, or `adversarial_weight` 0"
+            raise UserError(problem, setting="discriminator_start", value=start)
         self.config, self.data, self.validation, self.device = config, data, validation, device
         size = config.autoencoder.sample_size or data.image_size  # `ldm sample` draws images of this size
         self.model = Autoencoder(dataclasses.replace(config.autoencoder, sample_size=size), seed=config.training.seed)
-        if data.image_size % self.model.factor:
-            raise UserError(
-                f"not divisible by the autoencoder's {self.model.factor}", setting="image_size", value=data.image_size
-            )
+        check_divisible(data.image_size, self.model.factor)
         self.model.gradient_checkpointing = config.training.gradient_checkpointing
         self.adversary = self._discriminator()
         self.distance, perceptual = perceptual_distance(config.perceptual, data, device)
         if config.validation_rfid and min(config.validation_images, len(validation)) < 4:
-            raise UserError(
-                "needs 4 or more held-out images", remedy="take more `validation_images`", setting="validation_rfid"
-            )
+            raise UserError("`validation_rfid`: needs 4 or more held-out images; take more `validation_images`")
         self.frechet = FrechetMeasure(data, device) if config.validation_rfid else None
         self.best_by = "rF" if config.validation_rfid else ""
         if "codebook_init" in config.autoencoder.options.shared and config.autoencoder.codebook_init == "data":
             self._initialise_codebook()
         self.length = len(data)
+        adversarial: dict[str, Any] = {"adversarial": config.adversarial, "discriminator": config.discriminator}
+        adversarial = adversarial if self.adversary is not None else {}
         self.fingerprint = {
             "data": data.fingerprint,
             "autoencoder": _autoencoder_fingerprint(config.autoencoder),
             "loss": config.loss.fingerprint(),
             **({"perceptual": perceptual} if perceptual else {}),
-            **(self._adversarial_fingerprint() if self.adversary is not None else {}),
+            **{name: dataclasses.asdict(settings) for name, settings in adversarial.items()},
             **({"corruption": dataclasses.asdict(config.corruption)} if config.corruption.active else {}),
             "training": config.training.fingerprint(),
         }
@@ -85,33 +80,17 @@ class AutoencoderTask(Task):
         seed = self.config.training.seed
         return Discriminator(self.config.discriminator, self.data.image_size, seed, learns_from=start - warmup)
 
-    def _adversarial_fingerprint(self) -> dict[str, Any]:
-        return {
-            "adversarial": dataclasses.asdict(self.config.adversarial),
-            "discriminator": dataclasses.asdict(self.config.discriminator),
-        }
-
     def _initialise_codebook(self) -> None:
         """Codes from the latents of calibration images spread over the data; some more latents than codes."""
         codes, positions = self.config.autoencoder.num_codes, (self.data.image_size // self.model.factor) ** 2
         count = min(self.config.calibration_images, len(self.data))
         if codes > count * positions:
-            raise UserError(
-                f"larger than the sample that would initialise the codebook, {count * positions} latents of {count} "
-                "images",
-                remedy="take fewer codes, or more `calibration_images` if there are",
-                setting="num_codes",
-                value=codes,
-            )
+            problem = f"larger than the sample that would initialise the codebook, {count * positions} latents"
+            raise UserError(f"{problem}; take fewer", setting="num_codes", value=codes)
         chosen = even_indices(len(self.data), min(count, -(-4 * codes // positions)))
         images = plain_batches(self.data, chosen, 64, self.device)
         generator = torch.Generator().manual_seed(self.config.training.seed)
         self.model.to(self.device).initialise_codebook(images, generator)
-
-    def batches(self, plan: BatchPlan) -> Iterator[Tensor]:
-        """Images (B, 3, H, W) on the device."""
-        for batch in image_batches(self.data, plan, self.config.training.dataloader_num_workers):
-            yield to_device(batch.images, self.device)
 
     def loss(self, model: nn.Module, batch: Tensor, random: StepRandom) -> Loss:
         corrupted = corrupt(batch, self.config.corruption, random.generator("corruption"))
@@ -138,21 +117,10 @@ class AutoencoderTask(Task):
         return Loss(total, terms, generated.detach())
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
-        quality: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
-
-        def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-            chosen = shuffled_indices(len(self.validation), self.config.validation_images)
-            for images in plain_batches(self.validation, chosen, 64, self.device):
-                reconstruction = reconstruct(model, images)
-                quality["psnr"].append(psnr(reconstruction, images))
-                quality["ssim"].append(ssim(reconstruction, images))
-                yield images, reconstruction
-
-        distance = self.frechet("r", pairs()) if self.frechet is not None else {}
-        if self.frechet is None:
-            for _ in pairs():
-                pass
-        return {name: float(torch.cat(values).mean()) for name, values in quality.items()} | distance
+        chosen = shuffled_indices(len(self.validation), self.config.validation_images)
+        batches = plain_batches(self.validation, chosen, 64, self.device)
+        pairs = ((images, reconstruct(model, images)) for images in batches)
+        return self.measure_pairs("r", pairs, psnr=lambda a, b: psnr(b, a), ssim=lambda a, b: ssim(b, a))
 
     def preview(self, model: nn.Module) -> Tensor:
         """Six held-out images above their reconstructions, three times: a grid of 6 x 6."""
@@ -177,9 +145,7 @@ def with_likelihood(config: AutoencoderRun) -> AutoencoderRun:
     """The settings with the decoder's output that the loss needs; `UserError` where they contradict each other."""
     output = "logit_laplace" if config.loss.reconstruction == "logit_laplace" else "image"
     if config.autoencoder.decoder_output not in ("image", output):
-        raise UserError(
-            "only `reconstruction` logit_laplace trains it", setting="decoder_output", value="logit_laplace"
-        )
+        raise UserError("`decoder_output` logit_laplace: only `reconstruction` logit_laplace trains it")
     try:
         return dataclasses.replace(
             config,
@@ -187,24 +153,6 @@ def with_likelihood(config: AutoencoderRun) -> AutoencoderRun:
         )
     except ValueError as error:
         raise UserError(f"{error}", setting="reconstruction", value=output) from None
-
-
-def check_adversarial(config: AutoencoderRun) -> None:
-    """`UserError` for a discriminator that would have no effect, and for losses that nothing is trained by."""
-    if config.autoencoder.coder_kind == "linear" and (config.adversarial.active or config.perceptual.active):
-        raise UserError(
-            "a linear autoencoder is found in closed form, by the squared error alone",
-            remedy="leave out",
-            setting=("adversarial_weight", "perceptual"),
-        )
-    start, steps = config.adversarial.discriminator_start, config.training.max_train_steps
-    if config.adversarial.active and start >= steps:
-        raise UserError(
-            f"beyond the run's {steps} steps, so it would have no effect",
-            remedy="take an earlier step, more `max_train_steps`, or `adversarial_weight` 0",
-            setting="discriminator_start",
-            value=start,
-        )
 
 
 def _autoencoder_fingerprint(config: AutoencoderConfig) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +18,24 @@ from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder, atomic_write_json
 from ldm.sampling.forward_process import Process
 from ldm.sampling.model_folder import read_scheduler
-from ldm.training.randomness import BatchPlan, StepRandom
-from ldm.training.task import Loss, Task
-from ldm.training.tasks.latents import (
-    LatentBatch,
-    LatentSource,
-    held_out_latents,
-    load_autoencoder,
-    make_process,
-    publish_shared,
-)
+from ldm.training.randomness import StepRandom
+from ldm.training.task import Loss
+from ldm.training.tasks.latents import LatentBatch, LatentTask, held_out_latents, make_process, publish_shared
 from ldm.training.tasks.settings import ClassifierRun
 from samplers import DiscreteSchedule, EpsilonTarget
 
 
-class ClassifierTask(Task):
+class ClassifierTask(LatentTask):
     """Cross-entropy at uniform times on noised latents."""
 
     kind = "classifier"
     model: NoisyClassifier
-    data: ImageData
+    config: ClassifierRun
 
     def __init__(self, config: ClassifierRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
-        self.config, self.data, self.validation, self.device = config, data, validation, device
         if len(data.class_names) < 2:
-            raise UserError(
-                "a classifier needs two classes or more",
-                remedy="these images have no labels",
-                setting="data",
-                value=data.name,
-            )
-        self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device)
+            raise UserError("these images have no labels of two classes or more", setting="data", value=data.name)
+        super().__init__(config, data, validation, device)
         root = Path(config.autoencoder)
         process = read_scheduler(root) if (root / "scheduler").is_dir() else make_process(config.diffusion)
         schedule = process.schedule
@@ -69,8 +55,6 @@ class ClassifierTask(Task):
                 self.model = NoisyClassifier(built)
             except ValueError as error:
                 raise UserError(f"classifier settings: {error}") from None
-        self.source = LatentSource(config, self.autoencoder, data, device)
-        self.length = len(data)
         self.fingerprint = {
             "data": data.fingerprint,
             "autoencoder": self.autoencoder.fingerprint(),
@@ -79,13 +63,6 @@ class ClassifierTask(Task):
             **({"latents": "none"} if self.source.online else {}),
             "training": config.training.fingerprint(),
         }
-
-    def batches(self, plan: BatchPlan) -> Iterator[LatentBatch]:
-        """Posterior moments and labels; the cache is made now if it is absent."""
-        return self.source.batches(plan)
-
-    def skip_cache(self) -> bool:
-        return self.source.skip_cache()
 
     def loss(self, model: nn.Module, batch: LatentBatch, random: StepRandom) -> Loss:
         """-log p(y | x_t, t); unlabelled examples do not count."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,14 @@ from ldm.models.backbone import Backbone
 from ldm.models.unet import UNet
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder
-from ldm.sampling.config import Request, SamplingConfig
+from ldm.sampling.config import SamplingConfig
 from ldm.sampling.model_folder import INDEX, write_index
 from ldm.sampling.pipeline import Pipeline
 from ldm.training.evaluations import preserve_requires_grad
-from ldm.training.randomness import BatchPlan, StepRandom
-from ldm.training.task import Loss, Task
-from ldm.training.tasks.latents import (
-    LatentBatch,
-    LatentSource,
-    held_out_latents,
-    load_autoencoder,
-    make_process,
-    publish_shared,
-)
+from ldm.training.randomness import StepRandom
+from ldm.training.task import Loss
+from ldm.training.tasks.conditions import TrainingConditions
+from ldm.training.tasks.latents import LatentBatch, LatentTask, held_out_latents, make_process, publish_shared
 from ldm.training.tasks.objective import Objective
 from ldm.training.tasks.settings import DiffusionRun
 
@@ -51,24 +44,21 @@ class DiffusionModel(nn.Module):
         return self.unet(x, t, class_labels=condition.class_labels, context=condition.context)
 
 
-class DiffusionTask(Task):
+class DiffusionTask(LatentTask):
     """Mean squared error of the prediction at uniform times, with condition dropout a sample."""
 
     kind = "diffusion"
     model: DiffusionModel
-    data: ImageData
+    config: DiffusionRun
 
     def __init__(self, config: DiffusionRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
-        self.config, self.data, self.validation, self.device = config, data, validation, device
-        self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device)
+        super().__init__(config, data, validation, device)
         self.process = make_process(config.diffusion)
         self.objective = Objective(config.objective, self.process, config.diffusion.snr_gamma)
         self.schedule = self.process.schedule
-        captions = [data.captions(index) for index in range(len(data))] if data.has_captions else []
-        seed = config.training.seed
-        conditioner = Conditioner.build(
-            config.conditioning, data.class_names, [text for texts in captions for text in texts] or None, seed=seed
-        )
+        seed, first = config.training.seed, config.first_caption_probability
+        self.conditions = TrainingConditions(config.conditioning, data, first, seed)
+        conditioner = self.conditions.conditioner
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             unet_config = dataclasses.replace(
@@ -84,11 +74,7 @@ class DiffusionTask(Task):
             except ValueError as error:
                 raise UserError(f"unet settings: {error}") from None
         self.model.unet.gradient_checkpointing = config.training.gradient_checkpointing
-        self.source = LatentSource(config, self.autoencoder, data, device)
-        self.length = len(data)
         self.averages = config.averages.within(config.training.max_train_steps)
-        first = config.first_caption_probability
-        self.captions = CaptionTokens(conditioner, captions, first) if conditioner.has_text else None
         self.evaluator = self._make_evaluator(config.evaluation)
         self.fingerprint = {
             "data": data.fingerprint,
@@ -103,23 +89,12 @@ class DiffusionTask(Task):
             "training": config.training.fingerprint(),
         }
 
-    def batches(self, plan: BatchPlan) -> Iterator[LatentBatch]:
-        """Posterior moments, labels and keys; the cache is made now if it is absent."""
-        return self.source.batches(plan)
-
-    def skip_cache(self) -> bool:
-        return self.source.skip_cache()
-
     def loss(self, model: nn.Module, batch: LatentBatch, random: StepRandom) -> Loss:
         """E || target - f(x_t, t, c) ||^2 (Ho et al. 2020, eq. 14), weighted by noise level on request."""
-        conditioner = self.model.conditioner
         x0 = batch.sample(random)  # (B, C, h, w)
         eps, input_eps = self.objective.noise(tuple(x0.shape[1:]), random)
         t = self.objective.times(random).to(x0.dtype)  # (B,)
-        dropped = random.uniform("dropout") < conditioner.dropout
-        labels = batch.labels if conditioner.num_classes else None
-        tokens = self.captions.choose(batch.keys).to(self.device) if self.captions is not None else None
-        labels, tokens = conditioner.drop(labels, tokens, dropped)
+        labels, tokens = self.conditions.of_batch(batch.labels, batch.keys, random)
         alpha, sigma = (value.view(-1, 1, 1, 1) for value in self.schedule.at(t))  # (B, 1, 1, 1)
         net_input, c_noise = self.process.precondition(alpha * x0 + sigma * input_eps, t, alpha, sigma)
         output = model(net_input, c_noise, labels, tokens)
@@ -175,13 +150,7 @@ class DiffusionTask(Task):
     def pipeline(self, model: nn.Module) -> Pipeline:
         """The model as it stands, ready to sample; it is frozen (see `preserve_requires_grad`)."""
         assert isinstance(model, DiffusionModel)
-        return Pipeline(
-            self.autoencoder,
-            model.unet,
-            model.conditioner,
-            self.process,
-            device=self.device,
-        )
+        return Pipeline(self.autoencoder, model.unet, model.conditioner, self.process, device=self.device)
 
     def preview(self, model: nn.Module) -> Tensor | None:
         """Samples on fixed seeds for the conditions of the first held-out images, the classes in turn."""
@@ -189,15 +158,8 @@ class DiffusionTask(Task):
             return None
         assert isinstance(model, DiffusionModel)
         conditioner = model.conditioner
-        requests = [
-            Request(
-                prompt=(self.validation.captions(number % len(self.validation)) or ("",))[0]
-                if conditioner.has_text
-                else "",
-                class_label=number % conditioner.num_classes if conditioner.num_classes else None,
-            )
-            for number in range(self.config.preview_images)
-        ]
+        count = self.config.preview_images
+        requests = self.conditions.of_preview(self.validation, range(min(count, len(self.validation))), count)
         guided = conditioner.dropout > 0 and (conditioner.has_text or conditioner.num_classes > 0)
         sampling = SamplingConfig(
             num_inference_steps=min(self.config.preview_steps, self.config.diffusion.num_train_timesteps),
@@ -218,21 +180,3 @@ class DiffusionTask(Task):
             decay = self.config.training.ema_decay
             weights = f"EMA of decay {decay:g}" if decay else "of the last step (no EMA)"
             write_index(folder, index, class_of(self.autoencoder.config), scheduler, weights)
-
-
-class CaptionTokens:
-    """The token ids of every caption of the data set, made once."""
-
-    def __init__(self, conditioner: Conditioner, captions: list[tuple[str, ...]], first: float) -> None:
-        self.first = first
-        known: dict[str, int] = {}
-        self.rows = [[known.setdefault(text, len(known)) for text in texts or ("",)] for texts in captions]
-        self.table = conditioner.tokenize(list(known))  # (distinct captions, L)
-
-    def choose(self, keys: list[tuple[int, int]]) -> Tensor:
-        """Token ids (B, L): one caption of each example, by its seed."""
-        rows = []
-        for index, seed in keys:  # the seed's upper bits: its lowest one is the flip
-            any_caption = self.rows[index][(seed >> 8) % len(self.rows[index])]
-            rows.append(self.rows[index][0] if (seed >> 24) % 1000 < 1000 * self.first else any_caption)
-        return self.table[torch.tensor(rows)]

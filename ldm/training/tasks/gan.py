@@ -13,45 +13,37 @@ from torch import Tensor, nn
 
 from autoencoders import Generator
 from ldm.data.dataset import ImageData
-from ldm.data.selection import even_indices, image_batches, plain_batches, to_device
+from ldm.data.selection import even_indices, plain_batches
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder
-from ldm.training.randomness import BatchPlan, StepRandom, key
-from ldm.training.task import Loss, Task
-from ldm.training.tasks.images import Discriminator, FrechetMeasure
+from ldm.training.randomness import StepRandom, key
+from ldm.training.task import Loss
+from ldm.training.tasks.images import Discriminator, FrechetMeasure, ImageTask
 from ldm.training.tasks.settings import GanRun
 
 _PREVIEW, _BATCH, _STATISTICS = 36, 64, 512
 
 
-class GanTask(Task):
+class GanTask(ImageTask):
     """The generator's half of the game; publishes `generator/`."""
 
     kind = "gan"
     model: Generator
-    data: ImageData
+    config: GanRun
     adversary: Discriminator
 
     def __init__(self, config: GanRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
         size = config.generator.image_size
         at_once = config.training.train_batch_size // config.training.gradient_accumulation_steps
         if size != data.image_size:
-            raise UserError(
-                f"this generator makes {size} pixels (`noise_size` times 2 for each of `block_out_channels` but the "
-                "first)",
-                setting="image_size",
-                value=data.image_size,
-            )
+            problem = f"this generator makes {size} pixels, by `noise_size` and `block_out_channels`"
+            raise UserError(problem, setting="image_size", value=data.image_size)
         if config.generator.out_channels != 3:
             raise UserError("images have 3 channels", setting="out_channels", value=config.generator.out_channels)
         if config.discriminator_rounds > config.training.max_train_steps:
-            raise UserError(
-                "more than `max_train_steps`", setting="discriminator_rounds", value=config.discriminator_rounds
-            )
+            raise UserError(f"`discriminator_rounds` {config.discriminator_rounds}: more than `max_train_steps`")
         if config.generator.normalization == "batch" and at_once < 2:
-            raise UserError(
-                "batch normalisation needs 2 images or more in each forward call", setting="train_batch_size"
-            )
+            raise UserError("`train_batch_size`: batch normalisation needs 2 images or more in each forward call")
         self.config, self.data, self.validation, self.device = config, data, validation, device
         seed, rounds = config.training.seed, config.discriminator_rounds
         self.model = Generator(config.generator, seed=seed)
@@ -69,33 +61,20 @@ class GanTask(Task):
     def _generate(self, random: StepRandom) -> Tensor:
         return self.model(random.normal("noise", self.model.noise_shape))
 
-    def batches(self, plan: BatchPlan) -> Iterator[Tensor]:
-        """Images (B, 3, H, W) on the device."""
-        for batch in image_batches(self.data, plan, self.config.training.dataloader_num_workers):
-            yield to_device(batch.images, self.device)
-
     def loss(self, model: nn.Module, batch: Tensor, random: StepRandom) -> Loss:
         images = model(random.normal("noise", self.model.noise_shape)).to(batch.dtype)
         loss = self.adversary.generator_loss(images)
         return Loss(loss, {"adversarial": loss}, images.detach())
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
-        logits: dict[str, list[Tensor]] = {"discriminator_real": [], "discriminator_fake": []}
-
-        def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-            count = min(self.config.validation_images, len(self.validation))
-            images = plain_batches(self.validation, even_indices(len(self.validation), count), _BATCH, self.device)
-            for pair in zip(images, self._samples(model, count), strict=True):
-                for values, batch in zip(logits.values(), pair, strict=True):
-                    values.append(self.adversary.logits(batch))
-                yield pair
-
-        model = self._recalibrated(model)
-        distance = self.frechet("", pairs()) if self.frechet is not None else {}
-        if self.frechet is None:
-            for _ in pairs():
-                pass
-        return {name: float(torch.cat(values).mean()) for name, values in logits.items()} | distance
+        count = min(self.config.validation_images, len(self.validation))
+        images = plain_batches(self.validation, even_indices(len(self.validation), count), _BATCH, self.device)
+        return self.measure_pairs(
+            "",
+            zip(images, self._samples(self._recalibrated(model), count), strict=True),
+            discriminator_real=lambda real, _: self.adversary.logits(real),
+            discriminator_fake=lambda _, generated: self.adversary.logits(generated),
+        )
 
     def preview(self, model: nn.Module) -> Tensor:
         """Images from noise that stays the same."""

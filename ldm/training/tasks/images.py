@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,14 +12,16 @@ from autoencoders import DiscriminatorConfig, PerceptualConfig, make_discriminat
 from autoencoders.losses.adversarial import clip_weights, generator_loss, learning_loss
 from autoencoders.losses.perceptual import Distance
 from ldm.data.dataset import ImageData
+from ldm.data.selection import image_batches, to_device
 from ldm.evaluation.features.extractors import Extractor, figure_name, inception_extractor, trained_extractor
 from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.features.train_network import trained_network
 from ldm.evaluation.metrics.frechet import frechet_distance
 from ldm.evaluation.metrics.perceptual import TrainedFeatures, lpips_distance
 from ldm.runtime.errors import UserError
-from ldm.training.randomness import StepRandom
-from ldm.training.task import Adversary, Loss
+from ldm.training.randomness import BatchPlan, StepRandom
+from ldm.training.task import Adversary, Loss, Task
+from ldm.training.tasks.settings import AutoencoderRun, GanRun
 
 
 class Discriminator(Adversary):
@@ -118,3 +120,35 @@ class FrechetMeasure:
         real, fake = zip(*((self.extractor(a), self.extractor(b.clamp(-1, 1))) for a, b in pairs), strict=True)
         distance = frechet_distance(Gaussian.fit(torch.cat(real)), Gaussian.fit(torch.cat(fake)))
         return {prefix + figure_name("fid", self.extractor): distance}
+
+
+class ImageTask(Task):
+    """A training on images, validated on held-out ones and its own."""
+
+    config: AutoencoderRun | GanRun
+    data: ImageData
+    device: torch.device
+    frechet: FrechetMeasure | None
+
+    def batches(self, plan: BatchPlan) -> Iterator[Tensor]:
+        """Images (B, 3, H, W) on the device."""
+        for batch in image_batches(self.data, plan, self.config.training.dataloader_num_workers):
+            yield to_device(batch.images, self.device)
+
+    def measure_pairs(
+        self, prefix: str, pairs: Iterable[tuple[Tensor, Tensor]], **measures: Callable[[Tensor, Tensor], Tensor]
+    ) -> dict[str, float]:
+        """The mean of each measure over batches (held-out, own), and the Frechet distance where one is set."""
+        values: dict[str, list[Tensor]] = {name: [] for name in measures}
+
+        def measured() -> Iterator[tuple[Tensor, Tensor]]:
+            for pair in pairs:
+                for name, measure in measures.items():
+                    values[name].append(measure(*pair))
+                yield pair
+
+        distance = self.frechet(prefix, measured()) if self.frechet is not None else {}
+        if self.frechet is None:
+            for _ in measured():
+                pass
+        return {name: float(torch.cat(parts).mean()) for name, parts in values.items()} | distance

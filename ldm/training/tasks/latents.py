@@ -20,6 +20,7 @@ from ldm.runtime.files import atomic_folder, atomic_write_json
 from ldm.sampling.forward_process import Process
 from ldm.sampling.model_folder import copy_part
 from ldm.training.randomness import BatchPlan, StepRandom
+from ldm.training.task import Task
 from ldm.training.tasks.settings import ClassifierRun, DiffusionConfig, DiffusionRun
 from samplers import TARGETS, DiscreteSchedule, EDMSchedule, EDMTarget, FlowSchedule, FlowTarget
 
@@ -64,22 +65,11 @@ def load_autoencoder(folder: str, device: torch.device) -> tuple[Autoencoder, Pa
     if folder == IDENTITY:
         return Autoencoder(AutoencoderConfig(bottleneck="identity")).to(device).eval(), None
     root = Path(folder)
-    if not root.exists():
-        raise UserError(
-            "no such folder",
-            remedy="give the output folder of `ldm train autoencoder`, or identity",
-            setting="autoencoder",
-            value=folder,
-        )
     path = root / "vae" if (root / "vae").is_dir() else root
-    config = path / "config.json"
-    if not config.is_file():
-        raise UserError(
-            "no vae/config.json in it",
-            remedy="give the folder of a trained autoencoder",
-            setting="autoencoder",
-            value=folder,
-        )
+    if not (path / "config.json").is_file():
+        problem = "no vae/config.json in it" if root.exists() else "no such folder"
+        remedy = "give the output folder of `ldm train autoencoder`, or identity"
+        raise UserError(problem, remedy=remedy, setting="autoencoder", value=folder)
     try:
         autoencoder = Autoencoder.from_pretrained(path)
     except (ValueError, OSError) as error:
@@ -87,9 +77,10 @@ def load_autoencoder(folder: str, device: torch.device) -> tuple[Autoencoder, Pa
     return autoencoder.to(device).eval().requires_grad_(False), path
 
 
-def is_identity(autoencoder: Autoencoder) -> bool:
-    """Whether the latents are the pixels."""
-    return autoencoder.is_identity
+def check_divisible(image_size: int, factor: int) -> None:
+    """`UserError` for images that an autoencoder of this factor cannot reduce."""
+    if image_size % factor:
+        raise UserError(f"not divisible by the autoencoder's {factor}", setting="image_size", value=image_size)
 
 
 class LatentSource:
@@ -108,22 +99,14 @@ class LatentSource:
         choose_cache_device(self.cache_device, device, 0, 0)  # refused, if so, before anything is made
         self.folder = folder = Path(latents) if latents else Path(output_dir) / "latents"
         self.labels = torch.tensor([data.label(index) for index in range(len(data))])
-        if data.image_size % autoencoder.factor:
-            raise UserError(
-                f"not divisible by the autoencoder's {autoencoder.factor}", setting="image_size", value=data.image_size
-            )
-        self.online = latents == ONLINE and not is_identity(autoencoder)
-        if self.online:
-            return
-        if is_identity(autoencoder):
-            if latents:
-                raise UserError(
-                    "a model of pixels takes no latent cache", remedy="leave it out", setting="latents", value=latents
-                )
-            return
-        check_cache_folder(folder)
-        if (folder / "manifest.json").is_file():
-            LatentCache.open(folder, CacheKey.of(autoencoder, data), cache_device="disk")
+        check_divisible(data.image_size, autoencoder.factor)
+        if autoencoder.is_identity and latents:
+            raise UserError("a model of pixels takes no latent cache; leave it out", setting="latents", value=latents)
+        self.online = latents == ONLINE
+        if not (self.online or autoencoder.is_identity):
+            check_cache_folder(folder)
+            if (folder / "manifest.json").is_file():
+                LatentCache.open(folder, CacheKey.of(autoencoder, data), cache_device="disk")
 
     def batches(self, plan: BatchPlan) -> Iterator[LatentBatch]:
         """Posterior moments in the plan's order, half of the examples flipped where the data set flips.
@@ -132,7 +115,7 @@ class LatentSource:
         """
         if not len(plan):
             return iter(())
-        if is_identity(self.autoencoder) or self.online:
+        if self.autoencoder.is_identity or self.online:
             return self._from_images(plan)
         cache = encode_latents(
             self.autoencoder,
@@ -148,7 +131,7 @@ class LatentSource:
 
     def skip_cache(self) -> bool:
         """Encode each batch anew, unless there is a cache already; whether so."""
-        self.online = not is_identity(self.autoencoder) and not (self.folder / "manifest.json").is_file()
+        self.online = not self.autoencoder.is_identity and not (self.folder / "manifest.json").is_file()
         return self.online
 
     def _from_images(self, plan: BatchPlan) -> Iterator[LatentBatch]:
@@ -172,6 +155,26 @@ class LatentSource:
 
     def _to_device(self, values: Tensor) -> Tensor:
         return to_device(values, self.device).float()
+
+
+class LatentTask(Task):
+    """A training on the latents of images."""
+
+    data: ImageData
+
+    def __init__(
+        self, config: DiffusionRun | ClassifierRun, data: ImageData, validation: ImageData, device: torch.device
+    ) -> None:
+        self.config, self.data, self.validation, self.device = config, data, validation, device
+        self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device)
+        self.source, self.length = LatentSource(config, self.autoencoder, data, device), len(data)
+
+    def batches(self, plan: BatchPlan) -> Iterator[LatentBatch]:
+        """Posterior moments, labels and keys; the cache is made now if it is absent."""
+        return self.source.batches(plan)
+
+    def skip_cache(self) -> bool:
+        return self.source.skip_cache()
 
 
 @torch.no_grad()

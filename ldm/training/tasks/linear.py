@@ -27,12 +27,7 @@ def fit(task: AutoencoderTask, output_dir: str, settings: str) -> dict[str, Any]
     assert isinstance(model, Autoencoder)
     patches, channels = len(data) * (data.image_size // model.factor) ** 2, model.latent_channels
     if patches <= channels:
-        raise UserError(
-            f"the {len(data)} images have only {patches} patches",
-            remedy="take fewer",
-            setting="latent_channels",
-            value=channels,
-        )
+        raise UserError(f"`latent_channels` {channels}: the {len(data)} images have only {patches} patches; take fewer")
     fingerprint = {name: task.fingerprint[name] for name in ("data", "autoencoder")}
     run = RunFolder.claim(output_dir, task.kind, settings, fingerprint)
     try:

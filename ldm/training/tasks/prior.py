@@ -28,8 +28,8 @@ from ldm.sampling.config import Request
 from ldm.sampling.model_folder import INDEX, copy_part, write_prior_index
 from ldm.training.randomness import BatchPlan, StepRandom
 from ldm.training.task import Loss, Task
-from ldm.training.tasks.diffusion import CaptionTokens
-from ldm.training.tasks.latents import IDENTITY, load_autoencoder
+from ldm.training.tasks.conditions import TrainingConditions
+from ldm.training.tasks.latents import IDENTITY, check_divisible, load_autoencoder
 from ldm.training.tasks.settings import PriorRun
 
 _BATCH = 64  # images at once where nothing is trained
@@ -71,19 +71,15 @@ class PriorTask(Task):
         self.config, self.data, self.validation, self.device = config, data, validation, device
         self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device)
         self.levels = code_grids(self.autoencoder, data.image_size, config.autoencoder)
-        captions = [data.captions(index) for index in range(len(data))] if data.has_captions else []
-        seed = config.training.seed
-        conditioner = Conditioner.build(
-            config.conditioning, data.class_names, [text for texts in captions for text in texts] or None, seed=seed
-        )
+        seed, first = config.training.seed, config.first_caption_probability
+        self.conditions = TrainingConditions(config.conditioning, data, first, seed)
+        conditioner = self.conditions.conditioner
         shape = PriorShape(self.levels, conditioner.num_classes, conditioner.context_dim)
         self.model = PriorModel(CodePriors(config.prior, shape, seed=seed), conditioner)
         self.folder = Path(config.codes) if config.codes else Path(config.training.output_dir) / "codes"
         check_code_folder(self.folder, CacheKey.of(self.autoencoder, data))
         self.labels = torch.tensor([data.label(index) for index in range(len(data))])
         self.length, self.online = len(data), False
-        first = config.first_caption_probability
-        self.captions = CaptionTokens(conditioner, captions, first) if conditioner.has_text else None
         self._held_out: tuple[Tensor, ...] | None = None
         if config.evaluation.eval_every:
             reference = validation if config.evaluation.eval_split == "validation" else data
@@ -125,19 +121,13 @@ class PriorTask(Task):
 
     def loss(self, model: nn.Module, batch: CodeBatch, random: StepRandom) -> Loss:
         """Sum over levels of E[-log p(code)] in nats, given partly masked ones."""
-        conditioner, probability = self.model.conditioner, self.config.prior.token_masking
         read: list[Tensor] | None = None
-        if probability:
-            read = [
-                mask_codes(
-                    codes, probability, grid.num_codes, random.uniform(f"masking {level}", (2, *codes.shape[1:]))
-                )
-                for level, (codes, grid) in enumerate(zip(batch.codes, self.levels, strict=True))
-            ]
-        dropped = random.uniform("dropout") < conditioner.dropout
-        labels = batch.labels if conditioner.num_classes else None
-        tokens = self.captions.choose(batch.keys).to(self.device) if self.captions is not None else None
-        labels, tokens = conditioner.drop(labels, tokens, dropped)
+        if probability := self.config.prior.token_masking:
+            read = []
+            for level, (codes, grid) in enumerate(zip(batch.codes, self.levels, strict=True)):
+                numbers = random.uniform(f"masking {level}", (2, *codes.shape[1:]))
+                read.append(mask_codes(codes, probability, grid.num_codes, numbers))
+        labels, tokens = self.conditions.of_batch(batch.labels, batch.keys, random)
         means = [nll.mean() for nll in model(batch.codes, read, labels, tokens)]
         terms = {}
         if len(means) > 1:
@@ -174,15 +164,8 @@ class PriorTask(Task):
         if not self.config.preview_images:
             return None
         assert isinstance(model, PriorModel)
-        conditioner, indices = model.conditioner, self._held_out_indices()
-        indices = indices[:: max(1, len(indices) // self.config.preview_images)]
-        requests = [
-            Request(
-                prompt=self._request(indices[number % len(indices)]).prompt if conditioner.has_text else "",
-                class_label=number % conditioner.num_classes if conditioner.num_classes else None,
-            )
-            for number in range(self.config.preview_images)
-        ]
+        indices, count = self._held_out_indices(), self.config.preview_images
+        requests = self.conditions.of_preview(self.validation, indices[:: max(1, len(indices) // count)], count)
         return torch.cat(list(self.pipeline(model).generate(requests)))
 
     def pipeline(self, model: nn.Module) -> CodePriorModel:
@@ -221,17 +204,9 @@ def code_grids(autoencoder: Autoencoder, image_size: int, name: str) -> tuple[Co
     """The levels of codes of square images; `UserError` for an autoencoder that has none, or too many, to model."""
     sizes = autoencoder.config.codebook_sizes
     if name == IDENTITY or not sizes:
-        kind = autoencoder.config.bottleneck
-        raise UserError(
-            f"bottleneck {kind} has no codes",
-            remedy="train one with, say, `bottleneck` vq",
-            setting="autoencoder",
-            value=name,
-        )
-    if image_size % autoencoder.factor:
-        raise UserError(
-            f"not divisible by the autoencoder's {autoencoder.factor}", setting="image_size", value=image_size
-        )
+        problem = f"bottleneck {autoencoder.config.bottleneck} has no codes; train one with, say, `bottleneck` vq"
+        raise UserError(problem, setting="autoencoder", value=name)
+    check_divisible(image_size, autoencoder.factor)
     device = next(autoencoder.parameters()).device
     maps = autoencoder.codes(torch.zeros(1, autoencoder.config.in_channels, image_size, image_size, device=device))
     try:

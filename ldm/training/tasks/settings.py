@@ -54,11 +54,8 @@ class DiffusionConfig:
         if self.snr_gamma is not None and not self.snr_gamma > 0:
             raise UserError(f"must be above 0, got {self.snr_gamma}", setting="snr_gamma")
         if self.prediction_type not in ("auto", *self._predictions):
-            raise UserError(
-                f"with `beta_schedule` {self.beta_schedule} it must be {' or '.join(self._predictions)}",
-                setting="prediction_type",
-                value=self.prediction_type,
-            )
+            problem = f"with `beta_schedule` {self.beta_schedule} it must be {' or '.join(self._predictions)}"
+            raise UserError(problem, setting="prediction_type", value=self.prediction_type)
 
     @property
     def prediction(self) -> str:
