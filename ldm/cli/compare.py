@@ -11,6 +11,7 @@ import torch
 
 from ldm.cli.evaluate import check_size, parse_for_model
 from ldm.cli.model_options import ModelOptions
+from ldm.cli.parsing import require
 from ldm.comparison import Comparison, ComparisonConfig, compare, rank_comparison
 from ldm.comparison.compare import identity_of
 from ldm.comparison.config import METRICS_OF_COMPARISONS
@@ -19,7 +20,6 @@ from ldm.data.dataset import ImageData
 from ldm.data.open import other_split
 from ldm.evaluation.config import EvaluationConfig
 from ldm.runtime.distributed import torchrun_processes
-from ldm.runtime.errors import UserError
 from ldm.sampling.config import SamplingConfig
 from ldm.sampling.pipeline import Pipeline
 
@@ -70,10 +70,8 @@ def _settings(arguments: list[str]) -> tuple[CompareRun, torch.device]:
     settings = parse_for_model(CompareRun, arguments, "compare")
     from ldm.runtime.device import resolve_device
 
-    if not settings.model:
-        raise UserError("MODEL is missing: give a model folder or the output folder of `ldm train diffusion`")
-    if not settings.output_dir:
-        raise UserError("--output-dir is missing: give the folder to write to")
+    require(settings.model, "MODEL", "a model folder or the output folder of `ldm train diffusion`")
+    require(settings.output_dir, "--output-dir", "the folder to write to")
     return settings, resolve_device(settings.device)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from ldm.cli.evaluate_autoencoder import load_autoencoder, run_of, settings_of
-from ldm.cli.parsing import parse
+from ldm.cli.parsing import parse, require
 from ldm.data.config import DataConfig
 from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
 from ldm.runtime.errors import UserError, at_least
@@ -56,10 +56,8 @@ def run(arguments: list[str]) -> None:
     from ldm.data.open import open_data
     from ldm.runtime.device import resolve_device
 
-    if not settings.runs:
-        raise UserError("RUN is missing: give the output folders of `ldm train autoencoder`")
-    if not settings.output_dir:
-        raise UserError("--output-dir is missing: give the folder to write to")
+    require(settings.runs, "RUN", "the output folders of `ldm train autoencoder`")
+    require(settings.output_dir, "--output-dir", "the folder to write to")
     _check_output(settings.output_dir, settings.runs)
     names = names_of(settings.runs)
     models = [load_autoencoder(folder) for folder in settings.runs]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from ldm.cli.parsing import parse
+from ldm.cli.parsing import check_file, parse, require
 from ldm.comparison.results import gather_results
-from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write
 
 
@@ -29,10 +27,8 @@ class CompareResultsRun:
 def run(arguments: list[str]) -> None:
     """Print the table."""
     settings = parse(CompareResultsRun, arguments, "compare results")
-    if not settings.files:
-        raise UserError("FILE is missing: give files of `ldm evaluate --output` or folders of `ldm compare`")
-    if settings.output and Path(settings.output).is_dir():
-        raise UserError(f"--output {settings.output}: is a folder; give a file name such as figures.csv")
+    require(settings.files, "FILE", "files of `ldm evaluate --output` or folders of `ldm compare`")
+    check_file(settings.output, "figures.csv")
     results = gather_results(settings.files, allow_different=settings.allow_different)
     print(results.table())
     if settings.output:

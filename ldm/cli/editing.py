@@ -50,19 +50,22 @@ class EditFlags:
 
     def check(self) -> None:
         """`UserError` for flags that do not go together, before anything is loaded."""
-        if self.init_image and self.invert:
-            raise UserError("--init-image and --invert: give one of them")
-        if self.mask and not self.init_image:
-            raise UserError("--mask: needs the image to repaint; give it with --init-image")
+        source = "--source-prompt" if self.source_prompt is not None else "--source-class"
+        has_source = self.source_prompt is not None or self.source_class is not None
+        for wrong, problem in (
+            (self.init_image and self.invert, "--init-image and --invert: give one of them"),
+            (self.mask and not self.init_image, "--mask: give the image to repaint with --init-image"),
+            (self.strength is not None and not self.init_image, "--strength: give the image with --init-image"),
+            (has_source and not self.invert, f"{source}: is about the image of --invert; give that too"),
+            (
+                self.invert and self.interpolates,
+                "--invert: has its own noise; leave out --interpolate-seed and -prompt",
+            ),
+        ):
+            if wrong:
+                raise UserError(problem)
         if self.strength is not None:
-            if not self.init_image:
-                raise UserError("--strength: needs the image to begin from; give it with --init-image")
             check_strength(self.strength)
-        if not self.invert and (self.source_prompt is not None or self.source_class is not None):
-            flag = "--source-prompt" if self.source_prompt is not None else "--source-class"
-            raise UserError(f"{flag}: is about the image of --invert; give that too")
-        if self.invert and self.interpolates:
-            raise UserError("--invert: draws from the image's own noise; leave out --interpolate-seed and -prompt")
         if not 1 <= self.inversion_iterations <= MAX_ITERATIONS:
             raise UserError(f"--inversion-iterations: expected 1 to {MAX_ITERATIONS}, got {self.inversion_iterations}")
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from ldm.cli.parsing import parse
+from ldm.cli.parsing import parse, require
 from ldm.runtime.errors import UserError
 
 _LARGE_ERROR = 0.1  # of the profile, above which the user is warned
@@ -33,10 +33,8 @@ class EmaRun:
 def run(arguments: list[str]) -> None:
     """Reconstruct, write the folder, say how exact the profile is."""
     settings = parse(EmaRun, arguments, "ema")
-    if not settings.run:
-        raise UserError("RUN is missing: give the output folder of `ldm train diffusion`")
-    if not settings.output_dir:
-        raise UserError("--output-dir is missing: give the folder for the model")
+    require(settings.run, "RUN", "the output folder of `ldm train diffusion`")
+    require(settings.output_dir, "--output-dir", "the folder for the model")
     target = Path(settings.output_dir)
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"--output-dir {target}: holds something; give a new or empty folder")

@@ -9,7 +9,7 @@ import torch
 
 from autoencoders import Autoencoder, Tiling
 from ldm.cli.outputs import check_tiling
-from ldm.cli.parsing import parse
+from ldm.cli.parsing import parse, require
 from ldm.data.config import DataConfig
 from ldm.data.dataset import ImageData
 from ldm.data.latent_cache import check_cache_folder, encode_latents
@@ -61,12 +61,9 @@ def run(arguments: list[str]) -> None:
 
 def _settings(arguments: list[str]) -> EncodeRun:
     settings = parse(EncodeRun, arguments, "encode")
-    for name in ("autoencoder", "output_dir"):
-        if not getattr(settings, name):
-            raise UserError(f"--{name.replace('_', '-')} is missing")
-    at_least(settings, dataloader_num_workers=0)
-    if settings.batch_size < 1:
-        raise UserError(f"--batch-size must be above 0, got {settings.batch_size}")
+    require(settings.autoencoder, "--autoencoder", "the output folder of `ldm train autoencoder`")
+    require(settings.output_dir, "--output-dir", "the folder of the cache")
+    at_least(settings, dataloader_num_workers=0, batch_size=1)
     return settings
 
 

@@ -11,7 +11,8 @@ import tyro
 
 from ldm.cli import evaluate_autoencoder
 from ldm.cli.model_options import ModelOptions
-from ldm.cli.parsing import parse
+from ldm.cli.parsing import check_file, parse
+from ldm.cli.sample_settings import check_supported
 from ldm.cli.show_figures import show
 from ldm.data.config import DataConfig
 from ldm.data.dataset import ImageData
@@ -20,7 +21,7 @@ from ldm.evaluation.config import EvaluationConfig, LikelihoodConfig
 from ldm.evaluation.evaluate import evaluate_model
 from ldm.evaluation.folders import evaluate_folders
 from ldm.evaluation.records import EvaluationResult
-from ldm.runtime.distributed import Processes, torchrun_processes
+from ldm.runtime.distributed import SINGLE_PROCESS, Processes, torchrun_processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json
 from ldm.sampling.checks import check_used
@@ -98,28 +99,43 @@ def _settings(arguments: list[str]) -> tuple[EvaluateRun, torch.device]:
     if settings.resize is not None and (not folders or not 1 <= settings.resize <= 4096):
         what = f"expected 1 to 4096 pixels, got {settings.resize}" if folders else "is for folders; leave it out"
         raise UserError(f"--resize: {what}")
-    if settings.output and Path(settings.output).is_dir():
-        raise UserError(f"--output {settings.output}: is a folder; give a file name such as figures.json")
+    check_file(settings.output, "figures.json")
     if not holds_prior(settings.model):
         check_used(settings.sampling)
     return settings, resolve_device(settings.device)
 
 
 def _model(settings: EvaluateRun, device: torch.device, processes: Processes) -> EvaluationResult:
+    if holds_prior(settings.model):  # whose codes are drawn by one process
+        return processes.run_on_main_and_broadcast(lambda: _evaluate(settings, _load(settings, device)))
+    loaded = processes.run_on_all(lambda: _load(settings, processes.device(device)))
+    return _evaluate(settings, loaded, processes)
+
+
+Loaded = tuple[Pipeline | CodePriorModel, ImageData, ImageData, ImageData | None]
+
+
+def _load(settings: EvaluateRun, device: torch.device) -> Loaded:
+    """The model, the reference, the training images, and the other split."""
+    from ldm.data.open import open_data
+
+    model: Pipeline | CodePriorModel
     if holds_prior(settings.model):
-        return processes.run_on_main_and_broadcast(lambda: _prior(settings, device))
+        if settings.classifier or settings.weak:
+            raise UserError("--classifier, --weak: this model draws without diffusion; leave them out")
+        check_supported(settings.sampling, SUPPORTED_SETTINGS)
+        model = CodePriorModel.load(settings.model, device)
+    else:
+        model = Pipeline.load(settings.model, **settings.loading(device))
+    reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
+    check_size(model, reference.image_size)
+    return model, reference, train, other_split(settings.dataset, settings.split)
 
-    def load() -> tuple[Pipeline, ImageData, ImageData, ImageData | None]:
-        from ldm.data.open import open_data
 
-        pipeline = Pipeline.load(settings.model, **settings.loading(processes.device(device)))
-        reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
-        check_size(pipeline, reference.image_size)
-        return pipeline, reference, train, other_split(settings.dataset, settings.split)
-
-    pipeline, reference, train, other = processes.run_on_all(load)
+def _evaluate(settings: EvaluateRun, loaded: Loaded, processes: Processes = SINGLE_PROCESS) -> EvaluationResult:
+    model, reference, train, other = loaded
     return evaluate_model(
-        pipeline,
+        model,
         reference,
         settings.sampling,
         settings.evaluation,
@@ -137,27 +153,6 @@ def _contact_sheet(settings: EvaluateRun) -> Path | None:
         return None
     output = Path(settings.output)
     return output.with_name(f"{output.stem}-memorisation.png")
-
-
-def _prior(settings: EvaluateRun, device: torch.device) -> EvaluationResult:
-    from ldm.cli.sample_settings import check_supported
-    from ldm.data.open import open_data
-
-    if settings.classifier or settings.weak:
-        raise UserError("--classifier, --weak: this model draws without diffusion; leave them out")
-    check_supported(settings.sampling, SUPPORTED_SETTINGS)
-    model = CodePriorModel.load(settings.model, device)
-    reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
-    check_size(model, reference.image_size)
-    return evaluate_model(
-        model,
-        reference,
-        settings.sampling,
-        settings.evaluation,
-        train_data=train,
-        other_data=other_split(settings.dataset, settings.split),
-        contact_sheet=_contact_sheet(settings),
-    )
 
 
 def parse_for_model(schema: type[Settings], arguments: list[str], command: str) -> Settings:

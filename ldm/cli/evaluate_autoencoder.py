@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ldm.cli.parsing import parse
+from ldm.cli.parsing import check_file, parse
 from ldm.data.config import DataConfig
 from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
 from ldm.runtime.errors import UserError
@@ -114,8 +114,7 @@ def run(arguments: list[str]) -> None:
     trained = settings_of(settings.model)
     if trained is not None:
         settings = parse(EvaluateAutoencoderRun, arguments, "evaluate", EvaluateAutoencoderRun(dataset=trained.dataset))
-    if settings.output and Path(settings.output).is_dir():
-        raise UserError(f"--output {settings.output}: is a folder; give a file name such as figures.json")
+    check_file(settings.output, "figures.json")
     check_pictures(settings.pictures)
     model, device = load_autoencoder(settings.model), resolve_device(settings.device)
     evaluation = settings.evaluation

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from ldm.cli.parsing import parse
+from ldm.cli.parsing import parse, require
 from ldm.data.config import DataConfig
 from ldm.data.open import other_split
 from ldm.evaluation.config import EvaluationConfig
@@ -45,8 +45,7 @@ def run(arguments: list[str]) -> None:
         if dataset.data not in (DataConfig.data, settings.of):
             raise UserError(f"{settings.of}, --data {dataset.data}: name the data once")
         dataset = replace(dataset, data=settings.of)
-    if not settings.output:
-        raise UserError("--output is missing: give the file to write, such as reference.npz")
+    require(settings.output, "--output", "the file to write, such as reference.npz")
     if not settings.output.endswith(".npz") or Path(settings.output).is_dir():
         raise UserError(f"--output {settings.output}: expected the name of a file that ends in .npz")
     if settings.evaluation.reference:

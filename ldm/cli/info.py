@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from ldm.cli.parsing import parse
+from ldm.cli.parsing import parse, require
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import read_json
 from ldm.runtime.tensors import open_tensors, tensor_shapes
@@ -37,8 +37,7 @@ class InfoRun:
 def run(arguments: list[str]) -> None:
     """Print one line for each part; no weights are loaded."""
     settings = parse(InfoRun, arguments, "info")
-    if not settings.folder:
-        raise UserError("FOLDER is missing: give a run folder or a model folder")
+    require(settings.folder, "FOLDER", "a run folder or a model folder")
     root = Path(settings.folder)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")

@@ -25,39 +25,32 @@ def run(arguments: list[str]) -> int:
         return 0 if arguments else 2
     if arguments[0] not in KINDS:
         raise UserError(f"cannot list {arguments[0]!r}", remedy=suggest(arguments[0], KINDS))
+    head: tuple[str, ...]
+    rows: list[tuple[object, ...]]
     if arguments[0] == "configs":
         print("\n".join(config_names()))
-    elif arguments[0] == "samplers":
-        _table(
-            ("name", "order", "random", "calls a step", "options", "source"),
-            [
-                (i.name, i.order, "no" if i.deterministic else "yes", i.evaluations, _options(i.options), i.source)
-                for i in _entries(samplers)
-            ],
-        )
+        return 0
+    if arguments[0] == "samplers":
+        head = ("name", "order", "random", "calls a step", "options", "source")
+        rows = [
+            (i.name, i.order, "no" if i.deterministic else "yes", i.evaluations, _options(i.options), i.source)
+            for i in _entries(samplers)
+        ]
     elif arguments[0] == "bottlenecks":
-        _table(
-            ("name", "latents", "prior", "options", "source"),
-            [
-                (
-                    i.name,
-                    (i.__doc__ or "").split("\n")[0].rstrip("."),
-                    "yes" if i.has_prior else "no",
-                    _options({option.name: option.default for option in dataclasses.fields(i)}),  # type: ignore[arg-type]
-                    i.source,
-                )
-                for i in _entries(bottlenecks)
-            ],
-        )
+        head = ("name", "latents", "prior", "options", "source")
+        rows = []
+        for i in _entries(bottlenecks):
+            options = {option.name: option.default for option in dataclasses.fields(i)}  # type: ignore[arg-type]
+            latents = (i.__doc__ or "").split("\n")[0].rstrip(".")
+            rows.append((i.name, latents, "yes" if i.has_prior else "no", _options(options), i.source))
     elif arguments[0] == "metrics":
+        head = ("name", "of", "needs", "options", "measures")
         infos = [("model", info) for info in metrics.all()] + [("autoencoder", i) for i in autoencoder_metrics.all()]
-        _table(
-            ("name", "of", "needs", "options", "measures"),
-            [(i.name, of, ", ".join(sorted(i.needs)), ", ".join(i.options) or "-", i.help) for of, i in infos],
-        )
+        rows = [(i.name, of, ", ".join(sorted(i.needs)), ", ".join(i.options) or "-", i.help) for of, i in infos]
     else:
+        head = ("name", "calls", "options", "needs", "source")
         rows = [(i.name, f"+{i.evaluations}", _options(i.options), _needs(i), i.source) for i in _entries(guidances)]
-        _table(("name", "calls", "options", "needs", "source"), rows)
+    _table(head, rows)
     return 0
 
 

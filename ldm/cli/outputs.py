@@ -14,6 +14,7 @@ from torch import Tensor
 
 from autoencoders import Autoencoder, Tiling
 from ldm.cli.editing import EditRecord
+from ldm.cli.parsing import require
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
 from ldm.runtime.images import PngWriter, enlarged, grid, save_png, to_pil
@@ -27,8 +28,7 @@ _METADATA_LIMIT = 100_000  # characters of PNG text
 
 def check_output(path: str, overwrite: bool) -> Path:
     """The output folder, or a `UserError` when it holds anything but earlier output that may be overwritten."""
-    if not path:
-        raise UserError("--output-dir is missing: give the folder to write to")
+    require(path, "--output-dir", "the folder to write to")
     folder = Path(path)
     if folder.resolve() == Path.cwd():
         raise UserError(f"--output-dir {path}: is the current folder, which would be replaced; name one in it")

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar, get_type_hints
 
 import tyro
@@ -41,6 +42,18 @@ def parse(schema: type[Settings], arguments: Sequence[str], command: str, base: 
         if leaving.code in (0, None):
             raise
         raise UserError(_one_line(printed.getvalue())) from None
+
+
+def require(value: object, name: str, hint: str) -> None:
+    """`UserError` unless the argument of this name was given."""
+    if not value:
+        raise UserError(f"{name} is missing: give {hint}")
+
+
+def check_file(output: str | Path, example: str) -> None:
+    """`UserError` for an `--output` that is a folder."""
+    if output and Path(output).is_dir():
+        raise UserError(f"--output {output}: is a folder; give a file name such as {example}")
 
 
 def _take_option(arguments: list[str], name: str) -> tuple[list[str], list[str]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm.cli.parsing import parse
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.files import atomic_write_json
 from ldm.runtime.progress import progress
 from ldm.runtime.settings import find_config, read_settings
@@ -68,8 +68,7 @@ class Row:
 def run(arguments: list[str]) -> None:
     """Train, sample, evaluate; print the table and the paths of the images."""
     settings = parse(QuickstartRun, arguments, "quickstart")
-    if settings.num_images < 1:
-        raise UserError(f"--num-images must be above 0, got {settings.num_images}")
+    at_least(settings, num_images=1)
     root = Path(settings.output_dir)
     _check_folder(root)
     seconds: dict[str, float] = {}

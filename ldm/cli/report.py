@@ -8,8 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from ldm.cli.parsing import parse
-from ldm.runtime.errors import UserError
+from ldm.cli.parsing import check_file, parse, require
 from ldm.runtime.files import atomic_write
 
 
@@ -28,10 +27,8 @@ def run(arguments: list[str]) -> None:
     settings = parse(ReportRun, arguments, "report")
     from ldm.reports.run import render_run
 
-    if not settings.run:
-        raise UserError("RUN is missing: give the output folder of `ldm train`")
+    require(settings.run, "RUN", "the output folder of `ldm train`")
     target = Path(settings.output) if settings.output else Path(settings.run) / "report.html"
-    if target.is_dir():
-        raise UserError(f"--output {target}: is a folder; give a file name such as report.html")
+    check_file(target, "report.html")
     atomic_write(target, render_run(settings.run))
     print(f"wrote {target}")

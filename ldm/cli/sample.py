@@ -11,11 +11,11 @@ import torch
 
 from ldm.cli.editing import PreparedEdit, prepare
 from ldm.cli.outputs import check_output, check_tiling, read_settings_of, write_samples
-from ldm.cli.parsing import parse
+from ldm.cli.parsing import parse, require
 from ldm.cli.sample_settings import SampleRun, check_without_diffusion, requests_of
 from ldm.runtime.device import resolve_device
 from ldm.runtime.distributed import Processes, torchrun_processes
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.progress import progress
 from ldm.sampling.checks import check_used
 from ldm.sampling.config import Request
@@ -48,13 +48,8 @@ def run(arguments: list[str]) -> None:
 
 def _settings(arguments: list[str]) -> tuple[SampleRun, torch.device]:
     settings = parse(SampleRun, arguments, "sample")
-    if not settings.model:
-        raise UserError("MODEL is missing: give a model folder or the output folder of `ldm train diffusion`")
-    for name in ("num_images", "batch_size"):
-        if getattr(settings, name) < 1:
-            raise UserError(f"must be above 0, got {getattr(settings, name)}", setting=name)
-    if settings.first_index < 0:
-        raise UserError(f"must be 0 or more, got {settings.first_index}", setting="first_index")
+    require(settings.model, "MODEL", "a model folder or the output folder of `ldm train diffusion`")
+    at_least(settings, num_images=1, batch_size=1, first_index=0)
     settings.editing.check()
     check_output(settings.output_dir, settings.overwrite)
     return settings, resolve_device(settings.device)

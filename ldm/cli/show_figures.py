@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ldm.evaluation.baseline import baseline_line
 from ldm.evaluation.records import EvaluationResult
+
+_SETTINGS = (  # of the manifest, in this order
+    *("extractor", "preprocessing", "data", "split", "real", "fake", "resized"),
+    *("num_images", "num_reference", "conditions", "weights", "seed"),
+)
 
 
 def show(result: EvaluationResult) -> None:
@@ -17,35 +24,17 @@ def show(result: EvaluationResult) -> None:
     manifest = result.manifest
     if manifest.get("floor"):
         print(baseline_line(manifest["floor"]))
-    names = (
-        "extractor",
-        "preprocessing",
-        "data",
-        "split",
-        "real",
-        "fake",
-        "resized",
-        "num_images",
-        "num_reference",
-        "conditions",
-        "weights",
-        "seed",
-    )
-    print("; ".join(f"{name} {manifest[name]}" for name in names if name in manifest))
+    print(_listed({name: manifest[name] for name in _SETTINGS if name in manifest}))
     if "reference" in manifest:
-        print("reference: " + "; ".join(f"{name} {value}" for name, value in manifest["reference"].items() if value))
-    for name in ("memorisation", "calibration"):
+        print("reference: " + _listed({name: value for name, value in manifest["reference"].items() if value}))
+    for name in ("memorisation", "calibration", "iwae", "aggregate_posterior", "likelihood"):
         if name in manifest:
-            plain = {key: value for key, value in manifest[name].items() if key != "suspects"}
-            print(f"{name}: " + "; ".join(f"{key} {value}" for key, value in plain.items()))
-    for name in ("iwae", "aggregate_posterior"):
-        if name in manifest:
-            print(f"{name}: " + "; ".join(f"{key} {value}" for key, value in manifest[name].items()))
-    if "likelihood" in manifest:
-        print("likelihood: " + "; ".join(f"{name} {value}" for name, value in manifest["likelihood"].items()))
+            print(f"{name}: " + _listed({key: value for key, value in manifest[name].items() if key != "suspects"}))
     if "sampling" in manifest:
-        print(
-            "; ".join(f"{name} {value}" for name, value in manifest["sampling"].items() if value not in (None, (), []))
-        )
+        print(_listed({name: value for name, value in manifest["sampling"].items() if value not in (None, (), [])}))
     for warning in result.warnings:
         print(f"note: {warning}")
+
+
+def _listed(values: Mapping[str, object]) -> str:
+    return "; ".join(f"{name} {value}" for name, value in values.items())

@@ -8,14 +8,13 @@ import shlex
 import sys
 from typing import Any
 
-from ldm.cli.parsing import parse
+from ldm.cli.parsing import parse, require
 from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.settings import to_yaml
 from ldm.runtime.text import suggest
 
 KINDS = ("autoencoder", "diffusion", "classifier", "prior", "gan")
-_WITHOUT_LATENTS = ("autoencoder", "gan")
 
 
 def run(arguments: list[str]) -> int:
@@ -72,10 +71,9 @@ def _task(kind: str, settings: Any) -> tuple[Any, Any]:
     from ldm.training.run_folder import RunFolder
     from ldm.training.tracking import check_trackers
 
-    if not settings.training.output_dir:
-        raise UserError("--output-dir is missing: give the folder to write to")
-    if kind not in _WITHOUT_LATENTS and not settings.autoencoder:
-        raise UserError("--autoencoder is missing: give the output folder of `ldm train autoencoder`, or identity")
+    require(settings.training.output_dir, "--output-dir", "the folder to write to")
+    if kind not in ("autoencoder", "gan"):
+        require(settings.autoencoder, "--autoencoder", "the output folder of `ldm train autoencoder`, or identity")
     check_trackers(settings.training.report_to)
     device = resolve_device(settings.training.device)
     RunFolder.check(settings.training.output_dir, kind)

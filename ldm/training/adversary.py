@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.runtime.distributed import Processes
-from ldm.training.checkpoint import load_optimizer_tensors, optimizer_tensors
+from ldm.training.checkpoint import optimizer_tensors
 from ldm.training.config import TrainingConfig
 from ldm.training.optimizers import clip_gradients, make_optimizer, scheduled_rate
 from ldm.training.randomness import StepRandom
@@ -36,12 +36,9 @@ class AdversarialTrainer:
         self.adversary, self.processes = adversary, processes
         self.name = adversary.name
         self.model: nn.Module = adversary.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        beta1, beta2 = adversary.betas
         self.config = dataclasses.replace(
-            config,
-            optimizer="adamw",
-            learning_rate=adversary.learning_rate,
-            adam_beta1=adversary.betas[0],
-            adam_beta2=adversary.betas[1],
+            config, optimizer="adamw", learning_rate=adversary.learning_rate, adam_beta1=beta1, adam_beta2=beta2
         )
         self.optimizer = make_optimizer(self.model, self.config)
 
@@ -85,7 +82,3 @@ class AdversarialTrainer:
         """What a checkpoint holds, by file."""
         optimizer = optimizer_tensors(self.optimizer, self.model)
         return {"opponent": self.model.state_dict(), "opponent_optimizer": optimizer}
-
-    def load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        """The optimiser's state as `tensors` gave it."""
-        load_optimizer_tensors(self.optimizer, self.model, tensors)

@@ -63,8 +63,7 @@ def save_checkpoint(
             for path in sorted(folder.iterdir())
         }
         atomic_write_json(folder / "manifest.json", files)
-    problem = damage(target)
-    if problem:
+    if problem := damage(target):
         raise OSError(f"{target}: written but not readable as written: {problem}")
     for old in checkpoints(run)[: -max(limit, 1)]:
         if old != target:
@@ -102,8 +101,7 @@ def damage(folder: Path) -> str | None:
 def newest_intact_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint that agrees with its manifest; damaged ones are named in a warning and passed over."""
     for folder in reversed(checkpoints(run)):
-        problem = damage(folder)
-        if problem is None:
+        if not (problem := damage(folder)):
             return folder
         logger.warning("%s is damaged (%s): using the one before it, if any", folder.name, problem)
     return None
@@ -116,9 +114,8 @@ def checkpoint_to_resume(run: Path, name: str) -> Path | None:
     folder = run / name
     if not _NAME.fullmatch(name) or not folder.is_dir():
         names = ", ".join(path.name for path in checkpoints(run)) if run.is_dir() else ""
-        raise UserError(
-            f"no such checkpoint in {run}; there is {names or 'none'}", setting="resume_from_checkpoint", value=name
-        )
+        problem = f"no such checkpoint in {run}; there is {names or 'none'}"
+        raise UserError(problem, setting="resume_from_checkpoint", value=name)
     if problem := damage(folder):
         raise UserError(f"damaged ({problem})", remedy="use latest", setting="resume_from_checkpoint", value=name)
     return folder

@@ -109,9 +109,7 @@ class TrainingConfig:
                 "`compile` reduce-overhead: its graphs overwrite the sums of `gradient_accumulation_steps`; use default"
             )
         if self.train_seconds and self.lr_scheduler in ("linear", "cosine"):
-            raise UserError(
-                "`train_seconds`: a linear or cosine rate ends at `max_train_steps`; take `lr_scheduler` inverse_sqrt"
-            )
+            raise UserError(f"`train_seconds`: a {self.lr_scheduler} rate ends at `max_train_steps`; take inverse_sqrt")
         for name in ("ema_decay", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"must be in [0, 1), got {getattr(self, name)}", setting=name)

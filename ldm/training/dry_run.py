@@ -59,8 +59,7 @@ def dry_run(task: Task, config: TrainingConfig, device: torch.device) -> DryRun:
             batches = iter(list(batches))
         with saved_bytes(state.model) as saved:
             take_step(state, batches)
-        counter = FlopCounterMode(display=False)
-        with counter:
+        with FlopCounterMode(display=False) as counter:
             take_step(state, batches)
         _synchronize(device)
         since = time.monotonic()

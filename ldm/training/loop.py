@@ -84,7 +84,7 @@ class TrainingLoop:
         self.evaluate()  # if the process before stopped between its checkpoint and its evaluation
         steps, label = range(state.step, state.end), f"train {state.task.kind}"
         total, first = self.config.max_train_steps, state.step
-        for _ in progress(steps, label, total=total, initial=first, postfix=self.observer.postfix):
+        for _ in progress(steps, label, total=total, initial=first, postfix=lambda: self.observer.postfix):
             self.after_step(take_step(state, self.batches))
             if state.step == state.end:
                 break
@@ -117,7 +117,7 @@ class TrainingLoop:
     def log(self, result: StepResult, last: bool) -> None:
         """Every `log_steps`, at the end, and where a loss or gradient is not finite."""
         state, step = self.state, self.state.step
-        self.observer.count_step()
+        self.observer.steps += 1
         non_finite = state.guard.entry(state.task, self.config.seed, step - 1, self.config.train_batch_size)
         if step % self.config.log_steps == 0 or last or "not_finite" in non_finite:
             values = torch.stack([value.detach().float() for value in result.terms.values()])
@@ -249,14 +249,11 @@ def _discard_gradients(state: TrainingState, adversary: AdversarialTrainer | Non
 def _check(task: Task, config: TrainingConfig, accelerator: Accelerator, device: torch.device) -> None:
     """`UserError` for settings that the task or this machine cannot follow."""
     if accelerator.mixed_precision == "fp16" and task.adversary is not None:
-        raise UserError(
-            "`mixed_precision` fp16: its loss scale is for one optimiser; with a discriminator use bf16 or no"
-        )
+        raise UserError("`mixed_precision` fp16 has a loss scale for one optimiser; with a discriminator use bf16")
     check_compiler(config.compile, device)
     check_shards(task, config)
     if config.dataloader_num_workers > task.length:
-        raise UserError(
-            f"`dataloader_num_workers` {config.dataloader_num_workers}: more than the {task.length} training images"
-        )
+        problem = f"more than the {task.length} training images"
+        raise UserError(problem, setting="dataloader_num_workers", value=config.dataloader_num_workers)
     if config.resume_from_checkpoint != "latest":  # refused, if so, before the folder is touched
         checkpoint_to_resume(Path(config.output_dir), config.resume_from_checkpoint)

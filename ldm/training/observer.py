@@ -24,7 +24,8 @@ class Observer:
 
     def __init__(self, run: RunFolder | None, task: Task, config: TrainingConfig, step: int) -> None:
         self.run, self.task, self.config = run, task, config
-        self._postfix = ""
+        self.postfix = ""
+        """Text for the progress bar, of the step that was logged last: numbers cost a wait for the device."""
         if run is not None:
             logged = run.last_step()
             metadata = flat(task.fingerprint)
@@ -35,26 +36,18 @@ class Observer:
 
     def restart_clock(self) -> None:
         """Measure the throughput from here: what came before was not training."""
-        self._since, self._steps = time.monotonic(), 0
-
-    def count_step(self) -> None:
-        """A step was taken."""
-        self._steps += 1
+        self._since, self.steps = time.monotonic(), 0
 
     def log_step(self, step: int, entry: dict[str, Any]) -> None:
         """Log the terms of the loss and the like, with the throughput since the last entry."""
-        images = self._steps * self.config.train_batch_size
+        images = self.steps * self.config.train_batch_size
         entry = {**entry, "images_per_second": round(images / (time.monotonic() - self._since), 1)}
         if self.run is not None:
             self.run.log({"step": step, **entry})
             self.trackers.log(step, "train", entry)
             names = {"loss": "loss", "gradient_norm": "gradient", "images_per_second": "images/s"}
-            self._postfix = ", ".join(f"{short} {entry[name]:.4g}" for name, short in names.items() if name in entry)
+            self.postfix = ", ".join(f"{short} {entry[name]:.4g}" for name, short in names.items() if name in entry)
         self.restart_clock()
-
-    def postfix(self) -> str:
-        """Text for the progress bar, of the step that was logged last: numbers cost a wait for the device."""
-        return self._postfix
 
     def validate(self, model: nn.Module, step: int) -> dict[str, Any]:
         """Measure the published weights on held-out data, and save a preview."""

@@ -4,40 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldm.training.config import TrainingConfig
 
-Schedule = Literal["constant", "linear", "cosine", "inverse_sqrt"]
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: the quintic whose slope at 0 is steepest
 
 
 def scheduled_rate(step: int, config: TrainingConfig) -> float:
-    """The rate of step `step` (from 0) by the settings."""
-    return learning_rate(
-        step,
-        config.learning_rate,
-        config.lr_scheduler,
-        config.lr_warmup_steps,
-        config.max_train_steps,
-        config.lr_reference_steps,
-    )
+    """The learning rate of step `step` (from 0): linear warm-up, then constant, or down to 0 at `max_train_steps`.
 
-
-def learning_rate(step: int, peak: float, schedule: Schedule, warmup: int, total: int, reference: int = 1) -> float:
-    """The rate of step `step` (from 0): linear warm-up over `warmup` steps, then constant, or down to 0 at `total`.
-
-    `inverse_sqrt` is the peak up to step `reference` and then falls as 1 / sqrt(step), with no end (Karras et al. 2024,
-    eq. 67); the warm-up is laid over it.
+    `inverse_sqrt` is the peak up to step `lr_reference_steps` and then falls as 1 / sqrt(step), with no end (Karras et
+    al. 2024, eq. 67); the warm-up is laid over it.
     """
+    peak, schedule, warmup = config.learning_rate, config.lr_scheduler, config.lr_warmup_steps
     if schedule == "inverse_sqrt":
-        peak /= math.sqrt(max(step / reference, 1))
+        peak /= math.sqrt(max(step / config.lr_reference_steps, 1))
     if step < warmup:
         return peak * (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    progress = min(1.0, (step - warmup) / max(1, config.max_train_steps - warmup))
     if schedule == "linear":
         return peak * (1 - progress)
     if schedule == "cosine":
@@ -100,23 +88,16 @@ class AdamW(torch.optim.AdamW):
         has_complex = super()._init_group(group, params, *others)  # type: ignore[misc]
         if group["fused"] and params and params[0].device.type == "cpu":
             permuted = [_is_channels_last(parameter) for parameter in params]
-            for tensors in (params, *others[:-1]):
-                tensors[:] = [_permute(t) if p else t for t, p in zip(tensors, permuted, strict=False)]
+            for tensors in (params, *others[:-1]):  # to (out, h, w, in), of the same memory
+                tensors[:] = [t.permute(0, 2, 3, 1) if p else t for t, p in zip(tensors, permuted, strict=False)]
             others[0][:] = [gradient.contiguous() for gradient in others[0]]  # themselves, where they are
         return has_complex
 
 
 def _is_channels_last(parameter: Tensor) -> bool:
-    return (
-        parameter.ndim == 4
-        and not parameter.is_contiguous()
-        and parameter.is_contiguous(memory_format=torch.channels_last)
-    )
-
-
-def _permute(kernel: Tensor) -> Tensor:
-    """(out, in, h, w) as (out, h, w, in), of the same memory."""
-    return kernel.permute(0, 2, 3, 1)
+    if parameter.ndim != 4 or parameter.is_contiguous():
+        return False
+    return parameter.is_contiguous(memory_format=torch.channels_last)
 
 
 def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:

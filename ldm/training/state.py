@@ -108,8 +108,9 @@ class TrainingState:
         if self.ema is not None:
             load_weights(self.ema.model, folder / "ema.safetensors")
         if self.adversary is not None:
-            load_weights(self.adversary.model, folder / "opponent.safetensors")
-            self.adversary.load_optimizer(read_tensors(folder / "opponent_optimizer.safetensors"))
+            second, tensors = self.adversary, read_tensors(folder / "opponent_optimizer.safetensors")
+            load_weights(second.model, folder / "opponent.safetensors")
+            load_optimizer_tensors(second.optimizer, second.model, tensors)
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.guard.load(state.get("watch") or {})

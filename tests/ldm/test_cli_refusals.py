@@ -227,8 +227,8 @@ def test_what_a_model_cannot_do(models, refused, tmp_path):
     case(text, ["--classifier", models.other_classifier], "latents of another autoencoder")
     case(text, ["--classifier", models.classifier, "--classifier-scale", "1"], "--class-label")
     for flags, word in {
-        ("--num-images", "0"): "--num-images: must be above 0",
-        ("--batch-size", "0"): "--batch-size: must be above 0",
+        ("--num-images", "0"): "--num-images: expected 1 or more",
+        ("--batch-size", "0"): "--batch-size: expected 1 or more",
         ("--first-index", "-1"): "--first-index",
         ("--recreate", str(tmp_path / "x.png")): "no such file",
         ("--recreate", __file__): "not an image made by `ldm sample`",

@@ -9,7 +9,7 @@ from scipy import stats
 
 from ldm.runtime.errors import UserError
 from ldm.training.config import TrainingConfig
-from ldm.training.optimizers import learning_rate
+from ldm.training.optimizers import scheduled_rate
 from ldm.training.randomness import BatchShard, StepRandom
 from ldm.training.tasks.latents import make_process
 from ldm.training.tasks.objective import Objective
@@ -125,7 +125,9 @@ def test_offset_noise_and_perturbation_have_the_variance_of_their_sums():
 
 
 def test_the_rate_of_edm2_halves_when_the_steps_quadruple():
-    rates = [learning_rate(step, 3.0, "inverse_sqrt", 10, 10**6, 100) for step in (4, 50, 100, 400, 1600, 10**6 + 5)]
+    edm2 = {"lr_scheduler": "inverse_sqrt", "lr_warmup_steps": 10, "lr_reference_steps": 100}
+    config = TrainingConfig(learning_rate=3.0, **edm2)
+    rates = [scheduled_rate(step, config) for step in (4, 50, 100, 400, 1600, 10**6 + 5)]
     np.testing.assert_allclose(rates[:5], [1.5, 3.0, 3.0, 1.5, 0.75])
     assert rates[5] == pytest.approx(0.03, rel=1e-5), "it does not end"
     fingerprint = TrainingConfig(lr_scheduler="inverse_sqrt", max_train_steps=7).fingerprint()

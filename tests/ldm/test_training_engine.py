@@ -3,7 +3,7 @@
 import json
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
@@ -17,7 +17,7 @@ from ldm.training.averages import ExponentialMovingAverage
 from ldm.training.checkpoint import checkpoints, damage, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from ldm.training.config import TrainingConfig
 from ldm.training.loop import train
-from ldm.training.optimizers import AdamW, clip_gradients, learning_rate, make_optimizer, orthogonalized
+from ldm.training.optimizers import AdamW, clip_gradients, make_optimizer, orthogonalized, scheduled_rate
 from ldm.training.randomness import BatchPlan, BatchShard, StepRandom
 from ldm.training.run_folder import RunFolder
 from ldm.training.task import Loss, Task
@@ -74,13 +74,15 @@ def test_random_numbers_meet_their_example_however_the_batch_is_shared():
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_learning_rates_are_their_closed_form(schedule):
-    rates = [learning_rate(step, 2.0, schedule, 4, 20) for step in range(20)]
+    config = TrainingConfig(learning_rate=2.0, lr_scheduler=schedule, lr_warmup_steps=4, max_train_steps=20)
+    rates = [scheduled_rate(step, config) for step in range(20)]
     np.testing.assert_allclose(rates[:4], [0.5, 1.0, 1.5, 2.0])
     x = np.arange(16) / 16
     after = {"constant": 2 + 0 * x, "linear": 2 * (1 - x), "cosine": 1 + np.cos(np.pi * x)}
     np.testing.assert_allclose(rates[4:], after[schedule])
-    assert learning_rate(20, 2.0, schedule, 4, 20) == pytest.approx(2.0 if schedule == "constant" else 0.0)
-    assert learning_rate(0, 2.0, schedule, 0, 20) == 2.0, "without warm-up the first rate is the peak"
+    assert scheduled_rate(20, config) == pytest.approx(2.0 if schedule == "constant" else 0.0)
+    cold = replace(config, lr_warmup_steps=0)
+    assert scheduled_rate(0, cold) == 2.0, "without warm-up the first rate is the peak"
 
 
 def test_ema_is_its_closed_form_and_follows_what_has_no_gradient():
