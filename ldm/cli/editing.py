@@ -57,10 +57,7 @@ class EditFlags:
             (self.mask and not self.init_image, "--mask: give the image to repaint with --init-image"),
             (self.strength is not None and not self.init_image, "--strength: give the image with --init-image"),
             (has_source and not self.invert, f"{source}: is about the image of --invert; give that too"),
-            (
-                self.invert and self.interpolates,
-                "--invert: has its own noise; leave out --interpolate-seed and -prompt",
-            ),
+            (self.invert and self.interpolates, "--invert: has its own noise; leave out --interpolate-seed, -prompt"),
         ):
             if wrong:
                 raise UserError(problem)
@@ -143,12 +140,9 @@ def prepare(
         mask_sha256=mask_sha256,
         unmasked=flags.unmasked,
     )
-    lines: tuple[str, ...] = ()
-    if edit.start.repaint is not None and bool(edit.start.repaint.all()):
-        lines = (
-            "note: --mask touches every latent, so the repainted part does not depend on the rest; use a smaller mask",
-        )
-    return PreparedEdit(edit, record, {}, lines)
+    covers_all = edit.start.repaint is not None and bool(edit.start.repaint.all())
+    note = "note: --mask touches every latent, so nothing depends on the rest; use a smaller mask"
+    return PreparedEdit(edit, record, {}, (note,) if covers_all else ())
 
 
 def _inverted(

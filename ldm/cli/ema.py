@@ -9,8 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from ldm.cli.parsing import parse, require
-from ldm.runtime.errors import UserError
+from ldm.cli.parsing import check_new_folder, parse, require
 
 _LARGE_ERROR = 0.1  # of the profile, above which the user is warned
 
@@ -35,16 +34,14 @@ def run(arguments: list[str]) -> None:
     settings = parse(EmaRun, arguments, "ema")
     require(settings.run, "RUN", "the output folder of `ldm train diffusion`")
     require(settings.output_dir, "--output-dir", "the folder for the model")
-    target = Path(settings.output_dir)
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise UserError(f"--output-dir {target}: holds something; give a new or empty folder")
+    check_new_folder(settings.output_dir, "--output-dir")
     from ldm.training.averages import reconstruct
     from ldm.training.tasks.published import write_reconstruction
 
     average = reconstruct(Path(settings.run), settings.length, settings.step)
-    write_reconstruction(Path(settings.run), average, target)
+    write_reconstruction(Path(settings.run), average, Path(settings.output_dir))
     print(f"length {settings.length:g} after step {average.step} from {average.snapshots} snapshots")
     print(f"profile error: {average.error:.2%}")
     if average.error > _LARGE_ERROR:
         print("ldm: these snapshots fit that length poorly; take more of them, or a nearer length", file=sys.stderr)
-    print(f"wrote {target}")
+    print(f"wrote {settings.output_dir}")

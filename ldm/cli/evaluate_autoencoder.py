@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ldm.cli.parsing import check_file, parse
+from ldm.cli.parsing import check_file, check_new_folder, parse
 from ldm.data.config import DataConfig
 from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
 from ldm.runtime.errors import UserError
@@ -115,7 +115,7 @@ def run(arguments: list[str]) -> None:
     if trained is not None:
         settings = parse(EvaluateAutoencoderRun, arguments, "evaluate", EvaluateAutoencoderRun(dataset=trained.dataset))
     check_file(settings.output, "figures.json")
-    check_pictures(settings.pictures)
+    check_new_folder(settings.pictures, "--pictures")
     model, device = load_autoencoder(settings.model), resolve_device(settings.device)
     evaluation = settings.evaluation
     plan_metrics(model, evaluation, settings.dataset.image_size)  # refused before the data are read
@@ -129,10 +129,3 @@ def run(arguments: list[str]) -> None:
     if settings.pictures:
         for line in write_images(model, data, settings.pictures, device=device):
             print(line)
-
-
-def check_pictures(folder: str) -> None:
-    """`UserError` unless the folder is new, empty or not named."""
-    path = Path(folder)
-    if folder and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"--pictures {folder}: is not an empty folder; give a new one")

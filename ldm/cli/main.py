@@ -62,9 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
-        return _fail(
-            _REFUSALS[error.errno], f"{error.filename or 'output'}: {error.strerror or os.strerror(error.errno)}"
-        )
+        reason = error.strerror or os.strerror(error.errno)
+        return _fail(_REFUSALS[error.errno], f"{error.filename or 'output'}: {reason}")
 
 
 def _fail(code: int, message: str) -> int:

@@ -56,6 +56,13 @@ def check_file(output: str | Path, example: str) -> None:
         raise UserError(f"--output {output}: is a folder; give a file name such as {example}")
 
 
+def check_new_folder(folder: str, flag: str) -> None:
+    """`UserError` unless the folder is new, empty or not named."""
+    path = Path(folder)
+    if folder and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{flag} {folder}: is not an empty folder, it holds something; give a new one")
+
+
 def _take_option(arguments: list[str], name: str) -> tuple[list[str], list[str]]:
     """The values of an option, and the arguments without it."""
     values, rest = [], []

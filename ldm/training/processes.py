@@ -51,10 +51,8 @@ def report_lost_process(processes: Processes) -> Iterator[None]:
         transport = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
         if processes.count == 1 or not transport:
             raise
-        raise LostProcessError(
-            "another process of this training has ended, or cannot be reached; see its own message, then start again: "
-            "the same command goes on from the last checkpoint"
-        ) from error
+        problem = "another process of this training has ended, or cannot be reached; see its own message"
+        raise LostProcessError(f"{problem}; the same command goes on from the last checkpoint") from error
 
 
 def check_same_checkpoint(checkpoint: str, processes: Processes) -> None:

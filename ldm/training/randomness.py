@@ -29,10 +29,8 @@ class BatchShard:
 
     def __post_init__(self) -> None:
         if self.batch_size % (self.accumulation * self.processes):
-            raise ValueError(
-                f"batch size {self.batch_size} is not divisible by processes x accumulation = "
-                f"{self.processes} x {self.accumulation}"
-            )
+            factors = f"processes x accumulation = {self.processes} x {self.accumulation}"
+            raise ValueError(f"batch size {self.batch_size} is not divisible by {factors}")
 
     @property
     def size(self) -> int:

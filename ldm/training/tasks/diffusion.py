@@ -111,8 +111,7 @@ class DiffusionTask(LatentTask):
         chosen = shuffled_indices(len(self.validation), self.config.validation_images)
         x0 = held_out_latents(self.autoencoder, self.validation, chosen, self.device)
         count, steps = len(x0), self.config.diffusion.num_train_timesteps
-        generator = torch.Generator().manual_seed(0)
-        eps = torch.randn(x0.shape, generator=generator).to(self.device)
+        eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         t = torch.linspace(0, steps - 1, count, device=self.device).round()
         labels = [self.validation.label(index) for index in chosen]
         texts = [(self.validation.captions(index) or ("",))[0] for index in chosen]
