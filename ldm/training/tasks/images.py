@@ -141,14 +141,14 @@ class ImageTask(Task):
         """The mean of each measure over batches (held-out, own), and the Frechet distance where one is set."""
         values: dict[str, list[Tensor]] = {name: [] for name in measures}
 
-        def measured() -> Iterator[tuple[Tensor, Tensor]]:
+        def recorded() -> Iterator[tuple[Tensor, Tensor]]:
             for pair in pairs:
                 for name, measure in measures.items():
                     values[name].append(measure(*pair))
                 yield pair
 
-        distance = self.frechet(prefix, measured()) if self.frechet is not None else {}
+        distance = self.frechet(prefix, recorded()) if self.frechet is not None else {}
         if self.frechet is None:
-            for _ in measured():
+            for _ in recorded():
                 pass
         return {name: float(torch.cat(parts).mean()) for name, parts in values.items()} | distance
