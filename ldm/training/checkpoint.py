@@ -114,8 +114,8 @@ def checkpoint_to_resume(run: Path, name: str) -> Path | None:
     folder = run / name
     if not _NAME.fullmatch(name) or not folder.is_dir():
         names = ", ".join(path.name for path in checkpoints(run)) if run.is_dir() else ""
-        problem = f"no such checkpoint in {run}; there is {names or 'none'}"
-        raise UserError(problem, setting="resume_from_checkpoint", value=name)
+        missing = f"no such checkpoint in {run}; there is {names or 'none'}"
+        raise UserError(missing, setting="resume_from_checkpoint", value=name)
     if problem := damage(folder):
         raise UserError(f"damaged ({problem})", remedy="use latest", setting="resume_from_checkpoint", value=name)
     return folder
