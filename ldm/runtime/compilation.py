@@ -18,32 +18,23 @@ _modes: weakref.WeakKeyDictionary[nn.Module, Mode] = weakref.WeakKeyDictionary()
 
 def check_compiler(mode: Mode, device: torch.device) -> None:
     """`UserError` where this machine cannot compile for the device in this mode."""
-    if mode == "none":
-        return
+    problem, remedy = "", "use `compile` none"
     if mode == "reduce-overhead" and device.type != "cuda":
-        raise UserError(
-            f"CUDA graphs need a CUDA device, this is {device.type}",
-            remedy="use `compile` default",
-            setting="compile",
-            value=mode,
-        )
-    if device.type == "cpu":
+        problem, remedy = f"CUDA graphs need a CUDA device, this is {device.type}", "use `compile` default"
+    elif mode != "none" and device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
 
         try:
             get_cpp_compiler()
         except (InvalidCxxCompiler, OSError):
-            raise UserError(
-                "no C++ compiler here", remedy="install g++, or use `compile` none", setting="compile", value=mode
-            ) from None
-    elif device.type == "cuda":
+            problem, remedy = "no C++ compiler here", "install g++, or use `compile` none"
+    elif mode != "none" and device.type == "cuda":
         from torch.utils._triton import has_triton
 
-        if not has_triton():
-            raise UserError(
-                "no working Triton for this GPU", remedy="use `compile` none", setting="compile", value=mode
-            )
+        problem = "" if has_triton() else "no working Triton for this GPU"
+    if problem:
+        raise UserError(problem, remedy=remedy, setting="compile", value=mode)
 
 
 def compile_network(network: nn.Module, mode: Mode) -> None:
@@ -70,10 +61,8 @@ def compile_network(network: nn.Module, mode: Mode) -> None:
         try:
             result = compiled(*inputs, **named)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-            why = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"this network cannot be compiled ({why})", remedy="use `compile` none", setting="compile", value=mode
-            ) from None
+            problem = f"this network cannot be compiled ({str(error).strip().splitlines()[0]})"
+            raise UserError(problem, remedy="use `compile` none", setting="compile", value=mode) from None
         is_reused = mode == "reduce-overhead" and isinstance(result, Tensor) and not result.requires_grad
         return result.clone() if is_reused else result  # a sampler needs it after the next call
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -31,6 +32,20 @@ class UserError(ValueError):
 
         settings = [prefix + name if name in names else name for name in self.settings]
         return UserError(renamed(self.problem), setting=settings, value=self.value, remedy=renamed(self.remedy))
+
+
+@contextmanager
+def user_errors(where: object = "", *, setting: str | Sequence[str] = (), value: object = None) -> Iterator[None]:
+    """Raise a `ValueError` or `OSError` of this block as a `UserError` at a place or about a setting.
+
+    With `where` a `UserError` passes as it is, for it names its own place.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if where and isinstance(error, UserError):
+            raise
+        raise UserError(f"{where}: {error}" if where else f"{error}", setting=setting, value=value) from None
 
 
 class LostProcessError(RuntimeError):

@@ -37,9 +37,8 @@ def find_config(name: str) -> Path:
         return config_folder() / f"{name}.yaml"
     path = Path(name)
     if not path.is_file():
-        raise UserError(
-            "neither a file nor a shipped name", remedy=suggest(name, config_names()), setting="config", value=name
-        )
+        remedy = suggest(name, config_names())
+        raise UserError("neither a file nor a shipped name", remedy=remedy, setting="config", value=name)
     return path
 
 
@@ -68,10 +67,9 @@ def read_settings(schema: type[Settings], path: Path, base: Settings | None = No
         line = f"line {mark.line + 1}: " if mark is not None else ""
         raise UserError(f"{path}: {line}not valid YAML ({reason})") from None
     except ConfigKeyError as error:
-        known = _keys_beside(schema, str(error.full_key))
-        raise UserError(
-            f"{path}: unknown key {error.full_key!r}", remedy=suggest(str(error.full_key).split(".")[-1], known)
-        ) from None
+        key = str(error.full_key)
+        remedy = suggest(key.split(".")[-1], _keys_beside(schema, key))
+        raise UserError(f"{path}: unknown key {key!r}", remedy=remedy) from None
     except OmegaConfBaseException as error:
         message = str(error).splitlines()[0].replace("'$VALUE' of type '$VALUE_TYPE' ", "")
         raise UserError(f"{path}: {error.full_key or _first_bad_key(base or schema, loaded)}: {message}") from None

@@ -13,7 +13,7 @@ from autoencoders import Autoencoder
 from ldm.conditioning.condition import Condition
 from ldm.conditioning.conditioner import Conditioner
 from ldm.models.backbone import Backbone, load_backbone
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json, sha256_of_file
 from ldm.runtime.tensors import read_tensors
 from ldm.sampling.config import Request
@@ -58,9 +58,8 @@ class GuidingModel:
         known = self.conditioner.class_names
         name = class_names[label] if label < len(class_names) else str(label)
         if name not in known:
-            raise UserError(
-                f"the guiding model does not know the class {name!r}, only {', '.join(known[:8])}", setting="weak"
-            )
+            problem = f"the guiding model does not know the class {name!r}, only {', '.join(known[:8])}"
+            raise UserError(problem, setting="weak")
         return known.index(name)
 
     def save(self, folder: Path) -> None:
@@ -80,24 +79,16 @@ def load_guiding_model(folder: str | Path, autoencoder: Autoencoder, unet: Backb
     path = Path(folder)
     snapshot = bool(_SNAPSHOT.fullmatch(path.name)) and not (path / "model_index.json").is_file()
     if snapshot and not path.is_dir():
-        checkpoints = sorted(other.name for other in path.parent.glob("checkpoint-*") if other.is_dir())
-        raise UserError(
-            "no such checkpoint",
-            remedy=(
-                f"there is {', '.join(checkpoints) or 'none'} (a training keeps `checkpoints_total_limit` of them)"
-            ),
-            setting="weak",
-            value=folder,
-        )
-    try:
+        names = ", ".join(sorted(other.name for other in path.parent.glob("checkpoint-*") if other.is_dir())) or "none"
+        remedy = f"there is {names} (a training keeps `checkpoints_total_limit` of them)"
+        raise UserError("no such checkpoint", remedy=remedy, setting="weak", value=folder)
+    with user_errors(setting="weak", value=folder):
         root = check_parts(path.parent if snapshot else path)
         if Autoencoder.from_pretrained(root / "vae").fingerprint() != autoencoder.fingerprint():
             raise UserError("it is of the latents of another autoencoder than this model's")
         weak = GuidingModel(load_backbone(root / "unet"), Conditioner.from_pretrained(root), read_scheduler(root))
         if snapshot:
             _fill(weak, path)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{error}", setting="weak", value=folder) from None
     _check_latents(weak.unet, unet, f"`weak` {folder}")
     return weak
 
@@ -109,13 +100,9 @@ def read_guiding_model(root: Path, unet: Backbone) -> GuidingModel | None:
     conditioning = root / CONDITIONING
     if not (conditioning / "conditioning.json").is_file():
         raise UserError(f"{root}: the model has {UNET} but lacks {CONDITIONING}/conditioning.json")
-    try:
+    with user_errors(root / UNET):
         process = read_scheduler(conditioning)
         weak = GuidingModel(load_backbone(root / UNET), Conditioner.from_pretrained(conditioning), process)
-    except UserError:
-        raise
-    except (ValueError, OSError) as error:
-        raise UserError(f"{root / UNET}: {error}") from None
     _check_latents(weak.unet, unet, f"{root / UNET}")
     return weak
 

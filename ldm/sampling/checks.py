@@ -61,9 +61,8 @@ def check_used(*configs: SamplingConfig) -> None:
     """`UserError` for a setting of a guidance that none of these settings uses, and for one of a prior over codes."""
     named = set[str]().union(*(named_branches(parse_guidances(config)) for config in configs))
     for config in configs:
-        of_priors = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
-        for name, value in of_priors.items():
-            if value is not None:
+        for name in ("temperature", "top_k", "top_p"):
+            if getattr(config, name) is not None:
                 raise UserError("a diffusion model draws no codes", setting=name, remedy="leave it out")
         if unused := [name for name in energy_names(config.energy) if name not in named]:
             guidance = "energy(50)" if unused[0] == "energy" else f"energy(50, name='{unused[0]}')"

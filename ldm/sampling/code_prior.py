@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,9 @@ from autoencoders import Autoencoder
 from autoencoders.priors import CodePriors, CodeSampling, PriorCondition
 from ldm.conditioning.condition import Condition
 from ldm.conditioning.conditioner import Conditioner
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import UserError, user_errors
 from ldm.sampling.config import Request, SamplingConfig
-from ldm.sampling.image_model import ImageModel, Plan
-from samplers import Step
+from ldm.sampling.image_model import ImageModel, OnStep, Plan
 from samplers.noise import stream
 
 PRIOR = "prior"  # the part's folder
@@ -31,10 +30,6 @@ class CodePlan(Plan):
 
     code_sampling: CodeSampling
 
-    @property
-    def guidance_scale(self) -> float:
-        return self.config.guidance_scale
-
 
 class CodePriorModel(ImageModel[CodePlan]):
     """VQ-VAE + PixelCNN, dVAE or VQGAN + transformer, VQ-VAE-2 + a prior a level: one model that draws images.
@@ -46,11 +41,7 @@ class CodePriorModel(ImageModel[CodePlan]):
     supported_settings = SUPPORTED_SETTINGS
 
     def __init__(
-        self,
-        autoencoder: Autoencoder,
-        priors: CodePriors,
-        conditioner: Conditioner,
-        device: torch.device | str = "cpu",
+        self, autoencoder: Autoencoder, priors: CodePriors, conditioner: Conditioner, device: torch.device | str = "cpu"
     ) -> None:
         """The networks go to the device; the priors must be in evaluation mode."""
         self.device = torch.device(device)
@@ -69,17 +60,12 @@ class CodePriorModel(ImageModel[CodePlan]):
         root = Path(folder)
         for part in ("vae/config.json", f"{PRIOR}/config.json", "conditioning.json"):
             if not (root / part).is_file():
-                raise UserError(
-                    f"{folder}: the model lacks {part}", remedy="give the output folder of `ldm train prior`"
-                )
-        try:
+                remedy = "give the output folder of `ldm train prior`"
+                raise UserError(f"{folder}: the model lacks {part}", remedy=remedy)
+        with user_errors(folder):
             autoencoder = Autoencoder.from_pretrained(root / "vae").requires_grad_(False)
             priors = CodePriors.from_pretrained(root / PRIOR).requires_grad_(False)
             conditioner = Conditioner.from_pretrained(root).requires_grad_(False)
-        except UserError:
-            raise
-        except (ValueError, OSError) as error:
-            raise UserError(f"{folder}: {error}") from None
         levels, sizes = priors.shape.levels, autoencoder.config.codebook_sizes
         if tuple(level.num_codes for level in levels) != sizes:
             raise UserError(f"{folder}: {PRIOR} is not for the codes of its vae, of which there are {sizes}")
@@ -103,10 +89,8 @@ class CodePriorModel(ImageModel[CodePlan]):
         conditional = self.has_text or self.has_classes
         if config.guidance_scale != 1 and not (conditional and self.conditioner.dropout):
             why = "it was trained without `condition_dropout`" if conditional else "it is unconditional"
-            raise UserError(
-                f"`guidance_scale` {config.guidance_scale:g}: this model has no null condition ({why})",
-                remedy="leave it out",
-            )
+            problem, given = f"this model has no null condition ({why})", f"{config.guidance_scale:g}"
+            raise UserError(problem, remedy="leave it out", setting="guidance_scale", value=given)
         return CodePlan(config=config, code_sampling=code_sampling)
 
     def check(self, requests: Sequence[Request], sampling: SamplingConfig | CodePlan | None = None) -> None:
@@ -114,7 +98,7 @@ class CodePriorModel(ImageModel[CodePlan]):
         super().check(requests, plan)
         for request in requests:
             negative = request.negative_prompt is not None or request.negative_class is not None
-            if negative and plan.guidance_scale == 1:
+            if negative and plan.config.guidance_scale == 1:
                 settings = ("negative_prompt", "negative_class")
                 raise UserError("they act through `guidance_scale`", remedy="raise it", setting=settings)
             if request.toward is not None:
@@ -125,36 +109,22 @@ class CodePriorModel(ImageModel[CodePlan]):
     ) -> tuple[Tensor, ...]:
         """Code maps (B, h, w) of the requests, coarse to fine."""
         plan = self.resolve(plan)
-        condition = self._condition(
-            [request.class_label for request in requests], [request.prompt for request in requests]
-        )
-        null = None
-        if plan.guidance_scale != 1:
+        scale, null = plan.config.guidance_scale, None
+        labels, prompts = [request.class_label for request in requests], [request.prompt for request in requests]
+        condition = _encoded(self.conditioner, labels, prompts)
+        if scale != 1:
             labels = [request.negative_class for request in requests]
-            null = self._condition(labels, [request.negative_prompt or "" for request in requests])
+            null = _encoded(self.conditioner, labels, [request.negative_prompt or "" for request in requests])
         with torch.no_grad():
-            return self.priors.sample(
-                condition, generators, plan.code_sampling, null=null, guidance_scale=plan.guidance_scale
-            )
+            return self.priors.sample(condition, generators, plan.code_sampling, null=null, guidance_scale=scale)
 
     def sample_batch(
-        self,
-        requests: Sequence[Request],
-        plan: CodePlan,
-        *,
-        seed: int,
-        first_index: int,
-        position: int,
-        on_step: Callable[[Step], None] | None = None,
+        self, requests: Sequence[Request], plan: CodePlan, seed: int, first_index: int, position: int, on_step: OnStep
     ) -> Tensor:
         generators = [stream(seed, first_index + position + row, "codes") for row in range(len(requests))]
-        branches = 1 if plan.guidance_scale in (0, 1) else 2
+        branches = 1 if plan.config.guidance_scale in (0, 1) else 2
         self.evaluations += len(requests) * branches * sum(level.length for level in self.priors.shape.levels)
         return self.autoencoder.decode_codes(self.codes(requests, generators, plan)).float().clamp(-1, 1)
-
-    def _condition(self, labels: Sequence[int | None], texts: Sequence[str]) -> PriorCondition:
-        classes, words = labels if self.class_names else None, texts if self.has_text else None
-        return prior_condition(self.conditioner.encode(classes, words))
 
 
 def holds_prior(folder: str | Path) -> bool:
@@ -165,6 +135,11 @@ def holds_prior(folder: str | Path) -> bool:
 def prior_condition(condition: Condition) -> PriorCondition:
     """The conditioner's output as the priors take it. Padding counts, as it does for the U-Net."""
     return PriorCondition(condition.class_labels, condition.context)
+
+
+def _encoded(conditioner: Conditioner, labels: Sequence[int | None], texts: Sequence[str]) -> PriorCondition:
+    classes, words = labels if conditioner.num_classes else None, texts if conditioner.has_text else None
+    return prior_condition(conditioner.encode(classes, words))
 
 
 @torch.no_grad()
@@ -186,10 +161,7 @@ def bits_of_codes(
         batch = requests[start : start + batch_size]
         labels = [None if null else request.class_label for request in batch]
         texts = ["" if null else request.prompt for request in batch]
-        condition = conditioner.encode(
-            labels if conditioner.num_classes else None, texts if conditioner.has_text else None
-        )
         maps = [level[start : start + len(batch)].to(device) for level in codes]
-        nll = priors(maps, prior_condition(condition))
+        nll = priors(maps, _encoded(conditioner, labels, texts))
         rows.append(torch.stack([level.double().sum(1).cpu() for level in nll], 1))
     return torch.cat(rows) / math.log(2)

@@ -40,9 +40,7 @@ class Inversion:
 def check_strength(strength: float) -> None:
     """`UserError` unless 0 < strength <= 1."""
     if not 0 < strength <= 1:
-        raise UserError(
-            f"expected a number above 0 and up to 1 (1: from pure noise), got {strength}", setting="strength"
-        )
+        raise UserError(f"expected above 0 and up to 1 (from pure noise), got {strength}", setting="strength")
 
 
 def image_to_image(
@@ -83,16 +81,13 @@ def invert(
     if not 1 <= iterations <= MAX_ITERATIONS:
         raise UserError(f"expected 1 to {MAX_ITERATIONS}, got {iterations}", setting="inversion_iterations")
     if source.class_label is None and pipeline.has_classes and pipeline.networks.condition_dropout == 0:
-        raise UserError(
-            "this model has no null class", remedy="name the class of the image with `source_class`", setting="invert"
-        )
+        remedy = "name the class of the image with `source_class`"
+        raise UserError("this model has no null class", remedy=remedy, setting="invert")
     plan = pipeline.resolve(SamplingConfig(num_inference_steps=sampling.num_inference_steps, spacing=sampling.spacing))
     pipeline.check([source], plan)
     levels = plan.levels
     if levels[0].alpha == 0:
-        raise UserError(
-            "this model's noise schedule ends in pure noise, which keeps nothing of an image", setting="invert"
-        )
+        raise UserError("this model's schedule ends in pure noise, which keeps nothing of an image", setting="invert")
     latents = pipeline.encode(pixels[None])  # (1, C, h, w)
     with torch.no_grad():
         denoiser = pipeline.denoiser([source], plan)

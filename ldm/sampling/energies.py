@@ -14,7 +14,7 @@ from torch import Tensor
 
 from autoencoders import Autoencoder
 from ldm.models.classifier import NoisyClassifier
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.text import suggest
 from ldm.sampling.networks import Networks
 from ldm.sampling.source_image import read_image
@@ -53,12 +53,10 @@ def parse_energies(texts: Sequence[str], networks: Networks) -> dict[str, Energy
     """
     energies: dict[str, Energy] = {}
     for name, text in zip(energy_names(texts), texts, strict=True):
-        try:
+        with user_errors(setting="energy", value=text):
             kind, args, options = parse_call(text)
             options.pop("name", None)
             energies[name] = _energy(kind, args, options, networks)
-        except ValueError as error:
-            raise UserError(f"{error}", setting="energy", value=text) from None
     return energies
 
 
@@ -66,16 +64,12 @@ def energy_names(texts: Sequence[str]) -> tuple[str, ...]:
     """The names of energies given as text, each once; nothing else of them is checked."""
     names: list[str] = []
     for number, text in enumerate(texts, 1):
-        try:
+        with user_errors(setting="energy", value=text):
             name = parse_call(text)[2].get("name", "energy" if number == 1 else f"energy{number}")
-        except ValueError as error:
-            raise UserError(f"{error}", setting="energy", value=text) from None
-        if not isinstance(name, str) or not name.isidentifier():
-            raise UserError(
-                "a name is a word of letters and digits", remedy=f"got {name!r}", setting="energy", value=text
-            )
-        if name in names:
-            raise UserError(f"there are two of the name {name!r}", setting="energy", value=text)
+            if not isinstance(name, str) or not name.isidentifier():
+                raise ValueError(f"a name is a word of letters and digits; got {name!r}")
+            if name in names:
+                raise ValueError(f"there are two of the name {name!r}")
         names.append(name)
     return tuple(names)
 

@@ -21,18 +21,10 @@ from samplers import (
     targets_on,
 )
 
+_DDIM = {"timestep_spacing": "trailing", "steps_offset": 1, "set_alpha_to_one": True}
 # By family: the scheduler of diffusers with the same process, and its settings for sampling
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "variance preserving": (
-        "DDIMScheduler",
-        {
-            "timestep_spacing": "trailing",
-            "steps_offset": 1,
-            "set_alpha_to_one": True,
-            "clip_sample": False,
-            "thresholding": False,
-        },
-    ),
+    "variance preserving": ("DDIMScheduler", {**_DDIM, "clip_sample": False, "thresholding": False}),
     # a prediction_type of epsilon is there the name of a positive c_out
     "edm": ("EDMEulerScheduler", {"sigma_schedule": "exponential", "prediction_type": "epsilon"}),
     "flow": ("FlowMatchEulerDiscreteScheduler", {}),
@@ -49,10 +41,8 @@ class Process:
     def __post_init__(self) -> None:
         family = self.schedule.family
         if self.prediction.family != family:
-            raise UserError(
-                f"prediction_type {self.prediction.name}: on a {family} schedule a network predicts "
-                + " or ".join(targets_on(family))
-            )
+            problem = f"on a {family} schedule a network predicts {' or '.join(targets_on(family))}"
+            raise UserError(f"prediction_type {self.prediction.name}: {problem}")
 
     def precondition(self, x: Tensor, t: Any, alpha: Any, sigma: Any) -> tuple[Tensor, Any]:
         """The network's input for x (B, C, h, w), and its own time for the schedule's time t."""

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class Plan:
 
 
 PlanT = TypeVar("PlanT", bound=Plan)
+OnStep: TypeAlias = Callable[[Step], None] | None  # called after each step of a solver
 
 
 class ImageModel(ABC, Generic[PlanT]):
@@ -58,14 +59,7 @@ class ImageModel(ABC, Generic[PlanT]):
 
     @abstractmethod
     def sample_batch(
-        self,
-        requests: Sequence[Request],
-        plan: PlanT,
-        *,
-        seed: int,
-        first_index: int,
-        position: int,
-        on_step: Callable[[Step], None] | None = None,
+        self, requests: Sequence[Request], plan: PlanT, seed: int, first_index: int, position: int, on_step: OnStep
     ) -> Tensor:
         """The images of one batch, on the device; its first request is number `position` of the whole call."""
 
@@ -94,7 +88,7 @@ class ImageModel(ABC, Generic[PlanT]):
         seed: int = 0,
         first_index: int = 0,
         batch_size: int = 64,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: OnStep = None,
         shard: tuple[int, int] = (0, 1),
     ) -> Iterator[Tensor]:
         """Draw one image a request: batches (b, 3, H, W) in [-1, 1] on the device, in order.
@@ -112,9 +106,7 @@ class ImageModel(ABC, Generic[PlanT]):
             for position in range(shard[0] * batch_size, len(all_requests), shard[1] * batch_size):
                 batch = all_requests[position : position + batch_size]
                 with torch.no_grad():
-                    images = self.sample_batch(
-                        batch, plan, seed=seed, first_index=first_index, position=position, on_step=on_step
-                    )
+                    images = self.sample_batch(batch, plan, seed, first_index, position, on_step)
                 yield images
 
         return batches()

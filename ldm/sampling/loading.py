@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from autoencoders import Autoencoder, Generator
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import UserError, user_errors
 from ldm.sampling.code_prior import CodePriorModel, holds_prior
 from ldm.sampling.image_model import ImageModel
 from ldm.sampling.model_folder import Classifiers
@@ -46,25 +46,19 @@ def _without_diffusion(root: Path, device: torch.device) -> ImageModel[Any] | No
     if (root / "unet").exists() or (root / "model_index.json").exists():
         return None
     if (root / "generator").is_dir():
-        try:
+        with user_errors(root):
             return NoiseGenerator(Generator.from_pretrained(root / "generator"), device)
-        except (ValueError, OSError) as error:
-            raise UserError(f"{root}: {error}") from None
     vae = root / "vae" if (root / "vae").is_dir() else root
     if not (vae / "config.json").is_file():
         return None
-    try:
+    with user_errors(root):
         autoencoder = Autoencoder.from_pretrained(vae)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{root}: {error}") from None
     config = autoencoder.config
     if not autoencoder.has_prior:
         more = "`ldm train prior` or `ldm train diffusion`" if config.codebook_sizes else "`ldm train diffusion`"
-        raise UserError(
-            f"{root}: an autoencoder without a prior of its own ({config.bottleneck})", remedy=f"{more} gives it one"
-        )
+        problem = f"{root}: an autoencoder without a prior of its own ({config.bottleneck})"
+        raise UserError(problem, remedy=f"{more} gives it one")
     if config.sample_size is None:
-        raise UserError(
-            f"{root}: its config.json has no sample_size", remedy="write the side of its images in pixels there"
-        )
+        remedy = "write the side of its images in pixels there"
+        raise UserError(f"{root}: its config.json has no sample_size", remedy=remedy)
     return AutoencoderPrior(autoencoder, config.sample_size, device)

@@ -17,11 +17,8 @@ from samplers import DiscreteSchedule, Schedule
 
 INDEX = "model_index.json"
 _KNOWN_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
-_VOCABULARIES = (
-    "tokenizer.json",
-    "vocab.json",
-    "spiece.model",
-)  # without one transformers reads no vocabulary and raises nothing
+# Without one of these transformers reads no vocabulary and raises nothing
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 _TAKEN = ("cond", "uncond", "weak", "perturbed", "blurred", "skipped")  # branches that are no classifier
 WEIGHTS = "_weights"  # whether they are averaged, and how
 _CONDITIONING = "_conditioning"  # marks a folder of ours, which must have a conditioning.json
@@ -67,9 +64,8 @@ def check_parts(folder: str | Path) -> Path:
     """The folder as a path, or a `UserError` that names what a model folder would have and this one lacks."""
     root = Path(folder)
     if not root.is_dir():
-        raise UserError(
-            f"{folder}: no such folder", remedy="give a model folder or the output folder of `ldm train diffusion`"
-        )
+        remedy = "give a model folder or the output folder of `ldm train diffusion`"
+        raise UserError(f"{folder}: no such folder", remedy=remedy)
     if not (root / INDEX).is_file():
         hint = "it holds an autoencoder only" if (root / "vae").is_dir() else "it is not a model folder"
         raise UserError(f"{folder}: no {INDEX} ({hint})", remedy="give the output folder of `ldm train diffusion`")
@@ -84,8 +80,7 @@ def check_parts(folder: str | Path) -> Path:
         expected = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}.get(part, "config.json")
         if not (root / part / expected).is_file():
             raise UserError(f"{folder}: the model lacks {part}/{expected}, which its {INDEX} lists")
-        weights = list((root / part).glob("*.safetensors"))
-        if part in ("vae", "unet", "text_encoder") and not weights:
+        if part in ("vae", "unet", "text_encoder") and not list((root / part).glob("*.safetensors")):
             raise UserError(f"{folder}: the model lacks the weights {part}/*.safetensors")
         if part == "tokenizer" and not any((root / part / name).is_file() for name in _VOCABULARIES):
             raise UserError(f"{folder}: the model lacks the vocabulary {part}/{_VOCABULARIES[0]}")
@@ -137,13 +132,10 @@ def read_classifier(
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{folder / 'facts.json'}: expected autoencoder, schedule and class_names") from None
     if fingerprint != autoencoder:
-        raise UserError(
-            f"{what}: it was trained on the latents of another autoencoder than this model's",
-            remedy="train one with `autoencoder` set to this model's folder",
-        )
+        problem = f"{what}: it was trained on the latents of another autoencoder than this model's"
+        raise UserError(problem, remedy="train one with `autoencoder` set to this model's folder")
     if class_names and names != class_names:
-        theirs, ours = _some(names), _some(class_names)
-        raise UserError(f"{what}: its classes, {theirs}, are not this model's, {ours}")
+        raise UserError(f"{what}: its classes, {_some(names)}, are not this model's, {_some(class_names)}")
     try:
         classifier = NoisyClassifier.from_pretrained(folder)
     except (ValueError, OSError) as error:
@@ -186,9 +178,8 @@ def given_classifiers(classifier: Classifiers | None) -> dict[str, tuple[Path, s
 def _check_names(names: Iterable[str], what: str) -> None:
     for name in names:
         if not name.isidentifier() or name in _TAKEN:
-            raise UserError(
-                f"{what}: {name!r} is not a free name for a classifier", remedy="take one such as classifier2"
-            )
+            problem = f"{what}: {name!r} is not a free name for a classifier"
+            raise UserError(problem, remedy="take one such as classifier2")
 
 
 def _some(names: tuple[str, ...]) -> str:

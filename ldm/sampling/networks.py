@@ -54,9 +54,8 @@ class Networks:
         """Height and width of the latents; `UserError` where the config of a foreign U-Net lacks it."""
         size = self.unet.config.sample_size
         if size is None:
-            raise UserError(
-                "this model's unet/config.json has no sample_size", remedy="write the side of its latents there"
-            )
+            remedy = "write the side of its latents there"
+            raise UserError("this model's unet/config.json has no sample_size", remedy=remedy)
         return size
 
     @property

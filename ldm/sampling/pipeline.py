@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from autoencoders import Autoencoder, Tiling
 from ldm.conditioning.conditioner import Conditioner
 from ldm.models.backbone import Backbone, load_backbone
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
 from ldm.sampling.autoguidance import GuidingModel, load_guiding_model, read_guiding_model
 from ldm.sampling.branches import build_denoiser, with_energies
@@ -20,7 +20,7 @@ from ldm.sampling.checks import check_requests
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.denoiser import Denoiser
 from ldm.sampling.forward_process import Process
-from ldm.sampling.image_model import ImageModel
+from ldm.sampling.image_model import ImageModel, OnStep
 from ldm.sampling.model_folder import (
     Classifiers,
     LoadedClassifier,
@@ -34,7 +34,6 @@ from ldm.sampling.model_folder import (
 from ldm.sampling.networks import Networks
 from ldm.sampling.plan import Energies, SamplingPlan, resolve
 from ldm.sampling.start import Start, noise_of
-from samplers import Step
 
 
 class Pipeline(ImageModel[SamplingPlan]):
@@ -83,23 +82,18 @@ class Pipeline(ImageModel[SamplingPlan]):
         classifier or a guiding model of other latents than the U-Net's.
         """
         root = check_parts(folder)
-        try:
+        with user_errors(folder):
             autoencoder = Autoencoder.from_pretrained(root / "vae")
             unet = load_backbone(root / "unet")
             conditioner = Conditioner.from_pretrained(root)
-        except UserError:
-            raise
-        except (ValueError, OSError) as error:
-            raise UserError(f"{folder}: {error}") from None
         fingerprint, size, names = autoencoder.fingerprint(), unet.config.sample_size, conditioner.class_names
         classifiers = {
             name: read_classifier(path, what, fingerprint, size, names)
             for name, (path, what) in {**stored_classifiers(root), **given_classifiers(classifier)}.items()
         }
         if len({loaded.class_names for loaded in classifiers.values()}) > 1:
-            raise UserError(
-                "the classifiers are of different classes", remedy="give those of one data set", setting="classifier"
-            )
+            remedy = "give those of one data set"
+            raise UserError("the classifiers are of different classes", remedy=remedy, setting="classifier")
         given = None if weak is None else load_guiding_model(weak, autoencoder, unet)
         pipeline = cls(
             autoencoder,
@@ -164,7 +158,7 @@ class Pipeline(ImageModel[SamplingPlan]):
         seed: int = 0,
         first_index: int = 0,
         batch_size: int = 64,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: OnStep = None,
         shard: tuple[int, int] = (0, 1),
         energies: Energies | None = None,
         start: Start | None = None,
@@ -192,11 +186,10 @@ class Pipeline(ImageModel[SamplingPlan]):
         self,
         requests: Sequence[Request],
         plan: SamplingPlan,
-        *,
         seed: int,
         first_index: int,
         position: int,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: OnStep,
     ) -> Tensor:
         autoencoder, size = self.networks.autoencoder, self.networks.latent_size
         noise = noise_of(requests, seed, first_index, position)

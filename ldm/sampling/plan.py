@@ -13,7 +13,7 @@ from ldm.models.backbone import Backbone
 from ldm.models.perturbation import Kind, Perturbation
 from ldm.models.unet import UNet
 from ldm.runtime.compilation import check_compiler
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import UserError, user_errors
 from ldm.sampling.config import SamplingConfig
 from ldm.sampling.energies import Energy, Function, all_energies
 from ldm.sampling.forward_process import Process
@@ -29,7 +29,6 @@ from samplers import (
     Prediction,
     SampleNoise,
     ScaledDifferenceGuidance,
-    Schedule,
     Solver,
     Step,
     ddim,
@@ -92,7 +91,8 @@ def resolve(config: SamplingConfig, networks: Networks, energies: Energies | Non
     guidances = parse_guidances(config)
     energies_by_name = all_energies(energies or {}, config.energy, networks)
     _check_guidances(config, guidances, networks, energies_by_name)
-    levels = _levels(config, networks.process.schedule)
+    with user_errors(setting=("num_inference_steps", "spacing")):
+        levels = make_levels(networks.process.schedule, config.num_inference_steps, config.spacing)
     solver, options = validate_sampler(networks.process, levels, config.sampler)
     perturbations = _perturbations(config, needed_branches(guidances), networks.unet)
     return SamplingPlan(
@@ -110,7 +110,7 @@ def parse_guidances(config: SamplingConfig) -> tuple[Guidance, ...]:
     """The guidances of the settings."""
     guidances: list[Guidance] = []
     scale, interval = config.guidance_scale, config.guidance_interval
-    try:
+    with user_errors():
         if scale != 1 and (scale != 0 or interval is not None):  # else the base prediction is all of it
             guidances.append(ClassifierFree(scale, interval=interval))
         if config.classifier_scale:
@@ -120,8 +120,6 @@ def parse_guidances(config: SamplingConfig) -> tuple[Guidance, ...]:
             if isinstance(guidance, Classifier) and guidance.interval is None:
                 guidance = replace(guidance, interval=config.classifier_interval)
             guidances.append(guidance)
-    except ValueError as error:
-        raise UserError(str(error)) from None
     return tuple(guidances)
 
 
@@ -143,23 +141,14 @@ def validate_sampler(process: Process, levels: Sequence[Level], text: str) -> tu
         return Prediction(x, level, process.prediction.x0(torch.zeros_like(x), x, level.alpha, level.sigma))
 
     x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
-    try:
+    with user_errors(setting="sampler", value=text):
         name, options = parse_sampler(text)
         solver = get_sampler(name).function
         for step in solver(denoise, x, levels, noise=SampleNoise(0, [0]), **options):
             x = step.x
-    except ValueError as error:
-        raise UserError(f"{error}", setting="sampler", value=text) from None
-    if not torch.isfinite(x).all():
-        raise UserError("gives no finite number on this model's noise schedule", setting="sampler", value=text)
+        if not torch.isfinite(x).all():
+            raise ValueError("gives no finite number on this model's noise schedule")
     return solver, options
-
-
-def _levels(config: SamplingConfig, schedule: Schedule) -> tuple[Level, ...]:
-    try:
-        return make_levels(schedule, config.num_inference_steps, config.spacing)
-    except ValueError as error:
-        raise UserError(f"{error}", setting=("num_inference_steps", "spacing")) from None
 
 
 def _check_feature_cache(config: SamplingConfig, unet: Backbone) -> None:
@@ -189,9 +178,8 @@ def _check_guidances(
         if isinstance(guidance, Classifier) and guidance.scale and guidance.name not in gradients:
             raise UserError(_no_gradient(guidance.name, sorted(networks.classifiers), sorted(energies)))
         if isinstance(guidance, ScaledDifferenceGuidance) and guidance.against in gradients:
-            raise UserError(
-                f"{guidance.against!r} gives a gradient, not a prediction to compare with", setting="guidance"
-            )
+            problem = f"{guidance.against!r} gives a gradient, not a prediction to compare with"
+            raise UserError(problem, setting="guidance")
     if (config.guidance_scale != 1 or "uncond" in needed) and networks.condition_dropout == 0:
         why = "this model was trained without condition dropout, so it has no unconditional branch"
         remedy = "use 1, or train with `condition_dropout` 0.1"
@@ -200,18 +188,12 @@ def _check_guidances(
         subject = f"`guidance_scale` {config.guidance_scale}" if config.guidance_scale != 1 else "`guidance`"
         raise UserError(f"{subject}: {why}", remedy=remedy)
     if "weak" in needed and networks.guiding_model is None:
-        raise UserError(
-            "no network for the branch 'weak'",
-            remedy="give `weak` a model folder or RUN/checkpoint-STEP",
-            setting="guidance",
-        )
+        remedy = "give `weak` a model folder or RUN/checkpoint-STEP"
+        raise UserError("no network for the branch 'weak'", remedy=remedy, setting="guidance")
     known = (predictions - {"cond"}) | gradients
     if unknown := sorted(needed - known):
-        raise UserError(
-            f"no network for the branch {unknown[0]!r}",
-            remedy=f"there are {', '.join(sorted(known))}",
-            setting="guidance",
-        )
+        remedy = f"there are {', '.join(sorted(known))}"
+        raise UserError(f"no network for the branch {unknown[0]!r}", remedy=remedy, setting="guidance")
 
 
 def _no_gradient(name: str, classifiers: Sequence[str], energies: Sequence[str]) -> str:
@@ -219,10 +201,8 @@ def _no_gradient(name: str, classifiers: Sequence[str], energies: Sequence[str])
         return "classifier guidance: this model has no classifier; train one and give it with `classifier`"
     known = ", ".join([*classifiers, *energies]) or "none"
     example = "colour([0.8, -0.6, -0.6])" if name == "energy" else f"colour([0.8, -0.6, -0.6], name='{name}')"
-    return (
-        f"`guidance`: no classifier or energy {name!r}; there are: {known}; "
-        f'give `classifier` {name}=FOLDER, or `energy` "{example}"'
-    )
+    remedy = f'give `classifier` {name}=FOLDER, or `energy` "{example}"'
+    return f"`guidance`: no classifier or energy {name!r}; there are: {known}; {remedy}"
 
 
 def _perturbations(config: SamplingConfig, needed: set[str], unet: Backbone) -> dict[str, Perturbation]:

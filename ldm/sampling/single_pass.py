@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from autoencoders import Autoencoder, Generator
 from ldm.sampling.config import Request, SamplingConfig
-from ldm.sampling.image_model import ImageModel, Plan
-from samplers import Step
+from ldm.sampling.image_model import ImageModel, OnStep, Plan
 from samplers.noise import stream
 
 
@@ -28,14 +27,7 @@ class _Unconditional(ImageModel[Plan]):
         return sampling if isinstance(sampling, Plan) else Plan(config=sampling or SamplingConfig())
 
     def sample_batch(
-        self,
-        requests: Sequence[Request],
-        plan: Plan,
-        *,
-        seed: int,
-        first_index: int,
-        position: int,
-        on_step: Callable[[Step], None] | None = None,
+        self, requests: Sequence[Request], plan: Plan, seed: int, first_index: int, position: int, on_step: OnStep
     ) -> Tensor:
         first = first_index + position
         return self.images([stream(seed, number, self.purpose) for number in range(first, first + len(requests))])

@@ -86,7 +86,7 @@ class FakePipeline(ImageModel):
         self.calls.append((list(requests), self.resolve(sampling).config, seed))
         return super().generate(requests, sampling, seed=seed, **options)
 
-    def sample_batch(self, requests, plan, *, seed, first_index, position, on_step=None):
+    def sample_batch(self, requests, plan, seed, first_index, position, on_step=None):
         config = plan.config
         branches = 1 + (config.guidance_scale not in (0, 1)) + (config.classifier_scale > 0)
         self.evaluations += len(requests) * branches * config.num_inference_steps
