@@ -23,12 +23,8 @@ def choose_cache_device(cache_device: CacheDevice, device: torch.device, size: i
         return None
     if cache_device == "cuda":
         if device.type != "cuda":
-            raise UserError(
-                f"this training is on {device.type}",
-                remedy="take auto, cpu or disk",
-                setting="cache_device",
-                value="cuda",
-            )
+            problem = f"this training is on {device.type}"
+            raise UserError(problem, remedy="take auto, cpu or disk", setting="cache_device", value="cuda")
         _check(size, _free(device), "the GPU", "cpu or disk")
         return device
     if cache_device == "cpu":
@@ -43,9 +39,8 @@ def choose_cache_device(cache_device: CacheDevice, device: torch.device, size: i
 
 def _check(size: int, free: int, where: str, remedy: str) -> None:
     if size > free:
-        raise UserError(
-            f"the latents take {size} bytes, {where} has {free} free", remedy=f"take {remedy}", setting="cache_device"
-        )
+        problem = f"the latents take {size} bytes, {where} has {free} free"
+        raise UserError(problem, remedy=f"take {remedy}", setting="cache_device")
 
 
 def _free(device: torch.device) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from autoencoders import Autoencoder
 from ldm.data.dataset import ImageData
-from ldm.data.latent_cache import CacheKey
+from ldm.data.latent_cache import ENCODE_AGAIN, CacheKey, check_cache_folder
 from ldm.data.selection import image_batches
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, read_json, sha256_of_file
@@ -48,11 +48,7 @@ class CodeCache:
 
 def check_code_folder(folder: Path, key: CacheKey) -> None:
     """`UserError` unless the folder is absent, empty, or holds nothing but codes; whole ones must be of `key`."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: a file", remedy="expected a folder for codes")
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if not path.name.lstrip(".").startswith((_WEIGHTS, _MANIFEST)):
-            raise UserError(f"{folder}: holds something else ({path.name})", remedy="name a folder for the codes alone")
+    check_cache_folder(folder, "codes", lambda name: name.lstrip(".").startswith((_WEIGHTS, _MANIFEST)))
     if (folder / _MANIFEST).is_file():
         _check_manifest(folder, key)
 
@@ -86,28 +82,24 @@ def _check_manifest(folder: Path, key: CacheKey) -> str:
     """The SHA-256 that the codes must have; `UserError` for another key."""
     manifest = read_json(folder / _MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT or not isinstance(manifest.get("key"), dict):
-        raise UserError(f"{folder / _MANIFEST}: not that of a code cache", remedy="remove the folder and encode again")
-    if differences := key.differences(manifest["key"]):
-        raise UserError(
-            f"{folder}: the code cache is stale: {', '.join(differences)} differ",
-            remedy="remove the folder or name another one",
-        )
+        raise UserError(f"{folder / _MANIFEST}: not that of a code cache", remedy=ENCODE_AGAIN)
+    key.check(manifest["key"], f"{folder}: the code cache")
     return str(manifest.get("sha256"))
 
 
 def _read(folder: Path, key: CacheKey, sizes: tuple[int, ...], count: int, mirrored: bool) -> CodeCache:
     path, sha256 = folder / _WEIGHTS, _check_manifest(folder, key)
     if not path.is_file() or sha256_of_file(path) != sha256:
-        raise UserError(f"{path}: damaged or missing", remedy="remove the folder and encode again")
+        raise UserError(f"{path}: damaged or missing", remedy=ENCODE_AGAIN)
     try:
         tensors = read_tensors(path)
     except UserError as error:
-        raise UserError(error.problem, remedy="remove the folder and encode again") from None
+        raise UserError(error.problem, remedy=ENCODE_AGAIN) from None
     levels = [tensors.get(f"level_{k}") for k in range(len(sizes))]
     for level, size in zip(levels, sizes, strict=True):
         fits = level is not None and level.ndim == 4 and level.shape[:2] == (count, 1 + mirrored)
         if not fits or level.is_floating_point() or not 0 <= int(level.min()) <= int(level.max()) < size:  # type: ignore[union-attr]
-            raise UserError(f"{path}: not the codes of this data set", remedy="remove the folder and encode again")
+            raise UserError(f"{path}: not the codes of this data set", remedy=ENCODE_AGAIN)
     return CodeCache([level for level in levels if level is not None])
 
 

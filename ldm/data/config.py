@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import UserError, at_least
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,5 @@ class DataConfig:
         if self.crop not in ("center", "random"):
             raise UserError(f'expected "center" or "random", got "{self.crop}"', setting="crop")
         if not 0 <= self.validation_fraction < 1:
-            raise UserError(
-                f"expected 0 <= fraction < 1, got {self.validation_fraction}", setting="validation_fraction"
-            )
-        if self.max_bad_images < 0:
-            raise UserError(f"expected 0 or more, got {self.max_bad_images}", setting="max_bad_images")
+            raise UserError(f"expected 0 <= x < 1, got {self.validation_fraction}", setting="validation_fraction")
+        at_least(self, max_bad_images=0)

@@ -18,14 +18,10 @@ VERSION = 1  # raise it when the pixels of a file change
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {  # EXIF orientation -> the transpose that undoes it
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}
+}  # fmt: skip
 
 
 class BadImageError(ValueError):
@@ -40,7 +36,8 @@ def decode_rgb(content: bytes) -> Image.Image:
         if not 0 < width * height <= MAX_PIXELS:
             raise BadImageError(f"{width} x {height} pixels, expected 1 to {MAX_PIXELS}")
         image.load()
-        return _upright(image, _flattened(image))
+        pixels, orientation = _flattened(image), _orientation(image)
+        return pixels.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else pixels
     except BadImageError:
         raise
     except Image.DecompressionBombError:
@@ -80,14 +77,8 @@ def _flattened(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
-    """`pixels` turned by the EXIF orientation of `image`; unreadable EXIF data are ignored."""
-    orientation = _orientation(image)
-    return pixels.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else pixels
-
-
 def _orientation(image: Image.Image) -> int:
-    """1, upright, to 8; from 5 on height and width are swapped."""
+    """By EXIF: 1, upright, to 8; from 5 on height and width are swapped. Unreadable EXIF data are ignored."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # malformed EXIF data; the pixels may be whole

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ldm.runtime.progress import progress
 from ldm.runtime.tensors import save_tensors
 
 RAM_LIMIT = 2**30  # bytes; a cache up to this size is read into memory, a larger one is memory-mapped
+ENCODE_AGAIN = "remove the folder and encode again"  # the remedy for a damaged cache
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,15 @@ class CacheKey:
     def digest(self) -> str:
         return fingerprint(asdict(self))
 
-    def differences(self, cached: dict[str, Any]) -> list[str]:
-        """The differences from the key of a cache, as words of a message."""
-        return [
-            f"{name} (cached {str(cached.get(name))[:12]}, now {str(now)[:12]})"
-            for name, now in asdict(self).items()
-            if cached.get(name) != now
-        ]
+    def check(self, cached: dict[str, Any], what: str) -> None:
+        """`UserError` that names how the key of a cache, `what`, differs from this one."""
+        changed = {name: now for name, now in asdict(self).items() if cached.get(name) != now}
+        if changed:
+            texts = [
+                f"{name} (cached {str(cached.get(name))[:12]}, now {str(now)[:12]})" for name, now in changed.items()
+            ]
+            remedy = "remove the folder or name another one, and encode again"
+            raise UserError(f"{what} is stale: {', '.join(texts)} differ", remedy=remedy)
 
 
 class LatentCache:
@@ -65,7 +68,7 @@ class LatentCache:
             try:
                 self._maps.append(map_shard(path, layout, shard))
             except MALFORMED as error:
-                raise UserError(f"{path}: damaged ({error})", remedy="remove the folder and encode again") from None
+                raise UserError(f"{path}: damaged ({error})", remedy=ENCODE_AGAIN) from None
         if chosen is not None:
             for name in layout.names:
                 self._memory[name] = self._concatenated(name)
@@ -96,17 +99,13 @@ class LatentCache:
             state = "is not complete" if folder.is_dir() else "does not exist"
             raise UserError(f"{folder}: the latent cache {state}", remedy="encode the data set (again)")
         layout, key, sums = read_manifest(folder / "manifest.json")
-        if differences := expected.differences(key):
-            raise UserError(
-                f"{folder}: the latent cache is stale: {', '.join(differences)} differ",
-                remedy="remove the folder or name another one, and encode again",
-            )
+        expected.check(key, f"{folder}: the latent cache")
         for shard, sha256 in enumerate(sums):
             path = layout.path(folder, shard)
             if not path.is_file():
-                raise UserError(f"{path}: missing", remedy="remove the folder and encode again")
+                raise UserError(f"{path}: missing", remedy=ENCODE_AGAIN)
             if layout.count * layout.example_bytes <= RAM_LIMIT and sha256_of_file(path) != sha256:
-                raise UserError(f"{path}: damaged, its SHA-256 differs", remedy="remove the folder and encode again")
+                raise UserError(f"{path}: damaged, its SHA-256 differs", remedy=ENCODE_AGAIN)
         return cls(folder, layout, torch.device(device), cache_device)
 
     def __len__(self) -> int:
@@ -164,13 +163,13 @@ class LatentCache:
         return torch.from_numpy(batch)
 
 
-def check_cache_folder(folder: Path) -> None:
-    """`UserError` unless the folder is absent or holds nothing but a latent cache."""
+def check_cache_folder(folder: Path, what: str = "latents", is_ours: Callable[[str], bool] = is_ours) -> None:
+    """`UserError` unless the folder is absent or holds nothing but a cache: files whose names `is_ours` knows."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: a file", remedy="expected a folder for latents")
+        raise UserError(f"{folder}: a file", remedy=f"expected a folder for {what}")
     foreign = sorted(path.name for path in folder.iterdir() if not is_ours(path.name)) if folder.is_dir() else []
     if foreign:
-        raise UserError(f"{folder}: holds something else ({foreign[0]})", remedy="name a folder for the latents alone")
+        raise UserError(f"{folder}: holds something else ({foreign[0]})", remedy=f"name a folder for the {what} alone")
 
 
 @torch.no_grad()
@@ -197,9 +196,8 @@ def encode_latents(
     if batch_size < 1:
         raise UserError(f"batch size: expected 1 or more, got {batch_size}")
     if data.image_size % autoencoder.factor:
-        raise UserError(
-            f"not divisible by the autoencoder's {autoencoder.factor}", setting="image_size", value=data.image_size
-        )
+        problem = f"not divisible by the autoencoder's {autoencoder.factor}"
+        raise UserError(problem, setting="image_size", value=data.image_size)
     check_cache_folder(folder)
     if processes.run_on_main_and_broadcast(lambda: (folder / "manifest.json").is_file()):
         return LatentCache.open(folder, key, device=device, cache_device=cache_device)
@@ -271,10 +269,8 @@ def _moments(
         if not bool(half.isfinite().all()):
             bad = int(batch.indices[int((~half.isfinite()).flatten(1).any(1).nonzero()[0])])
             largest = float(moments[name].abs().max())
-            raise UserError(
-                f"the latents of image {bad} do not fit into float16 (largest {name} {largest:g})",
-                remedy="calibrate the autoencoder, or train it anew if it has diverged",
-            )
+            problem = f"the latents of image {bad} do not fit into float16 (largest {name} {largest:g})"
+            raise UserError(problem, remedy="calibrate the autoencoder, or train it anew if it has diverged")
     return {name: half.cpu() for name, half in halves.items()}
 
 

@@ -77,9 +77,8 @@ def read_manifest(path: Path) -> tuple[Layout, dict[str, Any], list[str]]:
     manifest = read_json(path)
     try:
         if manifest["format"] != FORMAT:
-            raise UserError(
-                f"{path}: a latent cache of format {manifest['format']}, expected {FORMAT}", remedy="encode again"
-            )
+            problem = f"{path}: a latent cache of format {manifest['format']}, expected {FORMAT}"
+            raise UserError(problem, remedy="encode again")
         stored = manifest["layout"]
         flags = stored["has_flips"] is True, stored["has_std"] is True
         layout = Layout(stored["count"], tuple(stored["shape"]), *flags)

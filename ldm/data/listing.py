@@ -45,9 +45,7 @@ def list_folder(folder: str | Path) -> Listing:
     metadata = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(metadata) > 1:
         raise UserError(f"{printable(folder)}: holds both {METADATA[0]} and {METADATA[1]}", remedy="keep one")
-    if metadata:
-        return _from_metadata(folder, metadata[0])
-    return _from_tree(folder)
+    return _from_metadata(folder, metadata[0]) if metadata else _from_tree(folder)
 
 
 def _from_tree(folder: Path) -> Listing:
@@ -55,18 +53,15 @@ def _from_tree(folder: Path) -> Listing:
     names = tuple(name for name in paths if PurePosixPath(name).suffix.lower() in ENDINGS)
     if not names:
         files = f"{len(paths)} file{'s' if len(paths) > 1 else ''}, none an image" if paths else "no file"
-        raise UserError(
-            f"{printable(folder)}: holds {files}", remedy=f"looked for {', '.join(ENDINGS)}, in sub-folders as well"
-        )
+        remedy = f"looked for {', '.join(ENDINGS)}, in sub-folders as well"
+        raise UserError(f"{printable(folder)}: holds {files}", remedy=remedy)
     contents = FolderContents(folder, names)
     classes = sorted({name.split("/")[0] for name in names if "/" in name})
     if len(classes) < 2 or any("/" not in name for name in names):
         return Listing(folder, names, None, None, (), contents)
     if {name.lower() for name in classes} <= _SPLIT_NAMES:
-        raise UserError(
-            f"{printable(folder)}: its sub-folders ({', '.join(classes)}) are splits, not classes",
-            remedy="name one by `data`",
-        )
+        problem = f"{printable(folder)}: its sub-folders ({', '.join(classes)}) are splits, not classes"
+        raise UserError(problem, remedy="name one by `data`")
     number = {name: label for label, name in enumerate(classes)}
     labels = tuple(number[name.split("/")[0]] for name in names)
     return Listing(folder, names, labels, None, tuple(classes), contents)
@@ -110,9 +105,8 @@ def _from_metadata(folder: Path, path: Path) -> Listing:
             labels.append(check_label(row["label"], where))
         for column, values in (("text", captions), ("label", labels)):
             if values and len(values) != len(names):
-                raise UserError(
-                    f"{where}: some lines up to here have a {column} and some have none", remedy="give all or none one"
-                )
+                problem = f"{where}: some lines up to here have a {column} and some have none"
+                raise UserError(problem, remedy="give all or none one")
     if not names:
         raise UserError(f"{printable(path)}: lists no image")
     if path.suffix == ".csv" and all(str(label).isascii() and str(label).isdigit() for label in labels):
@@ -144,9 +138,8 @@ def _json_rows(stream: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{printable(path)}, line {line}: not valid JSON ({printable(error)})") from None
         if not isinstance(row, dict):
-            raise UserError(
-                f'{printable(path)}, line {line}: expected {{"file_name": ..., "text": ...}}, got {printable(text, 60)}'
-            )
+            problem = f'expected {{"file_name": ..., "text": ...}}, got {printable(text, 60)}'
+            raise UserError(f"{printable(path)}, line {line}: {problem}")
         yield line, row
 
 
@@ -155,9 +148,8 @@ def _csv_rows(stream: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         header = reader.fieldnames or []
         if "file_name" not in header:
-            raise UserError(
-                f"{printable(path)}: its first line must name a column file_name, got {printable(', '.join(header))}"
-            )
+            problem = f"its first line must name a column file_name, got {printable(', '.join(header))}"
+            raise UserError(f"{printable(path)}: {problem}")
         for row in reader:
             if None in row or any(value is None for value in row.values()):
                 raise UserError(f"{printable(path)}, line {reader.line_num}: expected {len(header)} columns")
@@ -172,14 +164,12 @@ def _inside(root: Path, name: Any, where: str, parents: dict[str, str]) -> str:
     `parents` caches the real paths of folders: to resolve the whole path of a million files takes a minute.
     """
     if not isinstance(name, str) or not name or "\0" in name:
-        raise UserError(
-            f"{where}: file_name must be the path of an image inside the folder, got {printable(repr(name), 60)}"
-        )
+        problem = f"file_name must be the path of an image inside the folder, got {printable(repr(name), 60)}"
+        raise UserError(f"{where}: {problem}")
     path, windows = PurePosixPath(name), PureWindowsPath(name)
     if path.is_absolute() or windows.drive or windows.root or ".." in (*path.parts, *windows.parts):
-        raise UserError(
-            f'{where}: "{printable(name)}" leaves the folder', remedy='give a path relative to it, without ".."'
-        )
+        remedy = 'give a path relative to it, without ".."'
+        raise UserError(f'{where}: "{printable(name)}" leaves the folder', remedy=remedy)
     parent = str(path.parent)
     try:
         if parent not in parents:
@@ -210,9 +200,8 @@ def check_label(label: Any, where: str) -> int | str:
         return label.strip()
     if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < MAX_CLASSES:
         return label
-    raise UserError(
-        f"{where}: label must be a name or a number from 0 to {MAX_CLASSES - 1}, got {printable(repr(label), 60)}"
-    )
+    problem = f"label must be a name or a number from 0 to {MAX_CLASSES - 1}, got {printable(repr(label), 60)}"
+    raise UserError(f"{where}: {problem}")
 
 
 def number_classes(labels: Sequence[int | str], path: Path) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:

@@ -10,7 +10,7 @@ from ldm.data.dataset import ImageData
 from ldm.data.decode import VERSION
 from ldm.data.listing import Listing, list_folder
 from ldm.data.pixel_data import PixelData
-from ldm.data.shapes import ShapesData
+from ldm.data.shapes import SPLITS, ShapesData
 from ldm.data.shards import find_shards, list_shards
 from ldm.data.torchvision_sets import SETS, open_torchvision
 from ldm.data.verify import verify
@@ -18,7 +18,6 @@ from ldm.runtime.errors import UserError
 from ldm.runtime.files import fingerprint
 from ldm.runtime.text import printable, suggest
 
-SPLITS = ("train", "validation")
 NAMES = ("shapes", *SETS)
 
 
@@ -31,29 +30,20 @@ def open_data(config: DataConfig, split: str = "train") -> ImageData:
     if config.data in SETS:
         return open_torchvision(config, split)
     if "://" in config.data:
-        raise UserError(
-            "an address",
-            remedy="nothing is read over the network, fetch it first",
-            setting="data",
-            value=printable(config.data),
-        )
+        remedy = "nothing is read over the network, fetch it first"
+        raise UserError("an address", remedy=remedy, setting="data", value=printable(config.data))
     if shards := find_shards(config.data):
         return open_listing(list_shards(config, shards), config, split)
     if not Path(config.data).expanduser().exists():
-        raise UserError(
-            f'`data` "{printable(config.data)}": neither a folder nor a known name', remedy=suggest(config.data, NAMES)
-        )
+        problem = f'`data` "{printable(config.data)}": neither a folder nor a known name'
+        raise UserError(problem, remedy=suggest(config.data, NAMES))
     return open_listing(list_folder(Path(config.data).expanduser()), config, split)
 
 
 def _shapes(config: DataConfig, split: str) -> ImageData:
     if config.flip or config.crop != "center":
-        raise UserError(
-            "takes neither `flip` nor `crop` random",
-            remedy="for more variety raise `shapes_train`",
-            setting="data",
-            value="shapes",
-        )
+        problem, remedy = "takes neither `flip` nor `crop` random", "for more variety raise `shapes_train`"
+        raise UserError(problem, remedy=remedy, setting="data", value="shapes")
     return ShapesData(split, config.image_size, (config.shapes_train, config.shapes_validation), config.shapes_seed)
 
 

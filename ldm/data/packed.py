@@ -49,11 +49,8 @@ class PackedContents:
     share no handle."""
 
     def __init__(self, shards: Sequence[Shard], names: Sequence[str]) -> None:
-        self.paths, self.sources, self.names = (
-            [shard.path for shard in shards],
-            [shard.source for shard in shards],
-            names,
-        )
+        self.paths, self.sources = [shard.path for shard in shards], [shard.source for shard in shards]
+        self.names = names
         counts = [len(shard.samples) for shard in shards]
         samples = [sample for shard in shards for sample in shard.samples]
         self.shard = np.repeat(np.arange(len(shards)), counts)  # (N,)

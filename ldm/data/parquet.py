@@ -55,18 +55,15 @@ def _unpack(path: Path, images: Path, columns: tuple[str, str, str]) -> tuple[li
     cache_folder().mkdir(parents=True, exist_ok=True)
     need, free = path.stat().st_size, shutil.disk_usage(cache_folder()).free
     if need > free:
-        raise UserError(
-            (f"{printable(path)}: its {need} bytes of images do not fit into {cache_folder()}, where {free} are free"),
-            remedy="name another folder by LDM_CACHE",
-        )
+        problem = f"its {need} bytes of images do not fit into {cache_folder()}, where {free} are free"
+        raise UserError(f"{printable(path)}: {problem}", remedy="name another folder by LDM_CACHE")
     descriptor, temporary = tempfile.mkstemp(prefix=f".{images.name}.tmp-", dir=images.parent)
     try:
         with parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file, os.fdopen(descriptor, "wb") as out:
             for group in range(file.metadata.num_row_groups):
                 if (size := file.metadata.row_group(group).total_byte_size) > _ROW_GROUP_BYTES:
-                    raise UserError(
-                        f"{printable(path)}: row group {group} has {size} bytes", remedy="write smaller row groups"
-                    )
+                    problem = f"{printable(path)}: row group {group} has {size} bytes"
+                    raise UserError(problem, remedy="write smaller row groups")
             names, class_names = _columns(file.schema_arrow, columns, path)
             samples, offset = [], 0
             batches = file.iter_batches(batch_size=_ROWS, columns=[name for name in names if name])
@@ -92,21 +89,17 @@ def _columns(schema: Any, requested: tuple[str, str, str], path: Path) -> tuple[
     names = []
     for flag, given, usual in zip(("image", "label", "text"), requested, (_IMAGES, _LABELS, _TEXTS), strict=True):
         if given and given not in schema.names:
-            raise UserError(
-                f'{printable(path)}: no column "{printable(given)}" (`{flag}_column`)',
-                remedy=suggest(given, schema.names),
-            )
+            problem = f'{printable(path)}: no column "{printable(given)}" (`{flag}_column`)'
+            raise UserError(problem, remedy=suggest(given, schema.names))
         names.append(given or next((name for name in usual if name in schema.names), ""))
     image, label, text = names
     if not image:
-        raise UserError(
-            f"{printable(path)}: no column of images; name it by `image_column`", remedy=suggest("image", schema.names)
-        )
+        problem = f"{printable(path)}: no column of images; name it by `image_column`"
+        raise UserError(problem, remedy=suggest("image", schema.names))
     kind = str(schema.field(image).type)
     if not (kind in ("binary", "large_binary") or (kind.startswith("struct<") and "bytes: " in kind)):
-        raise UserError(
-            f'{printable(path)}: column "{printable(image)}" holds {printable(kind, 60)}, expected encoded images'
-        )
+        problem = f'column "{printable(image)}" holds {printable(kind, 60)}, expected encoded images'
+        raise UserError(f"{printable(path)}: {problem}")
     return (image, label, text), _class_names(schema, label)
 
 

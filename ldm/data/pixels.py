@@ -21,7 +21,6 @@ FileStat = tuple[int, int]  # size in bytes, time of change in ns
 class Pixels(Protocol):
     def crop(self, index: int, position: CropPosition) -> np.ndarray:
         """A square of image `index`, its shorter side resized: uint8 (size, size, 3)."""
-        ...
 
 
 class RamPixels:
@@ -44,15 +43,12 @@ class Contents(Protocol):
 
     def stat(self, index: int) -> FileStat:
         """BadImageError if the file system does not give them."""
-        ...
 
     def read(self, index: int) -> bytes:
         """The content of an image file; BadImageError if it is too large or cannot be read."""
-        ...
 
     def where(self, index: int) -> str:
         """The name of the image for a message."""
-        ...
 
 
 class FolderContents:

@@ -20,30 +20,18 @@ from ldm.runtime.text import suggest
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 SIZES = ("small", "large")
 COLOURS = {  # sRGB, 0..255
-    "red": (225, 25, 30),
-    "orange": (255, 130, 0),
-    "yellow": (255, 220, 0),
-    "green": (40, 200, 60),
-    "cyan": (0, 225, 240),
-    "blue": (35, 90, 255),
-    "purple": (150, 40, 215),
-    "pink": (255, 105, 190),
-}
+    "red": (225, 25, 30), "orange": (255, 130, 0), "yellow": (255, 220, 0), "green": (40, 200, 60),
+    "cyan": (0, 225, 240), "blue": (35, 90, 255), "purple": (150, 40, 215), "pink": (255, 105, 190),
+}  # fmt: skip
 BACKGROUNDS = {
-    "white": (250, 250, 250),
-    "black": (8, 8, 8),
-    "grey": (128, 128, 128),
-    "brown": (96, 60, 36),
-    "beige": (228, 208, 172),
-    "lavender": (196, 190, 238),
-    "blue": (20, 30, 105),
-    "green": (16, 74, 48),
-}
+    "white": (250, 250, 250), "black": (8, 8, 8), "grey": (128, 128, 128), "brown": (96, 60, 36),
+    "beige": (228, 208, 172), "lavender": (196, 190, 238), "blue": (20, 30, 105), "green": (16, 74, 48),
+}  # fmt: skip
 RADII = {"small": (0.21, 0.24), "large": (0.28, 0.32)}  # of the side: radius of a disc of about the same weight
 MIN_IMAGE_SIZE = 16
 VERSION = 1  # part of the fingerprint: raise it when an image or caption changes
 
-_SPLITS = ("train", "validation")
+SPLITS = ("train", "validation")
 _COLOUR_TABLE = np.array(list(COLOURS.values()), dtype=np.float32) / 127.5 - 1
 _BACKGROUND_TABLE = np.array(list(BACKGROUNDS.values()), dtype=np.float32) / 127.5 - 1
 _RADIUS_TABLE = np.array([RADII[size] for size in SIZES])
@@ -57,17 +45,14 @@ class ShapesData:
     class_names = SHAPES
     has_captions = True
     attribute_names: Mapping[str, tuple[str, ...]] = {
-        "shape": SHAPES,
-        "colour": tuple(COLOURS),
-        "size": SIZES,
-        "background": tuple(BACKGROUNDS),
-    }
+        "shape": SHAPES, "colour": tuple(COLOURS), "size": SIZES, "background": tuple(BACKGROUNDS),
+    }  # fmt: skip
 
     def __init__(
         self, split: str = "train", image_size: int = 32, size: tuple[int, int] = (8192, 1024), seed: int = 0
     ) -> None:
-        if split not in _SPLITS:
-            raise UserError(f'shapes: unknown split "{split}"', remedy=suggest(split, _SPLITS))
+        if split not in SPLITS:
+            raise UserError(f'shapes: unknown split "{split}"', remedy=suggest(split, SPLITS))
         if image_size < MIN_IMAGE_SIZE:
             raise UserError(f"shapes: image size must be at least {MIN_IMAGE_SIZE} pixels, got {image_size}")
         if min(size) < 1:
@@ -75,14 +60,12 @@ class ShapesData:
         if seed < 0:
             raise UserError(f"shapes: seed must not be negative, got {seed}")
         self.split, self.image_size, self.seed = split, image_size, seed
-        stream = _SPLITS.index(split)
+        stream = SPLITS.index(split)
         # Rows are drawn in order from one stream of the split: row i is the same for every number of rows.
         generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, stream))))
         u = generator.random((size[stream], 7))  # (N, 7) in [0, 1)
-        self._shape = (u[:, 0] * len(SHAPES)).astype(np.int64)
-        self._colour = (u[:, 1] * len(COLOURS)).astype(np.int64)
-        self._size = (u[:, 2] * len(SIZES)).astype(np.int64)
-        self._background = (u[:, 3] * len(BACKGROUNDS)).astype(np.int64)
+        choices = (u[:, :4] * [len(SHAPES), len(COLOURS), len(SIZES), len(BACKGROUNDS)]).astype(np.int64)  # (N, 4)
+        self._shape, self._colour, self._size, self._background = choices.T
         low, high = _RADIUS_TABLE[self._size].T
         self._radius = (low + (high - low) * u[:, 4]) * image_size  # pixels
         extent = self._radius * 1.15 + 2  # a star's tips are the farthest; plus the soft edge and one free pixel
@@ -104,12 +87,8 @@ class ShapesData:
         return int(self._shape[index])
 
     def attributes(self, index: int) -> dict[str, str]:
-        return {
-            "shape": SHAPES[self._shape[index]],
-            "colour": tuple(COLOURS)[self._colour[index]],
-            "size": SIZES[self._size[index]],
-            "background": tuple(BACKGROUNDS)[self._background[index]],
-        }
+        choices = self._shape[index], self._colour[index], self._size[index], self._background[index]
+        return {name: values[k] for (name, values), k in zip(self.attribute_names.items(), choices, strict=True)}
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The full caption, then true captions with fewer and fewer attributes."""
@@ -158,15 +137,9 @@ def _article(word: str) -> str:
 
 
 _CAPTION_PLAN: tuple[tuple[str, ...], ...] = (
-    ("size", "colour", "shape", "background"),
-    ("size", "colour", "shape"),
-    ("colour", "shape", "background"),
-    ("size", "shape", "background"),
-    ("colour", "shape"),
-    ("size", "shape"),
-    ("shape",),
-    ("colour",),
-)
+    ("size", "colour", "shape", "background"), ("size", "colour", "shape"), ("colour", "shape", "background"),
+    ("size", "shape", "background"), ("colour", "shape"), ("size", "shape"), ("shape",), ("colour",),
+)  # fmt: skip
 
 
 def _circle(x: np.ndarray, y: np.ndarray, r: np.ndarray) -> np.ndarray:

@@ -84,13 +84,9 @@ def _all_or_none(shards: list[Shard], names: tuple[str, ...], folder: Path) -> N
     for what in ("label", "texts"):
         without = [index for index, sample in enumerate(samples) if getattr(sample, what) is None]
         if 0 < len(without) < len(samples):
-            raise UserError(
-                (
-                    f"{printable(folder)}: {len(without)} of {len(samples)} images have no "
-                    f"{what.removesuffix('s')}, such as {printable(names[without[0]], 80)}"
-                ),
-                remedy="give all or none one",
-            )
+            problem = f"{len(without)} of {len(samples)} images have no {what.removesuffix('s')}"
+            problem = f"{printable(folder)}: {problem}, such as {printable(names[without[0]], 80)}"
+            raise UserError(problem, remedy="give all or none one")
 
 
 def _in_folder(folder: Path) -> list[Path] | None:
@@ -104,38 +100,26 @@ def _in_folder(folder: Path) -> list[Path] | None:
             return _one_kind(shards, str(folder))
         for entry in entries:
             if remedy := next((text for ending, text in _UNSUPPORTED.items() if entry.name.endswith(ending)), ""):
-                raise UserError(
-                    f"{printable(entry.name)} cannot be read image by image",
-                    remedy=remedy,
-                    setting="data",
-                    value=printable(folder),
-                )
+                problem = f"{printable(entry.name)} cannot be read image by image"
+                raise UserError(problem, remedy=remedy, setting="data", value=printable(folder))
     return None
 
 
 def _one_kind(paths: list[Path], data: str) -> list[Path]:
     other = next((path for path in paths if path.suffix not in SHARD_ENDINGS or not path.is_file()), None)
-    if other is not None:
-        raise UserError(
-            f"{printable(other)} is neither a .tar nor a .parquet file", setting="data", value=printable(data)
-        )
     kinds = {path.suffix for path in paths}
-    if len(kinds) > 1:
-        raise UserError(
-            f"holds {' and '.join(sorted(kinds))} files",
-            remedy="name one kind by a pattern",
-            setting="data",
-            value=printable(data),
-        )
     splits = {match[1].lower() for path in paths if (match := _SPLIT.match(path.name))}
-    if len(splits) > 1:
+    problem = remedy = ""
+    if other is not None:
+        problem = f"{printable(other)} is neither a .tar nor a .parquet file"
+    elif len(kinds) > 1:
+        problem, remedy = f"holds {' and '.join(sorted(kinds))} files", "name one kind by a pattern"
+    elif len(splits) > 1:
+        problem = f"its files are splits ({', '.join(sorted(splits))})"
         split = "train" if "train" in splits else min(splits)
-        raise UserError(
-            f"its files are splits ({', '.join(sorted(splits))})",
-            remedy=f"name one, such as `data` '{printable(paths[0].parent)}/{split}*{paths[0].suffix}'",
-            setting="data",
-            value=printable(data),
-        )
+        remedy = f"name one, such as `data` '{printable(paths[0].parent)}/{split}*{paths[0].suffix}'"
+    if problem:
+        raise UserError(problem, remedy=remedy, setting="data", value=printable(data))
     return paths
 
 

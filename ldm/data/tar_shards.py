@@ -58,22 +58,17 @@ def _samples(path: Path) -> list[Sample]:
         kind = "image" if f".{ending}" in ENDINGS else ending
         sample = members.setdefault(str(pure.with_name(stem)), {})
         if kind in sample:
-            raise UserError(
-                f'{printable(path)}: "{printable(name)}" is the second {kind} of its sample', remedy="expected one"
-            )
+            problem = f'{printable(path)}: "{printable(name)}" is the second {kind} of its sample'
+            raise UserError(problem, remedy="expected one")
         sample[kind] = str(pure), offset, size
     bare = [key for key, sample in members.items() if "image" not in sample]
     for names, what in ((bare, "samples without an image"), (ignored, "images with a dot in their name")):
         if names:
-            logger.warning(
-                "%s: %d %s are left out, such as %s", printable(path), len(names), what, printable(names[0], 80)
-            )
+            example = printable(names[0], 80)
+            logger.warning("%s: %d %s are left out, such as %s", printable(path), len(names), what, example)
+    with_image = [sample for sample in members.values() if "image" in sample]
     with open(path, "rb") as stream:
-        return [
-            Sample(*sample["image"], *_annotations(stream, path, sample))
-            for sample in members.values()
-            if "image" in sample
-        ]
+        return [Sample(*sample["image"], *_annotations(stream, path, sample)) for sample in with_image]
 
 
 def _members(path: Path) -> list[tuple[str, int, int]]:
@@ -81,9 +76,8 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
     with open(path, "rb") as stream:
         packer = _PACKERS.get(stream.read(2))
     if packer:
-        raise UserError(
-            f"{printable(path)}: compressed by {packer}, so that no image can be read at its offset", remedy="unpack it"
-        )
+        problem = f"{printable(path)}: compressed by {packer}, so that no image can be read at its offset"
+        raise UserError(problem, remedy="unpack it")
     length, members = path.stat().st_size, []
     try:
         with tarfile.open(path, "r:", tarinfo=_Member, errorlevel=2) as archive:
@@ -100,9 +94,8 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
         stream.seek(end)
         if any(rest := stream.read(_BLOCK)) or (length < end and members):
             where = f"byte {end}" if rest else "its end"
-            raise UserError(
-                f"{printable(path)}: damaged at {where}: no member's header is there", remedy="make the shard again"
-            )
+            problem = f"{printable(path)}: damaged at {where}: no member's header is there"
+            raise UserError(problem, remedy="make the shard again")
     return members
 
 

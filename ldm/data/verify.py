@@ -107,9 +107,8 @@ def _verify(listing: Listing, stats: list[FileStat], size: int, crop: str, max_b
     _report_bad(listing, bad, max_bad)
     if to_ram:
         return VerifiedFolder(indices, digests, RamPixels(pixels, shapes))
-    return VerifiedFolder(
-        indices, digests, FilePixels(listing.contents, indices, [stats[index] for index in indices], size)
-    )
+    own_stats = [stats[index] for index in indices]
+    return VerifiedFolder(indices, digests, FilePixels(listing.contents, indices, own_stats, size))
 
 
 def _report_bad(listing: Listing, bad: list[str], max_bad: int) -> None:
