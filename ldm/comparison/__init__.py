@@ -1,19 +1,11 @@
 """Which guidance, at which scale, is best for a model: methods side by side on the same seeds, with their cost."""
 
 from ldm.comparison.compare import compare, model_identity
-from ldm.comparison.config import METHODS, ComparisonConfig
-from ldm.comparison.ranking import Ranking, pareto_front, rank_comparison, rank_runs
+from ldm.comparison.config import ComparisonConfig
+from ldm.comparison.ranking import pareto_front, rank_comparison, rank_runs
 from ldm.comparison.records import Comparison, Run
 
 __all__ = [
-    "METHODS",
-    "Comparison",
-    "ComparisonConfig",
-    "Ranking",
-    "Run",
-    "compare",
-    "model_identity",
-    "pareto_front",
-    "rank_comparison",
-    "rank_runs",
-]
+    "Comparison", "ComparisonConfig", "Run",
+    "compare", "model_identity", "pareto_front", "rank_comparison", "rank_runs",
+]  # fmt: skip

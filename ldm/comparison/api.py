@@ -66,9 +66,8 @@ def compare_guidances(
         identity, name = identity_of(pipeline, model, weak), Path(model).resolve().name
     reference, train = _data(model, data, split, pipeline.image_size)
     if reference.image_size != pipeline.image_size:
-        raise UserError(
-            f"compare: images of {reference.image_size} pixels", remedy=f"this model makes {pipeline.image_size}"
-        )
+        remedy = f"this model makes {pipeline.image_size}"
+        raise UserError(f"compare: images of {reference.image_size} pixels", remedy=remedy)
     options = {"sampling": sampling, "evaluation": evaluation, "train_data": train, "model": identity, "name": name}
     if output_dir is not None:
         return compare(pipeline, reference, config, output_dir=output_dir, **options)
@@ -85,9 +84,8 @@ def method_text(method: Method) -> str:
         return " + ".join(map(method_text, method))
     name = next((info.name for info in guidances().values() if info.function is type(method)), "")
     if not name or not dataclasses.is_dataclass(method):
-        raise UserError(
-            f"compare: {type(method).__name__} is not a registered guidance", remedy="give its text, say 'cfg(3)'"
-        )
+        problem = f"compare: {type(method).__name__} is not a registered guidance"
+        raise UserError(problem, remedy="give its text, say 'cfg(3)'")
     fields = [field for field in dataclasses.fields(method) if field.init]
     options = [_option(method, field) for field in fields if getattr(method, field.name) != field.default]
     text = f"{name}({', '.join(options)})"

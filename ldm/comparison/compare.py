@@ -84,12 +84,8 @@ def compare(
         pipeline, data, evaluation.num_images, evaluation.seed, classifier=with_labels, judge=evaluators.judge
     )
     num_rows = min(config.rows, sizes[0])
-    manifest = describe(data, evaluation, evaluators, pipeline.folder) | {
-        "model": model,
-        "sampling": asdict(sampling),
-        "metrics": list(evaluation.metrics),
-        "rows": num_rows,
-    }
+    manifest = describe(data, evaluation, evaluators, pipeline.folder)
+    manifest |= {"model": model, "sampling": asdict(sampling), "metrics": list(evaluation.metrics), "rows": num_rows}
     manifest |= {"rounds": list(sizes)} if len(sizes) > 1 else {}
     processes.run_on_main_and_broadcast(lambda: claim_folder(folder, manifest))
     context = ComparisonContext(

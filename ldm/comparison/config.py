@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.errors import UserError, at_least, user_errors
 from ldm.runtime.text import suggest
 from samplers import get_sampler, parse_guidance, parse_sampler
 
@@ -66,24 +66,17 @@ def check_method(method: str) -> None:
     if method in METHODS:
         return
     if "(" not in method:
-        raise UserError(
-            f"unknown method {method!r}",
-            remedy=f'{suggest(method, METHODS)}, or a guidance such as "pag(3)"',
-            setting="methods",
-        )
-    try:
+        remedy = f'{suggest(method, METHODS)}, or a guidance such as "pag(3)"'
+        raise UserError(f"unknown method {method!r}", remedy=remedy, setting="methods")
+    with user_errors(setting="methods"):
         for guidance in split_guidances(method):
             parse_guidance(guidance)
-    except ValueError as error:
-        raise UserError(f"{error}", setting="methods") from None
 
 
 def check_sampler(sampler: str) -> None:
     """`UserError` unless it is a registered sampler, with options or without."""
-    try:
+    with user_errors(setting="samplers"):
         get_sampler(parse_sampler(sampler)[0])
-    except ValueError as error:
-        raise UserError(f"{error}", setting="samplers") from None
 
 
 def split_guidances(method: str) -> tuple[str, ...]:

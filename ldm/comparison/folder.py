@@ -20,9 +20,8 @@ def check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError("is a file", setting="output_dir", value=folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / _MANIFEST).is_file():
-        raise UserError(
-            "holds something else than a comparison", remedy="choose another", setting="output_dir", value=folder
-        )
+        problem = "holds something else than a comparison"
+        raise UserError(problem, remedy="choose another", setting="output_dir", value=folder)
 
 
 def claim_folder(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -34,12 +33,8 @@ def claim_folder(folder: Path, manifest: Mapping[str, Any]) -> None:
     stored = read_json(folder / _MANIFEST)
     differing = sorted(name for name in plain.keys() | stored.keys() if plain.get(name) != stored.get(name))
     if differing:
-        raise UserError(
-            f"its comparison was made with another {', '.join(differing)}",
-            remedy="choose another folder",
-            setting="output_dir",
-            value=folder,
-        )
+        problem = f"its comparison was made with another {', '.join(differing)}"
+        raise UserError(problem, remedy="choose another folder", setting="output_dir", value=folder)
 
 
 def load_record(path: Path, from_json: Callable[[Mapping[str, Any]], Record]) -> Record | None:

@@ -26,12 +26,8 @@ def round_sizes(num_images: int, rounds: int, batch_size: int) -> tuple[int, ...
         batches = -(-sizes[-1] // batch_size)
         sizes.append(-(-batches // 2) * batch_size)
     if len(set(sizes)) < rounds:
-        raise UserError(
-            f"{num_images} samples in batches of {batch_size} cannot be halved so often",
-            remedy="give a smaller `batch_size` or fewer rounds",
-            setting="rounds",
-            value=rounds,
-        )
+        problem = f"{num_images} samples in batches of {batch_size} cannot be halved so often"
+        raise UserError(problem, remedy="give a smaller `batch_size` or fewer rounds", setting="rounds", value=rounds)
     return tuple(sizes[::-1])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ldm.runtime.files import atomic_write
 from ldm.runtime.images import save_png, to_pil, to_uint8
 from ldm.runtime.text import replace_unprintable
 
@@ -26,9 +24,7 @@ _LABEL_WIDTH = 160  # of the rows' labels
 def save_sample_row(images: Tensor, path: Path) -> None:
     """Store images (N, 3, H, W) in [-1, 1] as one lossless PNG, below each other."""
     column = torch.cat(list(to_uint8(images)), dim=1)  # (3, N H, W)
-    buffer = io.BytesIO()
-    to_pil(column).save(buffer, format="PNG")
-    atomic_write(path, buffer.getvalue())
+    save_png(to_pil(column), path)
 
 
 def save_side_by_side(

@@ -43,9 +43,8 @@ def unsupported_reason(method: str, pipeline: Pipeline, data: ImageData) -> str 
     """Why this model does not support the method, or None if it does."""
     if method in ("unconditional", "cfg", "cfg+classifier") and not pipeline.networks.condition_dropout:
         if not (pipeline.has_text or pipeline.has_classes):
-            return (
-                "the model is unconditional" if method != "unconditional" else 'that is what "none" does for this model'
-            )
+            same = 'that is what "none" does for this model'
+            return same if method == "unconditional" else "the model is unconditional"
         return "the model was trained without condition dropout, so it has no unconditional prediction"
     if method in ("classifier", "cfg+classifier"):
         if not pipeline.networks.classifiers:
@@ -65,9 +64,8 @@ def plan_variants(
     A method of `config` is never left out: `UserError` says why the model does not support it.
     """
     if sampling.guidance_scale != 1 or sampling.classifier_scale != 0:
-        raise UserError(
-            "a comparison sets the scales itself", remedy="give them as `guidance_scales` and `classifier_scales`"
-        )
+        remedy = "give them as `guidance_scales` and `classifier_scales`"
+        raise UserError("a comparison sets the scales itself", remedy=remedy)
     variants: list[Variant] = []
     left_out: dict[str, str] = {}
     for method in config.methods or METHODS:

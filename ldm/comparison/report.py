@@ -68,10 +68,7 @@ def render(
         baseline=_baseline_columns(comparison),
         baseline_line=baseline_line(baseline.provenance) if baseline.provenance else "",
         left_out=comparison.left_out,
-        rounds=[
-            {"num_images": round_.num_images, "rows": _round_rows(round_, ranking.metric)}
-            for round_ in comparison.rounds
-        ],
+        rounds=[_round(round_, ranking.metric) for round_ in comparison.rounds],
         plots=[{"svg": plot.scatter.svg(), "caption": plot.caption} for plot in trade_offs(runs, ranking)],
         sample_columns=_sample_columns(comparison.initial_runs, sample_rows),
         conditions=[text for text in conditions if text],
@@ -99,15 +96,12 @@ def _baseline_columns(comparison: Comparison) -> list[TableCell]:
     return [TableCell("", "real images"), *values, *[_EMPTY] * len(_COST_HEADS)] if real else []
 
 
-def _round_rows(round_: Round, metric: str) -> list[list[TableCell]]:
-    return [
-        [
-            TableCell("", run.label),
-            _value_cell(run.result[metric]),
-            TableCell("", "left" if run.label in round_.eliminated else "went on"),
-        ]
-        for run in round_.runs
-    ]
+def _round(round_: Round, metric: str) -> dict[str, Any]:
+    rows = []
+    for run in round_.runs:
+        fate = "left" if run.label in round_.eliminated else "went on"
+        rows.append([TableCell("", run.label), _value_cell(run.result[metric]), TableCell("", fate)])
+    return {"num_images": round_.num_images, "rows": rows}
 
 
 def _short_name(value: MetricValue) -> str:
@@ -135,16 +129,10 @@ def trade_offs(runs: Sequence[Run], ranking: Ranking) -> list[TradeOff]:
     accuracy = [name for name in names if name.startswith("accuracy/")]
     plots = []
     for other in [*variety[:1], *accuracy[:1], ""]:
-        points = [
-            Point(
-                run.label,
-                run.method,
-                run.result[other].value if other else run.result.evaluations_per_image,
-                run.result[quality],
-                run.label.partition(" | ")[2],
-            )
-            for run in runs
-        ]
+        points = []
+        for run in runs:
+            x = run.result[other].value if other else run.result.evaluations_per_image
+            points.append(Point(run.label, run.method, x, run.result[quality], run.label.partition(" | ")[2]))
         front = [run.label for run in pareto_front(runs, quality, other)]
         caption = f"{names[quality]} against {names[other] if other else 'cost'}. "
         caption += f"Pareto front: {', '.join(front)}."

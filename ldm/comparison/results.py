@@ -86,10 +86,8 @@ def gather_results(files: Sequence[str | Path], *, allow_different: bool = False
     if any(differing) and not allow_different:
         name = next(entry.name for entry, keys in zip(entries, differing, strict=True) if keys)
         differences = "; ".join(dict.fromkeys(results.differences()))
-        raise UserError(
-            f"{name}: not measured as {entries[0].name}: {differences}",
-            remedy="such figures do not compare, `allow_different` shows them all the same",
-        )
+        remedy = "such figures do not compare, `allow_different` shows them all the same"
+        raise UserError(f"{name}: not measured as {entries[0].name}: {differences}", remedy=remedy)
     return results
 
 

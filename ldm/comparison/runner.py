@@ -162,22 +162,12 @@ def measure_run(context: ComparisonContext, variant: Variant, num_images: int, o
 def _record(
     context: ComparisonContext, variant: Variant, num_images: int, measurement: Measurement, peak_memory: int | None
 ) -> Run:
-    result = EvaluationResult(
-        measurement.figures,
-        context.manifest | {"num_images": num_images, "sampling": asdict(variant.sampling)},
-        measurement.evaluations_per_image,
-        measurement.seconds_per_image,
-    )
-    return Run(
-        variant.label,
-        variant.method,
-        variant.guidance_scale,
-        variant.classifier_scale,
-        variant.sampling.sampler,
-        variant.sampling.num_inference_steps,
-        peak_memory,
-        result,
-    )
+    manifest = context.manifest | {"num_images": num_images, "sampling": asdict(variant.sampling)}
+    cost = measurement.evaluations_per_image, measurement.seconds_per_image
+    result = EvaluationResult(measurement.figures, manifest, *cost)
+    scales = variant.guidance_scale, variant.classifier_scale
+    solver = variant.sampling.sampler, variant.sampling.num_inference_steps
+    return Run(variant.label, variant.method, *scales, *solver, peak_memory, result)
 
 
 def measure_baseline(context: ComparisonContext, other: ImageData | None) -> RealBaseline:

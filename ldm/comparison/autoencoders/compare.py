@@ -151,24 +151,16 @@ def _measure(
     device: torch.device | str,
 ) -> AutoencoderRecord:
     model, size = candidate.model, data.image_size
-    metrics = _available(model, size, config)
-    if config.metrics and not metrics:
-        metrics = ("psnr",)
+    metrics = _available(model, size, config) or (("psnr",) if config.metrics else ())
     config = replace(config, metrics=metrics)
     result = evaluate_autoencoder(model, data, config, evaluators=evaluators, loss=candidate.loss, device=device)
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     encoder = sum(parameters.get(name, 0) for name in ("encoder", "quant_conv"))
-    return AutoencoderRecord(
-        candidate.name,
-        model.config.bottleneck,
-        "patches" if model.config.coder_kind == "linear" else model.config.coder,
-        (model.latent_channels, size // model.factor, size // model.factor),
-        encoder,
-        sum(parameters.values()) - encoder,
-        candidate.steps,
-        candidate.seconds,
-        result,
-    )
+    coder = "patches" if model.config.coder_kind == "linear" else model.config.coder
+    kind = candidate.name, model.config.bottleneck, coder
+    shape = model.latent_channels, size // model.factor, size // model.factor
+    sizes = encoder, sum(parameters.values()) - encoder
+    return AutoencoderRecord(*kind, shape, *sizes, candidate.steps, candidate.seconds, result)
 
 
 def _label(run: AutoencoderRecord) -> str:
