@@ -23,13 +23,7 @@ class EvalCondition:
 
 
 def eval_conditions(
-    model: ImageModel,
-    data: ImageData,
-    count: int,
-    seed: int,
-    *,
-    classifier: bool = False,
-    judge: Judge | None = None,
+    model: ImageModel, data: ImageData, count: int, seed: int, *, classifier: bool = False, judge: Judge | None = None
 ) -> list[EvalCondition]:
     """Conditions of `count` samples: captions for a text model, labels for a class model, of `data`'s images.
 
@@ -38,9 +32,7 @@ def eval_conditions(
     target. The prompt is the first caption, which names all attributes of the data set.
     """
     labelled = classifier or model.has_classes
-    _check_captions(model, data)
-    if labelled:
-        _check_classes(model, data)
+    _check(model, data, labelled)
     names = set(judge.heads) if judge is not None else set()
     conditions = []
     for index in balanced_indices(data, count, seed):
@@ -57,9 +49,7 @@ def eval_conditions(
 
 def conditions_of(model: ImageModel, data: ImageData, indices: Sequence[int]) -> list[Request]:
     """The conditions of these very images: first caption for a text model, label for a class model (-1: the null)."""
-    _check_captions(model, data)
-    if model.has_classes:
-        _check_classes(model, data)
+    _check(model, data, model.has_classes)
     labels = [data.label(index) if model.has_classes else -1 for index in indices]
     prompts = [data.captions(index)[0] if model.has_text else "" for index in indices]
     pairs = zip(prompts, labels, strict=True)
@@ -68,9 +58,8 @@ def conditions_of(model: ImageModel, data: ImageData, indices: Sequence[int]) ->
 
 def uses_classifier(sampling: SamplingConfig) -> bool:
     """Whether the settings guide by the classifier, which then needs a target."""
-    return bool(sampling.classifier_scale) or any(
-        text.split("(")[0].strip() == "classifier" for text in sampling.guidance
-    )
+    terms = [text.split("(")[0].strip() for text in sampling.guidance]
+    return bool(sampling.classifier_scale) or "classifier" in terms
 
 
 def balanced_indices(data: ImageData, count: int, seed: int) -> list[int]:
@@ -85,18 +74,12 @@ def balanced_indices(data: ImageData, count: int, seed: int) -> list[int]:
     return [members[k % len(members)][k // len(members) % len(members[k % len(members)])] for k in range(count)]
 
 
-def _check_captions(model: ImageModel, data: ImageData) -> None:
-    if model.has_text and not data.has_captions:
-        raise UserError(
-            f"{data.name}: no captions, which this text model needs", remedy="give the data that it was trained on"
-        )
-
-
-def _check_classes(model: ImageModel, data: ImageData) -> None:
-    if not data.class_names:
-        raise UserError(
-            f"{data.name}: no class labels, which this model needs", remedy="give the data that it was trained on"
-        )
-    if tuple(model.class_names) != tuple(data.class_names):
+def _check(model: ImageModel, data: ImageData, labelled: bool) -> None:
+    """`UserError` where the data lack the captions or, where `labelled`, the classes of the model."""
+    without = {"captions": model.has_text and not data.has_captions, "class labels": labelled and not data.class_names}
+    for name, missing in without.items():
+        if missing:
+            raise UserError(f"{data.name}: no {name}, which this model needs", remedy="give the data of its training")
+    if labelled and tuple(model.class_names) != tuple(data.class_names):
         theirs, ours = (", ".join(names[:5]) for names in (data.class_names, model.class_names))
         raise UserError(f"{data.name}: its classes ({theirs}, ...) are not those of the model ({ours}, ...)")

@@ -85,11 +85,8 @@ class EvaluationConfig:
         for setting, name, known in models:
             local = name.startswith((".", "/", "~")) or Path(name).is_dir()
             if name not in known and not local and name.count("/") != 1 and (name or setting == "extractor"):
-                raise UserError(
-                    f"unknown {name!r}",
-                    remedy=f"{suggest(name, known)}, or a folder, or ORG/NAME of the hub",
-                    setting=setting,
-                )
+                remedy = f"{suggest(name, known)}, or a folder, or ORG/NAME of the hub"
+                raise UserError(f"unknown {name!r}", remedy=remedy, setting=setting)
 
 
 @dataclass(frozen=True)

@@ -73,26 +73,17 @@ def prepare_extractor(
         extractor = inception_extractor(config.inception_weights, device=device, download=config.download_inception)
         if extractor is None and "inception" in (config.extractor, needed):
             what = "`extractor` inception" if config.extractor == "inception" else f"`reference` {config.reference}"
-            raise UserError(
-                f"{what}: Inception's weights are not here",
-                remedy="give `inception_weights` FILE, or `download_inception`",
-            )
+            remedy = "give `inception_weights` FILE, or `download_inception`"
+            raise UserError(f"{what}: Inception's weights are not here", remedy=remedy)
     if config.extractor not in _NOT_PRETRAINED:
-        extractor = pretrained_extractor(
-            config.extractor, "`extractor`", device=device, download=config.download_extractor
-        )
+        download = config.download_extractor
+        extractor = pretrained_extractor(config.extractor, "`extractor`", device=device, download=download)
     if extractor is None:
         if file is not None:
-            raise UserError(
-                f"made by the extractor {printable(needed)}",
-                remedy="give it by `extractor`",
-                setting="reference",
-                value=config.reference,
-            )
+            problem = f"made by the extractor {printable(needed)}, give it by `extractor`"
+            raise UserError(problem, setting="reference", value=config.reference)
         if data is None:
-            raise UserError(
-                "needs images to train on, or a `reference` that it made", setting="extractor", value="trained"
-            )
+            raise UserError("`extractor` trained: needs images to train on, or a `reference` that it made")
         extractor = trained_extractor(data, device=device)
     if file is not None:
         file.check_extractor(extractor)

@@ -41,9 +41,7 @@ class FolderImages:
         names = list_folder(self.folder).names
         self.names = tuple(name for name in names if not (sampled and name in ("grid.png", "reconstruction.png")))
         if len(self.names) < 2:
-            raise UserError(
-                f"{printable(self.folder)}: holds {len(self.names)} image", remedy="a distance needs two or more"
-            )
+            raise UserError(f"{printable(self.folder)}: holds {len(self.names)} image, a distance needs two or more")
         self.name = self.folder.resolve().name
 
     def __len__(self) -> int:

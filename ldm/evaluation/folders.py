@@ -11,7 +11,7 @@ from torch import Tensor
 from ldm.evaluation.baseline import RealBaseline, baseline_of_features, baseline_of_halves
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluators import Evaluators, prepare_extractor
-from ldm.evaluation.features.extractors import Extractor, extract
+from ldm.evaluation.features.extractors import extract
 from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.folder_images import FolderImages
 from ldm.evaluation.manifest import cautions, describe_evaluators
@@ -57,7 +57,10 @@ def evaluate_folders(
         evaluators = Evaluators(prepare_extractor(theirs, config, device=device), None)
     extractor = evaluators.extractor
     assert extractor is not None
-    a = _real(theirs, file, extractor, config)
+    if theirs is not None:
+        a: Tensor | Gaussian = extract(extractor, theirs.images(config.batch_size, "features of real"))
+    elif file is not None:
+        a = file.real_for(extractor)
     b = extract(extractor, ours.images(config.batch_size, "features of fake"))
     manifest = describe_evaluators(evaluators) | {
         "real": theirs.name if theirs is not None else printable(Path(config.reference).name),
@@ -84,39 +87,24 @@ def evaluate_folders(
     )
 
 
-def _real(
-    folder: FolderImages | None, file: ReferenceFile | None, extractor: Extractor, config: EvaluationConfig
-) -> Tensor | Gaussian:
-    if folder is not None:
-        return extract(extractor, folder.images(config.batch_size, "features of real"))
-    assert file is not None
-    return file.real_for(extractor)
-
-
 def _checked_sizes(real: FolderImages | None, fake: FolderImages, file: ReferenceFile | None) -> tuple[Sizes, ...]:
     """The sizes of the files; `UserError` where they are not one, and they are not resized."""
     folders = [folder for folder in (real, fake) if folder is not None]
     counts = tuple(folder.sizes() for folder in folders)
     for folder, sizes in zip(folders, counts, strict=True):
         if len(sizes) > 1 and not folder.resize:
-            raise UserError(
-                f"{printable(folder.folder)}: holds images of {_sizes_text(sizes)}",
-                remedy="give `resize` PIXELS, or one size",
-            )
+            problem = f"{printable(folder.folder)}: holds images of {_sizes_text(sizes)}"
+            raise UserError(problem, remedy="give `resize` PIXELS, or one size")
     if real is not None and counts[0].keys() != counts[1].keys() and not fake.resize:
-        raise UserError(
-            f"has images of {_sizes_text(counts[0])}, `fake` of {_sizes_text(counts[1])}: a distance depends on it",
-            remedy="give `resize` PIXELS, or images of one size",
-            setting="real",
+        problem = (
+            f"has images of {_sizes_text(counts[0])}, `fake` of {_sizes_text(counts[1])}: a distance depends on it"
         )
+        raise UserError(problem, remedy="give `resize` PIXELS, or images of one size", setting="real")
     size = file.metadata.image_size if file is not None else 0
     given = [(fake.resize, fake.resize)] if fake.resize else list(counts[-1])
     if size and given != [(size, size)]:
-        raise UserError(
-            f"has images of {_sizes_text(Counter(dict.fromkeys(given, 1)))}, the reference is of {size} x {size}",
-            remedy=f"give `resize` {size}, or a reference of that size",
-            setting="fake",
-        )
+        problem = f"has images of {_sizes_text(Counter(given))}, the reference is of {size} x {size}"
+        raise UserError(problem, remedy=f"give `resize` {size}, or a reference of that size", setting="fake")
     return counts
 
 

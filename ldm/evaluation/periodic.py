@@ -48,12 +48,7 @@ class PeriodicEvaluator:
         plan = MetricContext(config, config.num_images, num_reference, model, self.reference, sampling=sampling)
         check_metrics(config.metrics, plan)
         if config.extractor == "inception" and not inception_extractor(config.inception_weights):
-            raise UserError(
-                "its weights are not here",
-                remedy="give `inception_weights` FILE",
-                setting="extractor",
-                value="inception",
-            )
+            raise UserError("`extractor` inception: its weights are not here", remedy="give `inception_weights` FILE")
 
     @property
     def comparable_settings(self) -> dict[str, Any]:
@@ -64,10 +59,7 @@ class PeriodicEvaluator:
         return {**settings, "eval_metrics": list(self.config.eval_metrics), "data": self.reference.fingerprint}
 
     def __call__(
-        self,
-        model: ImageModel,
-        stop: Callable[[], object] = bool,
-        processes: Processes = SINGLE_PROCESS,
+        self, model: ImageModel, stop: Callable[[], object] = bool, processes: Processes = SINGLE_PROCESS
     ) -> EvaluationResult:
         """Figures of the model as it stands; `EvaluationStopped` as soon as `stop()` is true after a batch.
 

@@ -61,28 +61,19 @@ class ReferenceFile:
         if self.foreign:
             dim = shapes.get("mu", (0,))[0] if len(shapes.get("mu", ())) == 1 else 0
             if not dim or shapes.get("sigma") != (dim, dim):
-                raise UserError(
-                    "holds neither features nor the moments mu (D,) and sigma (D, D)",
-                    remedy="make one with `ldm evaluate reference DATA --output FILE.npz`",
-                    setting="reference",
-                    value=path,
-                )
-            self.metadata, self.dim, self.count = (
-                ReferenceMetadata("inception", InceptionExtractor.preprocessing),
-                dim,
-                0,
-            )
+                problem = "holds neither features nor the moments mu (D,) and sigma (D, D)"
+                raise self._refusal(problem, "make one with `ldm evaluate reference DATA --output FILE.npz`")
+            self.metadata = ReferenceMetadata("inception", InceptionExtractor.preprocessing)
+            self.dim, self.count = dim, 0
             return
         of, others = shapes["features"], shapes.get("others", ())
         if len(of) != 2 or len(others) != 2 or others[1] != of[1] or of[0] < 2 or len(shapes["facts"]) != 1:
-            raise UserError(
-                f"features of shape {of} and others of {others} are no reference", setting="reference", value=path
-            )
+            raise self._refusal(f"features of shape {of} and others of {others} are no reference")
         self.count, self.dim = of
         try:
             self.metadata = from_mapping(ReferenceMetadata, json.loads(self.archive.read("facts").tobytes()))
         except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"its facts cannot be read ({error})", setting="reference", value=path) from None
+            raise self._refusal(f"its facts cannot be read ({error})") from None
 
     @property
     def foreign(self) -> bool:
@@ -108,10 +99,8 @@ class ReferenceFile:
         try:
             metadata = NetworkMetadata(**json.loads(self.metadata.network))
             heads = {str(name): tuple(map(str, values)) for name, values in metadata.heads.items()}
-            if (
-                working_size(int(metadata.image_size)) != metadata.image_size
-                or sum(map(len, heads.values())) > _MOST_CLASSES
-            ):
+            size, classes = metadata.image_size, sum(map(len, heads.values()))
+            if working_size(int(size)) != size or classes > _MOST_CLASSES:
                 raise ValueError("sizes out of range")
             with torch.random.fork_rng(devices=[]):
                 network = SmallNetwork(metadata.image_size, heads)
@@ -120,32 +109,19 @@ class ReferenceFile:
         except UserError:
             raise
         except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, RecursionError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"the network in it cannot be used ({reason})", setting="reference", value=self.archive.path
-            ) from None
+            raise self._refusal(f"the network in it cannot be used ({str(error).splitlines()[0]})") from None
         extractor = TrainedExtractor(network.requires_grad_(False), replace(metadata, heads=heads), device)
         if extractor.name != self.metadata.extractor:
-            raise UserError(
-                f"the network in it is {extractor.name}, not {self.metadata.extractor}",
-                setting="reference",
-                value=self.archive.path,
-            )
+            raise self._refusal(f"the network in it is {extractor.name}, not {self.metadata.extractor}")
         return extractor
 
     def check_extractor(self, extractor: Extractor) -> None:
         """`UserError` for features of another extractor: their distances mean nothing."""
-        mine = self.metadata.extractor, self.metadata.preprocessing, self.dim
-        if (extractor.name, extractor.preprocessing, extractor.dim) != mine:
-            raise UserError(
-                (
-                    f"its features are of {mine[0]} ({mine[1]}; {mine[2]} dimensions), those of the settings of "
-                    f"{extractor.name} ({extractor.preprocessing}; {extractor.dim})"
-                ),
-                remedy="make one with the same `extractor`",
-                setting="reference",
-                value=self.archive.path,
-            )
+        mine = f"{self.metadata.extractor} ({self.metadata.preprocessing}; {self.dim} dimensions)"
+        theirs = f"{extractor.name} ({extractor.preprocessing}; {extractor.dim} dimensions)"
+        if mine != theirs:
+            problem = f"its features are of {mine}, those of the settings of {theirs}"
+            raise self._refusal(problem, "make one with the same `extractor`")
 
     def real_for(self, extractor: Extractor) -> Tensor | Gaussian:
         """`real` on the extractor's device; `UserError` for features of another one."""
@@ -156,11 +132,8 @@ class ReferenceFile:
         """`UserError` for a metric that moments do not suffice for."""
         wrong = [name for name in config.sample_metrics if "real_features" in registry.info(name).needs]
         if self.foreign and wrong:
-            raise UserError(
-                f"needs features, and {self.archive.path} holds moments alone, good for fid",
-                setting="metrics",
-                value=wrong[0],
-            )
+            problem = f"needs features, and {self.archive.path} holds moments alone, good for fid"
+            raise UserError(problem, setting="metrics", value=wrong[0])
 
     def check_data(self, data: ImageData, config: EvaluationConfig) -> None:
         """`UserError` for a reference of other images, unless that was allowed."""
@@ -168,16 +141,10 @@ class ReferenceFile:
         ours, mine = (data.fingerprint, data.image_size), (metadata.data_fingerprint, metadata.image_size)
         if self.foreign or config.allow_other_reference or ours == mine:
             return
-        raise UserError(
-            (
-                f"made of {metadata.data} ({metadata.split}, {metadata.image_size} pixels, "
-                f"{metadata.data_fingerprint[:8]}), not of {data.name} ({data.split}, {data.image_size} "
-                f"pixels, {data.fingerprint[:8]})"
-            ),
-            remedy="give that data and `split`, or `allow_other_reference`",
-            setting="reference",
-            value=self.archive.path,
-        )
+        made_of = f"{metadata.data} ({metadata.split}, {metadata.image_size} pixels, {metadata.data_fingerprint[:8]})"
+        given = f"{data.name} ({data.split}, {data.image_size} pixels, {data.fingerprint[:8]})"
+        remedy = "give that data and `split`, or `allow_other_reference`"
+        raise self._refusal(f"made of {made_of}, not of {given}", remedy)
 
     def manifest(self) -> dict[str, Any]:
         """For the manifest of the figures: what the reference is."""
@@ -188,10 +155,11 @@ class ReferenceFile:
     def _tensor(self, name: str) -> Tensor:
         tensor = torch.from_numpy(self.archive.read(name))
         if not tensor.isfinite().all():
-            raise UserError(
-                f"its array {name} holds values that are not finite", setting="reference", value=self.archive.path
-            )
+            raise self._refusal(f"its array {name} holds values that are not finite")
         return tensor
+
+    def _refusal(self, problem: str, remedy: str = "") -> UserError:
+        return UserError(problem, setting="reference", value=self.archive.path, remedy=remedy)
 
 
 def opened_reference(config: EvaluationConfig, data: ImageData | None = None) -> ReferenceFile | None:
@@ -215,22 +183,13 @@ def save_reference(
     if others is not None:
         indices = chosen_indices(len(others), _MOST_OTHERS, config.seed)
         held = features_of(extractor, others, indices, batch_size=config.batch_size, label="features of other images")
-    network = ""
-    arrays: dict[str, np.ndarray] = {}
+    network, arrays = "", {}
     if isinstance(extractor, TrainedExtractor):
         network = json.dumps(asdict(extractor.metadata))
         arrays = {_NETWORK + name: value.cpu().numpy() for name, value in extractor.network.state_dict().items()}
-    metadata = ReferenceMetadata(
-        extractor.name,
-        extractor.preprocessing,
-        data.name,
-        data.split,
-        data.fingerprint,
-        data.image_size,
-        others.split if others is not None else "",
-        others.fingerprint if others is not None else "",
-        network=network,
-    )
+    of_data = (data.name, data.split, data.fingerprint, data.image_size)
+    of_others = ("", "") if others is None else (others.split, others.fingerprint)
+    metadata = ReferenceMetadata(extractor.name, extractor.preprocessing, *of_data, *of_others, network=network)
     arrays |= moments(features) | {
         "facts": np.frombuffer(json.dumps(asdict(metadata)).encode(), dtype=np.uint8),
         "features": features.float().cpu().numpy(),

@@ -22,13 +22,8 @@ _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 _MARKERS = "os^DvP*X<>"
 _STYLES = ("-", "--", ":", "-.")
 _MAX_LABEL = 36  # characters that fit beside an axis; the caption has the whole label
-_SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "ldm",
-    "font.family": "sans-serif",
-    "font.size": 10,
-}
-_SETTINGS |= {"text.parse_math": False}  # a label may be text of the user
+_SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "ldm", "font.family": "sans-serif"}
+_SETTINGS |= {"font.size": 10, "text.parse_math": False}  # a label may be text of the user
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,21 +53,13 @@ class AutoencoderEvaluationConfig:
         largest = max(self.iwae_samples, default=0)
         if not self.iwae_samples or min(self.iwae_samples) < 1 or any(largest % count for count in self.iwae_samples):
             given = " ".join(map(str, self.iwae_samples)) or "none"
-            raise UserError(
-                f"expected numbers from 1 that divide the largest of them, got {given}", setting="iwae_samples"
-            )
+            problem = f"expected numbers from 1 that divide the largest of them, got {given}"
+            raise UserError(problem, setting="iwae_samples")
         scale = self.likelihood_scale
         if scale is not None and not (math.isfinite(scale) and scale > 0):
             raise UserError(f"expected a number above 0, got {scale}", setting="likelihood_scale")
 
     def features(self) -> EvaluationConfig:
         """The settings of the extractor of rfid."""
-        return EvaluationConfig(
-            metrics=("fid",),
-            seed=self.seed,
-            batch_size=self.batch_size,
-            extractor=self.extractor,
-            inception_weights=self.inception_weights,
-            download_inception=self.download_inception,
-            judge=False,
-        )
+        names = ("seed", "batch_size", "extractor", "inception_weights", "download_inception")
+        return EvaluationConfig(metrics=("fid",), judge=False, **{name: getattr(self, name) for name in names})

@@ -100,9 +100,8 @@ def evaluate_autoencoder(
     if count < 4:
         raise UserError(f"{data.name}: {count} images in its split {data.split}", remedy="4 or more are needed")
     if data.image_size % model.factor:
-        raise UserError(
-            f"not divisible by the autoencoder's {model.factor}", setting="image_size", value=data.image_size
-        )
+        problem = f"not divisible by the autoencoder's {model.factor}"
+        raise UserError(problem, setting="image_size", value=data.image_size)
     evaluation = AutoencoderEvaluation(model, data, config, loss=loss, device=device)
     metrics: list[AutoencoderMetric] = [autoencoder_metrics.get(name) for name in names]
     for metric in metrics:

@@ -52,12 +52,9 @@ def likelihood_of(model: Autoencoder, loss: LossConfig | None, scale: float | No
             return PixelLikelihood("gaussian", scale)
     except ValueError as error:
         raise UserError(f"{error} (`likelihood_scale`)", setting="metrics", value="iwae") from None
-    raise UserError(
-        "without the config.yaml of a run its likelihood is not known",
-        remedy="give `likelihood_scale`, the standard deviation of a Gaussian",
-        setting="metrics",
-        value="iwae",
-    )
+    remedy = "give `likelihood_scale`, the standard deviation of a Gaussian"
+    problem = "without the config.yaml of a run its likelihood is not known"
+    raise UserError(problem, remedy=remedy, setting="metrics", value="iwae")
 
 
 def measure_importance(

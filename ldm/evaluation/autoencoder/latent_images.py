@@ -32,9 +32,7 @@ def write_images(
     What was done is also in the text of each PNG.
     """
     if len(data) < 2:
-        raise UserError(
-            f"{data.name}: {len(data)} images in its split {data.split}", remedy="images of latents need 2 or more"
-        )
+        raise UserError(f"{data.name}: {len(data)} images in its split {data.split}, images of latents need 2 or more")
     model = model.to(device).eval()
     (images,) = (batch.to(device) for batch in plain_batches(data, even_indices(len(data), 2 * _SHOWN), 2 * _SHOWN))
     sheets = {
@@ -91,9 +89,8 @@ def _traversal(
     model: Autoencoder, data: ImageData, image: Tensor, device: torch.device | str
 ) -> tuple[Tensor, int, str]:
     """A row a channel, moved at all places at once; a calibrated channel's deviation over the data is 1."""
-    chosen = torch.cat(
-        [model.encode(x.to(device)).mean for x in plain_batches(data, even_indices(len(data), _COUNTED), 64)]
-    )
+    batches = plain_batches(data, even_indices(len(data), _COUNTED), 64)
+    chosen = torch.cat([model.encode(x.to(device)).mean for x in batches])
     activity = chosen.float().var((0, 2, 3)) * model.latents_std.to(chosen).square()  # (C,), before calibration
     order = activity.argsort(descending=True)[:_ROWS].tolist()
     latent = model.encode(image[None]).mean.float()  # (1, C, h, w)

@@ -70,9 +70,8 @@ class TrainedExtractor(Extractor):
         self.network, self.metadata = network.to(self.device).eval(), metadata
         self.name = f"trained-cnn:{safe_name(metadata.data_name)}:{network.fingerprint()[:8]}"
         self.dim = network.dim
-        self.preprocessing = (
-            f"8 bits, bicubic antialiased resize to {metadata.image_size} x {metadata.image_size} if larger or smaller"
-        )
+        size = metadata.image_size
+        self.preprocessing = f"8 bits, bicubic antialiased resize to {size} x {size} if larger or smaller"
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -103,16 +102,13 @@ def inception_extractor(
     path = Path(weights) if weights is not None else cleanfid_folder() / INCEPTION_FILE
     if not path.is_file():
         if weights is not None:
-            raise UserError(
-                f"{path}: no such file", remedy=f"Inception weights are the file {INCEPTION_FILE} from {INCEPTION_URL}"
-            )
+            remedy = f"Inception weights are the file {INCEPTION_FILE} from {INCEPTION_URL}"
+            raise UserError(f"{path}: no such file", remedy=remedy)
         if not download:
             return None
         _download(path)
     if path.stat().st_size != INCEPTION_BYTES:
-        raise UserError(
-            f"{path}: {path.stat().st_size} bytes, {INCEPTION_FILE} has {INCEPTION_BYTES}", remedy="not opened"
-        )
+        raise UserError(f"{path}: {path.stat().st_size} bytes, {INCEPTION_FILE} has {INCEPTION_BYTES}; not opened")
     content = path.read_bytes()
     _check(content, path)
     network = torch.jit.load(io.BytesIO(content), map_location=torch.device(device))
@@ -133,10 +129,8 @@ def _check(content: bytes, source: object) -> None:
     """`UserError` unless these are the bytes of the published file."""
     digest = hashlib.sha256(content).hexdigest()
     if digest != INCEPTION_SHA256:
-        raise UserError(
-            f"{source}: SHA-256 {digest[:12]}..., {INCEPTION_FILE} has {INCEPTION_SHA256[:12]}...",
-            remedy="not opened, for such a file can run code",
-        )
+        problem = f"{source}: SHA-256 {digest[:12]}..., {INCEPTION_FILE} has {INCEPTION_SHA256[:12]}..."
+        raise UserError(problem, remedy="not opened, for such a file can run code")
 
 
 def _download(path: Path) -> None:
@@ -144,8 +138,7 @@ def _download(path: Path) -> None:
         with urllib.request.urlopen(INCEPTION_URL, timeout=60) as answer:
             content = answer.read(INCEPTION_BYTES + 1)
     except OSError as error:
-        raise UserError(
-            f"{INCEPTION_URL}: download failed ({error})", remedy="give the file as `inception_weights`"
-        ) from None
+        problem = f"{INCEPTION_URL}: download failed ({error})"
+        raise UserError(problem, remedy="give the file as `inception_weights`") from None
     _check(content, INCEPTION_URL)
     atomic_write(path, content)

@@ -106,9 +106,8 @@ class PretrainedExtractor(Extractor):
         config = read_json(folder / "config.json")
         self.kind = str(config.get("model_type")) if isinstance(config, dict) else ""
         if self.kind not in NAMES:
-            raise UserError(
-                f"{printable(folder)}: expected a model of type dinov2 or clip, found {printable(self.kind)!r}"
-            )
+            problem = f"expected a model of type dinov2 or clip, found {printable(self.kind)!r}"
+            raise UserError(f"{printable(folder)}: {problem}")
         self.prepare = Preprocessing.read(folder / "preprocessor_config.json")
         self.network: Any = _load(folder, self.kind).to(self.device).eval().requires_grad_(False)
         of_folder: Any = self.network.config
@@ -180,7 +179,8 @@ def pretrained_extractor(
     if folder.is_dir():
         return PretrainedExtractor(folder, folder.resolve().name, device)
     hub = NAMES.get(name, name)
-    check_name(hub, setting)
+    if not _HUB_NAME.fullmatch(hub):
+        raise UserError(f"{setting} {printable(hub)}: neither a folder nor ORG/NAME of the hub")
     from huggingface_hub import snapshot_download
 
     try:
@@ -191,12 +191,6 @@ def pretrained_extractor(
         what = f"{hub} cannot be downloaded ({_first_line(error)})" if download else f"{hub} is not in the hub's cache"
         raise UserError(f"{setting} {printable(name)}: {what}{remedy}") from None
     return PretrainedExtractor(folder, hub, device)
-
-
-def check_name(name: str, setting: str) -> None:
-    """`UserError` for what is neither a folder nor could be a name of the hub."""
-    if not Path(name).expanduser().is_dir() and not _HUB_NAME.fullmatch(NAMES.get(name, name)):
-        raise UserError(f"{setting} {printable(name)}: neither a folder nor ORG/NAME of the hub")
 
 
 def _load(folder: Path, kind: str) -> nn.Module:
@@ -219,11 +213,9 @@ def _load(folder: Path, kind: str) -> nn.Module:
 
 
 def _side(value: Any) -> tuple[int, int] | int:
-    if isinstance(value, dict):
-        if "shortest_edge" in value:
-            return int(value["shortest_edge"])
+    if isinstance(value, dict) and "shortest_edge" not in value:
         return int(value["height"]), int(value["width"])
-    return int(value)
+    return int(value["shortest_edge"] if isinstance(value, dict) else value)
 
 
 def _pair(value: tuple[int, int] | int) -> tuple[int, int]:

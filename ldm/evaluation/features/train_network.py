@@ -62,14 +62,11 @@ def train_network(
     order = torch.randperm(len(data), generator=generator).tolist()
     held_out = min(recipe.held_out, len(order) // 10)
     if held_out < 1:
-        raise UserError(
-            f"{data.name}: {len(data)} images are too few to train features on", remedy="expected 10 or more"
-        )
+        raise UserError(f"{data.name}: {len(data)} images are too few to train features on; expected 10 or more")
     chosen = order[: held_out + recipe.images]
     size = working_size(data.image_size)
-    pixels = torch.stack(
-        [to_uint8(fit_size(data[i].image[None], size))[0] for i in progress(chosen, "reading images for the judge")]
-    ).to(device)  # (N, 3, S, S) bytes
+    reading = progress(chosen, "reading images for the judge")
+    pixels = torch.cat([to_uint8(fit_size(data[i].image[None], size)) for i in reading]).to(device)  # (N, 3, S, S)
     heads, targets, class_head = _tasks(data, chosen)
     targets = {name: values.to(device) for name, values in targets.items()}
     with torch.random.fork_rng(devices=[]):
@@ -77,13 +74,11 @@ def train_network(
         network = SmallNetwork(size, heads)
     network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.15
-    )
+    rate, steps = recipe.learning_rate, recipe.steps
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.15)
+    batches = _batches(held_out, len(chosen), recipe, generator)
     with torch.enable_grad():
-        for rows in progress(
-            _batches(held_out, len(chosen), recipe, generator), "training the judge", total=recipe.steps
-        ):
+        for rows in progress(batches, "training the judge", total=steps):
             rows = rows.to(device)
             images, labels = _prepare(pixels[rows], {name: t[rows] for name, t in targets.items()}, heads, generator)
             logits = network(_soften(images, generator))
@@ -169,9 +164,7 @@ def _test(
     accuracy = {}
     for name, labels in targets.items():
         known = labels >= 0
-        accuracy[name] = (
-            float((logits[name].argmax(1) == labels)[known].float().mean()) if known.any() else float("nan")
-        )
+        accuracy[name] = float((logits[name].argmax(1) == labels)[known].float().mean())  # not a number for none
     return accuracy
 
 

@@ -48,12 +48,8 @@ def calibration_figures(
     """
     classifiers = {} if pipeline is None else pipeline.networks.classifiers
     if judge is None and not classifiers:
-        raise UserError(
-            "there is neither a judge for this data nor a classifier",
-            remedy="leave it out",
-            setting="metrics",
-            value="calibration",
-        )
+        problem = "there is neither a judge for this data nor a classifier"
+        raise UserError(problem, remedy="leave it out", setting="metrics", value="calibration")
     indices = chosen_indices(len(data), min(config.num_reference, _MOST), config.seed)
     labels = torch.tensor([data.label(i) for i in indices]) if data.class_names else torch.full((len(indices),), -1)
     class_probs: dict[str, list[Tensor]] = {}
@@ -64,9 +60,8 @@ def calibration_figures(
         for name, classifier in classifiers.items():
             assert pipeline is not None
             latents = pipeline.encode(images)
-            noise = SampleNoise(config.seed, rows, "calibration").initial(
-                latents.shape[1:], latents.dtype, latents.device
-            )
+            draws = SampleNoise(config.seed, rows, "calibration")
+            noise = draws.initial(latents.shape[1:], latents.dtype, latents.device)
             for fraction in _TIMES:
                 t = fraction * (classifier.schedule.num_train_timesteps - 1)
                 level = classifier.schedule.level(t)

@@ -52,9 +52,8 @@ def _window_mean(x: Tensor) -> Tensor:
 
 def _pair(images: Tensor, originals: Tensor) -> tuple[Tensor, Tensor]:
     if images.shape != originals.shape or images.ndim != 4:
-        raise ValueError(
-            f"expected two batches of one shape (B, C, H, W), got {tuple(images.shape)} and {tuple(originals.shape)}"
-        )
+        shapes = f"{tuple(images.shape)} and {tuple(originals.shape)}"
+        raise ValueError(f"expected two batches of one shape (B, C, H, W), got {shapes}")
     if images.dtype != torch.float64 or originals.dtype != torch.float64:
         images, originals = images.float(), originals.float()
     return images.clamp(-1, 1), originals.clamp(-1, 1)

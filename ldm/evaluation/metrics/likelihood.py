@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -20,15 +19,7 @@ from ldm.evaluation.registry import metrics
 from ldm.runtime.errors import UserError
 from ldm.runtime.progress import progress
 from ldm.sampling.pipeline import Pipeline
-from samplers import (
-    Level,
-    SampleNoise,
-    bits_per_dim,
-    flow_log_likelihood,
-    guide,
-    make_levels,
-    variational_bound,
-)
+from samplers import Level, SampleNoise, bits_per_dim, flow_log_likelihood, guide, make_levels, variational_bound
 
 _BINS = 256  # values of a pixel's channel
 
@@ -51,17 +42,9 @@ class BitsPerDim(ModelMetric):
         return MetricResult(bits.figures, {"likelihood": bits.manifest}, about)
 
 
-@dataclass(frozen=True)
-class Likelihood:
-    """Figures in bits a dimension, and what their dimensions are."""
-
-    figures: tuple[MetricValue, ...]
-    manifest: dict[str, Any]
-
-
 def measure_likelihood(
     pipeline: Pipeline, data: ImageData, config: LikelihoodConfig, *, seed: int = 0, batch_size: int = 64
-) -> Likelihood:
+) -> MetricResult:
     """Bits per dimension, with standard errors over images, of images of `data` under their own captions or classes.
 
     Of a model of pixels: of the 8-bit values, by the bound with the discretised decoder (Ho et al. 2020, eq. 13), by
@@ -98,24 +81,20 @@ def measure_likelihood(
         if "flow" in levels:
             y = _dequantised(images, noise).to(x0) if pixels else x0
             probes = _probes(seed, rows, y, config.flow_probes)
-            nats.setdefault("flow", []).append(
-                -flow_log_likelihood(denoise, y, levels["flow"][::-1], probes=probes).cpu()
-            )
+            log_p = flow_log_likelihood(denoise, y, levels["flow"][::-1], probes=probes)
+            nats.setdefault("flow", []).append(-log_p.cpu())
         evaluations += denoiser.evaluations
-    space = f"{_BINS} values a pixel and channel" if pixels else "density of calibrated latents"
     figures = tuple(_figure(name, torch.cat(parts).double(), dimensions, pixels) for name, parts in nats.items())
     manifest = {
         "likelihood_images": count,
         "dimensions": dimensions,
         "dimensions_are": f"{'x'.join(map(str, x0.shape[1:]))} of {'pixels' if pixels else 'latents'}",
-        "bits_of": space,
-        "bound_steps": config.bound_steps,
-        "flow_steps": config.flow_steps,
-        "flow_probes": config.flow_probes,
+        "bits_of": f"{_BINS} values a pixel and channel" if pixels else "density of calibrated latents",
+        **{name: asdict(config)[name] for name in ("bound_steps", "flow_steps", "flow_probes")},
         "guidance": "none",
         "evaluations_per_image": evaluations / count,
     }
-    return Likelihood(figures, manifest)
+    return MetricResult(figures, manifest)
 
 
 def _levels(pipeline: Pipeline, steps: int) -> tuple[Level, ...]:
@@ -133,10 +112,8 @@ def _data(pipeline: Pipeline, images: Tensor, noise: SampleNoise) -> Tensor:
     latents = encoding.mean.float()
     if encoding.std is None:
         return latents
-    normal = SampleNoise(noise.seed, noise.indices, "posterior").initial(
-        latents.shape[1:], latents.dtype, latents.device
-    )
-    return latents + encoding.std.float() * normal
+    draws = SampleNoise(noise.seed, noise.indices, "posterior")
+    return latents + encoding.std.float() * draws.initial(latents.shape[1:], latents.dtype, latents.device)
 
 
 def _dequantised(images: Tensor, noise: SampleNoise) -> Tensor:

@@ -62,13 +62,10 @@ def backbone_file(kind: str, weights: str | None = None) -> Path:
     cache = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[kind]
     path = Path(weights) if weights is not None else cache
     if not path.is_file():
-        raise UserError(
-            (
-                f"{path}: no such file; LPIPS needs torchvision's {BACKBONES[kind]}: put it into torch "
-                f"hub's cache ({cache}), or give `lpips_weights` FILE"
-            ),
-            remedy="`perceptual` features needs none",
+        remedy = (
+            f"put it into torch hub's cache ({cache}), or give `lpips_weights` FILE; `perceptual` features needs none"
         )
+        raise UserError(f"{path}: no such file; LPIPS needs torchvision's {BACKBONES[kind]}", remedy=remedy)
     return path
 
 
@@ -82,16 +79,14 @@ def _backbone(path: Path, kind: str) -> dict[str, Tensor]:
         expected_digest = BACKBONES[kind].removesuffix(".pth").rsplit("-", 1)[1]
         digest = sha256_of_file(path)
         if not digest.startswith(expected_digest):
-            raise UserError(
-                f"{path}: SHA-256 {digest[:12]}..., {BACKBONES[kind]} has {expected_digest}...", remedy="not opened"
-            )
+            problem = f"{path}: SHA-256 {digest[:12]}..., {BACKBONES[kind]} has {expected_digest}..."
+            raise UserError(problem, remedy="not opened")
         state = torch.serialization.load(path, map_location="cpu", weights_only=True)
     shapes = {name: tuple(value.shape) for name, value in state.items() if name.startswith("features.")}
     for name, shape in _shapes(kind).items():
         if shapes.get(name) != shape:
-            raise UserError(
-                f"{path}: {name}: expected shape {shape}, found {shapes.get(name)}", remedy=f"give {BACKBONES[kind]}"
-            )
+            problem = f"{path}: {name}: expected shape {shape}, found {shapes.get(name)}"
+            raise UserError(problem, remedy=f"give {BACKBONES[kind]}")
     return state
 
 
