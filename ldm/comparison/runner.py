@@ -27,7 +27,6 @@ from ldm.evaluation.evaluators import Evaluators
 from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.features.judge import Score
 from ldm.evaluation.measure import Measurement, SampleStats, compute_metrics, sample_and_extract
-from ldm.evaluation.records import EvaluationResult
 from ldm.runtime.distributed import Processes
 from ldm.runtime.files import atomic_write_json, read_json
 from ldm.runtime.memory import PeakMemory
@@ -163,11 +162,9 @@ def _record(
     context: ComparisonContext, variant: Variant, num_images: int, measurement: Measurement, peak_memory: int | None
 ) -> Run:
     manifest = context.manifest | {"num_images": num_images, "sampling": asdict(variant.sampling)}
-    cost = measurement.evaluations_per_image, measurement.seconds_per_image
-    result = EvaluationResult(measurement.figures, manifest, *cost)
     scales = variant.guidance_scale, variant.classifier_scale
     solver = variant.sampling.sampler, variant.sampling.num_inference_steps
-    return Run(variant.label, variant.method, *scales, *solver, peak_memory, result)
+    return Run(variant.label, variant.method, *scales, *solver, peak_memory, measurement.result(manifest))
 
 
 def measure_baseline(context: ComparisonContext, other: ImageData | None) -> RealBaseline:

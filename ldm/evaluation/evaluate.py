@@ -48,6 +48,7 @@ def evaluate_model(
     one does the rest.
     """
     sampling, config = sampling or SamplingConfig(), config or EvaluationConfig()
+    likelihood_config = likelihood or LikelihoodConfig()
     other = train_data if other_data is None else other_data
     first = metrics.needing("codes") if isinstance(model, CodePriorModel) else ()
     names = tuple(dict.fromkeys((*first, *config.model_metrics)))
@@ -71,7 +72,7 @@ def evaluate_model(
     def without_samples() -> EvaluationResult:
         check_metrics(names, context)
         judge = prepare_judge(train_data or data, config, model.device) if "labels" in config.needs else None
-        return with_model_metrics(None, ModelEvaluation(context, judge, likelihood or LikelihoodConfig()))
+        return with_model_metrics(None, ModelEvaluation(context, judge, likelihood_config))
 
     if config.without_samples:
         return processes.run_on_main_and_broadcast(without_samples)
@@ -93,29 +94,16 @@ def evaluate_model(
     )
     conditions = eval_conditions(model, data, config.num_images, config.seed, classifier=target, judge=evaluators.judge)
     reference = reference_features(data, evaluators, config, processes)
-    stats = measure(model, conditions, plan, config, evaluators, reference, processes=processes)
+    measurement = measure(model, conditions, plan, config, evaluators, reference, processes=processes)
     baseline = processes.run_on_main_and_broadcast(
         lambda: baseline_of_data(other, data, reference, config, evaluators, captions=model.has_text)
     )
     manifest = describe(data, config, evaluators, model.folder)
     manifest |= {"sampling": asdict(sampling), "caveats": caveats(sampling), "floor": baseline.provenance}
-    result = EvaluationResult(
-        stats.figures,
-        manifest,
-        stats.evaluations_per_image,
-        stats.seconds_per_image,
-        (*cautions(config.num_images, manifest["num_reference"], evaluators), *caveats(sampling)),
-        baseline.figures,
-    )
-    evaluation = ModelEvaluation(
-        context,
-        evaluators.judge,
-        likelihood or LikelihoodConfig(),
-        evaluators.extractor,
-        stats.features,
-        conditions,
-        contact_sheet,
-    )
+    notes = (*cautions(config.num_images, manifest["num_reference"], evaluators), *caveats(sampling))
+    result = measurement.result(manifest, notes, baseline.figures)
+    samples = evaluators.extractor, measurement.features, conditions, contact_sheet
+    evaluation = ModelEvaluation(context, evaluators.judge, likelihood_config, *samples)
     return processes.run_on_main_and_broadcast(lambda: with_model_metrics(result, evaluation))
 
 

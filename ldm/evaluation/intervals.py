@@ -16,12 +16,12 @@ from torch import Tensor
 LEVEL = 0.95
 
 
-def half_samples(count: int, replicates: int, *, seed: int = 0) -> list[Tensor]:
+def half_samples(count: int, replicates: int, *, seed: int = 0, device: torch.device | str = "cpu") -> list[Tensor]:
     """The numbers (count // 2,) of random halves of `count` samples; none for fewer than 8 samples."""
     if count < 8:
         return []
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randperm(count, generator=generator)[: count // 2] for _ in range(replicates)]
+    return [torch.randperm(count, generator=generator)[: count // 2].to(device) for _ in range(replicates)]
 
 
 def interval(value: float, replicates: Sequence[float], *, level: float = LEVEL) -> tuple[float, float] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from ldm.evaluation.evaluators import Evaluators
 from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.features.judge import Score
 from ldm.evaluation.metrics.base import Samples, measure_samples
-from ldm.evaluation.records import MetricValue
+from ldm.evaluation.records import EvaluationResult, MetricValue
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.progress import progress
 from ldm.sampling.config import SamplingConfig
@@ -69,13 +70,19 @@ class SampleStats:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Figures of one set of samples, their cost, and the first few of them."""
+    """Figures of one set of samples, and their cost."""
 
     figures: tuple[MetricValue, ...]
     evaluations_per_image: float
     seconds_per_image: float
-    images: Tensor  # (keep, 3, H, W) in [-1, 1], on the CPU
-    features: Tensor = field(default_factory=lambda: torch.empty(0))  # (N, D) of all samples
+    features: Tensor  # (N, D) of all samples
+
+    def result(
+        self, manifest: Mapping[str, Any], warnings: tuple[str, ...] = (), baseline: tuple[MetricValue, ...] = ()
+    ) -> EvaluationResult:
+        """With what the figures hold for."""
+        cost = self.evaluations_per_image, self.seconds_per_image
+        return EvaluationResult(self.figures, manifest, *cost, warnings, baseline)
 
 
 def measure(
@@ -86,14 +93,13 @@ def measure(
     evaluators: Evaluators,
     reference: Tensor | Gaussian | None,
     *,
-    keep: int = 0,
     label: str = "sampling",
     stop: Callable[[], object] = bool,
     processes: Processes = SINGLE_PROCESS,
 ) -> Measurement:
-    """Sample under the conditions and measure; images stay on the device but for the first `keep`."""
+    """Sample under the conditions and measure; images stay on the device."""
     sample_stats = sample_and_extract(
-        model, conditions, sampling, config, evaluators, keep=keep, label=label, stop=stop, processes=processes
+        model, conditions, sampling, config, evaluators, label=label, stop=stop, processes=processes
     )
     return processes.run_on_main_and_broadcast(
         lambda: compute_metrics(sample_stats, conditions, config, evaluators, reference)
@@ -121,15 +127,9 @@ def sample_and_extract(
     a batch.
     """
     remaining = list(conditions[first:])
-    batches = model.generate(
-        [condition.request for condition in remaining],
-        sampling,
-        seed=config.seed,
-        first_index=first,
-        batch_size=config.batch_size,
-        shard=processes.shard,
-    )
-    starts = processes.batch_starts(len(remaining), config.batch_size)
+    requests, size, shard = [condition.request for condition in remaining], config.batch_size, processes.shard
+    batches = model.generate(requests, sampling, seed=config.seed, first_index=first, batch_size=size, shard=shard)
+    starts = processes.batch_starts(len(remaining), size)
     parts: list[tuple[int, SampleStats]] = []
     for start in progress(starts, label) if processes.is_main and on_batch is None else starts:
         started = time.perf_counter()
@@ -141,7 +141,7 @@ def sample_and_extract(
         batch = remaining[start : start + len(images)]
         parts.append((start, _extract(images, batch, config, evaluators, seconds, max(0, keep - first - start))))
         if on_batch is not None:
-            on_batch(min(processes.count * config.batch_size, len(remaining) - start))
+            on_batch(min(processes.count * size, len(remaining) - start))
     for _ in batches:
         raise RuntimeError("more batches than conditions")
     cost = SampleStats(evaluations=model.evaluations)
@@ -180,13 +180,8 @@ def compute_metrics(
         MetricValue(f"accuracy/{name}", f"accuracy[{name}]", score.share, score.standard_error, higher_is_better=True)
         for name, score in sample_stats.scores.items()
     )
-    return Measurement(
-        figures,
-        sample_stats.evaluations / sample_stats.count,
-        sample_stats.seconds / sample_stats.count,
-        sample_stats.images,
-        sample_stats.features,
-    )
+    cost = sample_stats.evaluations / sample_stats.count, sample_stats.seconds / sample_stats.count
+    return Measurement(figures, *cost, sample_stats.features)
 
 
 def _extract(

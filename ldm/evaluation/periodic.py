@@ -73,23 +73,9 @@ class PeriodicEvaluator:
             self._cached = evaluators, reference_features(self.reference, evaluators, config, processes)
         evaluators, features = self._cached
         conditions = eval_conditions(model, self.reference, config.num_images, config.seed, judge=evaluators.judge)
-        measurement = measure(
-            model,
-            conditions,
-            sampling,
-            config,
-            evaluators,
-            features,
-            label="evaluation",
-            stop=stop if processes.count == 1 else bool,
-            processes=processes,
-        )
+        stop = stop if processes.count == 1 else bool
+        args = model, conditions, sampling, config, evaluators, features
+        measurement = measure(*args, label="evaluation", stop=stop, processes=processes)
         manifest = describe(self.reference, config, evaluators) | {"sampling": asdict(sampling)}
         manifest["weights"] = "those that the run publishes, at this step"
-        return EvaluationResult(
-            measurement.figures,
-            manifest,
-            measurement.evaluations_per_image,
-            measurement.seconds_per_image,
-            cautions(config.num_images, manifest["num_reference"], evaluators),
-        )
+        return measurement.result(manifest, cautions(config.num_images, manifest["num_reference"], evaluators))

@@ -23,6 +23,14 @@ class MetricValue:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value and its standard error."""
+
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationResult:
     """Figures, what they were measured on and by, what they cost, and what to be careful about."""
 

@@ -190,16 +190,13 @@ def save_reference(
     of_data = (data.name, data.split, data.fingerprint, data.image_size)
     of_others = ("", "") if others is None else (others.split, others.fingerprint)
     metadata = ReferenceMetadata(extractor.name, extractor.preprocessing, *of_data, *of_others, network=network)
-    arrays |= moments(features) | {
+    fitted = Gaussian.fit(features)
+    arrays |= {
+        "mu": fitted.mean.cpu().numpy(),
+        "sigma": (fitted.factor.T @ fitted.factor).cpu().numpy(),  # the unbiased covariance
         "facts": np.frombuffer(json.dumps(asdict(metadata)).encode(), dtype=np.uint8),
         "features": features.float().cpu().numpy(),
         "others": held.float().cpu().numpy(),
     }
     save_archive(path, arrays)
     return metadata
-
-
-def moments(features: Tensor) -> dict[str, np.ndarray]:
-    """Mean and unbiased covariance of features (N, D), float64, as `mu` and `sigma`."""
-    fitted = Gaussian.fit(features)
-    return {"mu": fitted.mean.cpu().numpy(), "sigma": (fitted.factor.T @ fitted.factor).cpu().numpy()}

@@ -7,7 +7,7 @@ entry point names a class that it has decorated with `metrics.register` or `auto
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -124,66 +124,60 @@ def _package(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else point.value.partition(":")[0]
 
 
-def _built_in(module: str, name: str, help: str, needs: str, *options: str, by_default: bool = True) -> MetricInfo:
-    return MetricInfo(name, help, frozenset(needs.split()), options, by_default, f"ldm.evaluation.{module}")
+class RegisteredMetric:
+    """A metric by its name: an instance of the class that is registered under it."""
+
+    def __init__(self, info: MetricInfo) -> None:
+        self.info, self.name = info, info.name
+
+    def refusal(self, problem: str, remedy: str = "") -> UserError:
+        """The error to raise where this metric cannot be measured."""
+        return UserError(problem, setting="metrics", value=self.name, remedy=remedy)
+
+
+def _built_in(package: str, *rows: tuple[str, ...], not_by_default: Collection[str] = ()) -> list[MetricInfo]:
+    """From rows of module, name, help, needs and options."""
+    infos = []
+    for module, name, help, needs, *options in rows:
+        path, by_default = f"ldm.evaluation.{package}.{module}", name not in not_by_default
+        infos.append(MetricInfo(name, help, frozenset(needs.split()), tuple(options), by_default, path))
+    return infos
 
 
 _SHARE = "how many samples lie where the data is"
 _REACH = "how much of the data the samples reach"
-metrics = Registry(
-    "ldm.metrics",
-    (
-        _built_in("metrics.frechet", "fid", "Frechet distance", "features"),
-        _built_in("metrics.kid", "kid", "kernel distance", "features real_features"),
-        _built_in("metrics.frechet", "sliced_fid", "fid along random directions", "features real_features"),
-        _built_in("metrics.frechet", "fid_infinity", "fid at infinitely many images", "features real_features"),
-        _built_in("metrics.manifold", "precision", _SHARE, "features real_features"),
-        _built_in("metrics.manifold", "recall", _REACH, "features real_features"),
-        _built_in("metrics.manifold", "density", _SHARE, "features real_features"),
-        _built_in("metrics.manifold", "coverage", _REACH, "features real_features"),
-        _built_in("metrics.sample_scores", "inception_score", "Inception score of the judge", "class_probs"),
-        _built_in("metrics.neighbours", "diversity", "distance of samples of one condition", "features conditions"),
-        _built_in("metrics.sample_scores", "clip_score", "how well images fit captions", "captions", "clip_model"),
-        _built_in(
-            "metrics.memorisation", "memorisation", "how near samples are to training images", "features training_split"
-        ),
-        _built_in(
-            "metrics.likelihood", "bits_per_dim", "likelihood of real images", "likelihood",
-            "likelihood_images", "bound_steps", "flow_steps", "flow_probes",
-        ),
-        _built_in("metrics.calibration", "calibration", "calibration error of judge and classifiers", "labels"),
-        _built_in("metrics.code_prior", "bits_per_code", "likelihood of real images' codes", "codes"),
-    ),
-)  # fmt: skip
-autoencoder_metrics = Registry(
-    "ldm.autoencoder_metrics",
-    (
-        _built_in("autoencoder.quality", "psnr", "peak signal-to-noise ratio in dB", "reconstructions"),
-        _built_in("autoencoder.quality", "ssim", "structural similarity", "reconstructions"),
-        _built_in(
-            "autoencoder.quality", "lpips", "perceptual distance", "reconstructions perceptual_distance",
-            "lpips_network", "lpips_weights",
-        ),
-        _built_in(
-            "autoencoder.quality", "rfid", "Frechet distance of reconstructions from originals",
-            "reconstructions features", "extractor", "inception_weights", "download_inception",
-        ),
-        _built_in(
-            "autoencoder.latents", "rate", "bits a pixel: entropy of the codes, or KL of the posterior from the prior",
-            "reconstructions",
-        ),
-        _built_in("autoencoder.latents", "codebook", "share of codes in use, perplexity", "reconstructions codes"),
-        _built_in(
-            "autoencoder.latents", "active_units", "numbers of the latents that tell images apart",
-            "reconstructions posterior",
-        ),
-        _built_in(
-            "autoencoder.latents", "aggregate_posterior", "distance of all latents from the prior",
-            "reconstructions posterior",
-        ),
-        _built_in(
-            "autoencoder.importance", "iwae", "importance-weighted bound on log p(x)", "density",
-            "iwae_samples", "iwae_images", "likelihood_scale", by_default=False,
-        ),
-    ),
-)  # fmt: skip
+metrics = Registry("ldm.metrics", _built_in(
+    "metrics",
+    ("frechet", "fid", "Frechet distance", "features"),
+    ("kid", "kid", "kernel distance", "features real_features"),
+    ("frechet", "sliced_fid", "fid along random directions", "features real_features"),
+    ("frechet", "fid_infinity", "fid at infinitely many images", "features real_features"),
+    ("manifold", "precision", _SHARE, "features real_features"),
+    ("manifold", "recall", _REACH, "features real_features"),
+    ("manifold", "density", _SHARE, "features real_features"),
+    ("manifold", "coverage", _REACH, "features real_features"),
+    ("sample_scores", "inception_score", "Inception score of the judge", "class_probs"),
+    ("neighbours", "diversity", "distance of samples of one condition", "features conditions"),
+    ("sample_scores", "clip_score", "how well images fit captions", "captions", "clip_model"),
+    ("memorisation", "memorisation", "how near samples are to training images", "features training_split"),
+    ("likelihood", "bits_per_dim", "likelihood of real images", "likelihood",
+     "likelihood_images", "bound_steps", "flow_steps", "flow_probes"),
+    ("calibration", "calibration", "calibration error of judge and classifiers", "labels"),
+    ("code_prior", "bits_per_code", "likelihood of real images' codes", "codes"),
+))  # fmt: skip
+autoencoder_metrics = Registry("ldm.autoencoder_metrics", _built_in(
+    "autoencoder",
+    ("quality", "psnr", "peak signal-to-noise ratio in dB", "reconstructions"),
+    ("quality", "ssim", "structural similarity", "reconstructions"),
+    ("quality", "lpips", "perceptual distance", "reconstructions perceptual_distance",
+     "lpips_network", "lpips_weights"),
+    ("quality", "rfid", "Frechet distance of reconstructions from originals", "reconstructions features",
+     "extractor", "inception_weights", "download_inception"),
+    ("latents", "rate", "bits a pixel: entropy of the codes, or KL of the posterior from the prior", "reconstructions"),
+    ("latents", "codebook", "share of codes in use, perplexity", "reconstructions codes"),
+    ("latents", "active_units", "numbers of the latents that tell images apart", "reconstructions posterior"),
+    ("latents", "aggregate_posterior", "distance of all latents from the prior", "reconstructions posterior"),
+    ("importance", "iwae", "importance-weighted bound on log p(x)", "density",
+     "iwae_samples", "iwae_images", "likelihood_scale"),
+    not_by_default=("iwae",),
+))  # fmt: skip

@@ -21,6 +21,7 @@ from ldm.evaluation.records import MetricValue
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 _MARKERS = "os^DvP*X<>"
 _STYLES = ("-", "--", ":", "-.")
+_RING: dict[str, Any] = {"s": 110, "fc": "none", "ec": "#000000", "lw": 0.9}
 _MAX_LABEL = 36  # characters that fit beside an axis; the caption has the whole label
 _SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "ldm", "font.family": "sans-serif"}
 _SETTINGS |= {"font.size": 10, "text.parse_math": False}  # a label may be text of the user
@@ -76,7 +77,7 @@ def lines(
         axes.set_ylabel(y_name if len(y_name) <= _MAX_LABEL else re.sub(r"\[[^]]*\]", "", y_name)[:_MAX_LABEL])
         axes.grid(alpha=0.25)
         if mark is not None:
-            axes.scatter([mark.x], [mark.y], s=110, fc="none", ec="#000000", lw=0.9)
+            axes.scatter([mark.x], [mark.y], **_RING)
             axes.set_title(mark.text, fontsize=9, loc="right")
         if len(curves) > 1:
             axes.legend(fontsize=8, frameon=False)
@@ -123,9 +124,8 @@ class Scatter:
         }
         handles = [Line2D([], [], ls="", label=name, **series_styles[name]) for name in series]
         if len(solvers) > 1:
-            handles += [
-                Line2D([], [], color="#000000", marker="o", label=name, **solver_styles[name]) for name in solvers
-            ]
+            black: dict[str, Any] = {"color": "#000000", "marker": "o"}
+            handles += [Line2D([], [], label=name, **black, **solver_styles[name]) for name in solvers]
         columns = 2 if max(len(str(name.get_label())) for name in handles) <= _MAX_LABEL else 1
         figure = Figure(figsize=(5.6, 3.3 + 0.16 * -(-len(handles) // columns)), layout="constrained")
         axes = figure.add_subplot()
@@ -133,13 +133,10 @@ class Scatter:
             for solver in solvers:
                 points = [point for point in self.points if (point.series, point.solver) == (name, solver)]
                 x, y = [point.x for point in points], [point.y.value for point in points]
-                axes.errorbar(
-                    x, y, yerr=_error_bars(points), lw=1, elinewidth=0.7, **series_styles[name], **solver_styles[solver]
-                )
+                style = series_styles[name] | solver_styles[solver]
+                axes.errorbar(x, y, yerr=_error_bars(points), lw=1, elinewidth=0.7, **style)
         ringed = [point for point in self.points if point.label in self.front]
-        axes.scatter(
-            [point.x for point in ringed], [point.y.value for point in ringed], s=110, fc="none", ec="#000000", lw=0.9
-        )
+        axes.scatter([point.x for point in ringed], [point.y.value for point in ringed], **_RING)
         axes.set_xlabel(self.x_name)
         axes.set_ylabel(self.y_name)
         axes.grid(alpha=0.25)
@@ -148,12 +145,17 @@ class Scatter:
 
 
 def _svg(figure: Figure, name: str) -> str:
+    """The bare element, with black as the colour of the page's text and a name for screen readers."""
     buffer = io.StringIO()
     figure.patch.set_alpha(0)
     for axes in figure.axes:
         axes.patch.set_alpha(0)
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
-    return _themed(buffer.getvalue(), name)
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = svg.replace("#000000", "currentColor").replace("<text ", '<text fill="currentColor" ')
+    title = name.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
 
 
 def _error_bars(points: Sequence[Point]) -> list[list[float]] | None:
@@ -162,12 +164,3 @@ def _error_bars(points: Sequence[Point]) -> list[list[float]] | None:
         return None
     ends = [(point.y.value, *(point.y.interval or (0.0, 0.0))) for point in points]
     return [[max(0.0, value - low) for value, low, _ in ends], [max(0.0, high - value) for value, _, high in ends]]
-
-
-def _themed(svg: str, name: str) -> str:
-    """The bare element, with black as the colour of the page's text and a name for screen readers."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = svg.replace("#000000", "currentColor").replace("<text ", '<text fill="currentColor" ')
-    title = name.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)

@@ -58,18 +58,15 @@ def _latest(history: History) -> dict[str, str]:
 
 def _table(history: History) -> dict[str, Any]:
     """The metrics of samples: a row a step."""
-    names = numbers_of(history.evaluations)
-    return {
-        "heads": names,
-        "rows": [
-            {"step": entry["step"], "cells": [_format(entry.get(name)) for name in names]}
-            for entry in history.evaluations
-        ],
-    }
+    names, rows = numbers_of(history.evaluations), []
+    for entry in history.evaluations:
+        rows.append({"step": entry["step"], "cells": [_format(entry.get(name)) for name in names]})
+    return {"heads": names, "rows": rows}
 
 
 def _plots(history: History) -> list[dict[str, str]]:
-    plots = _plot("loss", [_line(history.steps, "loss")], logarithmic=_all_positive(history.steps, "loss"))
+    loss = _line(history.steps, "loss")
+    plots = _plot("loss", [loss], logarithmic=all(value > 0 for value in loss.y))
     for name in numbers_of(history.steps):
         if name != "loss" and name not in _NOT_LOSSES:
             plots += _plot(name, [_line(history.steps, name)])
@@ -81,8 +78,9 @@ def _plots(history: History) -> list[dict[str, str]]:
         plots += _plot(f"{name} (held out)", [_line(history.validations, name)], mark=_mark(history.best, name))
     for name, column in _BY_NOISE.items():
         plots += _plot_by_noise(history.validations, name, column)
-    count = max((len(entry[_QUARTERS]) for entry in _with_quarters(history)), default=0)
-    quarters = [_quarter_line(history, index) for index in range(count)]
+    entries = [entry for entry in history.validations if isinstance(entry.get(_QUARTERS), list)]
+    count = max((len(entry[_QUARTERS]) for entry in entries), default=0)
+    quarters = [_quarter_line(entries, index) for index in range(count)]
     return plots + _plot("loss by noise level (held out)", quarters)
 
 
@@ -107,17 +105,11 @@ def _plot_by_noise(entries: Entries, name: str, column: str) -> list[dict[str, s
     return [{"svg": lines(curves, "time t", column), "caption": f"{column} by noise level (held out)"}]
 
 
-def _with_quarters(history: History) -> Entries:
-    return [entry for entry in history.validations if isinstance(entry.get(_QUARTERS), list)]
-
-
-def _quarter_line(history: History, index: int) -> Line:
+def _quarter_line(entries: Entries, index: int) -> Line:
     """The loss in one quarter of the noise levels."""
-    pairs = [
-        (entry["step"], entry[_QUARTERS][index]) for entry in _with_quarters(history) if index < len(entry[_QUARTERS])
-    ]
-    pairs = [(float(step), float(loss)) for step, loss in pairs if is_number(loss)]
-    return Line(f"quarter {index + 1} of the noise", [x for x, _ in pairs], [y for _, y in pairs])
+    name = f"quarter {index + 1} of the noise"
+    losses = [(entry["step"], entry[_QUARTERS][index]) for entry in entries if index < len(entry[_QUARTERS])]
+    return _line([{"step": step, name: loss} for step, loss in losses], name)
 
 
 def _line(entries: Entries, name: str) -> Line:
@@ -127,10 +119,6 @@ def _line(entries: Entries, name: str) -> Line:
 
 def _mark(best: Best | None, name: str) -> Mark | None:
     return Mark(f"best: step {best.step}", best.step, best.value) if best and best.metric == name else None
-
-
-def _all_positive(entries: Entries, name: str) -> bool:
-    return all(entry[name] > 0 for entry in entries if is_number(entry.get(name)))
 
 
 def _format(value: object) -> str:

@@ -73,8 +73,8 @@ def test_kernel_distance_precision_and_recall_are_torch_fidelitys(n, d, rank):
     assert kernel_distance(a, b).value == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-4)
     expected = prc.prc_features_to_metric(b, a, prc_neighborhood=3, prc_batch_size=1000, verbose=False)
     found = Neighbourhoods(a, b).scores()
-    assert found.precision == pytest.approx(expected["precision"], rel=1e-4)
-    assert found.recall == pytest.approx(expected["recall"], rel=1e-4)
+    assert found["precision"] == pytest.approx(expected["precision"], rel=1e-4)
+    assert found["recall"] == pytest.approx(expected["recall"], rel=1e-4)
 
 
 @pytest.mark.parametrize(("n", "k"), [(500, 7), (40, 100)])

@@ -18,8 +18,7 @@ from ldm.data.dataset import ImageData
 from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
 from ldm.evaluation.features.extractors import Extractor
 from ldm.evaluation.records import MetricValue
-from ldm.evaluation.registry import MetricInfo
-from ldm.runtime.errors import UserError
+from ldm.evaluation.registry import RegisteredMetric
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,8 @@ class ReconstructionStats:
         return standard_posterior(self.model, self.images)
 
 
-class AutoencoderMetric:
+class AutoencoderMetric(RegisteredMetric):
     """One metric, by the name that it is registered under; an instance measures once."""
-
-    def __init__(self, info: MetricInfo) -> None:
-        self.info, self.name = info, info.name
 
     def unavailable(self, model: Autoencoder, image_size: int, config: AutoencoderEvaluationConfig) -> str | None:
         """Why this model cannot have the figure, or None where it can."""
@@ -111,7 +107,3 @@ class AutoencoderMetric:
     def manifest(self) -> dict[str, Any]:
         """What the values hold for, after `figures`."""
         return {}
-
-    def refusal(self, problem: str, remedy: str = "") -> UserError:
-        """The error to raise where this metric cannot be measured."""
-        return UserError(problem, setting="metrics", value=self.name, remedy=remedy)

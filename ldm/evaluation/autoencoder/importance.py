@@ -16,10 +16,8 @@ from autoencoders.importance import (
     importance_bound,
     log_weights,
 )
-from ldm.data.dataset import ImageData
 from ldm.data.selection import random_indices
 from ldm.evaluation.autoencoder.base import AutoencoderEvaluation, AutoencoderMetric
-from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
 from ldm.evaluation.metrics.latent_measures import standard_error
 from ldm.evaluation.records import MetricValue
 from ldm.evaluation.registry import autoencoder_metrics
@@ -33,9 +31,40 @@ class ImportanceBound(AutoencoderMetric):
         self.likelihood = likelihood_of(evaluation.model, evaluation.loss, evaluation.config.likelihood_scale)
 
     def figures(self) -> tuple[MetricValue, ...]:
-        e = self.evaluation
-        values, self.details = measure_importance(e.model, e.data, e.config, self.likelihood, device=e.device)
-        return tuple(values)
+        """log p(x) of images of the data, in nats an image and bits a dimension, for each number of draws.
+
+        It is a density of images in [-1, 1], taken at 8-bit values without dequantisation. The draws of an image depend
+        on (seed, index) and the batch size.
+        """
+        data, config = self.evaluation.data, self.evaluation.config
+        count, most = min(config.iwae_images, len(data)), max(config.iwae_samples)
+        rows = []
+        for index in progress(random_indices(len(data), count, config.seed), "importance-weighted bound (images)"):
+            draws = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
+            image = data[index].image.to(self.evaluation.device)
+            rows.append(
+                log_weights(self.evaluation.model, image, self.likelihood, most, draws, chunk=config.batch_size)
+            )
+        weights = torch.stack(rows)  # (N, S)
+        numbers = data[0].image.numel()
+        figures: list[MetricValue] = []
+        for k in sorted(set(config.iwae_samples)):
+            nats = importance_bound(weights, k)  # (N,)
+            value, error, to_bits = float(nats.mean()), standard_error(nats), 1 / (numbers * math.log(2))
+            bits, bits_error = -value * to_bits, error * to_bits
+            figures += [
+                MetricValue(f"iwae/{k}", f"log p(x) >= [K = {k}] nats", value, error, higher_is_better=True),
+                MetricValue(f"iwae/{k}/bits", f"bits/dim[density, K = {k}]", bits, bits_error),
+            ]
+        self.details = {
+            "images": count,
+            "samples": list(config.iwae_samples),
+            "likelihood": self.likelihood.kind,
+            "likelihood_scale": self.likelihood.scale,
+            "dimensions": numbers,
+            "density_of": "images in [-1, 1], at their 8-bit values",
+        }
+        return tuple(figures)
 
     def manifest(self) -> dict[str, Any]:
         return {"iwae": self.details}
@@ -55,44 +84,3 @@ def likelihood_of(model: Autoencoder, loss: LossConfig | None, scale: float | No
     remedy = "give `likelihood_scale`, the standard deviation of a Gaussian"
     problem = "without the config.yaml of a run its likelihood is not known"
     raise UserError(problem, remedy=remedy, setting="metrics", value="iwae")
-
-
-def measure_importance(
-    model: Autoencoder,
-    data: ImageData,
-    config: AutoencoderEvaluationConfig,
-    likelihood: Likelihood,
-    *,
-    device: torch.device | str = "cpu",
-) -> tuple[list[MetricValue], dict[str, Any]]:
-    """log p(x) of images of `data`, in nats an image and bits a dimension, for each number of draws.
-
-    It is a density of images in [-1, 1], taken at 8-bit values without dequantisation. The draws of an image depend on
-    (seed, index) and the batch size.
-    """
-    count, most = min(config.iwae_images, len(data)), max(config.iwae_samples)
-    rows = []
-    for index in progress(random_indices(len(data), count, config.seed), "importance-weighted bound (images)"):
-        draws = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
-        image = data[index].image.to(device)
-        rows.append(log_weights(model, image, likelihood, most, draws, chunk=config.batch_size))
-    weights = torch.stack(rows)  # (N, S)
-    numbers = data[0].image.numel()
-    figures = []
-    for samples in sorted(set(config.iwae_samples)):
-        nats = importance_bound(weights, samples)  # (N,)
-        value, error = float(nats.mean()), standard_error(nats)
-        to_bits = 1 / (numbers * math.log(2))
-        figures += [
-            MetricValue(f"iwae/{samples}", f"log p(x) >= [K = {samples}] nats", value, error, higher_is_better=True),
-            MetricValue(f"iwae/{samples}/bits", f"bits/dim[density, K = {samples}]", -value * to_bits, error * to_bits),
-        ]
-    details = {
-        "images": count,
-        "samples": list(config.iwae_samples),
-        "likelihood": likelihood.kind,
-        "likelihood_scale": likelihood.scale,
-        "dimensions": numbers,
-        "density_of": "images in [-1, 1], at their 8-bit values",
-    }
-    return figures, details

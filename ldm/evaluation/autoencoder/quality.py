@@ -32,14 +32,11 @@ class Quality(AutoencoderMetric):
 
     title = ""
     higher_is_better = True
+    distance: Distance  # one number an image (B,)
 
     def start(self, evaluation: AutoencoderEvaluation) -> None:
         super().start(evaluation)
         self.values: list[Tensor] = []
-
-    def distance(self, images: Tensor, originals: Tensor) -> Tensor:
-        """One number an image (B,)."""
-        raise NotImplementedError
 
     def add(self, batch: ReconstructionStats) -> None:
         self.values.append(self.distance(batch.restored, batch.images).cpu().double())
@@ -51,23 +48,20 @@ class Quality(AutoencoderMetric):
 
 @autoencoder_metrics.register("psnr")
 class Psnr(Quality):
-    def distance(self, images: Tensor, originals: Tensor) -> Tensor:
-        return psnr(images, originals)
+    distance = staticmethod(psnr)
 
 
 @autoencoder_metrics.register("ssim")
 class Ssim(Quality):
+    distance = staticmethod(ssim)
+
     def unavailable(self, model: Autoencoder, image_size: int, config: AutoencoderEvaluationConfig) -> str | None:
         return f"needs images of {_SMALLEST_SSIM} pixels or more" if image_size < _SMALLEST_SSIM else None
-
-    def distance(self, images: Tensor, originals: Tensor) -> Tensor:
-        return ssim(images, originals)
 
 
 @autoencoder_metrics.register("lpips")
 class Lpips(Quality):
     higher_is_better = False
-    lpips: Distance
 
     def unavailable(self, model: Autoencoder, image_size: int, config: AutoencoderEvaluationConfig) -> str | None:
         smallest = _SMALLEST_LPIPS[config.lpips_network]
@@ -85,10 +79,7 @@ class Lpips(Quality):
     def start(self, evaluation: AutoencoderEvaluation) -> None:
         super().start(evaluation)
         assert evaluation.evaluators.lpips is not None
-        self.lpips, self.title = evaluation.evaluators.lpips, f"LPIPS[{evaluation.config.lpips_network}]"
-
-    def distance(self, images: Tensor, originals: Tensor) -> Tensor:
-        return self.lpips(images, originals)
+        self.distance, self.title = evaluation.evaluators.lpips, f"LPIPS[{evaluation.config.lpips_network}]"
 
 
 @autoencoder_metrics.register("rfid")

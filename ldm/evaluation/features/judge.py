@@ -45,21 +45,9 @@ class Judge:
         self.device = torch.device(device)
         self.network, self.metadata = network.to(self.device).eval(), metadata
         self.name = f"judge:{safe_name(metadata.data_name)}:{network.fingerprint()[:8]}"
-
-    @property
-    def heads(self) -> Mapping[str, tuple[str, ...]]:
-        """The names of the values of each attribute that it predicts."""
-        return self.metadata.heads
-
-    @property
-    def accuracy(self) -> Mapping[str, float]:
-        """On held-out real images."""
-        return self.metadata.accuracy
-
-    @property
-    def class_head(self) -> str:
-        """The attribute that stands for the class label, or ""."""
-        return self.metadata.class_head
+        self.heads = metadata.heads  # the names of the values of each attribute that it predicts
+        self.accuracy = metadata.accuracy  # on held-out real images
+        self.class_head = metadata.class_head  # the attribute that stands for the class label, or ""
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> dict[str, Tensor]:

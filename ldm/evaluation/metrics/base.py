@@ -18,8 +18,8 @@ from ldm.evaluation.features.extractors import Extractor, figure_name
 from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.features.judge import Judge
 from ldm.evaluation.intervals import half_samples, interval
-from ldm.evaluation.records import MetricValue
-from ldm.evaluation.registry import MetricInfo, metrics
+from ldm.evaluation.records import Estimate, MetricValue
+from ldm.evaluation.registry import RegisteredMetric, metrics
 from ldm.runtime.errors import UserError
 from ldm.sampling.code_prior import CodePriorModel
 from ldm.sampling.config import SamplingConfig
@@ -69,8 +69,7 @@ class Samples:
 
 
 def _halves(samples: Samples, config: EvaluationConfig) -> list[Tensor]:
-    halves = half_samples(len(samples.fake), config.bootstrap, seed=config.seed)
-    return [half.to(samples.fake.device) for half in halves]
+    return half_samples(len(samples.fake), config.bootstrap, seed=config.seed, device=samples.fake.device)
 
 
 @dataclass(frozen=True)
@@ -120,14 +119,11 @@ class MetricResult:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-class Metric:
+class Metric(RegisteredMetric):
     """One metric, by the name that it is registered under."""
 
     least_images = 2
     least_reference = 0
-
-    def __init__(self, info: MetricInfo) -> None:
-        self.info, self.name = info, info.name
 
     def check(self, context: MetricContext) -> None:
         """`UserError`, before any work, where what the metric needs is not there."""
@@ -146,10 +142,6 @@ class Metric:
             raise self.refusal(f"a prior over codes has no {missing}", "take other `metrics`")
         if "training_split" in needs:
             self.training_and_held_out(context)
-
-    def refusal(self, problem: str, remedy: str = "") -> UserError:
-        """The error to raise where this metric cannot be measured."""
-        return UserError(problem, setting="metrics", value=self.name, remedy=remedy)
 
     def training_and_held_out(self, context: MetricContext) -> tuple[ImageData, ImageData]:
         """Which of the two splits was trained on; `UserError` where one of them is missing."""
@@ -173,18 +165,12 @@ class SampleMetric(Metric):
     higher_is_better = False
 
     def value(
-        self,
-        samples: Samples,
-        value: float,
-        halves: Sequence[float] = (),
-        *,
-        standard_error: float | None = None,
-        name: str = "",
+        self, samples: Samples, value: float | Estimate, halves: Sequence[float] = (), *, name: str = ""
     ) -> MetricValue:
         """The figure, named after the extractor unless it has a `name`, with the interval of the values of halves."""
+        value, error = (value.value, value.standard_error) if isinstance(value, Estimate) else (value, None)
         parts, name = tuple(halves), name or figure_name(self.name, samples.extractor)
-        better = self.higher_is_better
-        return MetricValue(self.name, name, value, standard_error, better, interval(value, parts), parts)
+        return MetricValue(self.name, name, value, error, self.higher_is_better, interval(value, parts), parts)
 
 
 class ModelMetric(Metric):

@@ -10,8 +10,6 @@ Everything is float64: in float32 the distance is wrong in the third digit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -19,7 +17,7 @@ from autoencoders.importance import to_float64
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.metrics.base import SampleMetric, Samples
-from ldm.evaluation.records import MetricValue
+from ldm.evaluation.records import Estimate, MetricValue
 from ldm.evaluation.registry import metrics
 
 _TOLERANCE = 2e-10  # accepted rounding error, relative to tr C_1 + tr C_2
@@ -51,8 +49,7 @@ class ExtrapolatedFrechetDistance(SampleMetric):
     least_images = 20
 
     def measure(self, samples: Samples, config: EvaluationConfig) -> MetricValue:
-        estimate = extrapolated_frechet_distance(samples.real_features, samples.fake, seed=config.seed)
-        return self.value(samples, estimate.value, standard_error=estimate.standard_error)
+        return self.value(samples, extrapolated_frechet_distance(samples.real_features, samples.fake, seed=config.seed))
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -80,19 +77,12 @@ def _nuclear_norm(matrix: Tensor, scale: float) -> Tensor:
     return squares.sqrt().sum()
 
 
-@dataclass(frozen=True, slots=True)
-class Extrapolated:
-    """The distance at infinitely many samples, and its standard error as that of the fitted line's end."""
-
-    value: float
-    standard_error: float
-
-
-def extrapolated_frechet_distance(real: Tensor, fake: Tensor, *, seed: int = 0, points: int = _POINTS) -> Extrapolated:
+def extrapolated_frechet_distance(real: Tensor, fake: Tensor, *, seed: int = 0, points: int = _POINTS) -> Estimate:
     """FID_infinity (Chong and Forsyth 2020, arXiv:1911.07023, section 3): linear in 1 / N, followed to 0.
 
     The distance of fake features (M, D) from real ones (N, D), at `points` numbers of fake features from M / 5 to M,
     drawn at random without replacement; the reference stays whole. Needs 20 fake features or more.
+    The standard error is that of the fitted line's end.
     """
     if points < 3 or len(fake) < 20:
         raise ValueError(f"expected 20 fake features and 3 points or more, got {len(fake)} and {points}")
@@ -108,7 +98,7 @@ def extrapolated_frechet_distance(real: Tensor, fake: Tensor, *, seed: int = 0, 
     inverse = torch.linalg.inv(design.T @ design)
     line = inverse @ design.T @ y
     residual = (y - design @ line).square().sum() / (points - 2)
-    return Extrapolated(float(line[0]), float((residual * inverse[0, 0]).sqrt()))
+    return Estimate(float(line[0]), float((residual * inverse[0, 0]).sqrt()))
 
 
 def sliced_frechet_distance(real: Tensor, fake: Tensor, *, seed: int = 0, slices: int = _SLICES) -> float:

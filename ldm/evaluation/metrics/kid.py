@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from autoencoders.importance import to_float64
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.metrics.base import SampleMetric, Samples
-from ldm.evaluation.records import MetricValue
+from ldm.evaluation.records import Estimate, MetricValue
 from ldm.evaluation.registry import metrics
 
 _WHOLE = 8192  # up to so many samples the kernel of all pairs is computed once (0.5 GB)
@@ -19,26 +17,17 @@ _WHOLE = 8192  # up to so many samples the kernel of all pairs is computed once 
 @metrics.register("kid")
 class KernelInceptionDistance(SampleMetric):
     def measure(self, samples: Samples, config: EvaluationConfig) -> MetricValue:
-        estimate = kernel_distance(samples.real_features, samples.fake, seed=config.seed)
-        return self.value(samples, estimate.value, standard_error=estimate.standard_error)
-
-
-@dataclass(frozen=True, slots=True)
-class KernelDistance:
-    """The estimate and its standard error.
-
-    The error is that of a delete-d jackknife (Shao and Wu 1989), for subsets of one sample overlap and their plain
-    scatter would shrink with their number. Where the two distributions agree it errs on the large side.
-    """
-
-    value: float
-    standard_error: float
+        return self.value(samples, kernel_distance(samples.real_features, samples.fake, seed=config.seed))
 
 
 def kernel_distance(
     a: Tensor, b: Tensor, *, seed: int = 0, num_subsets: int = 100, max_subset_size: int = 1000
-) -> KernelDistance:
-    """Mean over random subsets of features (N, D) and (M, D), as clean-fid computes it but with its own generator."""
+) -> Estimate:
+    """Mean over random subsets of features (N, D) and (M, D), as clean-fid computes it but with its own generator.
+
+    The error is that of a delete-d jackknife (Shao and Wu 1989), for subsets of one sample overlap and their plain
+    scatter would shrink with their number. Where the two distributions agree it errs on the large side.
+    """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 4:
         raise ValueError(f"expected features (N, D), (M, D) with N, M >= 4, got {tuple(a.shape)} and {tuple(b.shape)}")
     a, b = (to_float64(x) for x in (a, b))
@@ -71,7 +60,7 @@ def kernel_distance(
         size = n // 2
         estimates = estimates_of(size)
     variance = estimates.var() * size / (n - size)
-    return KernelDistance(float(value), float(variance.sqrt()))
+    return Estimate(float(value), float(variance.sqrt()))
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:

@@ -7,8 +7,7 @@ its k-th nearest neighbour of the same set.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,16 +21,6 @@ from ldm.evaluation.registry import metrics
 
 PRECISION_K, DENSITY_K = 3, 5  # of the papers
 MOST = 10_000  # features a side: the distances of so many to so many take 0.4 GB
-
-
-@dataclass(frozen=True, slots=True)
-class ManifoldScores:
-    """Precision, recall and coverage in [0, 1]; density from 0, 1 on average where the distributions agree."""
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
 
 
 class Neighbourhoods:
@@ -51,17 +40,20 @@ class Neighbourhoods:
         self.within_fake = squared_distances(fake, fake)
         self.real_radii = {k: radii(squared_distances(real, real), k) for k in (PRECISION_K, DENSITY_K)}
 
-    def scores(self, chosen: Tensor | None = None) -> ManifoldScores:
-        """Of all fake features, or of those with the numbers `chosen`."""
+    def scores(self, chosen: Tensor | None = None) -> dict[str, float]:
+        """Of all fake features, or of those with the numbers `chosen`, by metric.
+
+        Precision, recall and coverage in [0, 1]; density from 0, 1 on average where the distributions agree.
+        """
         across = self.across if chosen is None else self.across[chosen]
         within = self.within_fake if chosen is None else self.within_fake[chosen][:, chosen]
         inside = across <= self.real_radii[DENSITY_K]  # (M, N): fake j in the ball of real i
-        return ManifoldScores(
-            precision=float((across <= self.real_radii[PRECISION_K]).any(1).double().mean()),
-            recall=float((across <= radii(within, PRECISION_K)[:, None]).any(0).double().mean()),
-            density=float(inside.double().sum(1).mean()) / DENSITY_K,
-            coverage=float(inside.any(0).double().mean()),
-        )
+        return {
+            "precision": float((across <= self.real_radii[PRECISION_K]).any(1).double().mean()),
+            "recall": float((across <= radii(within, PRECISION_K)[:, None]).any(0).double().mean()),
+            "density": float(inside.double().sum(1).mean()) / DENSITY_K,
+            "coverage": float(inside.any(0).double().mean()),
+        }
 
 
 def radii(within: Tensor, k: int) -> Tensor:
@@ -81,20 +73,19 @@ class ManifoldMetric(SampleMetric):
 
     def measure(self, samples: Samples, config: EvaluationConfig) -> MetricValue:
         whole, parts = samples.once(_scores, config)
-        halves = [getattr(part, self.name) for part in parts]
-        value = self.value(samples, getattr(whole, self.name), halves)
+        value = self.value(samples, whole[self.name], [part[self.name] for part in parts])
         if value.interval is None or self.name == "density":
             return value
         low, high = value.interval  # of a share, which lies in [0, 1]
         return replace(value, interval=(max(low, 0.0), min(high, 1.0)))
 
 
-def _scores(samples: Samples, config: EvaluationConfig) -> tuple[ManifoldScores, Sequence[ManifoldScores]]:
+def _scores(samples: Samples, config: EvaluationConfig) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Of all samples, and of their halves."""
     real, fake = (_at_most(features, MOST, config.seed) for features in (samples.real_features, samples.fake))
     neighbourhoods = Neighbourhoods(real, fake)
-    halves = half_samples(len(fake), config.bootstrap, seed=config.seed)
-    return neighbourhoods.scores(), [neighbourhoods.scores(half.to(fake.device)) for half in halves]
+    halves = half_samples(len(fake), config.bootstrap, seed=config.seed, device=fake.device)
+    return neighbourhoods.scores(), [neighbourhoods.scores(half) for half in halves]
 
 
 def _at_most(features: Tensor, most: int, seed: int) -> Tensor:

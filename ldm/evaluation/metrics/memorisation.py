@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ldm.evaluation.features.extractors import Extractor, figure_name
 from ldm.evaluation.features.feature_cache import chosen_indices, features_of
 from ldm.evaluation.intervals import half_samples, interval
 from ldm.evaluation.metrics.base import MetricResult, ModelEvaluation, ModelMetric
-from ldm.evaluation.metrics.neighbours import nearest_training, squared_distances
+from ldm.evaluation.metrics.neighbours import nearest_distances, squared_distances
 from ldm.evaluation.records import MetricValue
 from ldm.evaluation.registry import metrics
 from ldm.runtime.images import enlarged, grid, save_png
@@ -32,70 +31,60 @@ class MemorisationMetric(ModelMetric):
         assert evaluation.extractor is not None
         copies = memorisation(evaluation.features, evaluation.extractor, train, held_out, context.config)
         if evaluation.contact_sheet is not None:
-            save_contact_sheet(evaluation.contact_sheet, copies, evaluation, train)
+            save_contact_sheet(evaluation.contact_sheet, copies.manifest["suspects"], evaluation, train)
         return MetricResult(copies.figures, {"memorisation": copies.manifest})
-
-
-@dataclass(frozen=True)
-class Memorisation:
-    """Figures, what they were measured on, and the samples nearest to training images with these: (sample, images)."""
-
-    figures: tuple[MetricValue, ...]
-    manifest: dict[str, Any]
-    suspects: tuple[tuple[int, tuple[int, ...]], ...]
 
 
 def memorisation(
     samples: Tensor, extractor: Extractor, train: ImageData, held_out: ImageData, config: EvaluationConfig
-) -> Memorisation:
+) -> MetricResult:
     """Of the samples' features (M, D): their distance to the nearest training image, against that of held-out images.
 
     `memorisation` is the median distance over that of held-out images: about 1 without memorisation, 0 for copies.
-    `memorisation/near` is the share of samples that are nearer than 99 % of the held-out images are.
+    `memorisation/near` is the share of samples that are nearer than 99 % of the held-out images are. The manifest has
+    as `suspects` the samples nearest to training images, with these.
     """
     size = config.batch_size
     indices = chosen_indices(len(train), config.num_reference, config.seed)
     train_features = features_of(extractor, train, indices, batch_size=size, label="features of training images")
-    held_out_indices = chosen_indices(len(held_out), config.num_reference, config.seed)
-    held_out_features = features_of(
-        extractor, held_out, held_out_indices, batch_size=size, label="features of held-out images"
-    )
+    other_indices = chosen_indices(len(held_out), config.num_reference, config.seed)
+    others = features_of(extractor, held_out, other_indices, batch_size=size, label="features of held-out images")
     samples = samples.to(train_features.device)
-    nearest = nearest_training(train_features, samples, held_out_features)
-    of_held_out = nearest_training(train_features, held_out_features, held_out_features)
-    near = (nearest.distance < torch.quantile(of_held_out.distance, _NEAR)).double()
-    halves = half_samples(len(samples), config.bootstrap, seed=config.seed)
-    parts = tuple(float(nearest.ratio[half.to(samples.device)].median()) for half in halves)
-    value, share, name = float(nearest.ratio.median()), float(near.mean()), figure_name("memorisation", extractor)
+    distance, of_held_out = nearest_distances(samples, train_features), nearest_distances(others, train_features)
+    ratio = distance / of_held_out.median().clamp(min=1e-12)  # far below 1: nearer than held-out images are
+    near = (distance < torch.quantile(of_held_out, _NEAR)).double()
+    halves = half_samples(len(samples), config.bootstrap, seed=config.seed, device=samples.device)
+    parts = tuple(float(ratio[half].median()) for half in halves)
+    value, share, name = float(ratio.median()), float(near.mean()), figure_name("memorisation", extractor)
     error = (share * (1 - share) / len(near)) ** 0.5
     figures = (
         MetricValue("memorisation", f"{name} distance ratio", value, None, True, interval(value, parts), parts),
         MetricValue("memorisation/near", f"{name} share of near copies", share, error),
     )
-    worst = nearest.ratio.argsort()[:_SUSPECTS]
+    worst = ratio.argsort()[:_SUSPECTS]
     count = min(_NEIGHBOURS, len(train_features))
     neighbours = squared_distances(samples[worst], train_features).topk(count, largest=False).indices
-    suspects = tuple(
-        (sample, tuple(indices[column] for column in row))
-        for sample, row in zip(worst.tolist(), neighbours.tolist(), strict=True)
-    )
+    suspects = []
+    for sample, row in zip(worst.tolist(), neighbours.tolist(), strict=True):
+        suspects.append({"sample": sample, "training_images": [indices[column] for column in row]})
     manifest = {
         "training_images": len(train_features),
-        "held_out_images": len(held_out_features),
+        "held_out_images": len(others),
         "near": f"nearer to a training image than {1 - _NEAR:.0%} of the held-out images",
-        "suspects": [{"sample": sample, "training_images": list(row)} for sample, row in suspects],
+        "suspects": suspects,
     }
-    return Memorisation(figures, manifest, suspects)
+    return MetricResult(figures, manifest)
 
 
-def save_contact_sheet(path: Path, copies: Memorisation, evaluation: ModelEvaluation, train: ImageData) -> None:
+def save_contact_sheet(
+    path: Path, suspects: list[dict[str, Any]], evaluation: ModelEvaluation, train: ImageData
+) -> None:
     """A row for each suspect: the sample, drawn once more by its seed, and the training images nearest to it."""
     images: list[Tensor] = []
     sampling, seed = evaluation.context.sampling, evaluation.context.config.seed
-    for sample, neighbours in copies.suspects:
-        request = evaluation.conditions[sample].request
+    for suspect in suspects:
+        request, sample = evaluation.conditions[suspect["sample"]].request, suspect["sample"]
         batches = evaluation.model.generate([request], sampling, seed=seed, first_index=sample)
         images.append(next(iter(batches))[0].float().cpu())
-        images += [train[index].image for index in neighbours]
-    columns = 1 + len(copies.suspects[0][1])
-    save_png(enlarged(grid(torch.stack(images), columns)), path)
+        images += [train[index].image for index in suspect["training_images"]]
+    save_png(enlarged(grid(torch.stack(images), len(images) // len(suspects))), path)

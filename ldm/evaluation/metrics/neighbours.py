@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,30 +32,6 @@ class Diversity(SampleMetric):
         return self.value(samples, diversity(samples.fake, groups), halves)
 
 
-@dataclass(frozen=True, slots=True)
-class Nearest:
-    """For each sample the number of the nearest training image and the distance to it, over that of held-out images.
-
-    A `ratio` far below one: a sample lies much nearer to a training image than held-out images do; (M,) each.
-    """
-
-    index: Tensor
-    distance: Tensor
-    ratio: Tensor
-
-
-def nearest_training(train: Tensor, samples: Tensor, held_out: Tensor) -> Nearest:
-    """Nearest neighbours of sample features (M, D) among training features (N, D).
-
-    The ratio is to the median distance of held-out features (H, D) to their own nearest training features.
-    """
-    if not len(train) or not len(held_out):
-        raise ValueError("expected at least one training and one held-out feature")
-    distance, index = _nearest(samples, train)
-    scale = _nearest(held_out, train)[0].median().clamp(min=1e-12)
-    return Nearest(index, distance, distance / scale)
-
-
 def diversity(features: Tensor, groups: Sequence[Hashable]) -> float:
     """Mean distance of two samples of one condition: features (N, D), `groups` the condition of each.
 
@@ -80,11 +55,9 @@ def diversity(features: Tensor, groups: Sequence[Hashable]) -> float:
     return total / pairs
 
 
-def _nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance of each of a (N, D) to the nearest of b, and its number: (N,) each."""
-    parts = [squared_distances(part, b).min(1) for part in a.split(1024)]
-    distance = torch.cat([part.values for part in parts]).double().sqrt()
-    return distance, torch.cat([part.indices for part in parts])
+def nearest_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Distance of each of a (N, D) to the nearest of b: (N,)."""
+    return torch.cat([squared_distances(part, b).amin(1) for part in a.split(1024)]).double().sqrt()
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:

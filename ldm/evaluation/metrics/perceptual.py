@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autoencoders.losses import feature_distance
 from autoencoders.losses.perceptual import Distance
@@ -30,19 +30,10 @@ class TrainedFeatures:
         return feature_distance(lambda images: self.network.maps(fit_size(images, size)), a, b)
 
 
-class Lpips:
-    """LPIPS (Zhang et al. 2018) of images (B, 3, H, W) in [-1, 1], as the lpips package computes it: (B,)."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network.eval().requires_grad_(False)
-
-    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.network(a, b).flatten()
-
-
 def lpips_distance(kind: str, weights: str | None = None, *, device: torch.device | str = "cpu") -> Distance:
-    """LPIPS with the backbone `kind` ("vgg" or "alex") from the file `weights` or from torch hub's cache.
+    """LPIPS (Zhang et al. 2018) as the lpips package computes it, of images (B, 3, H, W) in [-1, 1]: (B,).
 
+    With the backbone `kind` ("vgg" or "alex") from the file `weights` or from torch hub's cache.
     `UserError` names both places where there is no such file, or another; nothing is downloaded.
     """
     state = _backbone(backbone_file(kind, weights), kind)
@@ -54,7 +45,8 @@ def lpips_distance(kind: str, weights: str | None = None, *, device: torch.devic
         for name, parameter in network.net.named_parameters():  # slice2.4.weight is features.4.weight there
             number, part = name.split(".")[1:]
             parameter.copy_(state[f"features.{number}.{part}"])
-    return Lpips(network.to(device))
+    network.to(device).eval().requires_grad_(False)
+    return lambda a, b: network(a, b).flatten()
 
 
 def backbone_file(kind: str, weights: str | None = None) -> Path:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from autoencoders.importance import to_float64
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.metrics.base import SampleMetric, Samples
-from ldm.evaluation.records import MetricValue
+from ldm.evaluation.records import Estimate, MetricValue
 from ldm.evaluation.registry import metrics
 
 
@@ -23,8 +21,7 @@ class InceptionScoreMetric(SampleMetric):
             raise self.refusal("needs a judge of classes, which this data does not give")
         splits = min(10, len(samples.class_probs) // 2)
         score = inception_score(samples.class_probs, splits=splits, seed=config.seed)
-        name = f"IS[{samples.judge}]"
-        return self.value(samples, score.value, standard_error=score.standard_error, name=name)
+        return self.value(samples, score, name=f"IS[{samples.judge}]")
 
 
 @metrics.register("clip_score")
@@ -37,25 +34,17 @@ class ClipScore(SampleMetric):
         scores = samples.text_scores
         if scores is None:
             raise self.refusal("needs captions, which this model does not take")
-        error = float(scores.double().std() / len(scores) ** 0.5)
-        value = float(scores.double().mean())
+        mean = Estimate(float(scores.double().mean()), float(scores.double().std() / len(scores) ** 0.5))
         halves = [float(scores[half.to(scores.device)].mean()) for half in samples.halves(config)]
-        return self.value(samples, value, halves, standard_error=error, name=f"CLIP score[{samples.clip}]")
+        return self.value(samples, mean, halves, name=f"CLIP score[{samples.clip}]")
 
 
-@dataclass(frozen=True, slots=True)
-class InceptionScore:
-    """Mean over the splits, and the standard error of that mean."""
-
-    value: float
-    standard_error: float
-
-
-def inception_score(probabilities: Tensor, *, splits: int = 10, seed: int = 0) -> InceptionScore:
+def inception_score(probabilities: Tensor, *, splits: int = 10, seed: int = 0) -> Estimate:
     """exp of the mean KL(p(y | x) || p(y)) (Salimans et al. 2016, arXiv:1606.03498, section 4).
 
     Probabilities (N, K) with rows that sum to one; N is shuffled by `seed` and cut into `splits` parts, each with its
-    own p(y), as the paper does. From 1 (every image alike, or uniform probabilities) to K.
+    own p(y), as the paper does. From 1 (every image alike, or uniform probabilities) to K. The mean over the parts
+    with its standard error.
     """
     if probabilities.ndim != 2 or len(probabilities) < splits or splits < 1:
         raise ValueError(f"expected probabilities (N, K) with N >= {splits} splits, got {tuple(probabilities.shape)}")
@@ -69,4 +58,4 @@ def inception_score(probabilities: Tensor, *, splits: int = 10, seed: int = 0) -
         scores.append((torch.special.xlogy(part, part) - torch.special.xlogy(part, marginal)).sum(1).mean().exp())
     values = torch.stack(scores)
     error = float(values.std() / splits**0.5) if splits > 1 else float("nan")
-    return InceptionScore(float(values.mean()), error)
+    return Estimate(float(values.mean()), error)
