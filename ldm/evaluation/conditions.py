@@ -31,26 +31,34 @@ def eval_conditions(
     of the list is balanced; it depends on (data, count, seed) alone. With `classifier`, the label is the classifier's
     target. The prompt is the first caption, which names all attributes of the data set.
     """
-    labelled = classifier or model.has_classes
-    _check(model, data, labelled)
     names = set(judge.heads) if judge is not None else set()
-    conditions = []
-    for index in balanced_indices(data, count, seed):
-        prompt = data.captions(index)[0] if model.has_text else ""
-        label = data.label(index) if labelled else -1
+    conditions, indices = [], balanced_indices(data, count, seed)
+    for index, request in zip(indices, conditions_of(model, data, indices, classifier=classifier), strict=True):
         expected = {}
         if model.has_text and data.attribute_names:
             expected = {name: str(value) for name, value in data.attributes(index).items() if name in names}
-        if label >= 0 and judge is not None and judge.class_head:
-            expected[judge.class_head] = data.class_names[label]
-        conditions.append(EvalCondition(Request(prompt=prompt, class_label=label if label >= 0 else None), expected))
+        if request.class_label is not None and judge is not None and judge.class_head:
+            expected[judge.class_head] = data.class_names[request.class_label]
+        conditions.append(EvalCondition(request, expected))
     return conditions
 
 
-def conditions_of(model: ImageModel, data: ImageData, indices: Sequence[int]) -> list[Request]:
-    """The conditions of these very images: first caption for a text model, label for a class model (-1: the null)."""
-    _check(model, data, model.has_classes)
-    labels = [data.label(index) if model.has_classes else -1 for index in indices]
+def conditions_of(
+    model: ImageModel, data: ImageData, indices: Sequence[int], *, classifier: bool = False
+) -> list[Request]:
+    """The conditions of these very images: first caption for a text model, label for a class model (-1: the null).
+
+    With `classifier` the label in any case. `UserError` where the data lack the captions or the classes of the model.
+    """
+    labelled = classifier or model.has_classes
+    without = {"captions": model.has_text and not data.has_captions, "class labels": labelled and not data.class_names}
+    for name, missing in without.items():
+        if missing:
+            raise UserError(f"{data.name}: no {name}, which this model needs", remedy="give the data of its training")
+    if labelled and tuple(model.class_names) != tuple(data.class_names):
+        theirs, ours = (", ".join(names[:5]) for names in (data.class_names, model.class_names))
+        raise UserError(f"{data.name}: its classes ({theirs}, ...) are not those of the model ({ours}, ...)")
+    labels = [data.label(index) if labelled else -1 for index in indices]
     prompts = [data.captions(index)[0] if model.has_text else "" for index in indices]
     pairs = zip(prompts, labels, strict=True)
     return [Request(prompt=prompt, class_label=label if label >= 0 else None) for prompt, label in pairs]
@@ -72,14 +80,3 @@ def balanced_indices(data: ImageData, count: int, seed: int) -> list[int]:
         groups.pop(-1, None)  # images without a label are no condition
     members = list(groups.values())
     return [members[k % len(members)][k // len(members) % len(members[k % len(members)])] for k in range(count)]
-
-
-def _check(model: ImageModel, data: ImageData, labelled: bool) -> None:
-    """`UserError` where the data lack the captions or, where `labelled`, the classes of the model."""
-    without = {"captions": model.has_text and not data.has_captions, "class labels": labelled and not data.class_names}
-    for name, missing in without.items():
-        if missing:
-            raise UserError(f"{data.name}: no {name}, which this model needs", remedy="give the data of its training")
-    if labelled and tuple(model.class_names) != tuple(data.class_names):
-        theirs, ours = (", ".join(names[:5]) for names in (data.class_names, model.class_names))
-        raise UserError(f"{data.name}: its classes ({theirs}, ...) are not those of the model ({ours}, ...)")

@@ -58,10 +58,8 @@ def cautions(num_images: int, num_reference: int, evaluators: Evaluators) -> tup
     fewest = min(num_images, num_reference or num_images)
     if extractor is not None and fewest < _SMALL:
         notes.append(f"N = {fewest}: the Frechet distance is biased upwards; compare only figures of equal N")
-    if extractor is not None and fewest <= extractor.dim:
-        notes.append(
-            f"N = {fewest} is not above the {extractor.dim} feature dimensions: the covariance is rank-deficient"
-        )
+    if extractor is not None and fewest <= (dim := extractor.dim):
+        notes.append(f"N = {fewest} is not above the {dim} feature dimensions: the covariance is rank-deficient")
     if extractor is not None and extractor.name != "inception":
         notes.append(f"features are {extractor.name}, not Inception: comparable only under this very name")
     for name, accuracy in judge.accuracy.items() if judge is not None else ():
@@ -76,11 +74,8 @@ def describe_evaluators(evaluators: Evaluators) -> dict[str, Any]:
     if extractor is not None:
         manifest |= {"extractor": extractor.name, "dim": extractor.dim, "preprocessing": extractor.preprocessing}
     if judge is not None:
-        manifest |= {
-            "judge": judge.name,
-            "judge_accuracy": dict(judge.accuracy),
-            "judge_held_out": judge.metadata.held_out,
-        }
+        manifest |= {"judge": judge.name, "judge_accuracy": dict(judge.accuracy)}
+        manifest["judge_held_out"] = judge.metadata.held_out
     if evaluators.clip is not None:
         manifest["clip_score"] = f"{evaluators.clip.FORM}; {evaluators.clip.name}"
     return manifest

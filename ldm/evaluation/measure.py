@@ -139,7 +139,10 @@ def sample_and_extract(
         _wait(images.device)
         seconds = time.perf_counter() - started
         batch = remaining[start : start + len(images)]
-        parts.append((start, _extract(images, batch, config, evaluators, seconds, max(0, keep - first - start))))
+        first_images = images[: max(0, keep - first - start)].cpu()
+        parts.append(
+            (start, replace(_extract(images, batch, config, evaluators), seconds=seconds, images=first_images))
+        )
         if on_batch is not None:
             on_batch(min(processes.count * size, len(remaining) - start))
     for _ in batches:
@@ -185,12 +188,7 @@ def compute_metrics(
 
 
 def _extract(
-    images: Tensor,
-    conditions: Sequence[EvalCondition],
-    config: EvaluationConfig,
-    evaluators: Evaluators,
-    seconds: float,
-    keep: int,
+    images: Tensor, conditions: Sequence[EvalCondition], config: EvaluationConfig, evaluators: Evaluators
 ) -> SampleStats:
     judge, nothing = evaluators.judge, torch.empty(0)
     features = nothing if evaluators.extractor is None else evaluators.extractor(images)
@@ -202,7 +200,7 @@ def _extract(
     texts = nothing
     if evaluators.clip is not None:
         texts = evaluators.clip(images, [condition.request.prompt for condition in conditions])
-    return SampleStats(len(images), features, class_probs, texts, scores, 0, seconds, images[:keep].cpu())
+    return SampleStats(len(images), features, class_probs, texts, scores)
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:

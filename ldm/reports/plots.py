@@ -81,13 +81,8 @@ def lines(
             axes.set_title(mark.text, fontsize=9, loc="right")
         if len(curves) > 1:
             axes.legend(fontsize=8, frameon=False)
-        return _svg(figure, f"{y_name} against {x_name}. {_describe_ends(curves)}{f' {mark.text}.' if mark else ''}")
-
-
-def _describe_ends(curves: Sequence[Line]) -> str:
-    """The ends of each curve in words, for screen readers."""
-    ends = [f"{line.name}: {line.y[0]:.4g} at {line.x[0]:g}, {line.y[-1]:.4g} at {line.x[-1]:g}" for line in curves]
-    return "; ".join(ends) + "."
+        ends = [f"{line.name}: {line.y[0]:.4g} at {line.x[0]:g}, {line.y[-1]:.4g} at {line.x[-1]:g}" for line in curves]
+        return _svg(figure, f"{y_name} against {x_name}. {'; '.join(ends)}.{f' {mark.text}.' if mark else ''}")
 
 
 @dataclass(frozen=True)

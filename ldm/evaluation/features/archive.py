@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +56,7 @@ def save_archive(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write the arrays as one .npz file, whole or not at all."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    atomic_write(Path(os.fspath(path)), buffer.getvalue())
+    atomic_write(path, buffer.getvalue())
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:

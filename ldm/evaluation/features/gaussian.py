@@ -24,7 +24,11 @@ class Gaussian:
     @classmethod
     def fit(cls, features: Tensor) -> Gaussian:
         """Mean and unbiased covariance of features (N, D), N >= 2."""
-        n, d = _checked(features).shape
+        if features.ndim != 2 or len(features) < 2:
+            raise ValueError(f"expected features (N, D) with N >= 2, got {tuple(features.shape)}")
+        if not features.isfinite().all():
+            raise ValueError("features hold values that are not finite")
+        n, d = features.shape
         mean = torch.stack([chunk.sum(0) for chunk in _chunks(features)]).sum(0) / n
         if n <= d:
             return cls(mean, (to_float64(features) - mean) / (n - 1) ** 0.5, n)
@@ -63,11 +67,3 @@ def _factor(covariance: Tensor) -> Tensor:
 
 def _chunks(features: Tensor) -> Iterable[Tensor]:
     return map(to_float64, features.split(_CHUNK))
-
-
-def _checked(features: Tensor) -> Tensor:
-    if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"expected features (N, D) with N >= 2, got {tuple(features.shape)}")
-    if not features.isfinite().all():
-        raise ValueError("features hold values that are not finite")
-    return features

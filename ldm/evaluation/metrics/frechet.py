@@ -101,18 +101,6 @@ def extrapolated_frechet_distance(real: Tensor, fake: Tensor, *, seed: int = 0, 
     return Estimate(float(line[0]), float((residual * inverse[0, 0]).sqrt()))
 
 
-def sliced_frechet_distance(real: Tensor, fake: Tensor, *, seed: int = 0, slices: int = _SLICES) -> float:
-    """D times the mean over random directions of the one-dimensional distance (m1 - m2)^2 + (s1 - s2)^2.
-
-    After the sliced Wasserstein distance (Bonneel et al. 2015), for Gaussians. It needs no full covariance, so few
-    samples in many dimensions D do not bias it much; where the covariances are multiples of the identity it is the
-    Frechet distance.
-    """
-    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1] or min(len(real), len(fake)) < 2:
-        raise ValueError(f"expected features (N, D) and (M, D), got {tuple(real.shape)} and {tuple(fake.shape)}")
-    return distance_of_slices(slices_of(real, slices, seed), slices_of(fake, slices, seed), real.shape[1])
-
-
 def slices_of(features: Tensor, slices: int = _SLICES, seed: int = 0) -> Tensor:
     """Features (N, D) along random unit vectors, the same for the same seed: (N, slices), float64."""
     features = to_float64(features)
@@ -122,6 +110,11 @@ def slices_of(features: Tensor, slices: int = _SLICES, seed: int = 0) -> Tensor:
 
 
 def distance_of_slices(a: Tensor, b: Tensor, dim: int) -> float:
-    """The sliced distance of features of `dim` dimensions from their `slices_of`."""
+    """D times the mean over random directions of the one-dimensional distance (m1 - m2)^2 + (s1 - s2)^2.
+
+    Of the `slices_of` features of D = `dim` dimensions. After the sliced Wasserstein distance (Bonneel et al. 2015),
+    for Gaussians. It needs no full covariance, so few samples in many dimensions do not bias it much; where the
+    covariances are multiples of the identity it is the Frechet distance.
+    """
     squares = (a.mean(0) - b.mean(0)).square() + (a.std(0) - b.std(0)).square()
     return float(squares.mean()) * dim

@@ -74,18 +74,14 @@ def _backbone(path: Path, kind: str) -> dict[str, Tensor]:
             problem = f"{path}: SHA-256 {digest[:12]}..., {BACKBONES[kind]} has {expected_digest}..."
             raise UserError(problem, remedy="not opened")
         state = torch.serialization.load(path, map_location="cpu", weights_only=True)
-    shapes = {name: tuple(value.shape) for name, value in state.items() if name.startswith("features.")}
-    for name, shape in _shapes(kind).items():
+    import torchvision
+
+    with torch.device("meta"):  # without making one
+        network = torchvision.models.vgg16() if kind == "vgg" else torchvision.models.alexnet()
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    for part, parameter in network.features.named_parameters():
+        name, shape = f"features.{part}", tuple(parameter.shape)
         if shapes.get(name) != shape:
             problem = f"{path}: {name}: expected shape {shape}, found {shapes.get(name)}"
             raise UserError(problem, remedy=f"give {BACKBONES[kind]}")
     return state
-
-
-def _shapes(kind: str) -> dict[str, tuple[int, ...]]:
-    """The convolutions of the backbone by name, without making one."""
-    import torchvision
-
-    with torch.device("meta"):
-        network = torchvision.models.vgg16() if kind == "vgg" else torchvision.models.alexnet()
-    return {f"features.{name}": tuple(value.shape) for name, value in network.features.named_parameters()}
