@@ -183,7 +183,8 @@ def save_reference(
     if others is not None:
         indices = chosen_indices(len(others), _MOST_OTHERS, config.seed)
         held = features_of(extractor, others, indices, batch_size=config.batch_size, label="features of other images")
-    network, arrays = "", {}
+    network = ""
+    arrays: dict[str, np.ndarray] = {}
     if isinstance(extractor, TrainedExtractor):
         network = json.dumps(asdict(extractor.metadata))
         arrays = {_NETWORK + name: value.cpu().numpy() for name, value in extractor.network.state_dict().items()}

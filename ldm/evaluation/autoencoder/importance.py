@@ -36,15 +36,13 @@ class ImportanceBound(AutoencoderMetric):
         It is a density of images in [-1, 1], taken at 8-bit values without dequantisation. The draws of an image depend
         on (seed, index) and the batch size.
         """
-        data, config = self.evaluation.data, self.evaluation.config
+        model, data, config = self.evaluation.model, self.evaluation.data, self.evaluation.config
         count, most = min(config.iwae_images, len(data)), max(config.iwae_samples)
         rows = []
         for index in progress(random_indices(len(data), count, config.seed), "importance-weighted bound (images)"):
             draws = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
             image = data[index].image.to(self.evaluation.device)
-            rows.append(
-                log_weights(self.evaluation.model, image, self.likelihood, most, draws, chunk=config.batch_size)
-            )
+            rows.append(log_weights(model, image, self.likelihood, most, draws, chunk=config.batch_size))
         weights = torch.stack(rows)  # (N, S)
         numbers = data[0].image.numel()
         figures: list[MetricValue] = []

@@ -55,7 +55,7 @@ def backbone_file(kind: str, weights: str | None = None) -> Path:
     path = Path(weights) if weights is not None else cache
     if not path.is_file():
         remedy = (
-            f"put it into torch hub's cache ({cache}), or give `lpips_weights` FILE; `perceptual` features needs none"
+            f"put it in torch hub's cache ({cache}), or give `lpips_weights` FILE; `perceptual` features needs none"
         )
         raise UserError(f"{path}: no such file; LPIPS needs torchvision's {BACKBONES[kind]}", remedy=remedy)
     return path
