@@ -74,8 +74,8 @@ def train_network(
         network = SmallNetwork(size, heads)
     network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=1e-2)
-    rate, steps = recipe.learning_rate, recipe.steps
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.15)
+    peak, steps = recipe.learning_rate, recipe.steps
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=0.15)
     batches = _batches(held_out, len(chosen), recipe, generator)
     with torch.enable_grad():
         for rows in progress(batches, "training the judge", total=steps):
