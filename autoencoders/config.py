@@ -45,9 +45,7 @@ class AutoencoderConfig(SharedSettings):
         if options.name not in _NAMED_OPTIONS:
             object.__setattr__(self, "bottleneck", str(options))
         if self.decoder_output != "image" and options.own_coder:
-            raise ValueError(
-                f'decoder_output: bottleneck "{options.name}" gives the image itself, got {self.decoder_output!r}'
-            )
+            raise ValueError(f"decoder_output: bottleneck {options.name} gives the image, got {self.decoder_output!r}")
         if self.code_channels is not None and "code_channels" not in options.shared:
             raise ValueError(f'code_channels belongs to bottleneck="vq", not "{options.name}"')
         if self.coder == "vit" and options.own_coder:
@@ -61,9 +59,7 @@ class AutoencoderConfig(SharedSettings):
         if name not in _NAMED_OPTIONS:
             return make_options(get_bottleneck(name), values)
         if values:
-            raise ValueError(
-                f"bottleneck {name}: its options are settings of their own, such as `{next(iter(values))}`"
-            )
+            raise ValueError(f"bottleneck {name}: its options are own settings, such as `{next(iter(values))}`")
         return getattr(self, name)
 
     @property

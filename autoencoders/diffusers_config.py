@@ -41,14 +41,9 @@ _SHARED = {  # diffusers' value of an absent key
     "force_upcast": True,
 }
 _OWN_DEFAULTS = {
-    **_SHARED,
-    "latent_channels": 4,
-    "bottleneck": None,
-    "settings": {},
-    "coder": "conv",
-    "patch_size": None,
+    **_SHARED, "latent_channels": 4, "bottleneck": None, "settings": {}, "coder": "conv", "patch_size": None,
     "vit": None,
-}
+}  # fmt: skip
 _FIXED = {"act_fn": "silu", "norm_type": "group"}  # settings with one supported value
 
 
@@ -138,11 +133,8 @@ def _base_class(config: AutoencoderConfig) -> str:
 
 
 def _by_class() -> dict[str, type[BottleneckConfig]]:
-    return {
-        options.class_name: options
-        for options in bottlenecks(plugins=False).values()
-        if options.class_name != _OWN_CLASS
-    }
+    built_in = bottlenecks(plugins=False).values()
+    return {options.class_name: options for options in built_in if options.class_name != _OWN_CLASS}
 
 
 def _defaults(class_name: Any) -> dict[str, Any]:
@@ -167,9 +159,7 @@ def _own_bottleneck(values: Mapping[str, Any]) -> type[BottleneckConfig]:
         if name in known:
             return get_bottleneck(name)
     known = list(dict.fromkeys(known))
-    raise ValueError(
-        f"bottleneck: expected one of {', '.join(known)}, or of an installed plug-in, got {reprlib.repr(name)}"
-    )
+    raise ValueError(f"bottleneck: expected one of {', '.join(known)}, or of an installed plug-in, got {name!r:.80}")
 
 
 def _vit_entries(config: AutoencoderConfig) -> dict[str, Any]:
@@ -186,9 +176,8 @@ def _vit_entries(config: AutoencoderConfig) -> dict[str, Any]:
 
 
 def _conv_entries(config: AutoencoderConfig) -> dict[str, Any]:
-    down, up = zip(
-        *(_BLOCKS[level in config.attention_levels] for level in range(len(config.block_out_channels))), strict=True
-    )
+    levels = range(len(config.block_out_channels))
+    down, up = zip(*(_BLOCKS[level in config.attention_levels] for level in levels), strict=True)
     entries = {
         "out_channels": config.decoder_channels,
         "latent_channels": config.latent_channels,
@@ -209,9 +198,7 @@ def _coder_arguments(values: Mapping[str, Any], output: str) -> dict[str, Any]:
     double = output == "logit_laplace"
     if outputs != (inputs * 2 if double and isinstance(inputs, int) else inputs):
         expected = "twice " if double else ""
-        raise ValueError(
-            f"out_channels: expected {expected}in_channels {reprlib.repr(inputs)}, got {reprlib.repr(outputs)}"
-        )
+        raise ValueError(f"out_channels: expected {expected}in_channels {inputs!r:.80}, got {outputs!r:.80}")
     size = values["sample_size"]
     shared = {
         "decoder_output": output,

@@ -116,9 +116,8 @@ class _BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training and self.joint and several_processes():
             return self._jointly(x)
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum
-        )
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, self.momentum)
 
     def _jointly(self, x: Tensor) -> Tensor:
         mean, var = joint_moments(full_precision(x))

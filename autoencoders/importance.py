@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from autoencoders.autoencoder import Autoencoder
 from autoencoders.bottlenecks.gaussian import Gaussian
@@ -110,13 +110,7 @@ def standard_posterior(model: Autoencoder, images: Tensor) -> tuple[Tensor, Tens
 
 @torch.no_grad()
 def log_weights(
-    model: Autoencoder,
-    image: Tensor,
-    likelihood: Likelihood,
-    count: int,
-    generator: torch.Generator,
-    *,
-    chunk: int = 64,
+    model: Autoencoder, image: Tensor, likelihood: Likelihood, count: int, generator: Generator, *, chunk: int = 64
 ) -> Tensor:
     """log p(x | z_k) + log p(z_k) - log q(z_k | x) in nats for `count` draws z_k: (count,) in float64 on the CPU.
 
@@ -146,7 +140,7 @@ def importance_bound(weights: Tensor, samples: int) -> Tensor:
     return (groups.logsumexp(-1) - math.log(samples)).mean(-1)
 
 
-def _weighted_sample(model: Autoencoder, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _weighted_sample(model: Autoencoder, features: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     bottleneck = model.quantize
     if not isinstance(bottleneck, Gaussian):
         return bottleneck.weighted_sample(features, generator)

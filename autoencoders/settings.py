@@ -68,9 +68,7 @@ class ViTConfig:
         check_int("vit_heads", self.vit_heads, 1, 1024)
         check_number("vit_mlp_ratio", self.vit_mlp_ratio, 0, 16, above=True)
         if self.vit_width % 4:
-            raise ValueError(
-                f"vit_width: expected a multiple of 4, for sines and cosines of 2 axes, got {self.vit_width}"
-            )
+            raise ValueError(f"vit_width: expected a multiple of 4 (sine and cosine of 2 axes), got {self.vit_width}")
         if self.vit_width % self.vit_heads:
             raise ValueError(f"vit_heads: expected a divisor of vit_width {self.vit_width}, got {self.vit_heads}")
 
@@ -166,11 +164,7 @@ class SharedSettings:
             raise ValueError(f"block_out_channels: expected 1 to {_MAX_LEVELS} widths, got {reprlib.repr(widths)}")
         for width in widths:
             if not is_int(width) or not 1 <= width <= _MAX_WIDTH or width % self.norm_num_groups:
-                raise ValueError(
-                    f"block_out_channels: expected multiples of norm_num_groups {self.norm_num_groups} "
-                    f"up to {_MAX_WIDTH}, got {width!r}"
-                )
+                expected = f"multiples of norm_num_groups {self.norm_num_groups} up to {_MAX_WIDTH}"
+                raise ValueError(f"block_out_channels: expected {expected}, got {width!r}")
         if not isinstance(levels, tuple) or any(not is_int(i) or not 0 <= i < len(widths) for i in levels):
-            raise ValueError(
-                f"attention_levels: expected levels from 0 to {len(widths) - 1}, got {reprlib.repr(levels)}"
-            )
+            raise ValueError(f"attention_levels: expected 0 to {len(widths) - 1}, got {reprlib.repr(levels)}")

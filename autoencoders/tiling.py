@@ -216,10 +216,9 @@ class _Statistics:
             if layer in self.used:
                 deviation = torch.sqrt(variance + layer.eps)
                 old_mean, old_variance = (value.double() for value in self.used[layer])
-                difference = torch.maximum(
-                    (mean - old_mean).abs() / deviation, (torch.sqrt(old_variance + layer.eps) / deviation - 1).abs()
-                )
-                change = max(change, float(difference.max()))
+                shift = (mean - old_mean).abs() / deviation
+                scale = (torch.sqrt(old_variance + layer.eps) / deviation - 1).abs()
+                change = max(change, float(torch.maximum(shift, scale).max()))
             self.used[layer] = mean.to(layer.weight), variance.to(layer.weight)
         self._current = {}
         return change < _TOLERANCE

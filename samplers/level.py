@@ -33,9 +33,8 @@ class Level:
     t: float  # the time that the network is conditioned on, in [0, T-1]
     alpha: float
     sigma: float
-    path: NoisePath | None = field(
-        default=None, compare=False, repr=False
-    )  # for solvers that evaluate between two levels
+    # for solvers that evaluate between two levels
+    path: NoisePath | None = field(default=None, compare=False, repr=False)
 
     @property
     def log_snr(self) -> float:
@@ -103,6 +102,7 @@ class Step:
     index: int  # 0, 1, ..., len(levels) - 2
 
 
+Levels: TypeAlias = Sequence[Level]
 Denoise: TypeAlias = Callable[[Tensor, Level], Prediction]
 Evaluate: TypeAlias = Callable[[Tensor, Level, Sequence[str]], Mapping[str, Prediction]]
 Solver: TypeAlias = Callable[..., Iterator[Step]]
@@ -251,13 +251,9 @@ def check_levels(levels: Sequence[Level], *, rising: bool = False, between: bool
         raise ValueError(f"a solver needs at least one step, that is two levels; got {len(levels)}")
     for i, level in enumerate(levels):
         if not (0 <= level.alpha < math.inf and 0 <= level.sigma < math.inf and level.alpha + level.sigma > 0):
-            raise ValueError(
-                f"level {i}: alpha and sigma must be finite, not negative, not both 0; got {level.alpha}, {level.sigma}"
-            )
+            raise ValueError(f"level {i}: alpha and sigma must be finite, not negative, not both 0; got {level}")
         if between and level.path is None:
-            raise ValueError(
-                f"this solver evaluates between the levels: level {i} needs its `path` (make_levels gives it)"
-            )
+            raise ValueError(f"this solver evaluates between the levels: level {i} needs a `path` (see make_levels)")
     for i, now, next in pairs(levels):
         falls, last = now.noise_ratio > next.noise_ratio, i == len(levels) - 2
         fine = now.noise_ratio < next.noise_ratio if rising else falls or (last and now == next and now.sigma > 0)

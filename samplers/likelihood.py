@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samplers.level import Denoise, Level, Noise, check_levels, pairs
+from samplers.level import Denoise, Level, Levels, Noise, check_levels, pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,7 @@ def bits_per_dim(nats: Tensor, dimensions: int, *, bins: int | None = None) -> T
     return bits if bins is None else bits + math.log2(bins / 2)
 
 
-def variational_bound(
-    denoise: Denoise, x0: Tensor, levels: Sequence[Level], *, noise: Noise, bins: int | None = None
-) -> Bound:
+def variational_bound(denoise: Denoise, x0: Tensor, levels: Levels, *, noise: Noise, bins: int | None = None) -> Bound:
     """An unbiased estimate of the bound of the ancestral sampler over these falling levels, that end above sigma = 0.
 
     A step costs (SNR(s) - SNR(t)) / 2 |x0 - x0_hat|^2 (Kingma et al. 2021, arXiv:2107.00630, eq. 13; DDPM's L_t with
@@ -63,7 +61,7 @@ def variational_bound(
 
 
 def flow_log_likelihood(
-    denoise: Denoise, x0: Tensor, levels: Sequence[Level], *, probes: Sequence[Tensor] | None = None, seed: int = 0
+    denoise: Denoise, x0: Tensor, levels: Levels, *, probes: Sequence[Tensor] | None = None, seed: int = 0
 ) -> Tensor:
     """log p(x0), (B,), by the probability flow (Song et al. 2021, arXiv:2011.13456, eq. 39) over rising levels.
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from samplers.level import Guidance, Level, Solver, check_levels, no_noise
+from samplers.level import Guidance, Levels, Solver, check_levels, no_noise
 
 GROUPS = {"sampler": "ldm.samplers", "guidance": "ldm.guidances"}
 _T = TypeVar("_T", bound=Callable[..., Any])
@@ -58,13 +58,7 @@ class _DuplicateError(ValueError):
 
 
 def sampler(
-    name: str,
-    *,
-    order: int,
-    source: str,
-    evaluations: int = 1,
-    draws: bool | str = False,
-    between: bool | str = False,
+    name: str, *, order: int, source: str, evaluations: int = 1, draws: bool | str = False, between: bool | str = False
 ) -> Callable[[_T], _T]:
     """Registers a solver `f(denoise, x, levels, *, noise, **options)`; its arguments are checked before its first step.
 
@@ -81,14 +75,12 @@ def sampler(
         }
 
         @functools.wraps(function)
-        def checked(denoise: Any, x: Any, levels: Sequence[Level], *, noise: Any = None, **given: Any) -> Any:
+        def checked(denoise: Any, x: Any, levels: Levels, *, noise: Any = None, **given: Any) -> Any:
             _check_options(info, given)
             settings = {**options, **given}
             if noise is None and (settings[draws] > 0 if isinstance(draws, str) else draws):
-                because = f" with {draws} = {settings[draws]}" if isinstance(draws, str) else ""
-                raise ValueError(
-                    f"{name}{because} draws noise at its steps: pass noise, say SampleNoise(seed, indices)"
-                )
+                why = f" with {draws} = {settings[draws]}" if isinstance(draws, str) else ""
+                raise ValueError(f"{name}{why} draws noise at its steps: pass noise, say SampleNoise(seed, indices)")
             levels = check_levels(levels, between=settings[between] > 0 if isinstance(between, str) else between)
             return function(denoise, x, levels, noise=no_noise if noise is None else noise, **given)
 
@@ -147,9 +139,7 @@ def parse_call(text: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             raise ValueError
         args = tuple(ast.literal_eval(arg) for arg in node.args)
-        kwargs = {
-            str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg is not None
-        }
+        kwargs = {str(entry.arg): ast.literal_eval(entry.value) for entry in node.keywords if entry.arg is not None}
         if len(kwargs) < len(node.keywords):
             raise ValueError
         return node.func.id, args, kwargs
@@ -238,11 +228,8 @@ def _check_option(what: str, hint: Any, value: Any) -> None:
             raise ValueError(f"{what} must be True or False; got {value!r}")
     elif hint in (int, float):
         whole = hint is int
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int if whole else (int, float))
-            or not (0 <= value < math.inf)
-        ):
+        number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not number or not 0 <= value < math.inf:
             raise ValueError(f"{what} must be a {'whole' if whole else 'finite'} number, not negative; got {value!r}")
 
 
@@ -258,10 +245,8 @@ def _load_plugins(kind: str) -> None:
             problem = str(error) if isinstance(error, _DuplicateError) else f"cannot be imported ({_one_line(error)})"
             raise ValueError(f"plug-in {package} ({point.value}): {problem}; repair or uninstall it") from None
         if point.name not in (_samplers if kind == "sampler" else _guidances):
-            raise ValueError(
-                f"plug-in {package} ({point.value}) registers no {kind} named {point.name!r}; "
-                f"decorate it with samplers.{kind}"
-            )
+            problem = f"registers no {kind} named {point.name!r}; decorate it with samplers.{kind}"
+            raise ValueError(f"plug-in {package} ({point.value}) {problem}")
     _plugged.add(kind)
 
 

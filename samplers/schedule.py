@@ -53,11 +53,8 @@ class DiscreteSchedule(Schedule):
         if not 0 < beta_start <= beta_end < 1:
             raise ValueError(f"expected 0 < beta_start <= beta_end < 1; got {beta_start}, {beta_end}")
         self.beta_schedule, self.num_train_timesteps = beta_schedule, int(num_train_timesteps)
-        self.beta_start, self.beta_end, self.rescale_zero_snr = (
-            float(beta_start),
-            float(beta_end),
-            bool(rescale_zero_snr),
-        )
+        self.beta_start, self.beta_end = float(beta_start), float(beta_end)
+        self.rescale_zero_snr = bool(rescale_zero_snr)
 
         log_alpha, levels = 0.0, []
         for t, beta in enumerate(_betas(beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end)):

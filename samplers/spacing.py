@@ -10,18 +10,9 @@ from typing import Literal, get_args
 from samplers.level import Level, Schedule
 
 Spacing = Literal[
-    "leading",
-    "trailing",
-    "linspace",
-    "quadratic",
-    "beta",
-    "karras",
-    "exponential",
-    "log_snr",
-    "ays_sd",
-    "ays_sdxl",
+    "leading", "trailing", "linspace", "quadratic", "beta", "karras", "exponential", "log_snr", "ays_sd", "ays_sdxl",
     "ays_svd",
-]
+]  # fmt: skip
 Final = Literal["zero", "first"]
 
 # Sabour et al. 2024, arXiv:2404.14507 (Align Your Steps): the published noise ratios of 10 steps
@@ -106,9 +97,7 @@ def spaced_times(
         raise ValueError(f"spaced_times takes leading, trailing, linspace, quadratic and beta; got {spacing!r}")
     times = times[:num_steps]
     if times[0] > T - 1 or times[-1] < 0:
-        raise ValueError(
-            f"{num_steps} steps with spacing {spacing} and steps_offset {steps_offset} leave the times 0 to {T - 1}"
-        )
+        raise ValueError(f"{num_steps} {spacing} steps, steps_offset {steps_offset}, leave the times 0 to {T - 1}")
     if len(set(times)) < num_steps:
         raise ValueError(f"{num_steps} steps with spacing {spacing} repeat a time: there are only {T}")
     return [float(t) for t in times]
@@ -146,9 +135,7 @@ def _ratios(schedule: Schedule, num_steps: int, spacing: str, rho: float) -> lis
         return _interpolate([math.log(r) for r in ALIGN_YOUR_STEPS[spacing]], num_steps)
     smallest, largest = schedule.level(0).noise_ratio, schedule.level(schedule.num_train_timesteps - 1).noise_ratio
     if not math.isfinite(largest):
-        raise ValueError(
-            f"{spacing} spacing needs a finite sigma / alpha at the last time; this schedule ends in pure noise"
-        )
+        raise ValueError(f"{spacing} spacing needs a finite last sigma / alpha; this schedule ends in pure noise")
     if spacing == "karras":
         return karras_ratios(num_steps, smallest, largest, rho)
     intervals = num_steps if spacing == "log_snr" else max(num_steps - 1, 1)

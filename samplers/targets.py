@@ -211,6 +211,4 @@ def targets_on(family: str) -> tuple[str, ...]:
 
 def _check_signal(name: str, alpha: Coefficient) -> None:
     if isinstance(alpha, float) and alpha == 0:
-        raise ValueError(
-            f"{name} does not give x0 at alpha = 0 (pure noise): train v_prediction, sample or flow_prediction"
-        )
+        raise ValueError(f"{name} gives no x0 at alpha = 0 (pure noise): train v_prediction, sample or flow_prediction")

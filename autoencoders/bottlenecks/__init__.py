@@ -29,25 +29,8 @@ from autoencoders.bottlenecks.registry import (
 )
 
 __all__ = [
-    "BatchNormConfig",
-    "BottleneckConfig",
-    "CosineVQConfig",
-    "FiniteScalarConfig",
-    "GumbelConfig",
-    "IdentityConfig",
-    "KLConfig",
-    "LinearConfig",
-    "LookupFreeConfig",
-    "NVAEConfig",
-    "NoneConfig",
-    "ProductVQConfig",
-    "ResidualVQConfig",
-    "VQConfig",
-    "VQVAE2Config",
-    "VonMisesFisherConfig",
-    "bottleneck",
-    "bottlenecks",
-    "get_bottleneck",
-    "make_options",
+    "BatchNormConfig", "BottleneckConfig", "CosineVQConfig", "FiniteScalarConfig", "GumbelConfig", "IdentityConfig",
+    "KLConfig", "LinearConfig", "LookupFreeConfig", "NVAEConfig", "NoneConfig", "ProductVQConfig", "ResidualVQConfig",
+    "VQConfig", "VQVAE2Config", "VonMisesFisherConfig", "bottleneck", "bottlenecks", "get_bottleneck", "make_options",
     "parse_bottleneck",
-]
+]  # fmt: skip

@@ -24,16 +24,14 @@ def entropy_penalty(vectors: Tensor, temperature: float, *, joint: bool = False)
     logits = vectors * (4 / temperature)  # (N, C)
     plus, minus = F.logsigmoid(logits), F.logsigmoid(-logits)
     mean_entropy = -(plus.exp() * plus + minus.exp() * minus).sum(1).mean()
-    entropy_of_mean = vectors.new_zeros(())
+    entropy_of_mean, tiny = vectors.new_zeros(()), torch.finfo(vectors.dtype).tiny
     for first, second in zip(plus.split(_GROUP, 1), minus.split(_GROUP, 1), strict=True):
         width = first.shape[1]
         vectors_of_bits = torch.arange(2**width, device=vectors.device)
         bits = (vectors_of_bits >> torch.arange(width, device=vectors.device)[:, None] & 1).to(vectors)  # (G, 2^G)
         mean = (first @ bits + second @ (1 - bits)).exp().mean(0)  # (2^G,)
         mean = over_processes(mean) if joint else mean
-        entropy_of_mean = (
-            entropy_of_mean - torch.special.xlogy(mean, mean.clamp(min=torch.finfo(mean.dtype).tiny)).sum()
-        )
+        entropy_of_mean = entropy_of_mean - torch.special.xlogy(mean, mean.clamp(min=tiny)).sum()
     return mean_entropy, entropy_of_mean
 
 
@@ -65,15 +63,10 @@ class LookupFree(Quantizer):
         z = full_precision(features)
         quantised = self.decode(z)
         with torch.autocast(z.device.type, enabled=False):
-            mean_entropy, entropy_of_mean = entropy_penalty(
-                z.permute(0, 2, 3, 1).flatten(0, 2), self.entropy_temperature, joint=self.training
-            )
-        losses = {
-            "commitment": self.beta * F.mse_loss(z, quantised),
-            "entropy": self.entropy_weight * (mean_entropy - entropy_of_mean),
-        }
-        metrics = {
-            **code_use(self.indices(z.detach()), self.num_codes, everywhere=self.training),
-            "batch_entropy": entropy_of_mean.detach(),
-        }
+            vectors = z.permute(0, 2, 3, 1).flatten(0, 2)  # (N, C)
+            mean_entropy, entropy_of_mean = entropy_penalty(vectors, self.entropy_temperature, joint=self.training)
+        entropy = self.entropy_weight * (mean_entropy - entropy_of_mean)
+        losses = {"commitment": self.beta * F.mse_loss(z, quantised), "entropy": entropy}
+        use = code_use(self.indices(z.detach()), self.num_codes, everywhere=self.training)
+        metrics = {**use, "batch_entropy": entropy_of_mean.detach()}
         return BottleneckOutput(straight_through(z, quantised), losses, metrics)

@@ -91,23 +91,15 @@ class NVAE(Bottleneck):
     """
 
     def __init__(
-        self,
-        levels: int,
-        groups_per_level: int,
-        width: int,
-        channels: int,
-        norm_groups: int,
-        *,
-        free_bits: float = 0.0,
+        self, levels: int, groups_per_level: int, width: int, channels: int, norm_groups: int, *, free_bits: float = 0.0
     ) -> None:
         super().__init__()
         self.groups_per_level, self.free_bits = groups_per_level, free_bits
         self.channels = [groups_per_level * channels] * levels
         self.bottom_up = BottomUp(levels, width, norm_groups)
         self.start = nn.Parameter(torch.zeros(width))
-        self.groups = nn.ModuleList(
-            Group(width, channels, norm_groups, first=not index) for index in range(levels * groups_per_level)
-        )
+        count = levels * groups_per_level
+        self.groups = nn.ModuleList(Group(width, channels, norm_groups, first=not index) for index in range(count))
         self.up_blocks = nn.ModuleList(Stage(width, width, 1, norm_groups, False, "up") for _ in range(levels - 1))
 
     def encode(self, features: Tensor) -> Encoding:
@@ -195,12 +187,8 @@ class NVAE(Bottleneck):
 
     def _packed(self, latents: list[Tensor]) -> Tensor:
         """The latents (B, C, h 2^l, w 2^l) of the groups -> one tensor; those of a level side by side."""
-        return pack(
-            [
-                torch.cat(latents[start : start + self.groups_per_level], 1)
-                for start in range(0, len(latents), self.groups_per_level)
-            ]
-        )
+        count = self.groups_per_level
+        return pack([torch.cat(latents[start : start + count], 1) for start in range(0, len(latents), count)])
 
     def _groups_of(self, packed: Tensor) -> list[Tensor]:
         return [z for level in unpack(packed, self.channels) for z in level.chunk(self.groups_per_level, 1)]

@@ -172,8 +172,6 @@ def _load_plugins() -> None:
             text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise ValueError(f"plug-in {package} ({point.value}): cannot be imported ({text}); uninstall it") from None
         if point.name not in _bottlenecks:
-            raise ValueError(
-                f"plug-in {package} ({point.value}) registers no bottleneck named {point.name!r}; "
-                "decorate it with autoencoders.bottleneck"
-            )
+            problem = f"registers no bottleneck named {point.name!r}; decorate it with autoencoders.bottleneck"
+            raise ValueError(f"plug-in {package} ({point.value}) {problem}")
         _loaded.add(point.name)

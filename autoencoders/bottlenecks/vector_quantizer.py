@@ -115,9 +115,7 @@ class VectorQuantizer(Quantizer):
         """
         vectors, codebook = self.vectors(features).permute(0, 2, 3, 1).flatten(0, 2), self.embedding.weight.data
         if len(vectors) < len(codebook):
-            raise ValueError(
-                f"num_codes {len(codebook)}: larger than the sample that would initialise the codebook, {len(vectors)}"
-            )
+            raise ValueError(f"num_codes {len(codebook)}: larger than the sample of latents, {len(vectors)}")
         chosen = torch.randperm(len(vectors), generator=generator, device=generator.device)[: len(codebook)]
         codebook.copy_(vectors[chosen.to(vectors.device)])
         if self.ema:
@@ -138,10 +136,8 @@ class VectorQuantizer(Quantizer):
         return BottleneckOutput(straight_through(z_e, z_q), losses, metrics)
 
     def _counts(self, index: Tensor) -> Tensor:
-        weight = self.embedding.weight
-        return torch.zeros(len(weight), dtype=weight.dtype, device=weight.device).index_add_(
-            0, index.flatten(), torch.ones_like(index.flatten(), dtype=weight.dtype)
-        )
+        weight, flat = self.embedding.weight, index.flatten()
+        return weight.new_zeros(len(weight)).index_add_(0, flat, torch.ones_like(flat, dtype=weight.dtype))
 
     def _update(self, z_e: Tensor, index: Tensor, generator: torch.Generator | None) -> Tensor:
         """Move an EMA codebook, revive dead codes; returns the members of each code in this step: (K,)."""

@@ -70,9 +70,7 @@ class ProductQuantizer(_SeveralCodebooks):
     def __init__(self, num_quantizers: int, num_codes: int, channels: int, **options: Any) -> None:
         """`options` are those of `VectorQuantizer`. `ValueError` if the groups are not equal."""
         if channels % num_quantizers:
-            raise ValueError(
-                f"num_quantizers {num_quantizers}: expected a divisor of the latents' channels, {channels}"
-            )
+            raise ValueError(f"num_quantizers {num_quantizers}: expected a divisor of {channels} channels")
         width = channels // num_quantizers
         super().__init__([VectorQuantizer(num_codes, width, **options) for _ in range(num_quantizers)])
 

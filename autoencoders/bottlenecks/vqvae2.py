@@ -47,9 +47,8 @@ class VQVAE2(Bottleneck):
         quantizers = nn.ModuleList(VectorQuantizer(num_codes, channels, **options) for _ in self.levels)
         self.add_module("parts", quantizers)  # the name in weight files
         # the state of a level, for the next: from its vectors and the state before
-        self.conv_known = nn.ModuleList(
-            nn.Conv2d(channels + (width if level else 0), width, 1) for level in self.levels[:-1]
-        )
+        inputs = [channels] + [channels + width] * (levels - 2)
+        self.conv_known = nn.ModuleList(nn.Conv2d(count, width, 1) for count in inputs)
         self.up_blocks = nn.ModuleList(Stage(width, width, 1, norm_groups, False, "up") for _ in self.levels[:-1])
         self.upsamplers = nn.ModuleList(
             nn.Sequential(*(Upsample(channels) for _ in range(levels - 1 - level))) for level in self.levels

@@ -20,11 +20,6 @@ def make_coder(config: AutoencoderConfig) -> tuple[Coder | None, Coder | None]:
     if config.coder_kind == "vit":
         encoder = ViTEncoder(config.in_channels, features, config.patch_size, config.vit)
         return encoder, ViTDecoder(inputs, config.decoder_channels, config.patch_size, config.vit)
-    shape = (
-        config.block_out_channels,
-        config.layers_per_block,
-        config.norm_num_groups,
-        config.attention,
-        config.attention_levels,
-    )
+    widths, layers = config.block_out_channels, config.layers_per_block
+    shape = widths, layers, config.norm_num_groups, config.attention, config.attention_levels
     return Encoder(config.in_channels, features, *shape), Decoder(inputs, config.decoder_channels, *shape)

@@ -49,9 +49,8 @@ class Block(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            self.to_qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # (B, heads, N, c)
+        qkv = self.to_qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1))  # (B, N, 3, heads, c)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, N, c)
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, N, width)
         x = x + self.to_out(h)
         return x + self.linear_2(F.gelu(self.linear_1(self.norm2(x))))

@@ -6,13 +6,6 @@ from autoencoders.losses.perceptual import feature_distance
 from autoencoders.losses.reconstruction import LossOutput, autoencoder_loss
 
 __all__ = [
-    "AdversarialConfig",
-    "DiscriminatorConfig",
-    "LossConfig",
-    "LossOutput",
-    "Objective",
-    "PerceptualConfig",
-    "adaptive_weight",
-    "autoencoder_loss",
-    "feature_distance",
-]
+    "AdversarialConfig", "DiscriminatorConfig", "LossConfig", "LossOutput", "Objective", "PerceptualConfig",
+    "adaptive_weight", "autoencoder_loss", "feature_distance",
+]  # fmt: skip

@@ -135,9 +135,7 @@ class DiscriminatorConfig:
         for name in ("discriminator_beta1", "discriminator_beta2"):
             check_number(name, getattr(self, name), 0, 0.99999)
         if self.spectral_norm and self.objective == "wgan":
-            raise ValueError(
-                "spectral_norm: it bounds the critic's slope already; take hinge, or leave clipping to wgan"
-            )
+            raise ValueError("spectral_norm: bounds the critic's slope already; take hinge, or leave clipping to wgan")
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,6 @@ from autoencoders.priors.sampling import guided, probabilities, sample_codes, sa
 from autoencoders.priors.transformer import Transformer
 
 __all__ = [
-    "MAX_CODES",
-    "CodeGrid",
-    "CodePrior",
-    "CodePriors",
-    "CodeSampling",
-    "PixelCNN",
-    "PriorCondition",
-    "PriorConfig",
-    "PriorShape",
-    "Transformer",
-    "guided",
-    "mask_codes",
-    "probabilities",
-    "sample_codes",
-    "sample_indices",
-]
+    "MAX_CODES", "CodeGrid", "CodePrior", "CodePriors", "CodeSampling", "PixelCNN", "PriorCondition", "PriorConfig",
+    "PriorShape", "Transformer", "guided", "mask_codes", "probabilities", "sample_codes", "sample_indices",
+]  # fmt: skip

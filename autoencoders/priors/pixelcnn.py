@@ -68,9 +68,8 @@ class PixelCNN(CodePrior):
         self.add_module("surroundings", SpatialContext(self.grid, self.coarser, width))  # the names in weight files
         self.add_module("told", ConditionEmbedding(shape, width))
         vector = shape.num_classes > 0 or shape.context_dim is not None
-        self.layers = nn.ModuleList(
-            GatedLayer(width, config.kernel_size, config.dropout, vector) for _ in range(config.layers)
-        )
+        shared = config.kernel_size, config.dropout, vector
+        self.layers = nn.ModuleList(GatedLayer(width, *shared) for _ in range(config.layers))
         self.mix = nn.Conv2d(width, width, 1)
         self.head = CodebookHead(self.grid, width)
 

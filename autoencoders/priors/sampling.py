@@ -71,11 +71,9 @@ def sample_codes(
     if guidance_scale != 1 and null is None:
         raise ValueError(f"guidance_scale {guidance_scale}: guidance needs the null condition")
     grid, device = prior.grid, next(prior.parameters()).device
-    uniform = torch.stack(
-        [torch.rand(grid.length, generator=g, dtype=torch.float64, device=g.device).cpu() for g in generators]
-    )  # (B, N)
+    rows = [torch.rand(grid.length, generator=g, dtype=torch.float64, device=g.device).cpu() for g in generators]
     exact = torch.device("cpu") if device.type == "mps" else device  # which has no float64
-    uniform = uniform.to(exact)
+    uniform = torch.stack(rows).to(exact)  # (B, N)
     branches: dict[str, Decoder] = {}
     if guidance_scale != 0:
         branches["cond"] = prior.decoder(condition, batch)

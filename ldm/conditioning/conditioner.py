@@ -172,15 +172,16 @@ class Conditioner(nn.Module):
 
     def metadata(self) -> dict[str, Any]:
         """The contents of `conditioning.json`."""
-        text = self.text
+        text = None
+        if self.text is not None:
+            encoder = {"encoder": self.text.kind, "source": self.text.source}
+            text = {**encoder, "max_tokens": self.text.max_tokens, "null_text": ""}
         return {
             "class_names": list(self.class_names),
             "class_conditional": self.class_conditional,
             "null_class": self.null_class,
             "dropout": self.dropout,
-            "text": None
-            if text is None
-            else {"encoder": text.kind, "source": text.source, "max_tokens": text.max_tokens, "null_text": ""},
+            "text": text,
         }
 
     def index_entries(self) -> dict[str, list[str]]:
@@ -202,21 +203,14 @@ class Conditioner(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> "Conditioner":
         """Read a model folder; one without conditioning.json is a diffusers folder, and its other files are read."""
         folder = Path(folder)
-        metadata = (
-            _read_metadata(folder / CONDITIONING_FILE)
-            if (folder / CONDITIONING_FILE).exists()
-            else _guess_metadata(folder)
-        )
+        file = folder / CONDITIONING_FILE
+        metadata = _read_metadata(file) if file.exists() else _guess_metadata(folder)
         text = metadata["text"]
         encoder = None
         if text is not None:
             encoder = TextEncoder.load(folder, text.get("max_tokens"), text["encoder"], str(text.get("source", "")))
-        return cls(
-            metadata["class_names"],
-            encoder,
-            class_conditional=metadata["class_conditional"],
-            dropout=metadata["dropout"],
-        ).eval()
+        by_class, dropout = metadata["class_conditional"], metadata["dropout"]
+        return cls(metadata["class_names"], encoder, class_conditional=by_class, dropout=dropout).eval()
 
 
 def class_index(name: int | str, class_names: Sequence[str]) -> int:

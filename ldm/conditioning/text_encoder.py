@@ -169,10 +169,8 @@ def _refused(where: str, part: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise UserError(
-            f"text_encoder: {where}: cannot read its {part}: {reason[0] if reason else type(error).__name__}"
-        ) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"text_encoder: {where}: cannot read its {part}: {reason}") from error
 
 
 @contextmanager

@@ -27,11 +27,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Any:
     learner.normalizer, learner.pre_tokenizer = like.normalizer, like.pre_tokenizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        initial_alphabet=alphabet,
-        end_of_word_suffix="</w>",
-        show_progress=False,
-        special_tokens=[],
+        vocab_size=vocab_size, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
     )
     learner.train_from_iterator(captions, trainer)
 

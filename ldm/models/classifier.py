@@ -40,18 +40,13 @@ class ClassifierConfig:
         for name in ("block_out_channels", "attention"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON and YAML bring lists
         if not 2 <= self.num_classes <= 2**20:
-            raise UserError(f"classifier configuration: num_classes: expected at least 2, got {self.num_classes}")
+            raise UserError(f"classifier: num_classes: expected at least 2, got {self.num_classes}")
         if self.sample_size % encoder.factor or not 1 <= self.sample_size <= 4096:
-            raise UserError(
-                f"classifier configuration: sample_size: expected a multiple of {encoder.factor}, "
-                f"got {self.sample_size}"
-            )
+            raise UserError(f"classifier: sample_size: expected a multiple of {encoder.factor}, got {self.sample_size}")
         width = self.block_out_channels[-1]
         if width % self.attention_head_dim:
-            raise UserError(
-                "classifier configuration: attention_head_dim: expected a divisor of the last width "
-                f"{width}, got {self.attention_head_dim}"
-            )
+            expected = f"expected a divisor of the last width {width}, got {self.attention_head_dim}"
+            raise UserError(f"classifier: attention_head_dim: {expected}")
 
     def encoder(self) -> UNetConfig:
         """The U-Net whose encoder this is."""

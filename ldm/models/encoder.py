@@ -145,7 +145,7 @@ class Encoder(nn.Module):
         config, cached = self.encoder_config, conditioning
         if cached is not None:
             class_labels, context = cached.class_labels, cached.context
-        _check_inputs(config, x, t, class_labels, context)
+        _check(config, x, t, class_labels, context)
         # angles in float32 at least: t reaches 999 and bfloat16 has 8 bits
         precise = torch.promote_types(torch.float32, x.dtype)
         sinusoids = sinusoidal_embedding(
@@ -182,28 +182,22 @@ class Encoder(nn.Module):
         return (skips[-1] if self.mid_block is None else self.mid_block(skips[-1], emb, context)), skips
 
 
-def _check_inputs(
-    config: UNetConfig, x: Tensor, t: Tensor, class_labels: Tensor | None, context: Tensor | None
-) -> None:
-    factor, width = config.factor, config.cross_attention_dim
-    if x.ndim != 4 or x.shape[1] != config.in_channels or x.shape[2] % factor or x.shape[3] % factor:
-        raise UserError(
-            f"U-Net: expected x of shape (B, {config.in_channels}, H, W) with H and W divisible by {factor}, "
-            f"got {tuple(x.shape)}"
-        )
+def _check(config: UNetConfig, x: Tensor, t: Tensor, class_labels: Tensor | None, context: Tensor | None) -> None:
+    factor, width, channels = config.factor, config.cross_attention_dim, config.in_channels
+    if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % factor or x.shape[3] % factor:
+        expected = f"(B, {channels}, H, W) with H and W divisible by {factor}"
+        raise UserError(f"U-Net: expected x of shape {expected}, got {tuple(x.shape)}")
     batch = len(x)
     if t.shape not in ((), (1,), (batch,)):
         raise UserError(f"U-Net: expected t of shape () or ({batch},), got {tuple(t.shape)}")
     if (class_labels is None) != (config.num_class_embeds is None):
-        expected = (
-            "none, it is not conditioned on classes" if class_labels is not None else f"0 to {config.num_class_embeds}"
-        )
+        none = "none, it is not conditioned on classes"
+        expected = f"0 to {config.num_class_embeds}" if class_labels is None else none
         raise UserError(f"U-Net: class_labels: expected {expected}")
     if class_labels is not None and class_labels.shape != (batch,):
         raise UserError(f"U-Net: expected class_labels of shape ({batch},), got {tuple(class_labels.shape)}")
     if (context is None) != (width is None):
-        raise UserError(
-            f"U-Net: context: expected {f'width {width}' if context is None else 'none, it is not conditioned on text'}"
-        )
+        expected = f"width {width}" if context is None else "none, it is not conditioned on text"
+        raise UserError(f"U-Net: context: expected {expected}")
     if context is not None and (context.ndim != 3 or len(context) != batch or context.shape[2] != width):
         raise UserError(f"U-Net: expected context of shape ({batch}, L, {width}), got {tuple(context.shape)}")

@@ -15,14 +15,10 @@ from ldm.runtime.text import suggest
 
 def find_layers(network: nn.Module, kind: Kind, names: Sequence[str]) -> tuple[str, ...]:
     """As `ldm.models.unet.UNet.perturbable_layers`."""
-    modules = dict(network.named_modules())
-    self_attention = [name for name, module in modules.items() if _is_self_attention(name, module)]
-    whole_attention = [
-        name for name, module in modules.items() if isinstance(module, SelfAttention | SpatialTransformer)
-    ]
-    resnets = [
-        name for name, module in modules.items() if isinstance(module, ResnetBlock) and module.conv_shortcut is None
-    ]
+    modules = list(network.named_modules())
+    self_attention = [name for name, module in modules if _is_self_attention(name, module)]
+    whole_attention = [name for name, module in modules if isinstance(module, SelfAttention | SpatialTransformer)]
+    resnets = [name for name, module in modules if isinstance(module, ResnetBlock) and module.conv_shortcut is None]
     candidates = [*whole_attention, *resnets] if kind == "skip" else self_attention
     if not candidates:
         lacking = "layer that can be skipped" if kind == "skip" else "self-attention, which this guidance perturbs"

@@ -8,28 +8,15 @@ from ldm.runtime.errors import UserError
 
 # What `UNet2DConditionModel` takes where its config.json leaves a key out (old files leave most of them out).
 _DIFFUSERS_DEFAULTS: dict[str, Any] = {
-    "sample_size": None,
-    "in_channels": 4,
-    "out_channels": 4,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
+    "sample_size": None, "in_channels": 4, "out_channels": 4, "flip_sin_to_cos": True, "freq_shift": 0,
     "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-    "block_out_channels": [320, 640, 1280, 1280],
-    "layers_per_block": 2,
-    "dropout": 0.0,
-    "norm_num_groups": 32,
-    "norm_eps": 1e-5,
-    "cross_attention_dim": 1280,
-    "transformer_layers_per_block": 1,
-    "attention_head_dim": 8,
-    "use_linear_projection": False,
-    "num_class_embeds": None,
-    "resnet_time_scale_shift": "default",
-    "addition_embed_type": None,
-    "addition_embed_type_num_heads": 64,
-}
+    "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2, "dropout": 0.0, "norm_num_groups": 32,
+    "norm_eps": 1e-5, "cross_attention_dim": 1280, "transformer_layers_per_block": 1, "attention_head_dim": 8,
+    "use_linear_projection": False, "num_class_embeds": None, "resnet_time_scale_shift": "default",
+    "addition_embed_type": None, "addition_embed_type_num_heads": 64,
+}  # fmt: skip
 # Keys that may hold these values only.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
@@ -89,7 +76,7 @@ class UNetConfig:
     def __post_init__(self) -> None:
         for name in ("block_out_channels", "attention", "num_attention_heads"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON and YAML bring lists
-        levels = len(self.block_out_channels)
+        levels, groups = len(self.block_out_channels), self.norm_num_groups
         _require(1 <= levels <= _MAX_LEVELS, f"block_out_channels: expected 1 to {_MAX_LEVELS} levels, got {levels}")
         _require(len(self.attention) == levels, f"attention: expected {levels} entries, got {len(self.attention)}")
         for name in (*_SIZES, *_OPTIONAL_SIZES):
@@ -101,16 +88,11 @@ class UNetConfig:
             _require(1 <= value <= _MAX_LAYERS, f"{name}: expected 1 to {_MAX_LAYERS}, got {value}")
         for width in self.block_out_channels:
             _require(1 <= width <= _MAX_CHANNELS, f"block_out_channels: expected 1 to {_MAX_CHANNELS}, got {width}")
-            _require(
-                width % self.norm_num_groups == 0,
-                f"block_out_channels: {width} is not divisible by norm_num_groups = {self.norm_num_groups}",
-            )
+            _require(width % groups == 0, f"block_out_channels: {width} is not divisible by norm_num_groups = {groups}")
         _require(self.block_out_channels[0] % 2 == 0, "block_out_channels: the first must be even")
         _require(0 <= self.dropout < 1, f"dropout: expected 0 <= dropout < 1, got {self.dropout}")
-        _require(
-            len(self.num_attention_heads) in (0, 1, levels),
-            f"num_attention_heads: expected none, 1 or {levels} entries, got {len(self.num_attention_heads)}",
-        )
+        count = len(self.num_attention_heads)
+        _require(count in (0, 1, levels), f"num_attention_heads: expected none, 1 or {levels} entries, got {count}")
         _require(
             not (self.num_attention_heads and self.plain_attention),
             "num_attention_heads: levels that attend to pixels only take their heads from attention_head_dim",
@@ -120,17 +102,13 @@ class UNetConfig:
             "context_in_mid_only: expected a cross_attention_dim beside it",
         )
         pooled, dim = self.pooled_context_heads, self.cross_attention_dim
-        _require(
-            pooled is None or dim is None or dim % pooled == 0,
-            f"pooled_context_heads: the text's width {dim} does not divide by {pooled}",
-        )
+        fits = pooled is None or dim is None or dim % pooled == 0
+        _require(fits, f"pooled_context_heads: the text's width {dim} does not divide by {pooled}")
         for width, attends, heads in zip(self.block_out_channels, self.attention, self._heads(), strict=True):
             divisor = self.attention_head_dim if self.plain_attention else heads
-            _require(
-                not attends or width % divisor == 0,
-                f"attention: {width} channels do not divide by {divisor} "
-                f"({'attention_head_dim' if self.plain_attention else 'heads'})",
-            )
+            name = "attention_head_dim" if self.plain_attention else "heads"
+            fits = not attends or width % divisor == 0
+            _require(fits, f"attention: {width} channels do not divide by {divisor} ({name})")
         _require(
             self.mid != "attention" or self.block_out_channels[-1] % self.mid_heads == 0,
             f"mid: {self.block_out_channels[-1]} channels do not divide by {self.mid_heads} heads"
@@ -212,10 +190,8 @@ class UNetConfig:
             raise UserError(f"U-Net configuration: {list(up)} is not the mirror of {list(down)} over {levels} levels")
         kinds = set(down) - {"DownBlock2D"}
         if len(kinds) > 1 or not kinds <= {"AttnDownBlock2D", "CrossAttnDownBlock2D"}:
-            raise UserError(
-                f"U-Net configuration: down_block_types {list(down)} are not supported (DownBlock2D with "
-                "either AttnDownBlock2D or CrossAttnDownBlock2D)"
-            )
+            supported = "DownBlock2D with either AttnDownBlock2D or CrossAttnDownBlock2D"
+            raise UserError(f"U-Net configuration: down_block_types {list(down)}: only {supported} are supported")
         mid = next((ours for ours, theirs in _MID.items() if theirs == merged["mid_block_type"]), None)
         if mid is None:
             raise UserError(f"U-Net configuration: mid_block_type {merged['mid_block_type']!r} is not supported")
@@ -246,17 +222,9 @@ class UNetConfig:
 
 
 _SHARED = (
-    "in_channels",
-    "out_channels",
-    "flip_sin_to_cos",
-    "freq_shift",
-    "dropout",
-    "norm_num_groups",
-    "norm_eps",
-    "use_linear_projection",
-    "num_class_embeds",
-    "resnet_time_scale_shift",
-)
+    "in_channels", "out_channels", "flip_sin_to_cos", "freq_shift", "dropout", "norm_num_groups", "norm_eps",
+    "use_linear_projection", "num_class_embeds", "resnet_time_scale_shift",
+)  # fmt: skip
 
 
 def _require(condition: bool, message: str) -> None:

@@ -32,9 +32,7 @@ def check_interval(what: str, interval: Interval) -> None:
     try:
         low, high = _ends(interval)
     except (TypeError, ValueError):
-        raise ValueError(
-            f"{what} must be [low, high] in sigma / alpha, None for an open end; got {interval!r}"
-        ) from None
+        raise ValueError(f"{what} must be [low, high] in sigma / alpha (None: open); got {interval!r}") from None
     if not 0 <= low < high:  # false for NaN too
         raise ValueError(f"{what} must have 0 <= low < high; got {interval!r}")
 

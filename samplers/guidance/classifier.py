@@ -47,21 +47,14 @@ class Classifier(Guidance):
             return prediction
         gradient = raw[self.name].score_shift
         if gradient is None:
-            raise ValueError(
-                f'the branch "{self.name}" brings no gradient (Prediction.score_shift): it is not a classifier'
-            )
+            raise ValueError(f'the branch "{self.name}" brings no gradient (Prediction.score_shift): no classifier')
         score_shift = scale * gradient
-        return replace(
-            prediction,
-            score_shift=score_shift if prediction.score_shift is None else prediction.score_shift + score_shift,
-        )
+        if prediction.score_shift is not None:
+            score_shift = prediction.score_shift + score_shift
+        return replace(prediction, score_shift=score_shift)
 
 
-@guidance(
-    "energy",
-    source="Bansal et al. 2023, arXiv:2302.07121; Yu et al. 2023, arXiv:2303.09833 (energy guidance)",
-    evaluations=0,
-)
+@guidance("energy", source="Bansal et al. 2023, arXiv:2302.07121; Yu et al. 2023, arXiv:2303.09833", evaluations=0)
 def energy(scale: float, name: str = "energy", interval: Interval = None, curve: Curve = "constant") -> Classifier:
     """Down the gradient of a function of x_t or of x0, that `with_energy` makes a branch of."""
     return Classifier(scale, name, interval, curve)

@@ -37,9 +37,7 @@ class Rescale(Guidance):
         return replace(prediction, x0=x0 * (1 + self.phi * (ratio - 1)))
 
 
-@guidance(
-    "threshold", source="Saharia et al. 2022, arXiv:2205.11487, section 2.3 (dynamic thresholding)", evaluations=0
-)
+@guidance("threshold", source="Saharia et al. 2022, arXiv:2205.11487, section 2.3 (dynamic threshold)", evaluations=0)
 @dataclass(frozen=True)
 class DynamicThreshold(Guidance):
     """Where the `quantile` s of a sample's |x0| is above `limit`, x0 is clipped to [-s, s] and shrunk by limit / s.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from samplers.level import (
     Denoise,
     Level,
+    Levels,
     Noise,
     Step,
     Tensor,
@@ -21,9 +22,7 @@ from samplers.registry import sampler
 
 
 @sampler("ddim", order=1, draws="eta", source="Song et al. 2021, arXiv:2010.02502, eq. 12")
-def ddim(
-    denoise: Denoise, x: Tensor, levels: Sequence[Level], *, noise: Noise = no_noise, eta: float = 0.0
-) -> Iterator[Step]:
+def ddim(denoise: Denoise, x: Tensor, levels: Levels, *, noise: Noise = no_noise, eta: float = 0.0) -> Iterator[Step]:
     """eta = 0 is the probability-flow ODE; eta = 1 has the noise of DDPM with the small variance (eq. 16)."""
     for i, now, next in pairs(levels):
         p = denoise(x, now)
@@ -36,7 +35,7 @@ def ddim(
         yield Step(x, next, p.denoised, i)
 
 
-def ddim_inversion(denoise: Denoise, x: Tensor, levels: Sequence[Level], *, iterations: int = 1) -> Iterator[Step]:
+def ddim_inversion(denoise: Denoise, x: Tensor, levels: Levels, *, iterations: int = 1) -> Iterator[Step]:
     """From a sample back to its noise, through rising levels, such that `ddim` over the same ones leads back to it.
 
     Each step seeks the x' from which DDIM steps to x, by fixed-point iteration (Pan et al. 2023, arXiv:2309.04907, eq.
@@ -48,7 +47,7 @@ def ddim_inversion(denoise: Denoise, x: Tensor, levels: Sequence[Level], *, iter
     return _invert(denoise, x, levels, iterations)
 
 
-def _invert(denoise: Denoise, x: Tensor, levels: Sequence[Level], iterations: int) -> Iterator[Step]:
+def _invert(denoise: Denoise, x: Tensor, levels: Levels, iterations: int) -> Iterator[Step]:
     for i, now, next in pairs(levels):
         guess, a = x, next.alpha / now.alpha
         for _ in range(iterations):

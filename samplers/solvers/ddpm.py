@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal
 
-from samplers.level import Denoise, Level, Noise, Prediction, Step, Tensor, exp_neg_h, lincomb, no_noise, pairs
+from samplers.level import Denoise, Levels, Noise, Prediction, Step, Tensor, exp_neg_h, lincomb, no_noise, pairs
 from samplers.registry import sampler
 
 
@@ -14,7 +14,7 @@ from samplers.registry import sampler
 def ddpm(
     denoise: Denoise,
     x: Tensor,
-    levels: Sequence[Level],
+    levels: Levels,
     *,
     noise: Noise = no_noise,
     variance: Literal["small", "large", "learned"] = "small",

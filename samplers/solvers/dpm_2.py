@@ -16,9 +16,7 @@ def _midpoint(denoise: Denoise, p: Prediction, next: Level) -> Tensor:
     return ddim_step(p, next, denoise(ddim_step(p, middle), middle).eps)
 
 
-@sampler(
-    "dpm_2", order=2, evaluations=2, between=True, source="Karras et al. 2022, arXiv:2206.00364, as in k-diffusion"
-)
+@sampler("dpm_2", order=2, evaluations=2, between=True, source="Karras et al. 2022, arXiv:2206.00364 as in k-diffusion")
 def dpm_2(denoise: Denoise, x: Tensor, levels: Sequence[Level], *, noise: Noise = no_noise) -> Iterator[Step]:
     """The explicit midpoint rule on dy / dr = eps."""
     for i, now, next in pairs(levels):
@@ -27,14 +25,7 @@ def dpm_2(denoise: Denoise, x: Tensor, levels: Sequence[Level], *, noise: Noise 
         yield Step(x, next, p.denoised, i)
 
 
-@sampler(
-    "dpm_2_ancestral",
-    order=1,
-    evaluations=2,
-    draws="eta",
-    between=True,
-    source="as dpm_2, with euler_ancestral's noise",
-)
+@sampler("dpm_2_ancestral", order=1, evaluations=2, draws="eta", between=True, source="dpm_2, noise of euler_ancestral")
 def dpm_2_ancestral(
     denoise: Denoise,
     x: Tensor,

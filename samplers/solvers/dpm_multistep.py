@@ -7,11 +7,11 @@ exactly.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from samplers.level import Denoise, Level, Noise, Step, Tensor, exp_neg_h, lincomb, no_noise, pairs
+from samplers.level import Denoise, Levels, Noise, Step, Tensor, exp_neg_h, lincomb, no_noise, pairs
 from samplers.registry import sampler
 
 
@@ -19,7 +19,7 @@ from samplers.registry import sampler
 def dpmpp_2m(
     denoise: Denoise,
     x: Tensor,
-    levels: Sequence[Level],
+    levels: Levels,
     *,
     noise: Noise = no_noise,
     form: Literal["midpoint", "heun"] = "midpoint",
@@ -32,13 +32,11 @@ def dpmpp_2m(
     return _multistep(denoise, x, levels, noise, _Options(2, form, lower_order_final))
 
 
-@sampler(
-    "dpmpp_2m_sde", order=1, draws="eta", source="Lu et al. 2022, arXiv:2211.01095, eq. 18, with k-diffusion's eta"
-)
+@sampler("dpmpp_2m_sde", order=1, draws="eta", source="Lu et al. 2022, arXiv:2211.01095, eq. 18 with k-diffusion's eta")
 def dpmpp_2m_sde(
     denoise: Denoise,
     x: Tensor,
-    levels: Sequence[Level],
+    levels: Levels,
     *,
     noise: Noise = no_noise,
     eta: float = 1.0,
@@ -54,7 +52,7 @@ def dpmpp_2m_sde(
 def dpmpp_3m(
     denoise: Denoise,
     x: Tensor,
-    levels: Sequence[Level],
+    levels: Levels,
     *,
     noise: Noise = no_noise,
     corrected: bool = False,
@@ -73,7 +71,7 @@ def dpmpp_3m(
 def dpmpp_3m_sde(
     denoise: Denoise,
     x: Tensor,
-    levels: Sequence[Level],
+    levels: Levels,
     *,
     noise: Noise = no_noise,
     eta: float = 1.0,
@@ -96,7 +94,7 @@ class _Options:
     corrected: bool = False
 
 
-def _multistep(denoise: Denoise, x: Tensor, levels: Sequence[Level], noise: Noise, options: _Options) -> Iterator[Step]:
+def _multistep(denoise: Denoise, x: Tensor, levels: Levels, noise: Noise, options: _Options) -> Iterator[Step]:
     order, eta, factor = options.order, options.eta, 2.0 if options.corrected else 1.0
     steps = len(levels) - 1
     past: list[tuple[float, Tensor]] = []  # lambda and x0 before this step, newest first

@@ -8,10 +8,10 @@ leads back to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal
 
-from samplers.level import Denoise, Level, Noise, Prediction, Step, Tensor, ddim_step, lincomb, no_noise, pairs
+from samplers.level import Denoise, Level, Levels, Noise, Prediction, Step, Tensor, ddim_step, lincomb, no_noise, pairs
 from samplers.registry import sampler
 from samplers.solvers.euler import ancestral
 
@@ -32,12 +32,7 @@ def _x0_step(p: Prediction, next: Level, x0: Tensor) -> Tensor:
     "dpm_solver", order=3, evaluations=3, between=True, source="Lu et al. 2022, arXiv:2206.00927, Algorithms 1, 4 and 5"
 )
 def dpm_solver(
-    denoise: Denoise,
-    x: Tensor,
-    levels: Sequence[Level],
-    *,
-    noise: Noise = no_noise,
-    order: Literal[1, 2, 3] = 3,
+    denoise: Denoise, x: Tensor, levels: Levels, *, noise: Noise = no_noise, order: Literal[1, 2, 3] = 3
 ) -> Iterator[Step]:
     """`order` evaluations a step, at r1 = 1/2, or at r1 = 1/3 and r2 = 2/3. Order 2 is k-diffusion's dpm_2."""
     for i, now, next in pairs(levels):
@@ -61,7 +56,7 @@ def _phi(h: float) -> float:
 
 
 @sampler("dpmpp_2s", order=2, evaluations=2, between=True, source="Lu et al. 2022, arXiv:2211.01095, Algorithm 1")
-def dpmpp_2s(denoise: Denoise, x: Tensor, levels: Sequence[Level], *, noise: Noise = no_noise) -> Iterator[Step]:
+def dpmpp_2s(denoise: Denoise, x: Tensor, levels: Levels, *, noise: Noise = no_noise) -> Iterator[Step]:
     """Holds the x0 half-way in lambda fixed (r1 = 1/2)."""
     for i, now, next in pairs(levels):
         p = denoise(x, now)
@@ -77,21 +72,10 @@ def _two_stages(denoise: Denoise, p: Prediction, next: Level) -> Tensor:
 
 
 @sampler(
-    "dpmpp_2s_ancestral",
-    order=1,
-    evaluations=2,
-    draws="eta",
-    between=True,
-    source="as dpmpp_2s, in k-diffusion's ancestral form",
+    "dpmpp_2s_ancestral", order=1, evaluations=2, draws="eta", between=True, source="k-diffusion's ancestral dpmpp_2s"
 )
 def dpmpp_2s_ancestral(
-    denoise: Denoise,
-    x: Tensor,
-    levels: Sequence[Level],
-    *,
-    noise: Noise = no_noise,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
+    denoise: Denoise, x: Tensor, levels: Levels, *, noise: Noise = no_noise, eta: float = 1.0, s_noise: float = 1.0
 ) -> Iterator[Step]:
     """dpmpp_2s to a level below `next`, and fresh noise on top."""
     for i, now, next in pairs(levels):
@@ -112,13 +96,7 @@ def dpmpp_2s_ancestral(
     source="k-diffusion 2022, after arXiv:2211.01095, section 6",
 )
 def dpmpp_sde(
-    denoise: Denoise,
-    x: Tensor,
-    levels: Sequence[Level],
-    *,
-    noise: Noise = no_noise,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
+    denoise: Denoise, x: Tensor, levels: Levels, *, noise: Noise = no_noise, eta: float = 1.0, s_noise: float = 1.0
 ) -> Iterator[Step]:
     """Two stochastic stages (r = 1/2); the noise of both should come from one path, as BrownianNoise's does."""
     for i, now, next in pairs(levels):

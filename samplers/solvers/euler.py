@@ -65,14 +65,7 @@ def heun(
 
 
 def churn(
-    x: Tensor,
-    now: Level,
-    num_steps: int,
-    noise: Noise,
-    s_churn: float,
-    s_tmin: float,
-    s_tmax: float,
-    s_noise: float,
+    x: Tensor, now: Level, num_steps: int, noise: Noise, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float
 ) -> tuple[Tensor, Level]:
     """Lines 4 to 6 of Algorithm 2: x with some more noise, and the level to which that lifts it."""
     if s_churn == 0 or not s_tmin <= now.noise_ratio <= s_tmax or now.alpha == 0:
@@ -93,9 +86,7 @@ def ancestral(now: Level, next: Level, eta: float) -> tuple[Level, float]:
     return Level(next.t, next.alpha, (next.sigma**2 - up**2) ** 0.5), up
 
 
-@sampler(
-    "euler_ancestral", order=1, draws="eta", source="Song et al. 2021, arXiv:2010.02502, eq. 12, as in k-diffusion"
-)
+@sampler("euler_ancestral", order=1, draws="eta", source="Song et al. 2021, arXiv:2010.02502, eq. 12 as in k-diffusion")
 def euler_ancestral(
     denoise: Denoise,
     x: Tensor,

@@ -6,14 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from samplers.level import Denoise, Level, Noise, Step, Tensor, ddim_step, first_order_only, lincomb, no_noise, pairs
+from samplers.level import Denoise, Levels, Noise, Step, Tensor, ddim_step, first_order_only, lincomb, no_noise, pairs
 from samplers.registry import sampler
 
 
-@sampler(
-    "plms", order=2, source="Liu et al. 2022, arXiv:2202.09778, eq. 12 (PNDM), with a Heun start as in Stable Diffusion"
-)
-def plms(denoise: Denoise, x: Tensor, levels: Sequence[Level], *, noise: Noise = no_noise) -> Iterator[Step]:
+@sampler("plms", order=2, source="Liu et al. 2022, arXiv:2202.09778, eq. 12 (PNDM), Heun start as in Stable Diffusion")
+def plms(denoise: Denoise, x: Tensor, levels: Levels, *, noise: Noise = no_noise) -> Iterator[Step]:
     """Adams-Bashforth's weights for equal steps, whatever the steps; the first step evaluates twice."""
     weights = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
     past: list[Tensor] = []  # newest first
@@ -29,12 +27,7 @@ def plms(denoise: Denoise, x: Tensor, levels: Sequence[Level], *, noise: Noise =
 
 @sampler("lms", order=4, source="k-diffusion's linear multistep method, 2022")
 def lms(
-    denoise: Denoise,
-    x: Tensor,
-    levels: Sequence[Level],
-    *,
-    noise: Noise = no_noise,
-    order: Literal[1, 2, 3, 4] = 4,
+    denoise: Denoise, x: Tensor, levels: Levels, *, noise: Noise = no_noise, order: Literal[1, 2, 3, 4] = 4
 ) -> Iterator[Step]:
     """The integral over r of the polynomial in r through the last `order` eps."""
     past: list[tuple[float, Tensor]] = []  # (r, eps), newest first
@@ -47,9 +40,8 @@ def lms(
             step = next.noise_ratio - now.noise_ratio
             nodes = [r - now.noise_ratio for r, _ in past]
             c = lagrange_weights(nodes, [step ** (k + 1) / (k + 1) for k in range(len(past))])
-            x = lincomb(
-                next.alpha / now.alpha, p.x_base, *((next.alpha * a, eps) for a, (_, eps) in zip(c, past, strict=True))
-            )
+            terms = ((next.alpha * a, eps) for a, (_, eps) in zip(c, past, strict=True))
+            x = lincomb(next.alpha / now.alpha, p.x_base, *terms)
         yield Step(x, next, p.denoised, i)
 
 
@@ -57,7 +49,7 @@ def lms(
 def deis(
     denoise: Denoise,
     x: Tensor,
-    levels: Sequence[Level],
+    levels: Levels,
     *,
     noise: Noise = no_noise,
     order: Literal[1, 2, 3] = 3,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from samplers.level import Denoise, Level, Noise, NoisePath, Prediction, Step, Tensor, ddim_step, no_noise, pairs
+from samplers.level import Denoise, Levels, Noise, NoisePath, Prediction, Step, Tensor, ddim_step, no_noise, pairs
 from samplers.registry import sampler
 
 # Dormand & Prince 1980: nodes, stages, and fifth minus fourth order. The last stage is the new point.
@@ -26,13 +26,7 @@ _E = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
     "rk45", order=5, evaluations=6, between=True, source="Dormand & Prince 1980; Song et al. 2021, arXiv:2011.13456"
 )
 def rk45(
-    denoise: Denoise,
-    x: Tensor,
-    levels: Sequence[Level],
-    *,
-    noise: Noise = no_noise,
-    rtol: float = 1e-4,
-    atol: float = 1e-4,
+    denoise: Denoise, x: Tensor, levels: Levels, *, noise: Noise = no_noise, rtol: float = 1e-4, atol: float = 1e-4
 ) -> Iterator[Step]:
     """Solves the flow to a tolerance: as many evaluations as that takes, and the levels are only where it reports.
 
@@ -66,9 +60,7 @@ def _integrate(
     while t < end:
         h = min(size, end - t)
         if t + h <= t:
-            raise RuntimeError(
-                f"rk45: the step shrank to nothing at log-SNR {t:.6g}; the denoiser is not smooth enough"
-            )
+            raise RuntimeError(f"rk45: the step shrank to 0 at log-SNR {t:.6g}; the denoiser is not smooth enough")
         k = [first]
         for c, a in zip(_C[1:], _A[1:], strict=True):
             point = y + h * sum((w * s for w, s in zip(a, k, strict=True) if w), start=0.0 * first)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from samplers.level import Denoise, Level, Noise, Step, Tensor, ddim_step, lincomb, no_noise, pairs
+from samplers.level import Denoise, Level, Levels, Noise, Step, Tensor, ddim_step, lincomb, no_noise, pairs
 from samplers.registry import sampler
 
 
@@ -14,7 +14,7 @@ from samplers.registry import sampler
 def unipc(
     denoise: Denoise,
     x: Tensor,
-    levels: Sequence[Level],
+    levels: Levels,
     *,
     noise: Noise = no_noise,
     order: Literal[1, 2, 3] = 2,
@@ -83,12 +83,7 @@ def _solve(A: list[list[float]], b: list[float]) -> list[float]:
 
 
 def _update(
-    x: Tensor,
-    start: tuple[Level, Tensor],
-    next: Level,
-    weights: Sequence[float],
-    diffs: Sequence[Tensor],
-    form: str,
+    x: Tensor, start: tuple[Level, Tensor], next: Level, weights: Sequence[float], diffs: Sequence[Tensor], form: str
 ) -> Tensor:
     """sigma_t / sigma_s x - alpha_t (e^-h - 1) x0 - alpha_t B(h) sum_k a_k D_k / r_k (eq. 3 and 8)."""
     now, x0 = start
