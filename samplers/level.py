@@ -253,7 +253,7 @@ def check_levels(levels: Sequence[Level], *, rising: bool = False, between: bool
         if not (0 <= level.alpha < math.inf and 0 <= level.sigma < math.inf and level.alpha + level.sigma > 0):
             raise ValueError(f"level {i}: alpha and sigma must be finite, not negative, not both 0; got {level}")
         if between and level.path is None:
-            raise ValueError(f"this solver evaluates between the levels: level {i} needs a `path` (see make_levels)")
+            raise ValueError(f"this solver evaluates between the levels: level {i} needs its `path` (see make_levels)")
     for i, now, next in pairs(levels):
         falls, last = now.noise_ratio > next.noise_ratio, i == len(levels) - 2
         fine = now.noise_ratio < next.noise_ratio if rising else falls or (last and now == next and now.sigma > 0)
