@@ -167,4 +167,4 @@ class SharedSettings:
                 expected = f"multiples of norm_num_groups {self.norm_num_groups} up to {_MAX_WIDTH}"
                 raise ValueError(f"block_out_channels: expected {expected}, got {width!r}")
         if not isinstance(levels, tuple) or any(not is_int(i) or not 0 <= i < len(widths) for i in levels):
-            raise ValueError(f"attention_levels: expected 0 to {len(widths) - 1}, got {reprlib.repr(levels)}")
+            raise ValueError(f"attention_levels: expected levels from 0 to {len(widths) - 1}, got {levels!r:.80}")

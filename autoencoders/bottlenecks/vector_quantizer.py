@@ -115,7 +115,7 @@ class VectorQuantizer(Quantizer):
         """
         vectors, codebook = self.vectors(features).permute(0, 2, 3, 1).flatten(0, 2), self.embedding.weight.data
         if len(vectors) < len(codebook):
-            raise ValueError(f"num_codes {len(codebook)}: larger than the sample of latents, {len(vectors)}")
+            raise ValueError(f"num_codes {len(codebook)}: larger than the sample for the codebook, {len(vectors)}")
         chosen = torch.randperm(len(vectors), generator=generator, device=generator.device)[: len(codebook)]
         codebook.copy_(vectors[chosen.to(vectors.device)])
         if self.ema:
