@@ -38,13 +38,14 @@ def in_float64():
     import ldm.data.selection
     from ldm.training.randomness import StepRandom
     from ldm.training.state import TrainingState
-    from ldm.training.tasks import autoencoder, gan, latents
+    from ldm.training.tasks import images, latents, prior
 
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double
     to_device = ldm.data.selection.to_device
-    for module in (ldm.data.selection, autoencoder, gan, latents):
-        module.to_device = lambda images, device: to_device(images, device).double()
+    for module in (ldm.data.selection, images, latents, prior):
+        assert module.to_device is to_device
+        module.to_device = lambda batch, device: to_device(batch, device).double()
     for name in ("normal", "uniform"):
         draw = getattr(StepRandom, name)
         setattr(StepRandom, name, lambda *arguments, draw=draw: draw(*arguments).double())
