@@ -81,11 +81,14 @@ class FiniteScalarConfig(BottleneckConfig):
             object.__setattr__(self, "levels", tuple(self.levels))
         valid = isinstance(self.levels, tuple) and self.levels and all(is_int(n) and n >= 3 for n in self.levels)
         if not valid or math.prod(self.levels) > _MAX_CODES:
-            raise ValueError(f"levels: expected numbers from 3, product up to {_MAX_CODES}, got {self.levels!r:.80}")
+            expected = f"whole numbers from 3, with a product up to {_MAX_CODES}"
+            raise ValueError(f"levels: expected {expected}, got {self.levels!r:.80}")
 
     def check(self, config: SharedSettings) -> None:
         if len(self.levels) != config.latent_channels:
-            raise ValueError(f"levels: expected latent_channels = {config.latent_channels}, got {len(self.levels)}")
+            raise ValueError(
+                f"levels: expected latent_channels = {config.latent_channels} numbers, got {len(self.levels)}"
+            )
 
     def codebook_sizes(self, config: SharedSettings) -> tuple[int, ...]:
         return (math.prod(self.levels),)

@@ -88,7 +88,7 @@ class ShapesData:
 
     def attributes(self, index: int) -> dict[str, str]:
         choices = self._shape[index], self._colour[index], self._size[index], self._background[index]
-        return {name: values[k] for (name, values), k in zip(self.attribute_names.items(), choices, strict=True)}
+        return {name: values[k] for (name, values), k in zip(ShapesData.attribute_names.items(), choices, strict=True)}
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The full caption, then true captions with fewer and fewer attributes."""

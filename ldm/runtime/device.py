@@ -8,7 +8,10 @@ from ldm.runtime.errors import UserError
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one, else Apple's, else the CPU; a device that is absent is a `UserError`."""
+    """The device of a name: cpu, mps, cuda or cuda:N; `auto` is the GPU where there is one, else Apple's, else the CPU.
+
+    `UserError` for an unknown name and for a device that is not available.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

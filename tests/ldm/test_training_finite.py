@@ -30,9 +30,9 @@ def images(tmp_path):
 @pytest.fixture
 def poison(monkeypatch):
     """`poison(*steps)`: from now on the first image of these batches, counted from 1, is not a number."""
-    from ldm.training.tasks import autoencoder
+    from ldm.training.tasks import images
 
-    real = autoencoder.image_batches
+    real = images.image_batches
 
     def spoil(*steps):
         def batches(data, plan, workers):
@@ -41,7 +41,7 @@ def poison(monkeypatch):
                     batch.images[0] = math.nan
                 yield batch
 
-        monkeypatch.setattr(autoencoder, "image_batches", batches)
+        monkeypatch.setattr(images, "image_batches", batches)
 
     return spoil
 

@@ -324,16 +324,16 @@ def test_a_signal_to_one_process_saves_and_ends_all_at_the_same_step(models, fol
 @pytest.mark.parametrize("limit", [0, 1])
 def test_a_bad_example_on_one_process_is_left_out_or_stops_all(models, folders, started, tmp_path, limit):
     def prepare(rank):
-        from ldm.training.tasks import autoencoder
+        from ldm.training.tasks import images
 
-        real = autoencoder.image_batches
+        real = images.image_batches
 
         def batches(data, plan, workers):
             for batch in real(data, plan, workers):
                 batch.images[batch.indices == 5] = math.nan  # each time that its turn comes
                 yield batch
 
-        autoencoder.image_batches = batches
+        images.image_batches = batches
 
     runs = [tmp_path / "one", tmp_path / "two"]
     for processes, run in enumerate(runs, start=1):
@@ -361,7 +361,7 @@ def test_processes_without_a_shared_folder_are_told(models, folders, started, tm
     children = started(command(models, folders, "classifier", tmp_path / "run", 3), 2, prepare=prepare)
     assert codes(children) == [2, 2]
     said = (tmp_path / "out-0").read_text().splitlines()[-1]
-    assert "checkpoint-0 on process 0, checkpoint-1 on process 1" in said and "all machines share" in said
+    assert "checkpoint-0 on process 0, checkpoint-1 on process 1" in said and "all machines must share" in said
 
 
 def test_two_processes_encode_what_one_does_and_go_on_where_one_died(models, started, tmp_path, monkeypatch):
