@@ -199,7 +199,7 @@ class Autoencoder(nn.Module):
             self.latents_std.copy_(std)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write config.json and diffusion_pytorch_model.safetensors, as diffusers reads them, into a storage.
+        """Write config.json and diffusion_pytorch_model.safetensors, as diffusers reads them, into a folder.
 
         Where a KL model has quant_conv, the calibration goes into quant_conv and post_quant_conv; else into the config.
         """

@@ -78,7 +78,7 @@ class Generator(nn.Module):
         self.train(training)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write config.json and diffusion_pytorch_model.safetensors into a storage."""
+        """Write config.json and diffusion_pytorch_model.safetensors into a folder."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         entries = json.loads(json.dumps(asdict(self.config)))
         storage.write(path, {"_class_name": _CLASS, **entries}, tensors)

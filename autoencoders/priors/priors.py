@@ -82,7 +82,7 @@ class CodePriors(nn.Module):
         return levels
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write config.json and diffusion_pytorch_model.safetensors into a storage."""
+        """Write config.json and diffusion_pytorch_model.safetensors into a folder."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         storage.write(path, self.entries(), tensors)
 
