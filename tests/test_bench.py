@@ -18,8 +18,11 @@ CPU = torch.device("cpu")
 def test_rows_run_and_the_report_is_whole(tmp_path, capsys):
     """These include what a U-Net call and a training step dispatch: `--check` fails when that rises."""
     path, rows = tmp_path / "bench.json", ["ddim", "ema", "forward-cifar10", "step-small", "step-memory"]
-    main(["--quick", "--repeats", "1", "--json", str(path), "--rows", *rows])
-    report = json.loads(path.read_text())
+    for _ in range(4):  # a quick run on a busy machine may time a limit too slowly
+        main(["--quick", "--repeats", "1", "--json", str(path), "--rows", *rows])
+        report = json.loads(path.read_text())
+        if all(found["unit"] == "bytes" or found["limit_ms"] < found["summary"]["ours"] for found in report["rows"]):
+            break
     assert [found["row"] for found in report["rows"]] == rows
     assert report["machine"]["device"] == "cpu" and report["machine"]["convolution_gflops"] > 0 and report["quick"]
     expected = json.loads(EXPECTED.read_text())["cpu"]
@@ -28,7 +31,7 @@ def test_rows_run_and_the_report_is_whole(tmp_path, capsys):
         assert min(found["summary"].values()) > 0
         assert found["operations"] <= expected[found["row"]]["operations"], found["row"]
         assert found["synchronisations"] <= expected[found["row"]]["synchronisations"], found["row"]
-        assert found["unit"] == "bytes" or found["limit_ms"] > 0  # a quick run on a busy machine orders no times
+        assert found["unit"] == "bytes" or found["limit_ms"] < found["summary"]["ours"]
     memory = report["rows"][-1]["summary"]
     assert memory["ratio"] >= 1, "a training step takes no more memory than diffusers'"
     assert "forward-cifar10" in capsys.readouterr().out

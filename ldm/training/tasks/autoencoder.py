@@ -85,8 +85,9 @@ class AutoencoderTask(ImageTask):
         codes, positions = self.config.autoencoder.num_codes, (self.data.image_size // self.model.factor) ** 2
         count = min(self.config.calibration_images, len(self.data))
         if codes > count * positions:
-            problem = f"larger than the sample that would initialise the codebook, {count * positions} latents"
-            raise UserError(f"{problem}; take fewer", setting="num_codes", value=codes)
+            sample = f"{count * positions} latents of {count} images"
+            problem = f"larger than the sample that would initialise the codebook, {sample}"
+            raise UserError(problem, remedy="take fewer", setting="num_codes", value=codes)
         chosen = even_indices(len(self.data), min(count, -(-4 * codes // positions)))
         images = plain_batches(self.data, chosen, 64, self.device)
         generator = torch.Generator().manual_seed(self.config.training.seed)
