@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Sequence
 
 from ldm.runtime.errors import LostProcessError, StoppedByOtherProcess, UserError
+from ldm.runtime.locks import remove_own
+from ldm.runtime.stopping import Interrupted, interrupting_signals
 from ldm.runtime.text import printable, replace_settings, suggest
 
 COMMANDS = {
@@ -36,25 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quiet_libraries()
     _shorten_openmp_spin()
     try:
-        if not arguments or arguments[0] in ("-h", "--help"):
-            print(_usage())
-            return 0 if arguments else 2
-        if arguments[0] == "--version":
-            from importlib.metadata import version
-
-            print(version("guided-latents"))
-            return 0
-        name = arguments[0]
-        if name not in COMMANDS:
-            raise UserError(f"unknown command {name!r}", remedy=suggest(name, COMMANDS))
-        module = importlib.import_module(f"ldm.cli.{'listing' if name == 'list' else name}")
-        return module.run(arguments[1:]) or 0
+        with interrupting_signals():
+            return _run(arguments)
     except UserError as error:
         return _fail(2, str(error))
     except StoppedByOtherProcess as leaving:
         return leaving.code
     except (FloatingPointError, LostProcessError) as error:
         return _fail(1, str(error))
+    except Interrupted as stop:
+        return _fail(128 + stop.signal_number, str(stop))
     except KeyboardInterrupt:
         return _fail(130, "stopped")
     except BrokenPipeError:
@@ -65,6 +58,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         reason = error.strerror or os.strerror(error.errno)
         return _fail(_REFUSALS[error.errno], f"{error.filename or 'output'}: {reason}")
+    finally:
+        remove_own()
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("guided-latents"))
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}", remedy=suggest(name, COMMANDS))
+    module = importlib.import_module(f"ldm.cli.{'listing' if name == 'list' else name}")
+    return module.run(arguments[1:]) or 0
 
 
 def _fail(code: int, message: str) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import shlex
-import sys
 from typing import Any
 
 from ldm.cli.parsing import parse, require
@@ -26,15 +25,9 @@ def run(arguments: list[str]) -> int:
     if kind not in KINDS:
         raise UserError(f"cannot train {kind!r}", remedy=suggest(kind, KINDS))
     settings = parse(_schema(kind), rest, f"train {kind}")
-    from ldm.training.loop import Interrupted
-
     if settings.training.dry_run:
         return _dry_run(kind, settings)
-    try:
-        measures = train_with(kind, settings, shlex.join(["ldm", "train", *arguments]))
-    except Interrupted as stopped:
-        print(f"ldm: {stopped}", file=sys.stderr)
-        return 128 + stopped.signal_number
+    measures = train_with(kind, settings, shlex.join(["ldm", "train", *arguments]))
     for name, value in measures.items():
         if isinstance(value, float):
             print(f"{name}: {value:.4g}")

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ldm.comparison.config import ComparisonConfig
-from ldm.comparison.folder import check_folder, claim_folder, write_tables
+from ldm.comparison.folder import check_folder, claimed_folder, write_tables
 from ldm.comparison.halving import round_sizes
 from ldm.comparison.image_grid import save_side_by_side
 from ldm.comparison.methods import Variant, plan_variants, unsupported_reason
@@ -87,19 +87,19 @@ def compare(
     manifest = describe(data, evaluation, evaluators, pipeline.folder)
     manifest |= {"model": model, "sampling": asdict(sampling), "metrics": list(evaluation.metrics), "rows": num_rows}
     manifest |= {"rounds": list(sizes)} if len(sizes) > 1 else {}
-    processes.run_on_main_and_broadcast(lambda: claim_folder(folder, manifest))
-    context = ComparisonContext(
-        pipeline, plans, data, conditions, evaluation, evaluators, manifest, folder / "cells", num_rows, processes
-    )
-    rounds, runs = run_rounds(context, variants, sizes, config)
-    warnings = (*cautions(evaluation.num_images, manifest["num_reference"], evaluators), *caveats(sampling))
-    baseline = measure_baseline(context, train_data if other_data is None else other_data)
-    comparison = Comparison(runs, left_out, manifest, warnings, rounds, baseline)
-    sample_rows = [context.image_path(variant) for variant in variants]
-    titles = _row_titles(conditions[:num_rows], data)
-    processes.run_on_main_and_broadcast(
-        lambda: _publish(comparison, config, folder, sample_rows, titles, name=name, command=command)
-    )
+    with claimed_folder(folder, manifest, processes):
+        context = ComparisonContext(
+            pipeline, plans, data, conditions, evaluation, evaluators, manifest, folder / "cells", num_rows, processes
+        )
+        rounds, runs = run_rounds(context, variants, sizes, config)
+        warnings = (*cautions(evaluation.num_images, manifest["num_reference"], evaluators), *caveats(sampling))
+        baseline = measure_baseline(context, train_data if other_data is None else other_data)
+        comparison = Comparison(runs, left_out, manifest, warnings, rounds, baseline)
+        sample_rows = [context.image_path(variant) for variant in variants]
+        titles = _row_titles(conditions[:num_rows], data)
+        processes.run_on_main_and_broadcast(
+            lambda: _publish(comparison, config, folder, sample_rows, titles, name=name, command=command)
+        )
     return comparison
 
 

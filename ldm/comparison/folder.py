@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ldm.evaluation.records import finite
+from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write, atomic_write_json, read_json
+from ldm.runtime.locks import is_begun
+from ldm.runtime.stopping import GOES_ON, kept_when_stopped
 
 _MANIFEST = "plan.json"
 Record = TypeVar("Record")
@@ -19,9 +23,19 @@ def check_folder(folder: Path) -> None:
     """`UserError` for what exists and is not the folder of a comparison."""
     if folder.exists() and not folder.is_dir():
         raise UserError("is a file", setting="output_dir", value=folder)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / _MANIFEST).is_file():
+    begun = folder.is_dir() and all(is_begun(path.name, _MANIFEST) for path in folder.iterdir())
+    if folder.is_dir() and not begun and not (folder / _MANIFEST).is_file():
         problem = "holds something else than a comparison"
         raise UserError(problem, remedy="choose another", setting="output_dir", value=folder)
+
+
+@contextmanager
+def claimed_folder(folder: Path, manifest: Mapping[str, Any], processes: Processes = SINGLE_PROCESS) -> Iterator[None]:
+    """Hold the folder of a comparison within the block; `UserError` if it is that of another, or another process has
+    it."""
+    with processes.lock(folder, "comparing"), kept_when_stopped(lambda: f"stopped; {GOES_ON}"):
+        processes.run_on_main_and_broadcast(lambda: claim_folder(folder, manifest))
+        yield
 
 
 def claim_folder(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from ldm.data.latent_cache import ENCODE_AGAIN, CacheKey, check_cache_folder
 from ldm.data.selection import image_batches
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, read_json, sha256_of_file
+from ldm.runtime.locks import LOCK, FolderLock
 from ldm.runtime.progress import progress
 from ldm.runtime.tensors import read_tensors, save_tensors
 
@@ -48,7 +49,7 @@ class CodeCache:
 
 def check_code_folder(folder: Path, key: CacheKey) -> None:
     """`UserError` unless the folder is absent, empty, or holds nothing but codes; whole ones must be of `key`."""
-    check_cache_folder(folder, "codes", lambda name: name.lstrip(".").startswith((_WEIGHTS, _MANIFEST)))
+    check_cache_folder(folder, "codes", lambda name: name == LOCK or name.lstrip(".").startswith((_WEIGHTS, _MANIFEST)))
     if (folder / _MANIFEST).is_file():
         _check_manifest(folder, key)
 
@@ -70,11 +71,11 @@ def encode_codes(
     check_code_folder(folder, key)
     if (folder / _MANIFEST).is_file():
         return _read(folder, key, autoencoder.config.codebook_sizes, len(data), data.flip)
-    levels = _encoded(autoencoder, data, batch_size, num_workers, torch.device(device))
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / _WEIGHTS, {f"level_{k}": level for k, level in enumerate(levels)})
-    manifest = {"format": _FORMAT, "key": asdict(key), "sha256": sha256_of_file(folder / _WEIGHTS)}
-    atomic_write_json(folder / _MANIFEST, manifest)
+    with FolderLock(folder, work="encoding"):
+        levels = _encoded(autoencoder, data, batch_size, num_workers, torch.device(device))
+        save_tensors(folder / _WEIGHTS, {f"level_{k}": level for k, level in enumerate(levels)})
+        manifest = {"format": _FORMAT, "key": asdict(key), "sha256": sha256_of_file(folder / _WEIGHTS)}
+        atomic_write_json(folder / _MANIFEST, manifest)
     return CodeCache(levels)
 
 

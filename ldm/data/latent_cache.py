@@ -19,6 +19,7 @@ from ldm.data.selection import image_batches
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, fingerprint, sha256_of_file
+from ldm.runtime.locks import LOCK
 from ldm.runtime.progress import progress
 from ldm.runtime.tensors import save_tensors
 
@@ -202,29 +203,30 @@ def encode_latents(
     if processes.run_on_main_and_broadcast(lambda: (folder / "manifest.json").is_file()):
         return LatentCache.open(folder, key, device=device, cache_device=cache_device)
 
-    training = autoencoder.training
-    autoencoder.eval()
-    try:
-        tiling = tiling or Tiling()
-        encoding = autoencoder.encode(data[0].image[None].to(device), tiling=tiling)
-        channels, height, width = encoding.mean.shape[1:]
-        layout = Layout(len(data), (channels, height, width), data.flip, encoding.std is not None)
-        missing = processes.run_on_main_and_broadcast(lambda: _begin(folder, layout, key))
-        own = missing[processes.rank :: processes.count]
+    with processes.lock(folder, "encoding"):
+        training = autoencoder.training
+        autoencoder.eval()
+        try:
+            tiling = tiling or Tiling()
+            encoding = autoencoder.encode(data[0].image[None].to(device), tiling=tiling)
+            channels, height, width = encoding.mean.shape[1:]
+            layout = Layout(len(data), (channels, height, width), data.flip, encoding.std is not None)
+            missing = processes.run_on_main_and_broadcast(lambda: _begin(folder, layout, key))
+            own = missing[processes.rank :: processes.count]
 
-        def encode() -> None:
-            for shard, tensors in _encoded(autoencoder, data, layout, own, batch_size, device, num_workers, tiling):
-                save_tensors(layout.path(folder, shard), tensors, {"key": key.digest(), "shard": str(shard)})
+            def encode() -> None:
+                for shard, tensors in _encoded(autoencoder, data, layout, own, batch_size, device, num_workers, tiling):
+                    save_tensors(layout.path(folder, shard), tensors, {"key": key.digest(), "shard": str(shard)})
 
-        processes.run_on_all(encode)
-    finally:
-        autoencoder.train(training)
+            processes.run_on_all(encode)
+        finally:
+            autoencoder.train(training)
 
-    def finish() -> None:
-        sums = [sha256_of_file(layout.path(folder, shard)) for shard in range(layout.shards)]
-        atomic_write_json(folder / "manifest.json", manifest_of(layout, asdict(key), sums))
+        def finish() -> None:
+            sums = [sha256_of_file(layout.path(folder, shard)) for shard in range(layout.shards)]
+            atomic_write_json(folder / "manifest.json", manifest_of(layout, asdict(key), sums))
 
-    processes.run_on_main_and_broadcast(finish)
+        processes.run_on_main_and_broadcast(finish)
     return LatentCache.open(folder, key, device=device, cache_device=cache_device)
 
 
@@ -275,10 +277,9 @@ def _moments(
 
 
 def _begin(folder: Path, layout: Layout, key: CacheKey) -> list[int]:
-    """Create the folder, or remove all but the whole shards of an earlier run; return the missing shards."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Remove all but the whole shards of an earlier run; return the missing shards."""
     whole = {n for n in range(layout.shards) if is_whole(layout.path(folder, n), layout, n, key.digest())}
-    keep = {layout.path(folder, shard) for shard in whole}
+    keep = {folder / LOCK, *(layout.path(folder, shard) for shard in whole)}
     for path in folder.iterdir():
         if path not in keep:
             path.unlink()

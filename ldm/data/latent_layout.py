@@ -19,6 +19,7 @@ import numpy as np
 
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import read_json
+from ldm.runtime.locks import LOCK
 
 SHARD_EXAMPLES = 4096
 SHARD_BYTES = 2**27  # a shard has fewer examples where they would take more
@@ -68,8 +69,8 @@ class Layout:
 
 
 def is_ours(name: str) -> bool:
-    """Whether a file name is one of a cache, or of the temporary files of an interrupted run."""
-    return _OURS.fullmatch(name) is not None
+    """Whether a file name is one of a cache, or of the lock and temporary files of an interrupted run."""
+    return name == LOCK or _OURS.fullmatch(name) is not None
 
 
 def read_manifest(path: Path) -> tuple[Layout, dict[str, Any], list[str]]:

@@ -8,9 +8,7 @@ tar shard: any image in any order, by any number of workers.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from ldm.data.decode import MAX_BYTES
 from ldm.data.listing import MAX_LINE, check_label, check_texts
 from ldm.data.packed import Sample, Shard, index_path, read_index, write_index
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import cache_folder
+from ldm.runtime.files import atomic_file, cache_folder
 from ldm.runtime.progress import progress
 from ldm.runtime.text import printable, suggest
 
@@ -57,9 +55,12 @@ def _unpack(path: Path, images: Path, columns: tuple[str, str, str]) -> tuple[li
     if need > free:
         problem = f"its {need} bytes of images do not fit into {cache_folder()}, where {free} are free"
         raise UserError(f"{printable(path)}: {problem}", remedy="name another folder by LDM_CACHE")
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{images.name}.tmp-", dir=images.parent)
     try:
-        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file, os.fdopen(descriptor, "wb") as out:
+        with (
+            atomic_file(images) as temporary,
+            parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file,
+            open(temporary, "wb") as out,
+        ):
             for group in range(file.metadata.num_row_groups):
                 if (size := file.metadata.row_group(group).total_byte_size) > _ROW_GROUP_BYTES:
                     problem = f"{printable(path)}: row group {group} has {size} bytes"
@@ -72,15 +73,10 @@ def _unpack(path: Path, images: Path, columns: tuple[str, str, str]) -> tuple[li
                 out.write(content)
                 samples.append(sample._replace(offset=offset))
                 offset += sample.size
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, images)
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(f"{printable(path)}: not a whole parquet file ({printable(error, 120)})") from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
     return samples, class_names
 
 

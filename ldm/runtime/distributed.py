@@ -9,15 +9,17 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from ldm.runtime.errors import LostProcessError, StoppedByOtherProcess, UserError
+from ldm.runtime.locks import FolderLock
 
 T = TypeVar("T")
 logger = logging.getLogger("ldm")
@@ -114,6 +116,17 @@ class Processes:
         results: list[T] = []
         self.run_on_main_and_broadcast(lambda: results.append(work()))
         return self.run_on_all(lambda: results[0] if results else work())
+
+    @contextmanager
+    def lock(self, folder: str | Path, work: str, setting: str = "output_dir") -> Iterator[None]:
+        """Within the block the main process holds a `FolderLock`; all stop where another command has it."""
+        with ExitStack() as held:
+
+            def take() -> None:
+                held.enter_context(FolderLock(folder, work=work, setting=setting))
+
+            self.run_on_main_and_broadcast(take)
+            yield
 
     def gather_batches(self, batches: Iterator[torch.Tensor], number: int) -> Iterator[torch.Tensor]:
         """All `number` batches in order, on the main process; none on the others."""

@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from ldm.runtime import locks
 from ldm.runtime.errors import UserError
 
 _JSON_LIMIT = 64 * 2**20  # bytes; a larger JSON file is not one of ours
@@ -37,27 +38,34 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
     """
     target = Path(target).absolute()  # "." has no name
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
-    try:
-        os.chmod(temporary, 0o777 & ~_umask())
+    with locks.temporary(target, Path.mkdir) as folder:
         with _system_errors(target):
-            yield temporary
-        for path in sorted(temporary.rglob("*")):
+            yield folder
+        for path in sorted(folder.rglob("*")):
             fsync_path(path)
-        fsync_path(temporary)
-        replace_folder(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        fsync_path(folder)
+        replace_folder(folder, target)
 
 
 def replace_folder(source: Path, target: Path) -> None:
     """Rename `source` to `target`; an old `target` is moved aside first and removed last."""
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    if target.exists():
-        os.rename(target, old)
-    os.rename(source, target)
-    fsync_path(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if not target.exists():
+        os.rename(source, target)
+        fsync_path(target.parent)
+        return
+    old = target.with_name(f".{target.name}.old-{secrets.token_hex(4)}")
+    with locks.locked(target):
+        try:
+            os.rename(target, old)
+            os.rename(source, target)
+        except BaseException:  # a signal, too, leaves one of them in place
+            if old.exists() and not target.exists():
+                os.rename(old, target)
+            raise
+        finally:
+            if old.exists() and target.exists():
+                fsync_path(target.parent)
+                shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -68,19 +76,16 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
+    with locks.temporary(path, _new_file) as temporary:
         with _system_errors(path):
             yield temporary
         fsync_path(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         fsync_path(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+
+def _new_file(path: Path) -> None:
+    path.touch(exist_ok=False)
 
 
 @contextmanager
@@ -150,9 +155,3 @@ def cache_folder() -> Path:
     if folder := os.environ.get("LDM_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "guided-latents"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -19,14 +19,6 @@ from ldm.runtime.distributed import Processes
 logger = logging.getLogger("ldm")
 
 
-class Interrupted(Exception):  # noqa: N818  (not an error)
-    """A signal (SIGINT or SIGTERM) stopped the training; a checkpoint was saved."""
-
-    def __init__(self, signal_number: int, step: int) -> None:
-        super().__init__(f"stopped at step {step}; the same command goes on from there")
-        self.signal_number = signal_number
-
-
 @contextmanager
 def preserve_random_state() -> Iterator[None]:
     """Give Python, NumPy and torch their global random states back at the end."""

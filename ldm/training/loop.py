@@ -18,11 +18,12 @@ from ldm.runtime.compilation import check_compiler
 from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.progress import progress
+from ldm.runtime.stopping import GOES_ON, Interrupted
 from ldm.training.adversary import AdversarialTrainer
 from ldm.training.checkpoint import checkpoint_to_resume
 from ldm.training.config import TrainingConfig
 from ldm.training.evaluations import Evaluations
-from ldm.training.guards import Interrupted, explain_full_disk, preserve_random_state, stop_signals
+from ldm.training.guards import explain_full_disk, preserve_random_state, stop_signals
 from ldm.training.observer import Observer
 from ldm.training.optimizers import clip_gradients, scheduled_rate
 from ldm.training.processes import make_accelerator, report_lost_process, shard_of
@@ -112,7 +113,7 @@ class TrainingLoop:
             if stopping and not saving:
                 self.save()
         if stopping:
-            raise Interrupted(self.stop.get("signal", signal.SIGTERM), step)
+            raise Interrupted(self.stop.get("signal", signal.SIGTERM), f"stopped at step {step}; {GOES_ON}")
 
     def log(self, result: StepResult, last: bool) -> None:
         """Every `log_steps`, at the end, and where a loss or gradient is not finite."""

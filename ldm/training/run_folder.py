@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
-import shutil
 from pathlib import Path
 from typing import IO, Any
 
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write, atomic_write_json, log_entries, read_json
+from ldm.runtime.locks import FolderLock, is_begun
 
 RUN_FILE, _METRICS = "run.json", "metrics.jsonl"
-_locks: set[IO[str]] = set()
-
-
-def _forget_locks() -> None:
-    """A forked data worker must not hold the folder: it can outlive a killed training by seconds."""
-    for lock in _locks:
-        lock.close()
-
-
-os.register_at_fork(after_in_child=_forget_locks)
 
 
 class RunFolder:
     """`--output-dir` of one training. Claiming it locks it until the process ends or `close` is called."""
 
-    def __init__(self, path: Path, lock: IO[str]) -> None:
+    def __init__(self, path: Path, lock: FolderLock) -> None:
         self.path = path
         self._lock = lock
         self._metrics: IO[str] | None = None
@@ -46,8 +35,7 @@ class RunFolder:
         if not path.is_dir():
             raise _refusal(path, "is a file; give a new or empty folder")
         if not (path / RUN_FILE).is_file():
-            begun = (".lock", f".{RUN_FILE}.tmp-")  # all that is there of a run killed before its first file was whole
-            if any(not entry.name.startswith(begun) for entry in path.iterdir()):
+            if not all(is_begun(entry.name, RUN_FILE) for entry in path.iterdir()):
                 raise _refusal(path, "holds something else; give a new or empty folder")
             return
         content = read_json(path / RUN_FILE)
@@ -67,23 +55,13 @@ class RunFolder:
         """
         path = Path(path)
         cls.check(path, kind)
-        path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / ".lock", "w")  # noqa: SIM115  (held for the life of the run)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise _refusal(path, "another process is training there; wait for it or choose another") from None
-        _locks.add(lock)
+        lock = FolderLock(path, work="training")
         run = cls(path, lock)
         try:
             commands = []
             if (path / RUN_FILE).exists():
                 run._refuse_other_settings(fingerprint)
                 commands = commands_of(path)
-            for pattern in (".*.tmp-*", ".*.old-*", "samples/.*.tmp-*", "averages/.*.tmp-*"):  # of a killed run
-                for leftover in path.glob(pattern):
-                    shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
             commands = [earlier for earlier in commands if earlier != command] + ([command] if command else [])
             content = {"kind": kind, "commands": commands, "facts": fingerprint}
             atomic_write_json(path / RUN_FILE, content)  # first: with it the folder is a run's
@@ -145,7 +123,6 @@ class RunFolder:
             if self._metrics is not None:
                 self._metrics.close()
         finally:
-            _locks.discard(self._lock)
             self._lock.close()
 
 

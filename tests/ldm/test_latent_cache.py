@@ -256,7 +256,7 @@ def test_latents_beyond_fp16_are_refused(tmp_path: Path, value: float, message: 
     data = shapes(flips=False)
     with pytest.raises(UserError, match=f"image 1 .*float16.*{message}"):
         encode_latents(Diverged(), data, tmp_path / "latents", batch_size=8)
-    with pytest.raises(UserError, match="not complete"):
+    with pytest.raises(UserError, match="does not exist"):
         LatentCache.open(tmp_path / "latents", CacheKey.of(Diverged(), data))
 
 

@@ -13,7 +13,7 @@ import torch
 from autoencoders import Autoencoder, LossConfig
 from ldm.comparison.autoencoders.rate_distortion import plot_rate_distortion
 from ldm.comparison.autoencoders.records import AutoencoderComparison, AutoencoderRecord
-from ldm.comparison.folder import check_folder, claim_folder, load_record, write_tables
+from ldm.comparison.folder import check_folder, claimed_folder, load_record, write_tables
 from ldm.comparison.image_grid import save_below_each_other, save_sample_row
 from ldm.data.dataset import ImageData
 from ldm.data.selection import even_indices, plain_batches
@@ -75,28 +75,28 @@ def compare_autoencoders(
     check_folder(folder)
     evaluators = evaluators or prepare_autoencoder_evaluators(config, train_data or data, device=device)
     manifest = _manifest(data, config, evaluators, columns)
-    claim_folder(folder, manifest)
-    sample_rows, runs = [folder / "rows" / "originals.png"], []
-    (images,) = plain_batches(data, even_indices(len(data), columns), columns)
-    save_sample_row(images, sample_rows[0])
-    for candidate in candidates:
-        path, sample_row = (folder / "rows" / f"{candidate.slug}{ending}" for ending in (".json", ".png"))
-        run = load_record(path, AutoencoderRecord.from_json)
-        if run is None:
-            run = _measure(candidate, data, config, evaluators, device)
-            with torch.no_grad():
-                model = candidate.model.to(device)
-                save_sample_row(model.decode(model.encode(images.to(device)).mean).float().cpu(), sample_row)
-            atomic_write_json(path, run.to_json())  # written last: the run is done
-            run = AutoencoderRecord.from_json(read_json(path))
-        runs.append(run)
-        sample_rows.append(sample_row)
-    warnings = cautions(min(config.num_images, len(data)), evaluators.extractor)
-    comparison = AutoencoderComparison(tuple(runs), manifest, warnings)
-    save_below_each_other(sample_rows, ["originals", *map(_label, runs)], folder / "reconstructions.png")
-    plot_rate_distortion(runs, folder)
-    write_tables(folder, "autoencoders", comparison.table(), comparison.csv(), comparison.to_json())
-    return comparison
+    with claimed_folder(folder, manifest):
+        sample_rows, runs = [folder / "rows" / "originals.png"], []
+        (images,) = plain_batches(data, even_indices(len(data), columns), columns)
+        save_sample_row(images, sample_rows[0])
+        for candidate in candidates:
+            path, sample_row = (folder / "rows" / f"{candidate.slug}{ending}" for ending in (".json", ".png"))
+            run = load_record(path, AutoencoderRecord.from_json)
+            if run is None:
+                run = _measure(candidate, data, config, evaluators, device)
+                with torch.no_grad():
+                    model = candidate.model.to(device)
+                    save_sample_row(model.decode(model.encode(images.to(device)).mean).float().cpu(), sample_row)
+                atomic_write_json(path, run.to_json())  # written last: the run is done
+                run = AutoencoderRecord.from_json(read_json(path))
+            runs.append(run)
+            sample_rows.append(sample_row)
+        warnings = cautions(min(config.num_images, len(data)), evaluators.extractor)
+        comparison = AutoencoderComparison(tuple(runs), manifest, warnings)
+        save_below_each_other(sample_rows, ["originals", *map(_label, runs)], folder / "reconstructions.png")
+        plot_rate_distortion(runs, folder)
+        write_tables(folder, "autoencoders", comparison.table(), comparison.csv(), comparison.to_json())
+        return comparison
 
 
 def _manifest(
