@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ldm.cli.data_report import show_data
 from ldm.cli.evaluate import check_size, parse_for_model
 from ldm.cli.model_options import ModelOptions
 from ldm.cli.parsing import require
@@ -48,6 +49,7 @@ def run(arguments: list[str]) -> None:
             return processes.run_on_main_and_broadcast(lambda: module.run(arguments[1:]))
         settings, device = processes.run_on_all(lambda: _settings(arguments))
         pipeline, reference, train = processes.run_on_all(lambda: _load(settings, processes.device(device)))
+        show_data(reference.report)
         comparison = compare(
             pipeline,
             reference,

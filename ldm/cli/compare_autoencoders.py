@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from ldm.cli.data_report import show_data
 from ldm.cli.evaluate_autoencoder import load_autoencoder, run_of, settings_of
 from ldm.cli.parsing import parse, require
 from ldm.data.config import DataConfig
@@ -74,6 +75,7 @@ def run(arguments: list[str]) -> None:
     device = resolve_device(settings.device)
     data, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
     _check_images(names, settings, train)
+    show_data(data.report)
     comparison = compare_autoencoders(
         candidates,
         data,

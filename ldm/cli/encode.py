@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from autoencoders import Autoencoder, Tiling
+from ldm.cli.data_report import show_data
 from ldm.cli.outputs import check_tiling
 from ldm.cli.parsing import parse, require
 from ldm.data.config import DataConfig
@@ -43,6 +44,7 @@ def run(arguments: list[str]) -> None:
         settings = processes.run_on_all(lambda: _settings(arguments))
         device = processes.device(resolve_device(settings.device))
         autoencoder, data = processes.run_on_all(lambda: _prepare(settings, device))
+        show_data(data.report)
         folder = Path(settings.output_dir)
         cache = encode_latents(
             autoencoder,

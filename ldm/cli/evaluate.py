@@ -10,6 +10,7 @@ import torch
 import tyro
 
 from ldm.cli import evaluate_autoencoder
+from ldm.cli.data_report import show_data
 from ldm.cli.model_options import ModelOptions
 from ldm.cli.parsing import check_file, parse
 from ldm.cli.sample_settings import check_supported
@@ -70,7 +71,12 @@ def run(arguments: list[str]) -> None:
         if settings.fake:
             result = processes.run_on_main_and_broadcast(
                 lambda: evaluate_folders(
-                    settings.real or None, settings.fake, settings.evaluation, device=device, resize=settings.resize
+                    settings.real or None,
+                    settings.fake,
+                    settings.evaluation,
+                    device=device,
+                    resize=settings.resize,
+                    on_read=show_data,
                 )
             )
         else:
@@ -134,6 +140,7 @@ def _load(settings: EvaluateRun, device: torch.device) -> Loaded:
 
 def _evaluate(settings: EvaluateRun, loaded: Loaded, processes: Processes = SINGLE_PROCESS) -> EvaluationResult:
     model, reference, train, other = loaded
+    show_data(reference.report)
     return evaluate_model(
         model,
         reference,

@@ -14,9 +14,8 @@ from ldm.data.config import DataConfig
 from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, read_json
-from ldm.runtime.settings import read_settings
 from ldm.sampling.model_folder import INDEX
-from ldm.training.run_folder import RUN_FILE
+from ldm.training.run_folder import RUN_FILE, recorded_settings
 
 if TYPE_CHECKING:
     from autoencoders import Autoencoder
@@ -79,7 +78,7 @@ def settings_of(folder: str | Path) -> AutoencoderRun | None:
     from ldm.training.tasks.settings import AutoencoderRun
 
     run = run_of(folder)
-    return None if run is None else read_settings(AutoencoderRun, run / "config.yaml")
+    return None if run is None else recorded_settings(AutoencoderRun, run)
 
 
 def load_autoencoder(folder: str | Path) -> Autoencoder:
@@ -104,6 +103,7 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
 
 def run(arguments: list[str]) -> None:
     """Evaluate and print the figures with what they hold for."""
+    from ldm.cli.data_report import show_data
     from ldm.cli.show_figures import show
     from ldm.data.open import open_data
     from ldm.evaluation.autoencoder.evaluate import check_files, evaluate_autoencoder, plan_metrics
@@ -121,6 +121,7 @@ def run(arguments: list[str]) -> None:
     plan_metrics(model, evaluation, settings.dataset.image_size)  # refused before the data are read
     check_files(evaluation)
     data, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
+    show_data(data.report)
     loss = None if trained is None else trained.loss
     result = evaluate_autoencoder(model, data, evaluation, train_data=train, loss=loss, device=device)
     show(result)

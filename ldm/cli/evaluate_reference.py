@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from ldm.cli.data_report import show_data
 from ldm.cli.parsing import parse, require
 from ldm.data.config import DataConfig
 from ldm.data.open import other_split
@@ -54,6 +55,7 @@ def run(arguments: list[str]) -> None:
     data, train = open_data(dataset, settings.split), open_data(dataset, "train")
     if len(data) < 2:
         raise UserError(f"{data.name}: {len(data)} image of {settings.split}; statistics need two or more")
+    show_data(data.report)
     extractor = prepare_extractor(train, settings.evaluation, device=device)
     other = other_split(dataset, settings.split)
     metadata = save_reference(settings.output, extractor, data, other, settings.evaluation)

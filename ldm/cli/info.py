@@ -1,16 +1,18 @@
-"""`ldm info FOLDER`: the contents of a run or model folder, from its settings and the headers of its weights."""
+"""`ldm info FOLDER|DATA`: the contents of a run or model folder, from its settings and the headers of its weights; or
+what would be read of a data set."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from ldm.cli.parsing import parse, require
+from ldm.data.config import DataConfig
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import read_json
 from ldm.runtime.tensors import open_tensors, tensor_shapes
@@ -28,23 +30,41 @@ _LISTED = {  # the keys of each part's config.json to print
 
 @dataclass(frozen=True)
 class InfoRun:
-    """Show the contents of a run, model or autoencoder folder: parts, sizes, classes, training steps."""
+    """Show the contents of a run, model or autoencoder folder: parts, sizes, classes, training steps. Of data: the
+    images, classes and captions that would be read, how they were found, and everything that is passed over."""
 
-    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = ""
-    """Run folder, model folder or the folder of an autoencoder."""
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|DATA")] = ""
+    """Run folder, model folder or the folder of an autoencoder; or data, as `--data` takes them."""
+    dataset: DataConfig = field(default_factory=DataConfig)
 
 
 def run(arguments: list[str]) -> None:
     """Print one line for each part; no weights are loaded."""
     settings = parse(InfoRun, arguments, "info")
-    require(settings.folder, "FOLDER", "a run folder or a model folder")
+    require(settings.folder, "FOLDER", "a run folder, a model folder or data")
     root = Path(settings.folder)
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder")
-    lines = [*_training(root), *_model(root)]
-    if not lines:
-        raise UserError(f"{root}: holds no run, model or autoencoder (no run.json, model_index.json or config.json)")
-    print("\n".join(printable(line, None) for line in lines))
+    lines = [*_training(root), *_model(root)] if root.is_dir() else []
+    if not root.exists() and "/" in settings.folder and not set(settings.folder) & set("*?[{"):
+        raise UserError(f"{printable(root)}: no such folder")
+    if lines:
+        print("\n".join(printable(line, None) for line in lines))
+    else:
+        _data(settings)
+
+
+def _data(settings: InfoRun) -> None:
+    """The report of a data set; images that cannot be read are part of it."""
+    from ldm.cli.data_report import show_data
+    from ldm.data.open import open_data
+
+    dataset = replace(settings.dataset, data=settings.folder, max_bad_images=2**31)
+    try:
+        show_data(open_data(dataset).report)
+    except UserError as error:
+        if not Path(settings.folder).is_dir():
+            raise
+        nothing = "holds no run, model or autoencoder (no run.json, model_index.json or config.json), and as data"
+        raise UserError(f"{settings.folder}: {nothing}: {error}") from None
 
 
 def _training(root: Path) -> Iterator[str]:

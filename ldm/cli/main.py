@@ -79,12 +79,13 @@ def _run(arguments: list[str]) -> int:
 
 
 def _fail(code: int, message: str) -> int:
-    line = " ".join(replace_settings(message, _flag).split())
+    line = " ".join(replace_settings(message, flag_of).split())
     print(f"ldm: {printable(line, None)}", file=sys.stderr)
     return code
 
 
-def _flag(setting: str) -> str:
+def flag_of(setting: str) -> str:
+    """The flag of a setting."""
     return "--" + setting.replace("_", "-")
 
 
@@ -92,7 +93,7 @@ class _Formatter(logging.Formatter):
     """Log lines with the names of settings replaced by flags."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return replace_settings(super().format(record), _flag)
+        return replace_settings(super().format(record), flag_of)
 
 
 def _usage() -> str:

@@ -7,6 +7,7 @@ import importlib
 import shlex
 from typing import Any
 
+from ldm.cli.data_report import show_data
 from ldm.cli.parsing import parse, require
 from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError
@@ -48,8 +49,12 @@ def _schema(kind: str) -> type[Any]:
 def train_with(kind: str, settings: Any, command: str = "") -> dict[str, Any]:
     """Run one training with complete settings; returns its last measures. The run remembers the command."""
     from ldm.training.loop import train
+    from ldm.training.run_folder import with_recorded_layout
 
+    settings = with_recorded_layout(kind, settings, settings.training.output_dir)
     task, device = _task(kind, settings)
+    if task.report is not None:
+        show_data(task.report)
     if kind == "autoencoder" and settings.autoencoder.coder_kind == "linear":
         from ldm.training.tasks.linear import fit
 
@@ -78,9 +83,11 @@ def _task(kind: str, settings: Any) -> tuple[Any, Any]:
 def _dry_run(kind: str, settings: Any) -> int:
     """`--dry-run`: print what the training would cost, one figure a line."""
     from ldm.training.dry_run import STEPS, dry_run
+    from ldm.training.run_folder import with_recorded_layout
 
     if kind == "autoencoder" and settings.autoencoder.coder_kind == "linear":
         raise UserError("--dry-run: a linear autoencoder is fitted in one pass, without steps; leave it out")
+    settings = with_recorded_layout(kind, settings, settings.training.output_dir)
     changes: dict[str, Any] = {}  # what no step does, but may train a network first
     if kind == "autoencoder":
         changes["validation_rfid"] = False
@@ -90,8 +97,9 @@ def _dry_run(kind: str, settings: Any) -> int:
     cost = dry_run(task, settings.training, device)
     if not current_processes().is_main:
         return 0
+    if task.report is not None:
+        show_data(task.report)
     mib = {name: f"{name} {size / 2**20:,.1f}" for name, size in cost.memory.items()}
-    print(f"images: {cost.images:,}")
     total = sum(cost.parameters.values())
     print(f"parameters: {total:,} ({', '.join(f'{name} {count:,}' for name, count in cost.parameters.items())})")
     peak = f"; the GPU held at most {cost.peak / 2**20:,.1f}" if cost.peak is not None else ""

@@ -11,9 +11,11 @@ class DataConfig:
     """Which images to train on, and how they are cut to size."""
 
     data: str = "shapes"
-    """Built-in data (shapes, cifar10, mnist, fashion_mnist) or a folder of images: with metadata.jsonl or metadata.csv
-    (file_name, text, label), else with a sub-folder for each class, else without labels; or shards: a folder of .tar
-    files in webdataset's layout or of .parquet files, one such file, or a pattern ('shards/{000..012}.tar')."""
+    """Built-in data (shapes, cifar10, mnist, fashion_mnist) or a folder of images: with a list of captions and classes
+    (metadata.jsonl, .csv or .parquet, dataset.json, captions_*.json), with a .txt or .caption file beside each image,
+    with a sub-folder for each class, any of these together, or none; or shards: a folder of .tar files in webdataset's
+    layout or of .parquet files, one such file, or a pattern ('shards/{000..012}.tar'). `ldm info DATA` shows what
+    would be read."""
     data_root: str = "data"
     """The folder where torchvision keeps cifar10, mnist and fashion_mnist."""
     download: bool = False
@@ -27,11 +29,23 @@ class DataConfig:
     validation_fraction: float = 0.05
     """The fraction of a folder that is held out, chosen by file name; other data have their own split."""
     image_column: str = ""
-    """Column of a parquet file that holds the images; unset: image, img, jpg or png."""
+    """Column with the images (parquet) or their file names (metadata); unset: the usual names."""
     label_column: str = ""
-    """Column with the classes, as numbers or names; unset: label, labels, class or fine_label, if there is one."""
+    """Column with the classes, as numbers or names; unset: label, labels, class, category, ..., if there is one."""
     text_column: str = ""
-    """Column with one caption or several; unset: text or caption, if there is one."""
+    """Column with one caption or several; unset: text, caption, prompt, en_text, ..., if there is one."""
+    metadata_file: str = ""
+    """The list of captions and classes of a folder, where its name is not a usual one or there are several: a .jsonl,
+    .csv, .tsv, .parquet or .json file in it. none: no list is read."""
+    captions_from: str = "auto"
+    """Where the captions of a folder are: metadata, its list; files, a .txt or .caption file beside each image; a
+    folder with such a file for each image. auto: the list or the files, whichever there is."""
+    caption_lines: Literal["auto", "one", "each"] = "auto"
+    """A .txt or .caption file of several lines is one caption, or each line is one. auto: such a file is refused."""
+    folder_classes: Literal["auto", "yes", "no"] = "auto"
+    """Whether sub-folders are classes. auto: if there are several and no list of the whole folder."""
+    layout_version: Literal[1, 2] = 2
+    """The rules by which folders and shards are read; a run that was made by those of version 1 keeps them."""
     max_bad_images: int = 0
     """How many unreadable files of a folder may be left out (they are logged); one more is an error."""
     shapes_train: int = 8192
@@ -46,6 +60,12 @@ class DataConfig:
             raise UserError(f"expected 1 to 4096 pixels, got {self.image_size}", setting="image_size")
         if self.crop not in ("center", "random"):
             raise UserError(f'expected "center" or "random", got "{self.crop}"', setting="crop")
+        for name, known in (
+            ("folder_classes", ("auto", "yes", "no")), ("caption_lines", ("auto", "one", "each")),
+            ("layout_version", (1, 2)),
+        ):  # fmt: skip
+            if getattr(self, name) not in known:
+                raise UserError(f"expected {', '.join(map(str, known))}", setting=name, value=getattr(self, name))
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"expected 0 <= x < 1, got {self.validation_fraction}", setting="validation_fraction")
         at_least(self, max_bad_images=0)

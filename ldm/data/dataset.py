@@ -10,6 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ldm.data.report import DataReport
+
 Key = int | tuple[int, int]  # index, or (index, seed)
 
 
@@ -64,6 +66,8 @@ class ImageData(Protocol):
     def fingerprint(self) -> str: ...  # of all training data: images, labels, captions, their order
     @property
     def image_fingerprint(self) -> str: ...  # of the images and their order alone
+    @property
+    def report(self) -> DataReport: ...  # what was read, of all splits, and what was passed over
     def __len__(self) -> int: ...
     def __getitem__(self, key: Key) -> Example: ...
     def label(self, index: int) -> int: ...  # -1: none

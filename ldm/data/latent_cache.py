@@ -53,6 +53,8 @@ class CacheKey:
                 f"{name} (cached {str(cached.get(name))[:12]}, now {str(now)[:12]})" for name, now in changed.items()
             ]
             remedy = "remove the folder or name another one, and encode again"
+            if "images" in changed:
+                remedy += ", or give the `layout_version` that the images were read by"
             raise UserError(f"{what} is stale: {', '.join(texts)} differ", remedy=remedy)
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from ldm.data.config import DataConfig
 from ldm.data.dataset import ImageData
 from ldm.data.decode import VERSION
-from ldm.data.listing import Listing, list_folder
+from ldm.data.folder import list_folder
+from ldm.data.listing import Listing
 from ldm.data.pixel_data import PixelData
+from ldm.data.report import DataReport, PassedOver, count_captions, count_classes
 from ldm.data.shapes import SPLITS, ShapesData
 from ldm.data.shards import find_shards, list_shards
 from ldm.data.torchvision_sets import SETS, open_torchvision
-from ldm.data.verify import verify
+from ldm.data.verify import VerifiedFolder, verify
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import fingerprint
 from ldm.runtime.text import printable, suggest
@@ -37,7 +41,7 @@ def open_data(config: DataConfig, split: str = "train") -> ImageData:
     if not Path(config.data).expanduser().exists():
         problem = f'`data` "{printable(config.data)}": neither a folder nor a known name'
         raise UserError(problem, remedy=suggest(config.data, NAMES))
-    return open_listing(list_folder(Path(config.data).expanduser()), config, split)
+    return open_listing(list_folder(Path(config.data).expanduser(), config), config, split)
 
 
 def _shapes(config: DataConfig, split: str) -> ImageData:
@@ -59,7 +63,9 @@ def open_listing(listing: Listing, config: DataConfig, split: str) -> PixelData:
     """A split of a folder or of shards, with every image checked and a fixed part of the names held out."""
     verified = verify(listing, config.image_size, crop=config.crop, max_bad=config.max_bad_images)
     names = [listing.names[index] for index in verified.indices]
-    held_out = hold_out(names, config.validation_fraction)
+    held_out: Collection[str] | None = listing.held_out
+    if held_out is None:
+        held_out = hold_out(names, config.validation_fraction)
     rows = [row for row, name in enumerate(names) if (name in held_out) == (split == "validation")]
     if not rows:
         remedy = "give `validation_fraction` above 0" if not held_out else "give a smaller `validation_fraction`"
@@ -69,6 +75,7 @@ def open_listing(listing: Listing, config: DataConfig, split: str) -> PixelData:
     return PixelData(
         config,
         split,
+        report=_report(listing, config, verified, names, held_out),
         name=listing.folder.resolve().name,
         pixels=verified,
         rows=rows,
@@ -77,6 +84,34 @@ def open_listing(listing: Listing, config: DataConfig, split: str) -> PixelData:
         class_names=listing.class_names,
         file_names=[names[row] for row in rows],
         image_fingerprint=fingerprint([VERSION, *((names[row], verified.digests[row].hex()) for row in rows)]),
+    )
+
+
+def _report(
+    listing: Listing, config: DataConfig, verified: VerifiedFolder, names: list[str], held_out: Collection[str]
+) -> DataReport:
+    count = sum(name in held_out for name in names)
+    own = listing.held_out is not None
+    how = "the folder's own split" if own else f"`validation_fraction` {config.validation_fraction:g}, by name"
+    chosen = verified.indices
+    labels = None if listing.labels is None else [listing.labels[index] for index in chosen]
+    captions = None if listing.captions is None else [listing.captions[index] for index in chosen]
+    captioned, texts = count_captions(captions)
+    reading = listing.reading
+    if verified.bad:
+        reason = f"cannot be read ({verified.bad[0]})"
+        reading = replace(reading, passed_over=(*reading.passed_over, PassedOver("image", len(verified.bad), reason)))
+    return DataReport(
+        config.data,
+        reading,
+        len(names),
+        config.image_size,
+        verified.sizes,
+        f"{count:,} of them ({how})",
+        count_classes(labels, listing.class_names),
+        unlabelled=sum(label < 0 for label in labels or ()),
+        captioned=captioned,
+        captions=texts,
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from ldm.data.config import DataConfig
 from ldm.data.dataset import Example, Key, random_words
 from ldm.data.pixels import Pixels
+from ldm.data.report import DataReport
 from ldm.runtime.files import fingerprint
 
 
@@ -33,13 +34,14 @@ class PixelData:
         captions: Sequence[tuple[str, ...]] | None,
         class_names: tuple[str, ...],
         image_fingerprint: str,
+        report: DataReport,
         file_names: Sequence[str] | None = None,
     ) -> None:
         self.name, self.split, self.class_names = name, split, class_names
         self.image_size, self.crop, self.flip = config.image_size, config.crop, config.flip
         self.has_captions = captions is not None
         self.attribute_names: dict[str, tuple[str, ...]] = {}
-        self.image_fingerprint = image_fingerprint
+        self.image_fingerprint, self.report = image_fingerprint, report
         self.fingerprint = fingerprint(
             {
                 "images": image_fingerprint,

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ldm.data.dataset import Example, Key, random_words
+from ldm.data.report import DataReport, Reading, count_classes
 from ldm.runtime.errors import UserError
 from ldm.runtime.text import suggest
 
@@ -79,6 +80,21 @@ class ShapesData:
     @property
     def image_fingerprint(self) -> str:
         return self.fingerprint
+
+    @property
+    def report(self) -> DataReport:
+        captions = len(self) * len(_CAPTION_PLAN)
+        return DataReport(
+            "shapes",
+            Reading(f"drawn from seed {self.seed}, the {self.split} split"),
+            len(self),
+            self.image_size,
+            None,
+            "images drawn from another stream (`shapes_validation`)",
+            count_classes(self._shape.tolist(), SHAPES),
+            captioned=len(self),
+            captions=captions,
+        )
 
     def __len__(self) -> int:
         return len(self._shape)

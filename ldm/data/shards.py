@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ldm.data.config import DataConfig
 from ldm.data.decode import ENDINGS
-from ldm.data.listing import METADATA, Listing, number_classes
+from ldm.data.layouts.metadata import NAMES as METADATA
+from ldm.data.listing import Listing, number_classes
 from ldm.data.packed import PackedContents, Sample, Shard
 from ldm.data.parquet import read_parquet
 from ldm.data.tar_shards import read_tar

@@ -12,6 +12,7 @@ from ldm.data.config import DataConfig
 from ldm.data.decode import crop_square, fit
 from ldm.data.pixel_data import PixelData
 from ldm.data.pixels import RamPixels
+from ldm.data.report import DataReport, Reading, count_classes
 from ldm.runtime.errors import UserError
 from ldm.runtime.text import printable
 
@@ -35,9 +36,19 @@ def open_torchvision(config: DataConfig, split: str) -> PixelData:
     digest = hashlib.sha256(f"{config.data}/{split}/{images.shape}/".encode() + images.tobytes()).hexdigest()
     if images.ndim == 3:
         images = np.repeat(images[..., None], 3, axis=3)
-    size = config.image_size
+    size, stored_size = config.image_size, images.shape[1:3]
     if images.shape[1:3] != (size, size):
         images = np.stack([crop_square(fit(Image.fromarray(image), size)) for image in images])
+    names = tuple(name.split(" - ")[0] for name in stored.classes)  # MNIST: "0 - zero"
+    report = DataReport(
+        config.data,
+        Reading(f"torchvision's, the {split} split"),
+        len(images),
+        size,
+        (stored_size, stored_size),
+        "its own test split",
+        count_classes(labels, names),
+    )
     return PixelData(
         config,
         split,
@@ -46,6 +57,7 @@ def open_torchvision(config: DataConfig, split: str) -> PixelData:
         rows=range(len(images)),
         labels=labels,
         captions=None,
-        class_names=tuple(name.split(" - ")[0] for name in stored.classes),  # MNIST: "0 - zero"
+        class_names=names,
         image_fingerprint=digest,
+        report=report,
     )

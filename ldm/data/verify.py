@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
+import struct
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,7 @@ import PIL
 from ldm.data.decode import VERSION, BadImageError, crop_square, decode_rgb, fit
 from ldm.data.listing import Listing
 from ldm.data.pixels import CropPosition, FilePixels, FileStat, Pixels, RamPixels
+from ldm.data.report import Size
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write, cache_folder
 from ldm.runtime.progress import progress
@@ -30,19 +33,26 @@ RAM_LIMIT = 2**30  # bytes of decoded pixels
 _NAMED = 5  # bad files named in a message
 _SMALL_FILE = 16 * 2**10  # bytes; below it threads cost more than they save
 _BLOCK = 1024  # files given to the threads at a time
-_DIGEST = 16  # bytes; a record is the digest of (name, size, time of change), then that of the content
+_DIGEST = 16  # bytes; a record is the digest of (name, size, time of change), that of the content, height and width
+_SIZE = struct.Struct("<II")
+_RECORD = 2 * _DIGEST + _SIZE.size  # bytes
 _SAVE_EVERY = 20_000  # files, so that an interrupted check is not lost
 
 logger = logging.getLogger("ldm")
 
-DecodeResult = tuple[bytes, np.ndarray | None] | BadImageError  # content digest; pixels, if they stay in memory
+Checked = tuple[bytes, Size]  # the digest of a whole file's content; the size of its image
+DecodeResult = tuple[Checked, np.ndarray | None] | BadImageError  # pixels, if they stay in memory
 
 
 class VerifiedFolder:
-    """The whole images of a folder: their `indices` in the listing, a digest of each one's content, their pixels."""
+    """The whole images of a folder: their `indices` in the listing, a digest of each one's content, their pixels, the
+    smallest and the largest size; and the images that are not whole, each with the reason."""
 
-    def __init__(self, indices: list[int], digests: list[bytes], pixels: Pixels) -> None:
-        self.indices, self.digests, self.pixels = indices, digests, pixels
+    def __init__(self, indices: list[int], checked: list[Checked], pixels: Pixels, bad: list[str]) -> None:
+        self.indices, self.pixels, self.bad = indices, pixels, bad
+        self.digests = [digest for digest, _ in checked]
+        sizes = [size for _, size in checked]
+        self.sizes: tuple[Size, Size] = min(sizes, key=math.prod), max(sizes, key=math.prod)
 
     def crop(self, index: int, position: CropPosition) -> np.ndarray:
         """A square of whole image `index`: uint8 (size, size, 3)."""
@@ -72,29 +82,32 @@ def _verify(listing: Listing, stats: list[FileStat], size: int, crop: str, max_b
         checked.load()
 
     def decode(index: int) -> DecodeResult:
-        digest = checked.get(listing.names[index], stats[index])
-        if digest is not None:
-            return digest, None
+        known = checked.get(listing.names[index], stats[index])
+        if known is not None:
+            return known, None
         try:
             content = listing.contents.read(index)
-            array = fit(decode_rgb(content), size)
+            image = decode_rgb(content)
+            array = fit(image, size)
         except BadImageError as error:
             return error
         array = array if crop == "random" else crop_square(array)
-        return content_digest(content), array if to_ram else None
+        return (content_digest(content), (image.height, image.width)), array if to_ram else None
 
     threads = 1 if sum(length for length, _ in stats) < _SMALL_FILE * len(stats) else _cpus()
     results = progress(_in_order(decode, len(stats), threads), "checking images", total=len(stats))
     pixels, shapes = bytearray(), []
-    indices, digests, bad = [], [], []
+    indices: list[int] = []
+    whole: list[Checked] = []
+    bad: list[str] = []
     for index, result in enumerate(results):
         if isinstance(result, BadImageError):
             bad.append(f"{printable(listing.names[index], 80)} ({printable(result, 80)})")
             continue
-        digest, array = result
+        own, array = result
         indices.append(index)
-        digests.append(digest)
-        checked.add(listing.names[index], stats[index], digest)
+        whole.append(own)
+        checked.add(listing.names[index], stats[index], own)
         if to_ram and array is not None and len(pixels) + array.nbytes <= RAM_LIMIT:
             pixels += array.tobytes()
             shapes.append(array.shape[:2])
@@ -106,9 +119,9 @@ def _verify(listing: Listing, stats: list[FileStat], size: int, crop: str, max_b
         checked.save()
     _report_bad(listing, bad, max_bad)
     if to_ram:
-        return VerifiedFolder(indices, digests, RamPixels(pixels, shapes))
+        return VerifiedFolder(indices, whole, RamPixels(pixels, shapes), bad)
     own_stats = [stats[index] for index in indices]
-    return VerifiedFolder(indices, digests, FilePixels(listing.contents, indices, own_stats, size))
+    return VerifiedFolder(indices, whole, FilePixels(listing.contents, indices, own_stats, size), bad)
 
 
 def _report_bad(listing: Listing, bad: list[str], max_bad: int) -> None:
@@ -146,12 +159,13 @@ def _cpus() -> int:
 
 
 class CheckedFiles:
-    """The content digests of a folder's whole files, cached on disk; valid while name, size and time are the same."""
+    """The content digests and image sizes of a folder's whole files, cached on disk; valid while a file's name, size
+    and time of change are the same."""
 
     def __init__(self, folder: Path) -> None:
         key = f"{VERSION}/{PIL.__version__}/{folder.resolve()}"
-        self.path = cache_folder() / f"images-{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}"
-        self.records: dict[bytes, bytes] = {}
+        self.path = cache_folder() / f"checked-{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}"
+        self.records: dict[bytes, Checked] = {}
 
     def load(self) -> None:
         """Read the records of earlier runs; an unreadable file counts as none."""
@@ -159,20 +173,24 @@ class CheckedFiles:
             content = self.path.read_bytes()
         except OSError:
             return
-        if len(content) % (2 * _DIGEST) == 0:
-            starts = range(0, len(content), 2 * _DIGEST)
-            self.records = {content[i : i + _DIGEST]: content[i + _DIGEST : i + 2 * _DIGEST] for i in starts}
+        if len(content) % _RECORD == 0:
+            for i in range(0, len(content), _RECORD):
+                key, digest = content[i : i + _DIGEST], content[i + _DIGEST : i + 2 * _DIGEST]
+                height, width = _SIZE.unpack_from(content, i + 2 * _DIGEST)
+                self.records[key] = digest, (height, width)
 
-    def get(self, name: str, stat: FileStat) -> bytes | None:
+    def get(self, name: str, stat: FileStat) -> Checked | None:
         return self.records.get(_key(name, stat))
 
-    def add(self, name: str, stat: FileStat, digest: bytes) -> None:
-        self.records[_key(name, stat)] = digest
+    def add(self, name: str, stat: FileStat, checked: Checked) -> None:
+        self.records[_key(name, stat)] = checked
 
     def save(self) -> None:
         """Write all records; a cache folder that cannot be written is only logged."""
         try:
-            atomic_write(self.path, b"".join(key + digest for key, digest in self.records.items()))
+            atomic_write(
+                self.path, b"".join(key + digest + _SIZE.pack(*size) for key, (digest, size) in self.records.items())
+            )
         except OSError as error:
             logger.info("the list of checked images cannot be cached: %s", error)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +16,8 @@ from torch import Tensor
 
 from ldm.data.dataset import Example, Key
 from ldm.data.decode import BadImageError, decode_rgb, upright_size
-from ldm.data.listing import list_folder
+from ldm.data.folder import list_folder
+from ldm.data.report import DataReport, PassedOver
 from ldm.evaluation.features.small_network import fit_size
 from ldm.runtime.errors import UserError
 from ldm.runtime.images import from_pil
@@ -38,8 +41,16 @@ class FolderImages:
     def __init__(self, folder: str | Path, resize: int | None = None) -> None:
         self.folder, self.resize = Path(folder), resize
         sampled = (self.folder / "settings.json").is_file()
-        names = list_folder(self.folder).names
-        self.names = tuple(name for name in names if not (sampled and name in ("grid.png", "reconstruction.png")))
+        listing = list_folder(self.folder, images_only=True)
+        if listing.held_out is not None:
+            problem = f"{printable(self.folder)}: its sub-folders are splits ({listing.reading.layout})"
+            raise UserError(problem, remedy="name one of them")
+        own = [name for name in ("grid.png", "reconstruction.png") if sampled and name in listing.names]
+        self.names = tuple(name for name in listing.names if name not in own)
+        self._reading = listing.reading
+        if own:
+            beside = PassedOver("image", len(own), "written by `ldm sample` beside its images", own[0])
+            self._reading = replace(self._reading, passed_over=(*self._reading.passed_over, beside))
         if len(self.names) < 2:
             raise UserError(f"{printable(self.folder)}: holds {len(self.names)} image, a distance needs two or more")
         self.name = self.folder.resolve().name
@@ -79,8 +90,19 @@ class FolderImages:
     def image_fingerprint(self) -> str:
         return self.fingerprint
 
+    @cached_property
+    def report(self) -> DataReport:
+        """What is compared; classes and captions are not used."""
+        sizes = sorted(self.sizes(), key=math.prod)
+        source = str(self.folder)
+        return DataReport(source, self._reading, len(self), self.image_size, (sizes[0], sizes[-1]), "none")
+
     def sizes(self) -> Counter[tuple[int, int]]:
         """How many images there are of each (H, W), from the heads of the files; `UserError` names one that is none."""
+        return self._sizes
+
+    @cached_property
+    def _sizes(self) -> Counter[tuple[int, int]]:
         sizes: Counter[tuple[int, int]] = Counter()
         for name in self.names:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -34,8 +35,11 @@ def evaluate_folders(
     device: torch.device | str = "cpu",
     evaluators: Evaluators | None = None,
     resize: int | None = None,
+    on_read: Callable[..., None] | None = None,
 ) -> EvaluationResult:
     """Distances of all images of the folder `fake` from those of `real`, or with None from the `reference`.
+
+    `on_read` is called with the `DataReport` of each folder before the images are measured.
 
     Without Inception's weights the features are trained on the folder `real`. `UserError` for images of more than one
     size, unless all are to be resized to `resize` x `resize` pixels (bicubic, antialiased): a distance depends on it.
@@ -53,6 +57,8 @@ def evaluate_folders(
     num_reference = len(theirs) if theirs is not None else file.count if file is not None else 0
     check_metrics(config.metrics, MetricContext(config, len(ours), num_reference))
     sizes = _checked_sizes(theirs, ours, file)
+    if on_read is not None:
+        on_read(*(folder.report for folder in (theirs, ours) if folder is not None))
     if evaluators is None or evaluators.extractor is None:
         evaluators = Evaluators(prepare_extractor(theirs, config, device=device), None)
     extractor = evaluators.extractor

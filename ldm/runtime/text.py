@@ -31,3 +31,9 @@ def replace_unprintable(text: str, replacement: str = " ") -> str:
 def replace_settings(text: str, name_of: Callable[[str], str]) -> str:
     """A message with each setting in backticks replaced by `name_of(setting)`."""
     return re.sub(r"`([a-z][a-z0-9_]*)`", lambda match: name_of(match[1]), text)
+
+
+def counted(count: int, what: str) -> str:
+    """`1 image`, `2 images`: the number with the first word in its plural."""
+    noun, space, rest = what.partition(" ")
+    return f"{count:,} {noun}{'' if count == 1 else 's'}{space}{rest}"

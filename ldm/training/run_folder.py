@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
+from ldm.data.config import DataConfig
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write, atomic_write_json, log_entries, read_json
 from ldm.runtime.locks import FolderLock, is_begun
+from ldm.runtime.settings import read_settings
 
 RUN_FILE, _METRICS = "run.json", "metrics.jsonl"
+Settings = TypeVar("Settings")
 
 
 class RunFolder:
@@ -134,6 +138,24 @@ def commands_of(run: str | Path) -> list[str]:
     """The commands that a run was started by, the newest last."""
     commands = read_json(Path(run) / RUN_FILE).get("commands")
     return [command for command in commands if isinstance(command, str)] if isinstance(commands, list) else []
+
+
+def recorded_settings(schema: type[Settings], run: str | Path) -> Settings:
+    """The settings of a run; where they are from before `layout_version`, its data are read by version 1."""
+    base = schema(dataset=DataConfig(layout_version=1))  # type: ignore[call-arg]
+    return read_settings(schema, Path(run) / "config.yaml", base)
+
+
+def with_recorded_layout(kind: str, settings: Settings, run: str) -> Settings:
+    """The settings of a training with the `layout_version` of the run that it resumes, if it does."""
+    if not run:
+        return settings
+    RunFolder.check(run, kind)
+    if not (Path(run) / RUN_FILE).is_file() or not (Path(run) / "config.yaml").is_file():
+        return settings
+    recorded = recorded_settings(type(settings), run).dataset.layout_version  # type: ignore[attr-defined]
+    dataset = dataclasses.replace(settings.dataset, layout_version=recorded)  # type: ignore[attr-defined]
+    return dataclasses.replace(settings, dataset=dataset)  # type: ignore[type-var]
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ldm.data.dataset import ImageData
+from ldm.data.report import DataReport
 from ldm.evaluation.periodic import PeriodicEvaluator
 from ldm.training.config import AveragesConfig
 from ldm.training.randomness import BatchPlan, StepRandom
@@ -72,6 +73,11 @@ class Task:
     """Measures samples of `pipeline(model)`."""
     averages = AveragesConfig()
     """The averages beside the published one."""
+
+    @property
+    def report(self) -> DataReport | None:
+        """What was read of the data; a task adds what it makes of them, such as the tokens of captions."""
+        return None if self.data is None else self.data.report
 
     def batches(self, plan: BatchPlan) -> Iterable[Any]:
         """The examples of each forward call, in the plan's order, on the device."""

@@ -220,7 +220,8 @@ def test_a_comparison_is_made_continued_and_leaves_the_runs_alone(runs, ldm, ref
     found = ldm(*compare(runs, names, out))
     assert found.code == 0, found.err
     assert contents(runs) == before
-    lines = found.out.splitlines()
+    assert found.out.startswith("data: shapes")
+    lines = found.out.split("captions in all\n")[1].splitlines()
     assert [line.split()[0] for line in lines[2:7]] == names
     content = json.loads((out / "autoencoders.json").read_text())
     by_name = {row["name"]: row for row in content["runs"]}

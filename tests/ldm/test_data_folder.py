@@ -345,13 +345,6 @@ def text_files(folder: Path) -> object:
     return None
 
 
-@refuse("are splits, not classes")
-def split_folders(folder: Path) -> object:
-    write(folder / "train" / "a.png")
-    write(folder / "test" / "a.png")
-    return None
-
-
 @refuse("no image of 1 is left for validation; at least two are needed")
 def one_image(folder: Path) -> object:
     write(folder / "a.png")
@@ -369,7 +362,7 @@ def unknown_split(folder: Path) -> object:
     return {"split": "test"}
 
 
-@refuse(r"both metadata.jsonl and metadata.csv")
+@refuse(r"both metadata.csv and metadata.jsonl; keep one, or name one by `metadata_file`")
 def two_metadata_files(folder: Path) -> object:
     metadata(folder, "{}")
     return metadata(folder, "x", name="metadata.csv")
@@ -418,15 +411,21 @@ def a_folder_as_image(folder: Path) -> object:
     return metadata(folder, {"file_name": "sub"})
 
 
-@refuse("line 1: file_name must be")
+@refuse("line 2: file_name must be")
 def no_file_name(folder: Path) -> object:
+    write(folder / "a.png")
+    return metadata(folder, {"file_name": "a.png"}, {"text": "a"})
+
+
+@refuse("no column with file names .file_name, .*, got text; name it by `image_column`")
+def no_file_names(folder: Path) -> object:
     return metadata(folder, {"text": "a"})
 
 
-@refuse(r'line 2: "a.png" is on line 1 already')
-def duplicate(folder: Path) -> object:
+@refuse(r"line 2: \"a.png\" has label 2, and 1 on line 1")
+def two_labels(folder: Path) -> object:
     write(folder / "a.png")
-    return metadata(folder, {"file_name": "a.png"}, {"file_name": "./a.png"})
+    return metadata(folder, {"file_name": "a.png", "label": 1}, {"file_name": "./a.png", "label": 2})
 
 
 @refuse("leaves the folder")
@@ -445,32 +444,13 @@ def windows_path(folder: Path) -> object:
     return metadata(folder, {"file_name": "C:\\a.png"})
 
 
-@refuse("is a link that leaves the folder")
-def link_out(folder: Path) -> object:
-    (folder / "a.png").symlink_to(write(folder.parent / "outside.png"))
-    return metadata(folder, {"file_name": "a.png"})
-
-
-@refuse("is a link that leaves the folder")
-def folder_link_out(folder: Path) -> object:
-    write(folder.parent / "elsewhere" / "a.png")
-    (folder / "sub").symlink_to(folder.parent / "elsewhere")
-    return metadata(folder, {"file_name": "sub/a.png"})
-
-
-@refuse("some lines up to here have a text and some have none")
-def text_partly_missing(folder: Path) -> object:
-    many(folder, 2)
-    return metadata(folder, {"file_name": "0.png", "text": "x"}, {"file_name": "1.png"})
-
-
-@refuse("line 2: some lines up to here have a label and some have none")
+@refuse("1 of 2 images have no label in metadata.jsonl, such as 0.png; give all or none one")
 def label_partly_missing(folder: Path) -> object:
     many(folder, 2)
     return metadata(folder, {"file_name": "0.png"}, {"file_name": "1.png", "label": "cat"})
 
 
-@refuse("line 3: some lines up to here have a label and some have none")
+@refuse("1 of 2 images have no label in metadata.csv, such as 1.png")
 def csv_label_partly_missing(folder: Path) -> object:
     many(folder, 2)
     return metadata(folder, "file_name,label", "0.png,cat", "1.png,", name="metadata.csv")
@@ -494,9 +474,9 @@ def numeric_text(folder: Path) -> object:
     return metadata(folder, {"file_name": "a.png", "text": 3})
 
 
-@refuse("must name a column file_name, got image, text")
+@refuse("no column with file names .*, got photo, text; name it by `image_column`")
 def csv_without_file_name(folder: Path) -> object:
-    return metadata(folder, "image,text", "a.png,b", name="metadata.csv")
+    return metadata(folder, "photo,text", "a.png,b", name="metadata.csv")
 
 
 @refuse("line 2: expected 2 columns")

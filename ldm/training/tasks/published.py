@@ -7,12 +7,11 @@ from pathlib import Path
 from ldm.data.config import DataConfig
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
-from ldm.runtime.settings import read_settings
 from ldm.sampling.code_prior import holds_prior
 from ldm.sampling.model_folder import INDEX, WEIGHTS, check_parts, copy_part
 from ldm.sampling.pipeline import Pipeline
 from ldm.training.averages import Reconstruction
-from ldm.training.run_folder import RUN_FILE
+from ldm.training.run_folder import RUN_FILE, recorded_settings
 from ldm.training.tasks.diffusion import DiffusionModel
 from ldm.training.tasks.settings import DiffusionRun, PriorRun
 
@@ -22,7 +21,7 @@ def dataset_of(model: str | Path) -> DataConfig | None:
     if not (check_parts(model) / RUN_FILE).is_file():
         return None
     kind: type[DiffusionRun | PriorRun] = PriorRun if holds_prior(model) else DiffusionRun
-    return read_settings(kind, Path(model) / "config.yaml").dataset
+    return recorded_settings(kind, model).dataset
 
 
 def write_reconstruction(run: Path, average: Reconstruction, target: Path) -> None:
