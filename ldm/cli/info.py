@@ -61,7 +61,7 @@ def _data(settings: InfoRun) -> None:
     try:
         show_data(open_data(dataset).report)
     except UserError as error:
-        if not Path(settings.folder).is_dir():
+        if not Path(settings.folder).is_dir() or "looked for" not in error.remedy:
             raise
         nothing = "holds no run, model or autoencoder (no run.json, model_index.json or config.json), and as data"
         raise UserError(f"{settings.folder}: {nothing}: {error}") from None

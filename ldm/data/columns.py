@@ -21,7 +21,7 @@ _SETTINGS = {"image": "image_column", "label": "label_column", "text": "text_col
 
 @dataclass(frozen=True)
 class Choice:
-    """The column of one kind, "" for none; the line that says so; the other columns that look like the same."""
+    """The column of one kind, "" for none; how it was chosen; the other columns that look like the same."""
 
     column: str
     line: str = ""
@@ -37,7 +37,7 @@ def choose(kind: str, given: str, usual: Collection[str], present: Collection[st
         raise UserError(f'{where}: no column "{printable(given)}" (`{setting}`)', remedy=suggest(given, present))
     known = [name for usual_name in usual for name in present if name.lower() == usual_name]
     if given:
-        line = f'{what}: column "{printable(given)}" (`{setting}`)'
+        line = f'{what} in column "{printable(given)}" (`{setting}`)'
         return Choice(given, line, tuple(name for name in known if name != given))
     if not known:
         return Choice("")
@@ -45,13 +45,13 @@ def choose(kind: str, given: str, usual: Collection[str], present: Collection[st
     if len(known) > 1 and known[0] != first:
         listed = ", ".join(printable(name) for name in known)
         raise UserError(f"{where}: several columns may be its {what} ({listed})", remedy=f"name one by `{setting}`")
-    line = f'{what}: column "{printable(known[0])}"'
+    line = f'{what} in column "{printable(known[0])}"'
     if known[0] != first:
         line += f", a usual name (`{setting}` names another)"
     return Choice(known[0], line, tuple(known[1:]))
 
 
-def unused_columns(choices: Iterable[Choice], present: Collection[str], where: str) -> list[PassedOver]:
+def unused_columns(choices: Iterable[Choice], present: Collection[str]) -> list[PassedOver]:
     """The columns that are not read. Those with a usual name are warnings; all are where no condition was found."""
     chosen = {choice.column for choice in choices}
     rivals = dict.fromkeys(name for choice in choices for name in choice.rivals if name not in chosen)
@@ -59,10 +59,10 @@ def unused_columns(choices: Iterable[Choice], present: Collection[str], where: s
     conditions = [choice for choice in list(choices)[1:] if choice.column]  # the first is that of the images
     passed = []
     if rivals:
-        reason = f"{where}: name one by `text_column` or `label_column` to take it"
+        reason = "another was chosen; `text_column` or `label_column` names one"
         passed.append(PassedOver(f"column ({', '.join(rivals)})", len(rivals), reason, condition=True))
     if others:
-        reason = f"{where}: no usual name of captions or classes (`text_column`, `label_column`)"
+        reason = "no usual name of captions or classes (`text_column`, `label_column`)"
         listed = ", ".join(others[:12]) + (", ..." if len(others) > 12 else "")
         passed.append(PassedOver(f"column ({listed})", len(others), reason, condition=not conditions))
     return passed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ldm.data.config import DataConfig
 from ldm.data.decode import ENDINGS
@@ -82,7 +83,8 @@ class _FolderReader:
         if lists is None:
             return list(self.tree.images)
         self.layout.append(lists.source)
-        self.fields += lists.fields
+        rows = f", {counted(lists.rows, 'row')}" if lists.rows else ""
+        self.fields.append(f"{printable(lists.source)}{rows}: {lists.how}")
         self.conditions += lists.passed_over
         free = [name for name in self.tree.images if name not in lists.names]
         unlisted = [name for name in free if lists.covers(name)]
@@ -138,10 +140,11 @@ class _FolderReader:
                 what = f"sub-folder ({listed(kinds)})"
                 self.conditions.append(PassedOver(what, len(kinds), reason, condition=not empty))
                 return {}, names
-            self._leave(f"beside the class folders of {printable(folders.parent) or 'the folder'}", [*folders.strays])
+            self._leave("beside the class folders", [*folders.strays])
             classes[prefix] = {*kinds}
             labels |= folders.labels
-            self.fields.append(f"classes: the sub-folders of {printable(folders.parent or './')} (`folder_classes`)")
+            of = f" of {printable(folders.parent)}" if folders.parent else ""
+            self.fields.append(f"classes: the sub-folders{of} (`folder_classes`)")
         train = classes.get(splits.train, set())
         if missing := sorted(classes.get(splits.validation, set()) - train):
             problem = f"{self.where}: {printable(splits.validation)} has classes that {printable(splits.train)} lacks"
@@ -156,7 +159,7 @@ class _FolderReader:
         if setting == "metadata":
             if not given:
                 raise UserError("no list of this folder has captions", setting="captions_from", value=setting)
-            return given
+            return self._without_files(given, beside(self.tree, names), setting)
         if setting not in ("auto", "files"):
             return self._from_files(from_folder(self.tree, names, setting))
         files = beside(self.tree, names)
@@ -170,9 +173,17 @@ class _FolderReader:
                 problem = f"{self.where}: captions in {printable(lists.source if lists else '')} and in "
                 problem += f"{counted(len(texts), 'file')} beside the images, which differ"
                 raise UserError(problem, remedy="give `captions_from` metadata or files")
-            self.used |= {*files.files.values()}
-            return given
+            return self._without_files(given, files, "the same")
         return self._from_files(files)
+
+    def _without_files(self, given: dict[str, tuple[str, ...]], files: CaptionFiles | None, why: str) -> dict[str, Any]:
+        """The captions of the list; the caption files are accounted for."""
+        if files is not None:
+            own = [*files.files.values()]
+            self.used |= {*own}
+            reason = "the list has the same captions" if why == "the same" else "`captions_from` metadata"
+            self.conditions.append(PassedOver("caption file", len(own), reason, own[0]))
+        return given
 
     def _from_files(self, files: CaptionFiles) -> dict[str, tuple[str, ...]]:
         captions = files.read(self.config)

@@ -80,10 +80,10 @@ class DataReport:
         """What nobody should overlook, a line each."""
         lines = [f"not used: {item.line()}" for item in self.reading.passed_over if item.condition]
         if 0 < self.captioned < self.images:
-            without = counted(self.images - self.captioned, "image")
-            lines.append(f"{without} of {self.images:,} have no caption: they are read with an empty one")
+            without = f"{self.images - self.captioned:,} of {self.images:,} images"
+            lines.append(f"without a caption: {without}, which are read with an empty one")
         if self.unlabelled and self.classes:
-            lines.append(f"{counted(self.unlabelled, 'image')} of {self.images:,} have no class")
+            lines.append(f"without a class: {self.unlabelled:,} of {self.images:,} images")
         return [printable(line, None) for line in (*lines, *self.remarks)]
 
     def _sizes(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ldm.data.report import PassedOver
 from ldm.runtime.errors import UserError
@@ -19,7 +19,8 @@ class Annotations:
     names: dict[str, int] = field(default_factory=dict)  # image -> line of its first row
     labels: dict[str, int | str] = field(default_factory=dict)
     captions: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    fields: list[str] = field(default_factory=list)
+    rows: int = 0
+    how: str = ""  # what was read of the rows: 'images in column "file_name", ...'
     passed_over: list[PassedOver] = field(default_factory=list)
     says_unlabelled: bool = False  # it could have labels and states that it has none
 
@@ -46,13 +47,10 @@ class Annotations:
 
 def merged(parts: list[Annotations]) -> Annotations | None:
     """Several lists as one; `UserError` where two of them give captions, or labels, of one image."""
-    if not parts:
-        return None
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    whole = Annotations(f"{first.source} and {len(parts) - 1} more" if len(parts) > 2 else
-                        f"{first.source} and {parts[1].source}")  # fmt: skip
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    more = f"{len(parts) - 1} more" if len(parts) > 2 else parts[1].source
+    whole = Annotations(f"{parts[0].source} and {more}", (), rows=sum(part.rows for part in parts))
     givers: dict[tuple[str, str], str] = {}
     for part in parts:
         for what, values in (("captions", part.captions), ("labels", part.labels)):
@@ -61,11 +59,22 @@ def merged(parts: list[Annotations]) -> Annotations | None:
                 if other != part.source:
                     problem = f'"{printable(name)}" has {what} in {printable(other)} and in {printable(part.source)}'
                     raise UserError(problem, remedy="name one list by `metadata_file`")
-        whole.parents = tuple(dict.fromkeys((*(whole.parents if whole.names else ()), *part.parents)))
+        whole.parents = tuple(dict.fromkeys((*whole.parents, *part.parents)))
         whole.names |= {name: line for name, line in part.names.items() if name not in whole.names}
         whole.labels |= part.labels
         whole.captions |= part.captions
-        whole.passed_over += part.passed_over
         whole.says_unlabelled |= part.says_unlabelled
-        whole.fields += [line for line in part.fields if line not in whole.fields]
+    whole.how = "; ".join(dict.fromkeys(part.how for part in parts if part.how))
+    whole.passed_over = _summed([item for part in parts for item in part.passed_over])
     return whole
+
+
+def _summed(items: list[PassedOver]) -> list[PassedOver]:
+    """Equal things of several lists as one, with the first example; columns of one name are not added up."""
+    kinds: dict[tuple[str, str, bool], list[PassedOver]] = {}
+    for item in items:
+        kinds.setdefault((item.what, item.reason, item.condition), []).append(item)
+    return [
+        replace(same[0], count=same[0].count if same[0].what.startswith("column") else sum(item.count for item in same))
+        for same in kinds.values()
+    ]

@@ -16,7 +16,7 @@ from ldm.data.layouts.tree import Tree
 from ldm.data.listing import check_texts
 from ldm.data.report import PassedOver
 from ldm.runtime.errors import UserError
-from ldm.runtime.text import counted, printable
+from ldm.runtime.text import printable
 
 NAME = re.compile(r"captions(_[\w-]+)?\.json", re.IGNORECASE)
 
@@ -65,7 +65,7 @@ def read_coco(tree: Tree, file: str, content: Any) -> Annotations:
         if key in names:
             captions += 1
             listed.add_captions(names[key], check_texts(annotation["caption"], at))
-    listed.fields.append(f"{printable(file)}: {counted(captions, 'caption')} of {counted(len(names), 'image')} (COCO)")
+    listed.rows, listed.how = captions, "captions of COCO"
     if absent:
-        listed.passed_over.append(PassedOver("listed image", len(absent), f"{file}: no such file", absent[0]))
+        listed.passed_over.append(PassedOver("image", len(absent), "listed, but there is no such file", absent[0]))
     return listed

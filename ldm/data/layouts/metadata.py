@@ -57,12 +57,12 @@ def read_metadata(tree: Tree, file: str, config: DataConfig) -> Annotations:
     if path.suffix in (".csv", ".tsv") and all(str(v).isascii() and str(v).isdigit() for v in listed.labels.values()):
         listed.labels = {name: check_label(int(value), where) for name, value in listed.labels.items()}
     several = rows - len(listed.names) - repeated.total()
-    listed.fields = [f"{printable(file)}, {counted(rows, 'row')}: {choice.line}" for choice in (image, label, text)
-                    if choice.line]  # fmt: skip
+    listed.rows = rows
+    listed.how = ", ".join(choice.line for choice in (image, text, label) if choice.line)
     if several:
-        listed.fields.append(f"{printable(file)}: {counted(several, 'row')} with another caption of the same image")
+        listed.how += f"; {counted(several, 'row')} with another caption of the same image"
     if repeated:
         reason = "the same image with the same caption is listed before"
-        listed.passed_over.append(PassedOver("row", repeated.total(), f"{file}: {reason}", min(repeated)))
-    listed.passed_over += unused_columns((image, label, text), present, file)
+        listed.passed_over.append(PassedOver("row", repeated.total(), reason, min(repeated)))
+    listed.passed_over += unused_columns((image, label, text), present)
     return listed

@@ -10,7 +10,7 @@ from ldm.data.layouts.tree import Tree, inside
 from ldm.data.listing import check_label
 from ldm.data.report import PassedOver
 from ldm.runtime.errors import UserError
-from ldm.runtime.text import counted, printable
+from ldm.runtime.text import printable
 
 NAME = "dataset.json"
 
@@ -30,7 +30,7 @@ def read_stylegan(tree: Tree, file: str, content: Any) -> Annotations:
     if content["labels"] is None:
         listed.says_unlabelled = True
         listed.names = {name: 0 for name in tree.images if name.startswith(parent)}
-        listed.fields.append(f"{printable(file)}: no labels (null)")
+        listed.how = "no labels (null)"
         return listed
     vectors = 0
     for number, entry in enumerate(content["labels"]):
@@ -49,11 +49,11 @@ def read_stylegan(tree: Tree, file: str, content: Any) -> Annotations:
         raise UserError(f"{where}: lists no image")
     listed.set_parent(parent)
     if vectors:
-        reason = f"{file}: vectors, where a class number is expected"
-        listed.passed_over.append(PassedOver("label", vectors, reason, condition=True))
+        reason = "a vector, where a class number is expected"
+        listed.passed_over.append(PassedOver("label", vectors, reason, file, condition=True))
         listed.labels = {}
     else:
-        listed.fields.append(f"{printable(file)}: labels of {counted(len(listed.names), 'image')} (StyleGAN, EDM)")
+        listed.rows, listed.how = len(listed.names), "classes of StyleGAN and EDM"
     return listed
 
 
