@@ -28,7 +28,7 @@ class EditFlags:
     """Share of the sampling steps that --init-image goes through, in (0, 1]; 1 is pure noise. Unset: 0.6, with --mask
     1."""
     mask: str = ""
-    """An image of the size of --init-image: what is white is repainted, the rest kept."""
+    """An image of the size of --init-image: what is white is repainted, the rest (black or transparent) kept."""
     unmasked: Unmasked = "reconstruction"
     """Where the pixels kept by --mask come from: reconstruction (of the autoencoder; no seam) or original."""
     invert: str = ""

@@ -77,6 +77,7 @@ def run(arguments: list[str]) -> None:
                     device=device,
                     resize=settings.resize,
                     on_read=show_data,
+                    max_bad_images=settings.dataset.max_bad_images,
                 )
             )
         else:

@@ -112,6 +112,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # of Pillow: such a file is refused
 
 
 def _shorten_openmp_spin() -> None:

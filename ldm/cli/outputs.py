@@ -15,8 +15,9 @@ from torch import Tensor
 from autoencoders import Autoencoder, Tiling
 from ldm.cli.editing import EditRecord
 from ldm.cli.parsing import require
+from ldm.data.decode import check_bytes
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
+from ldm.runtime.files import atomic_folder, atomic_write_json, open_regular, read_json
 from ldm.runtime.images import PngWriter, enlarged, grid, save_png, to_pil
 from ldm.runtime.settings import from_mapping
 from ldm.sampling.config import Request, SamplingConfig, caveats
@@ -94,7 +95,12 @@ def read_settings_of(path: str) -> tuple[Request, SamplingConfig, dict[str, int]
     `UserError` if it has none. Nothing else in it is used: not the name of the model.
     """
     try:
-        with Image.open(path) as image:
+        stream = open_regular(path)
+    except FileNotFoundError:
+        raise UserError("no such file", setting="recreate", value=path) from None
+    try:
+        with stream, Image.open(stream, formats=("PNG",)) as image:
+            check_bytes(image)
             image.load()  # text may stand at the end of the file
             text = str(image.info.get("ldm", ""))
         metadata = json.loads(text[:_METADATA_LIMIT])
@@ -102,8 +108,6 @@ def read_settings_of(path: str) -> tuple[Request, SamplingConfig, dict[str, int]
         sampling = from_mapping(SamplingConfig, metadata["sampling"])
         edit = from_mapping(EditRecord, metadata["edit"]) if "edit" in metadata else None
         return request, sampling, {name: int(metadata[name]) for name in ("seed", "index")}, edit
-    except FileNotFoundError:
-        raise UserError("no such file", setting="recreate", value=path) from None
     except (OSError, KeyError, TypeError, ValueError, RecursionError):
         raise UserError(f"--recreate {path}: not an image made by `ldm sample` (no settings in it)") from None
 

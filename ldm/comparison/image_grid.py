@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ldm.runtime.files import open_regular
 from ldm.runtime.images import save_png, to_pil, to_uint8
 from ldm.runtime.text import replace_unprintable
 
@@ -67,7 +68,7 @@ def _grid(columns: Sequence[Sequence[np.ndarray]], heads: Sequence[str], labels:
 
 def _read(path: Path, count: int = 0) -> np.ndarray:
     """The images of a stored row, (N, H, W, 3) bytes; without `count` they are square."""
-    with Image.open(path, formats=("PNG",)) as image:
+    with open_regular(path) as stream, Image.open(stream, formats=("PNG",)) as image:
         pixels = np.asarray(image)  # (N H, W, 3)
     return pixels.reshape(count or len(pixels) // pixels.shape[1], -1, *pixels.shape[1:])
 

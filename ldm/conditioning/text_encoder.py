@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ldm.conditioning.tokenizer import DEFAULT_LIMIT, longest, train_tokenizer
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_folder, read_json
+from ldm.runtime.files import atomic_folder, check_regular_folder, read_json
 
 Kind = Literal["embedded", "frozen"]
 
@@ -134,6 +134,8 @@ def _load_model(where: str, local: bool) -> Any:
         "clip_text_model": CLIPTextModel.from_pretrained,
         "t5": T5EncoderModel.from_pretrained,
     }
+    if local and Path(where).is_dir():
+        check_regular_folder(where)
     kind = _model_type(where, local)
     if kind not in kinds:
         raise UserError(f"text_encoder: {where}: expected a CLIP or T5 model, found model_type {kind!r}")
@@ -154,6 +156,8 @@ def _model_type(where: str, local: bool) -> object:
 def _load_tokenizer(where: str, local: bool) -> Any:
     from transformers import AutoTokenizer
 
+    if local and Path(where).is_dir():
+        check_regular_folder(where)
     with quietly(), _refused(where, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local, trust_remote_code=False)
     if tokenizer.pad_token is None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import read_json
+from ldm.runtime.files import open_regular, read_json
 from ldm.runtime.locks import LOCK
 
 SHARD_EXAMPLES = 4096
@@ -100,7 +100,7 @@ def manifest_of(layout: Layout, key: dict[str, Any], sums: list[str]) -> dict[st
 def map_shard(path: Path, layout: Layout, shard: int, key: str | None = None) -> dict[str, np.ndarray]:
     """A shard's tensors as read-only memory maps; ValueError if the file does not match the layout (and `key`)."""
     size = path.stat().st_size
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 0 < length <= min(_HEADER_LIMIT, size - 8):
             raise ValueError("no safetensors header")

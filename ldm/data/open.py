@@ -112,6 +112,7 @@ def _report(
         unlabelled=sum(label < 0 for label in labels or ()),
         captioned=captioned,
         captions=texts,
+        remarks=(verified.dark,) if verified.dark else (),
     )
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ldm.data.decode import MAX_BYTES, BadImageError, crop_square, decode_rgb, fit
 from ldm.runtime.errors import UserError
+from ldm.runtime.files import open_regular
 
 CropPosition = tuple[float, float] | None  # (down, right) in [0, 1); None: the centre
 FileStat = tuple[int, int]  # size in bytes, time of change in ns
@@ -98,7 +99,7 @@ def file_stat(path: Path) -> FileStat:
 def read_file(path: Path) -> bytes:
     """The content of an image file; BadImageError if it is too large or cannot be read."""
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             if os.fstat(stream.fileno()).st_size > MAX_BYTES:
                 raise BadImageError(f"larger than {MAX_BYTES} bytes")
             return stream.read()

@@ -8,26 +8,27 @@ files. A file that changes after the check is an error; nothing replaces it.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import math
 import os
 import struct
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import PIL
 
-from ldm.data.decode import VERSION, BadImageError, crop_square, decode_rgb, fit
+from ldm.data.decode import VERSION, BadImageError, MemoryBudget, crop_square, decode_rgb, fit, unscaled_bits
 from ldm.data.listing import Listing
 from ldm.data.pixels import CropPosition, FilePixels, FileStat, Pixels, RamPixels
 from ldm.data.report import Size
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write, cache_folder
 from ldm.runtime.progress import progress
-from ldm.runtime.text import printable
+from ldm.runtime.text import counted, printable
 
 RAM_LIMIT = 2**30  # bytes of decoded pixels
 _NAMED = 5  # bad files named in a message
@@ -36,6 +37,7 @@ _BLOCK = 1024  # files given to the threads at a time
 _DIGEST = 16  # bytes; a record is the digest of (name, size, time of change), that of the content, height and width
 _SIZE = struct.Struct("<II")
 _RECORD = 2 * _DIGEST + _SIZE.size  # bytes
+_READ_BYTES = 256 * 2**20  # of the files that all threads hold at one time
 _SAVE_EVERY = 20_000  # files, so that an interrupted check is not lost
 
 logger = logging.getLogger("ldm")
@@ -46,10 +48,12 @@ DecodeResult = tuple[Checked, np.ndarray | None] | BadImageError  # pixels, if t
 
 class VerifiedFolder:
     """The whole images of a folder: their `indices` in the listing, a digest of each one's content, their pixels, the
-    smallest and the largest size; and the images that are not whole, each with the reason."""
+    smallest and the largest size; the images that are not whole, each with the reason; a line about dark ones."""
 
-    def __init__(self, indices: list[int], checked: list[Checked], pixels: Pixels, bad: list[str]) -> None:
-        self.indices, self.pixels, self.bad = indices, pixels, bad
+    def __init__(
+        self, indices: list[int], checked: list[Checked], pixels: Pixels, bad: Mapping[str, BadImageError], dark: str
+    ) -> None:
+        self.indices, self.pixels, self.bad, self.dark = indices, pixels, list(_reasons(bad)), dark
         self.digests = [digest for digest, _ in checked]
         sizes = [size for _, size in checked]
         self.sizes: tuple[Size, Size] = min(sizes, key=math.prod), max(sizes, key=math.prod)
@@ -81,13 +85,18 @@ def _verify(listing: Listing, stats: list[FileStat], size: int, crop: str, max_b
     if not to_ram:
         checked.load()
 
+    reading, unscaled = MemoryBudget(_READ_BYTES), list[tuple[str, int]]()
+
     def decode(index: int) -> DecodeResult:
         known = checked.get(listing.names[index], stats[index])
         if known is not None:
             return known, None
         try:
-            content = listing.contents.read(index)
-            image = decode_rgb(content)
+            with reading.reserved(stats[index][0]):
+                content = listing.contents.read(index)
+                image = decode_rgb(content)
+            if bits := unscaled_bits(image):
+                unscaled.append((listing.names[index], bits))
             array = fit(image, size)
         except BadImageError as error:
             return error
@@ -99,10 +108,10 @@ def _verify(listing: Listing, stats: list[FileStat], size: int, crop: str, max_b
     pixels, shapes = bytearray(), []
     indices: list[int] = []
     whole: list[Checked] = []
-    bad: list[str] = []
+    bad: dict[str, BadImageError] = {}
     for index, result in enumerate(results):
         if isinstance(result, BadImageError):
-            bad.append(f"{printable(listing.names[index], 80)} ({printable(result, 80)})")
+            bad[listing.names[index]] = result
             continue
         own, array = result
         indices.append(index)
@@ -117,24 +126,34 @@ def _verify(listing: Listing, stats: list[FileStat], size: int, crop: str, max_b
             checked.save()
     if not to_ram:
         checked.save()
-    _report_bad(listing, bad, max_bad)
+    report_bad(listing.folder, len(listing.names), bad, max_bad)
+    dark = ""
+    if unscaled:
+        name, bits = min(unscaled)
+        dark = f"{counted(len(unscaled), 'image')} of 16 bits a channel, such as {printable(name, 80)} ({bits} bits), "
+        dark += "do not use them all, so they are dark: scale them to 65535"
     if to_ram:
-        return VerifiedFolder(indices, whole, RamPixels(pixels, shapes), bad)
+        return VerifiedFolder(indices, whole, RamPixels(pixels, shapes), bad, dark)
     own_stats = [stats[index] for index in indices]
-    return VerifiedFolder(indices, whole, FilePixels(listing.contents, indices, own_stats, size), bad)
+    return VerifiedFolder(indices, whole, FilePixels(listing.contents, indices, own_stats, size), bad, dark)
 
 
-def _report_bad(listing: Listing, bad: list[str], max_bad: int) -> None:
-    """Name the bad files: in a `UserError` if there are too many, else in the log."""
+def report_bad(folder: Path, count: int, bad: Mapping[str, BadImageError], max_bad: int) -> None:
+    """Name the bad files of `count` in a folder: in a `UserError` if there are too many, else in the log."""
     if not bad:
         return
-    names = ", ".join(bad[:_NAMED]) + (f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else "")
-    message = f"{printable(listing.folder)}: {len(bad)} of {len(listing.names)} images cannot be read: {names}"
-    if len(bad) == len(listing.names):
+    reasons = list(itertools.islice(_reasons(bad), _NAMED))
+    names = ", ".join(reasons) + (f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else "")
+    message = f"{printable(folder)}: {len(bad)} of {count} images cannot be read: {names}"
+    if len(bad) == count:
         raise UserError(message)
     if len(bad) > max_bad:
         raise UserError(message, remedy=f"repair or remove them, or leave them out with `max_bad_images` {len(bad)}")
     logger.warning("%s; left out (`max_bad_images` %d)", message, max_bad)
+
+
+def _reasons(bad: Mapping[str, BadImageError]) -> Iterator[str]:
+    return (f"{printable(name, 80)} ({printable(error, 160)})" for name, error in bad.items())
 
 
 def _stat(listing: Listing, index: int) -> FileStat:

@@ -17,7 +17,9 @@ from torch import Tensor
 from ldm.data.dataset import Example, Key
 from ldm.data.decode import BadImageError, decode_rgb, upright_size
 from ldm.data.folder import list_folder
+from ldm.data.pixels import read_file
 from ldm.data.report import DataReport, PassedOver
+from ldm.data.verify import report_bad
 from ldm.evaluation.features.small_network import fit_size
 from ldm.runtime.errors import UserError
 from ldm.runtime.images import from_pil
@@ -38,7 +40,8 @@ class FolderImages:
     attribute_names: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     has_captions = False
 
-    def __init__(self, folder: str | Path, resize: int | None = None) -> None:
+    def __init__(self, folder: str | Path, resize: int | None = None, max_bad: int = 0) -> None:
+        """`max_bad` files may be no whole images: they are named and left out."""
         self.folder, self.resize = Path(folder), resize
         sampled = (self.folder / "settings.json").is_file()
         listing = list_folder(self.folder, images_only=True)
@@ -51,6 +54,8 @@ class FolderImages:
         if own:
             beside = PassedOver("image", len(own), "written by `ldm sample` beside its images", own[0])
             self._reading = replace(self._reading, passed_over=(*self._reading.passed_over, beside))
+        if max_bad:
+            self._leave_out_bad(max_bad)
         if len(self.names) < 2:
             raise UserError(f"{printable(self.folder)}: holds {len(self.names)} image, a distance needs two or more")
         self.name = self.folder.resolve().name
@@ -82,7 +87,7 @@ class FolderImages:
         """SHA-256 over the names and contents of the files."""
         digest = hashlib.sha256()
         for name in self.names:
-            content = hashlib.sha256((self.folder / name).read_bytes()).hexdigest()
+            content = hashlib.sha256(read_file(self.folder / name)).hexdigest()
             digest.update(f"{len(name.encode())} {name} {content}\n".encode())
         return digest.hexdigest()
 
@@ -106,7 +111,7 @@ class FolderImages:
         sizes: Counter[tuple[int, int]] = Counter()
         for name in self.names:
             try:
-                sizes[upright_size((self.folder / name).read_bytes())] += 1
+                sizes[upright_size(read_file(self.folder / name))] += 1
             except BadImageError as error:
                 raise self._refused(name, error) from None
         return sizes
@@ -125,11 +130,26 @@ class FolderImages:
         yield torch.stack(batch)
 
     def _read(self, index: int) -> Tensor:
-        path = self.folder / self.names[index]
         try:
-            return from_pil(decode_rgb(path.read_bytes()))
+            return from_pil(decode_rgb(read_file(self.folder / self.names[index])))
         except BadImageError as error:
             raise self._refused(self.names[index], error) from None
 
     def _refused(self, name: str, error: BadImageError) -> UserError:
-        return UserError(f"{printable(self.folder / name)}: {error}", remedy="remove or replace it")
+        remedy = "remove or replace it, or leave out so many by `max_bad_images` N"
+        return UserError(f"{printable(self.folder / name)}: {error}", remedy=remedy)
+
+    def _leave_out_bad(self, max_bad: int) -> None:
+        """Decode every file; `UserError` where more than `max_bad` are not whole images."""
+        bad: dict[str, BadImageError] = {}
+        for name in progress(self.names, "checking images"):
+            try:
+                decode_rgb(read_file(self.folder / name))
+            except BadImageError as error:
+                bad[name] = error
+        report_bad(self.folder, len(self.names), bad, max_bad)
+        self.names = tuple(name for name in self.names if name not in bad)
+        if bad:
+            name, error = next(iter(bad.items()))
+            passed = PassedOver("image", len(bad), f"cannot be read ({printable(error, 160)})", name)
+            self._reading = replace(self._reading, passed_over=(*self._reading.passed_over, passed))

@@ -36,6 +36,7 @@ def evaluate_folders(
     evaluators: Evaluators | None = None,
     resize: int | None = None,
     on_read: Callable[..., None] | None = None,
+    max_bad_images: int = 0,
 ) -> EvaluationResult:
     """Distances of all images of the folder `fake` from those of `real`, or with None from the `reference`.
 
@@ -43,6 +44,7 @@ def evaluate_folders(
 
     Without Inception's weights the features are trained on the folder `real`. `UserError` for images of more than one
     size, unless all are to be resized to `resize` x `resize` pixels (bicubic, antialiased): a distance depends on it.
+    In each folder `max_bad_images` files may be left out that are not whole images; they are named in the log.
     """
     config = config or EvaluationConfig()
     foreign = [name for name in config.metrics if not registry.info(name).needs <= _NEEDS]
@@ -53,7 +55,8 @@ def evaluate_folders(
     if (real is None) == (not config.reference):
         raise UserError("give the real images either as `real` FOLDER or as `reference` FILE")
     file = opened_reference(config)
-    theirs, ours = None if real is None else FolderImages(real, resize), FolderImages(fake, resize)
+    theirs = None if real is None else FolderImages(real, resize, max_bad_images)
+    ours = FolderImages(fake, resize, max_bad_images)
     num_reference = len(theirs) if theirs is not None else file.count if file is not None else 0
     check_metrics(config.metrics, MetricContext(config, len(ours), num_reference))
     sizes = _checked_sizes(theirs, ours, file)

@@ -10,6 +10,8 @@ from typing import Any
 import jinja2
 from PIL import Image
 
+from ldm.runtime.files import open_regular
+
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -24,7 +26,7 @@ def render_template(template: str, **values: Any) -> str:
 def data_url(path: Path, max_width: int = 1200) -> str:
     """A PNG as a WebP within a URL, lossless unless it is wider than `max_width` pixels and so is made smaller."""
     buffer = io.BytesIO()
-    with Image.open(path, formats=("PNG",)) as image:
+    with open_regular(path) as stream, Image.open(stream, formats=("PNG",)) as image:
         resized = image.convert("RGB")
         resized.thumbnail((max_width, 8 * max_width))
         resized.save(buffer, format="WEBP", lossless=True)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -28,6 +30,42 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A file that a user named, open for reading; `UserError` for a folder, a pipe or a device.
+
+    Opening a pipe may wait without end, and reading a device such as /dev/zero does not end.
+    """
+    return open(path, "rb", opener=_open_regular)
+
+
+def check_regular(path: str | Path) -> None:
+    """`UserError` unless `path` is a regular file, for libraries that open it; OSError where it is absent."""
+    _refuse_other_kinds(path, os.stat(path).st_mode)
+
+
+def check_regular_folder(folder: str | Path) -> None:
+    """`check_regular` of each entry of a folder but its sub-folders, for libraries that choose the files themselves."""
+    for path in Path(folder).iterdir():
+        if path.exists() and not path.is_dir():
+            check_regular(path)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK)  # which opens a pipe without waiting for its other end
+    try:
+        _refuse_other_kinds(path, os.fstat(descriptor).st_mode)
+    except UserError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _refuse_other_kinds(path: str | Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+        raise UserError(f"{path}: {kinds.get(stat.S_IFMT(mode), 'a socket')}", remedy="expected a regular file")
 
 
 @contextmanager
@@ -115,9 +153,11 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file; `UserError` names the file when it is absent, over 64 MiB or malformed."""
     path = Path(path)
     try:
-        if path.stat().st_size > _JSON_LIMIT:
+        with open_regular(path) as stream:
+            content = stream.read(_JSON_LIMIT + 1)
+        if len(content) > _JSON_LIMIT:
             raise UserError(f"{path}: larger than {_JSON_LIMIT} bytes, not a settings file")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -129,8 +169,8 @@ def log_entries(path: str | Path) -> Iterator[dict[str, Any]]:
 
     Other lines are skipped, such as the last one of a killed training.
     """
-    with open(path, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
+    with open_regular(path) as stream:
+        for line in io.TextIOWrapper(stream, encoding="utf-8", errors="replace"):
             try:
                 entry = json.loads(line)
             except (ValueError, RecursionError):
@@ -146,7 +186,7 @@ def fingerprint(value: Any) -> str:
 
 def sha256_of_file(path: str | Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_file
+from ldm.runtime.files import atomic_file, check_regular
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -43,6 +43,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 @contextmanager
 def _refused(path: str | Path) -> Iterator[None]:
     try:
+        check_regular(path)
         yield
     except FileNotFoundError:
         raise UserError(f"{path}: no such file (weights are read from safetensors only)") from None

@@ -91,9 +91,9 @@ def _energy(kind: str, args: tuple[Any, ...], options: dict[str, Any], networks:
         raise UserError(f"{kind} takes {', '.join(names)}, and name, of, jacobian")
     if kind == "colour":
         return Energy(colour(_colour(given["target"])), of, jacobian)
-    images = {name: _image(given[name], networks) for name in names}
+    images = {name: _image(given[name], networks, "black" if name == "mask" else "white") for name in names}
     if kind == "inpainting":
-        known = 1 - (images["mask"].mean(1, keepdim=True) > 0).float()  # (1, 1, H, W): black is kept
+        known = 1 - (images["mask"].mean(1, keepdim=True) > 0).float()  # (1, 1, H, W): black and transparent are kept
         return Energy(inpainting(images["image"], known), of, jacobian)
     features = functools.partial(_features, networks.classifier)
     with torch.no_grad():
@@ -101,11 +101,11 @@ def _energy(kind: str, args: tuple[Any, ...], options: dict[str, Any], networks:
     return Energy(similarity(features, reference), of, jacobian, "latent")
 
 
-def _image(path: object, networks: Networks) -> Tensor:
+def _image(path: object, networks: Networks, background: str) -> Tensor:
     """An image file as the model takes it, (1, 3, H, W) in [-1, 1] on the device."""
     if not isinstance(path, str):
         raise UserError("expected the name of an image file", remedy=f"got {path!r}")
-    return read_image(path, networks.image_size).pixels[None].to(networks.device)
+    return read_image(path, networks.image_size, background=background).pixels[None].to(networks.device)
 
 
 def _colour(target: object) -> list[float]:

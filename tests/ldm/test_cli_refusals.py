@@ -1,6 +1,7 @@
 """A user's mistake: exit code 2, one line on stderr that says what would be right, and nothing made or changed."""
 
 import json
+import os
 import shutil
 import struct
 
@@ -226,12 +227,15 @@ def test_what_a_model_cannot_do(models, refused, tmp_path):
     case(text, ["--negative-prompt", "red"], "--guidance-scale, which is off")
     case(text, ["--classifier", models.other_classifier], "latents of another autoencoder")
     case(text, ["--classifier", models.classifier, "--classifier-scale", "1"], "--class-label")
+    os.mkfifo(tmp_path / "pipe")
     for flags, word in {
         ("--num-images", "0"): "--num-images: expected 1 or more",
         ("--batch-size", "0"): "--batch-size: expected 1 or more",
         ("--first-index", "-1"): "--first-index",
         ("--recreate", str(tmp_path / "x.png")): "no such file",
         ("--recreate", __file__): "not an image made by `ldm sample`",
+        ("--recreate", tmp_path / "pipe"): "a pipe; expected a regular file",
+        ("--recreate", "/dev/zero"): "a device; expected a regular file",
     }.items():
         case(text, flags, word)
 

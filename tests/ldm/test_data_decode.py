@@ -1,6 +1,9 @@
 """Every kind of image file against pixels that are known beforehand."""
 
 import io
+import subprocess
+import sys
+import threading
 import warnings
 
 import numpy as np
@@ -9,7 +12,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldm.data import decode
-from ldm.data.decode import BadImageError, crop_square, decode_rgb, fit
+from ldm.data.decode import BadImageError, MemoryBudget, crop_square, decode_rgb, fit, unscaled_bits
+from ldm.data.formats import AVIF, HEIC, JXL, OptionalFormat, jxl_size
 
 GENERATOR = np.random.Generator(np.random.PCG64(0))
 RGB = GENERATOR.integers(0, 256, (6, 4, 3), dtype=np.uint8)  # taller than wide
@@ -217,3 +221,160 @@ def test_a_long_thin_image_is_bad_before_it_is_enlarged() -> None:
 def test_an_image_of_the_right_size_is_not_touched() -> None:
     image = GENERATOR.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     assert np.array_equal(crop_square(fit(Image.fromarray(image), 32)), image)
+
+
+def test_transparent_pixels_take_the_background_that_is_given() -> None:
+    for image in (rgba(RGB), Image.fromarray(np.stack([GREY, ALPHA], -1), "LA")):
+        black = np.asarray(decode_rgb(encoded(image), "black")).astype(int)
+        share = ALPHA[..., None] / 255
+        assert np.abs(black - share * np.asarray(image.convert("RGB"))).max() <= 1
+
+
+def test_a_large_image_is_flattened_in_bands_to_the_same_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = Image.fromarray(GENERATOR.integers(0, 3, (37, 29), dtype=np.uint8), "P")
+    index.putpalette(GENERATOR.integers(0, 256, 9, dtype=np.uint8).tobytes())
+    deep = Image.fromarray(GENERATOR.integers(0, 65536, (37, 29), dtype=np.uint16))
+    colours = Image.fromarray(GENERATOR.integers(0, 256, (37, 29, 4), dtype=np.uint8), "RGBA")
+    contents = [encoded(index, transparency=1), encoded(index, "GIF"), encoded(deep), encoded(colours)]
+    whole = [pixels(content) for content in contents]
+    monkeypatch.setattr(decode, "_BAND", 100)
+    assert all(np.array_equal(pixels(content), before) for content, before in zip(contents, whole, strict=True))
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("colour", [False, True])
+def test_few_bits_in_a_file_of_sixteen_are_reported(bits: int, colour: bool) -> None:
+    values = np.array([[0, 2**bits - 1], [5, 300]], dtype=np.uint16)
+    content = encoded(Image.fromarray(values))
+    if colour:  # Pillow cannot write them
+        content = png_of_sixteen_bits(values[..., None].repeat(3, -1))
+    assert unscaled_bits(decode_rgb(content)) == (bits if bits < 16 else 0)
+    assert unscaled_bits(decode_rgb(encoded(Image.fromarray(RGB)))) == 0
+
+
+def png_of_sixteen_bits(rgb: np.ndarray) -> bytes:
+    import struct
+    import zlib
+
+    height, width = rgb.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in rgb)
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    chunks = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+SIGNATURES = {
+    AVIF: b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf",
+    HEIC: b"\0\0\0\x18ftypmif1\0\0\0\0heicmif1",
+    JXL: b"\xff\x0a\x00\x01",
+}
+
+
+@pytest.mark.parametrize("kind", SIGNATURES, ids=lambda kind: kind.extra)
+def test_a_format_whose_plug_in_is_missing_is_named_with_the_extra(
+    kind: OptionalFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OptionalFormat, "is_available", lambda self: False)
+    with pytest.raises(BadImageError, match=rf"install its decoder by pip install 'guided-latents\[{kind.extra}\]'"):
+        decode_rgb(SIGNATURES[kind])
+    monkeypatch.undo()
+    with pytest.raises(BadImageError):  # and whatever is installed, half a file is a bad one
+        decode_rgb(SIGNATURES[kind])
+
+
+@pytest.mark.skipif(not AVIF.is_available(), reason="needs the extra avif")
+def test_avif_is_read() -> None:
+    image = Image.fromarray(np.full((20, 30, 3), (200, 40, 90), np.uint8))
+    assert np.abs(pixels(encoded(image, "AVIF", quality=95)) - np.asarray(image)).max() <= 4
+
+
+@pytest.mark.skipif(not HEIC.is_available(), reason="needs the extra heic")
+def test_heic_is_read() -> None:
+    image = Image.fromarray(np.full((64, 96, 3), (200, 40, 90), np.uint8))
+    assert np.abs(pixels(encoded(image, "HEIF", quality=95)) - np.asarray(image)).max() <= 4
+
+
+@pytest.mark.skipif(not JXL.is_available(), reason="needs the extra jxl")
+@pytest.mark.parametrize("size", [(8, 8), (48, 64), (300, 200), (33, 77)])
+def test_jpeg_xl_is_read_and_its_size_before(size: tuple[int, int]) -> None:
+    image = Image.fromarray(GENERATOR.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    for options in ({}, {"use_container": True}):
+        content = encoded(image, "JXL", lossless=True, **options)
+        assert jxl_size(content) == size and np.array_equal(pixels(content), np.asarray(image))
+
+
+def test_the_size_of_a_jpeg_xl_is_in_its_header() -> None:
+    """The first bytes of two files of libjxl: 64 x 48 by the ratio 4 : 3, and 513 x 1000 in a container."""
+    assert jxl_size(bytes.fromhex("ff0acb06")) == (64, 48)
+    fields = [(0, 1), (1, 2), (999, 13), (0, 3), (1, 2), (512, 13)]  # (value, bits): not small, 1000, no ratio, 513
+    value = position = 0
+    for number, count in fields:
+        value, position = value | number << position, position + count
+    codestream = b"\xff\x0a" + value.to_bytes(8, "little")
+    container = b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0\0\0\x12jxlc" + codestream
+    assert jxl_size(codestream) == jxl_size(container) == (513, 1000)
+    assert jxl_size(container[:12]) == (0, 0)
+
+
+def test_threads_share_a_budget_and_one_alone_always_passes() -> None:
+    budget, lock = MemoryBudget(100), threading.Lock()
+    used = most = 0
+
+    def work(size: int) -> None:
+        nonlocal used, most
+        with budget.reserved(size):
+            with lock:
+                used += size
+                most = max(most, used)
+            threading.Event().wait(0.002)
+            with lock:
+                used -= size
+
+    threads = [threading.Thread(target=work, args=(size,)) for size in [30, 60, 20, 90, 40, 100, 10] * 4]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert 90 <= most <= 100 and used == 0
+    with budget.reserved(1000):
+        pass
+
+
+HOSTILE = {  # the largest that are not refused, or refused by their headers: a few bytes to some hundred kilobytes
+    "rgb": ("RGB", (9459, 9459), {"format": "PNG"}),
+    "rgba": ("RGBA", (7600, 7600), {"format": "PNG"}),
+    "grey and alpha, too large": ("LA", (9459, 9459), {"format": "PNG"}),
+    "webp": ("RGB", (5400, 5400), {"format": "WEBP", "lossless": True, "method": 0}),
+    "webp, too large": ("RGB", (9459, 9459), {"format": "WEBP", "lossless": True, "method": 0}),
+    "progressive": ("RGB", (6500, 7000), {"format": "JPEG", "progressive": True, "subsampling": 0}),
+    "sixteen bits": ("I;16", (8000, 8000), {"format": "PNG"}),
+}
+MEASURE = """
+import io, resource, sys
+import torch
+from ldm.data.decode import BadImageError, decode_rgb, fit
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    fit(decode_rgb(open(sys.argv[1], "rb").read()), 32)
+    print("decoded", end=" ")
+except BadImageError as error:
+    print("refused", end=" ")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, before / 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HOSTILE)
+def test_memory_of_the_largest_images(name: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    mode, size, options = HOSTILE[name]
+    path = tmp_path / "file"
+    path.write_bytes(encoded(Image.new(mode, size), options.pop("format"), **options))
+    found = subprocess.run([sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True)
+    outcome, grown, before = found.stdout.split()
+    assert outcome == ("refused" if "too large" in name else "decoded"), found.stdout
+    assert float(grown) < (500 if outcome == "decoded" else 20), f"{grown} MiB"
+    assert float(grown) + float(before) < 1024, found.stdout

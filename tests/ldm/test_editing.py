@@ -14,6 +14,7 @@ from ldm.runtime.errors import UserError
 from ldm.runtime.images import save_png, to_pil
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.editing import image_to_image, invert
+from ldm.sampling.energies import parse_energies
 from ldm.sampling.pipeline import Pipeline
 from ldm.sampling.source_image import read_image, read_mask
 from ldm.sampling.start import PathNoise
@@ -202,6 +203,33 @@ def test_pictures_of_any_size_and_direction_are_cut_to_the_models(tmp_path, imag
     assert mask.shape == (1, 16, 16) and (mask[..., :8] == 1).all() and (mask[..., 8:] == 0).all()
     with pytest.raises(UserError, match="one size"):
         read_mask(tmp_path / "mask.png", replace(source, size=(16, 16)))
+
+
+def test_a_transparent_mask_keeps_what_is_transparent(files, text):
+    """Painting programs erase to transparency and leave white under it; both kinds of inpainting take only what is
+    white and opaque."""
+    source, opaque = read_image(files / "picture.png", 16), Image.open(files / "mask.png")
+    expected, _ = read_mask(files / "mask.png", source)
+    layer = Image.new("RGBA", (16, 16), "white")
+    layer.putalpha(opaque)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    energies = {}
+    for name, mask in (("opaque", opaque), ("layer", layer), ("grey", layer.convert("LA"))):
+        mask.save(files / f"{name}.png")
+        assert torch.equal(read_mask(files / f"{name}.png", source)[0], expected), name
+        energy = f"inpainting('{files}/picture.png', '{files}/{name}.png')"
+        energies[name] = parse_energies([energy], text.networks)["energy"].function(images)
+    assert torch.equal(energies["layer"], energies["opaque"]) and torch.equal(energies["grey"], energies["opaque"])
+    layer.putalpha(0)
+    layer.save(files / "clear.png")
+    with pytest.raises(UserError, match="nothing is white and opaque"):
+        read_mask(files / "clear.png", source)
+
+
+def test_twelve_bits_in_a_file_of_sixteen_are_named(files, caplog):
+    Image.fromarray(np.full((16, 16), 4095, dtype=np.uint16)).save(files / "deep.png")
+    read_image(files / "deep.png", 16)
+    assert "deep.png: uses 12 of its 16 bits, so it is dark; scale it to 65535" in caplog.text
 
 
 def test_refused_in_one_line_before_any_work(models, refused, files):

@@ -169,6 +169,23 @@ def test_images_of_different_sizes_are_resized_only_when_asked(tmp_path, data, s
     assert found.manifest["resized"] == "to 32 x 32, bicubic antialiased"
 
 
+def test_bad_files_of_two_folders_are_left_out_only_up_to_the_number_given(tmp_path, data, shapes_evaluators, caplog):
+    images = [data[i].image for i in range(12)]
+    real, fake = write(tmp_path / "real", images), write(tmp_path / "fake", images)
+    config = EvaluationConfig(batch_size=16)
+    whole = next(real.glob("*.png")).read_bytes()
+    (real / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (fake / "text.png").write_bytes(b"no image")
+    (fake / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"fake.*2 of 14 images cannot be read: .*`max_bad_images` 2"):
+        evaluate_folders(real, fake, config, evaluators=shapes_evaluators, max_bad_images=1)
+    with pytest.raises(UserError, match="`max_bad_images`"):
+        evaluate_folders(real, fake, config, evaluators=shapes_evaluators)
+    result = evaluate_folders(real, fake, config, evaluators=shapes_evaluators, max_bad_images=2)
+    assert (result.manifest["num_reference"], result.manifest["num_images"]) == (12, 12)
+    assert result["fid"].value < 1e-3 and "text.png (not an image)" in caplog.text
+
+
 def test_features_for_two_folders_are_trained_on_the_real_one(tmp_path, data, monkeypatch):
     monkeypatch.setattr(train_network, "Recipe", lambda: Recipe(steps=3, images=64, held_out=16))
     images = [data[i].image for i in range(40)]

@@ -6,17 +6,24 @@ import threading
 
 import pytest
 
+from ldm.comparison.image_grid import _read
+from ldm.data.latent_layout import Layout, map_shard
+from ldm.data.pixels import read_file
+from ldm.reports.page import data_url
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import (
     atomic_folder,
     atomic_write,
     atomic_write_json,
     fingerprint,
+    log_entries,
     read_json,
     replace_folder,
     sha256_of_file,
 )
+from ldm.runtime.tensors import open_tensors, read_tensors
 from ldm.runtime.text import suggest
+from ldm.sampling.source_image import read_image
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -141,3 +148,33 @@ def test_suggestions():
     assert suggest("smaple", ["train", "sample"]) == 'known: sample, train; did you mean "sample"?'
     assert suggest("xyz", []) == "known: none"
     assert suggest("n7", (f"n{i}" for i in range(40))).count(",") == 30, "a long list is cut"
+
+
+READERS = {
+    "json": read_json,
+    "log": lambda path: list(log_entries(path)),
+    "hash": sha256_of_file,
+    "weights": read_tensors,
+    "header": lambda path: open_tensors(path).__enter__(),
+    "image": read_file,
+    "source": lambda path: read_image(path, 16),
+    "report": data_url,
+    "sample row": _read,
+    "latents": lambda path: map_shard(path, Layout(1, (1, 1, 1), False, False), 0),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder"])
+def test_only_regular_files_are_read(tmp_path, reader, kind):
+    """A pipe would wait for its other end, and /dev/zero has no end."""
+    path = tmp_path / "file"
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(UserError, match=f"{kind}; expected a regular file"):
+        READERS[reader](path)

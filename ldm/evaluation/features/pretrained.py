@@ -23,7 +23,7 @@ from ldm.conditioning.text_encoder import printable_utf8, quietly
 from ldm.evaluation.features.extractors import Extractor
 from ldm.evaluation.features.train_network import safe_name
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import fingerprint, read_json, sha256_of_file
+from ldm.runtime.files import check_regular_folder, fingerprint, read_json, sha256_of_file
 from ldm.runtime.images import to_uint8
 from ldm.runtime.text import printable
 
@@ -198,6 +198,7 @@ def _load(folder: Path, kind: str) -> nn.Module:
 
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{printable(folder)}: holds no weights (read from safetensors only)")
+    check_regular_folder(folder)
     loader: Any = CLIPModel if kind == "clip" else Dinov2Model
     try:
         with quietly(), torch.random.fork_rng(devices=[]):
