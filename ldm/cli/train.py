@@ -49,9 +49,9 @@ def _schema(kind: str) -> type[Any]:
 def train_with(kind: str, settings: Any, command: str = "") -> dict[str, Any]:
     """Run one training with complete settings; returns its last measures. The run remembers the command."""
     from ldm.training.loop import train
-    from ldm.training.run_folder import with_recorded_layout
+    from ldm.training.run_folder import with_recorded_rules
 
-    settings = with_recorded_layout(kind, settings, settings.training.output_dir)
+    settings = with_recorded_rules(kind, settings, settings.training.output_dir)
     task, device = _task(kind, settings)
     if task.report is not None:
         show_data(task.report)
@@ -83,11 +83,11 @@ def _task(kind: str, settings: Any) -> tuple[Any, Any]:
 def _dry_run(kind: str, settings: Any) -> int:
     """`--dry-run`: print what the training would cost, one figure a line."""
     from ldm.training.dry_run import STEPS, dry_run
-    from ldm.training.run_folder import with_recorded_layout
+    from ldm.training.run_folder import with_recorded_rules
 
     if kind == "autoencoder" and settings.autoencoder.coder_kind == "linear":
         raise UserError("--dry-run: a linear autoencoder is fitted in one pass, without steps; leave it out")
-    settings = with_recorded_layout(kind, settings, settings.training.output_dir)
+    settings = with_recorded_rules(kind, settings, settings.training.output_dir)
     changes: dict[str, Any] = {}  # what no step does, but may train a network first
     if kind == "autoencoder":
         changes["validation_rfid"] = False

@@ -32,6 +32,11 @@ class Condition:
         """The whole batch `times` times over: (a, b) becomes (a, b, a, b)."""
         return self.cat([self] * times)
 
+    def same_as(self, other: Condition) -> bool:
+        """Whether the conditions of all samples are equal, bit for bit."""
+        pairs = (self.class_labels, other.class_labels), (self.context, other.context)
+        return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
+
     @staticmethod
     def cat(conditions: Sequence[Condition]) -> Condition:
         """The samples of all `conditions` in one batch; all must condition on the same things."""

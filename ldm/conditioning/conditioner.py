@@ -1,7 +1,7 @@
 """Class labels and captions -> what the U-Net takes, with the null condition that guidance needs."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ldm.conditioning.condition import Condition
 from ldm.conditioning.config import ConditioningConfig
 from ldm.conditioning.text_encoder import TextEncoder, embedded_encoder, frozen_encoder, printable_utf8
+from ldm.conditioning.words import TrainingWords
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, read_json
 from ldm.runtime.text import replace_unprintable, suggest
@@ -24,10 +25,19 @@ class Conditioner(nn.Module):
     _null_tokens: Tensor
 
     def __init__(
-        self, class_names: Sequence[str], text: TextEncoder | None, *, class_conditional: bool, dropout: float
+        self,
+        class_names: Sequence[str],
+        text: TextEncoder | None,
+        *,
+        class_conditional: bool,
+        dropout: float,
+        untrained: Collection[int] = (),
+        words: TrainingWords | None = None,
     ) -> None:
+        """`untrained`: the classes that the training had no image of; `words`: those of its captions, where known."""
         super().__init__()
         self.class_names = tuple(class_names)
+        self.untrained, self.words = frozenset(untrained), words
         self.class_conditional = class_conditional
         self.dropout = dropout
         self.text = text
@@ -42,6 +52,7 @@ class Conditioner(nn.Module):
         captions: Iterable[str] | None = None,
         *,
         seed: int = 0,
+        untrained: Collection[int] = (),
     ) -> "Conditioner":
         """For a data set; the same class names, captions and seed give the same tokenizer and weights."""
         texts = [caption for caption in captions or () if caption.strip()]
@@ -59,10 +70,11 @@ class Conditioner(nn.Module):
                 heads=config.text_heads,
                 vocab_size=config.vocab_size,
                 max_tokens=config.max_tokens,
+                least_tokens=config.least_tokens,
                 seed=seed,
             )
         elif encoder is not None:
-            text = frozen_encoder(encoder, texts, config.max_tokens)
+            text = frozen_encoder(encoder, texts, config.max_tokens, config.least_tokens)
         by_class = config.class_conditional
         if by_class is None:
             by_class = bool(class_names) and text is None
@@ -70,7 +82,9 @@ class Conditioner(nn.Module):
             raise UserError("class_conditional: expected data with class labels, but it has none")
         if len(set(class_names)) != len(class_names):
             raise UserError("class names: expected distinct names, but one appears twice")
-        return cls(class_names, text, class_conditional=by_class, dropout=config.condition_dropout)
+        words = None if text is None else TrainingWords.of(texts)
+        dropout = config.condition_dropout
+        return cls(class_names, text, class_conditional=by_class, dropout=dropout, untrained=untrained, words=words)
 
     @property
     def has_text(self) -> bool:
@@ -85,6 +99,11 @@ class Conditioner(nn.Module):
     def num_classes(self) -> int:
         """K, the number of classes that the model is conditioned on; 0 where classes are no condition."""
         return len(self.class_names) if self.class_conditional else 0
+
+    @property
+    def trained_classes(self) -> list[int]:
+        """The classes that the training had images of, as far as is known."""
+        return [label for label in range(self.num_classes) if label not in self.untrained]
 
     @property
     def null_class(self) -> int | None:
@@ -182,6 +201,8 @@ class Conditioner(nn.Module):
             "null_class": self.null_class,
             "dropout": self.dropout,
             "text": text,
+            **({"untrained_classes": sorted(self.untrained)} if self.untrained else {}),
+            **({} if self.words is None else {"training_words": self.words.to_json()}),
         }
 
     def index_entries(self) -> dict[str, list[str]]:
@@ -209,8 +230,14 @@ class Conditioner(nn.Module):
         encoder = None
         if text is not None:
             encoder = TextEncoder.load(folder, text.get("max_tokens"), text["encoder"], str(text.get("source", "")))
-        by_class, dropout = metadata["class_conditional"], metadata["dropout"]
-        return cls(metadata["class_names"], encoder, class_conditional=by_class, dropout=dropout).eval()
+        return cls(
+            metadata["class_names"],
+            encoder,
+            class_conditional=metadata["class_conditional"],
+            dropout=metadata["dropout"],
+            untrained=metadata.get("untrained_classes", ()),
+            words=TrainingWords.from_json(metadata.get("training_words")),
+        ).eval()
 
 
 def class_index(name: int | str, class_names: Sequence[str]) -> int:
@@ -243,6 +270,9 @@ def _read_metadata(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: text: expected an encoder (embedded or frozen) and max_tokens from 1 to 512")
     if not all(isinstance(name, str) for name in metadata["class_names"]):
         raise UserError(f"{path}: class_names: expected strings, got {json.dumps(metadata['class_names'])[:80]}")
+    untrained, count = metadata.get("untrained_classes", []), len(metadata["class_names"])
+    if not isinstance(untrained, list) or any(type(label) is not int or not 0 <= label < count for label in untrained):
+        raise UserError(f"{path}: untrained_classes: expected a list of numbers below {count}")
     return metadata
 
 

@@ -1,6 +1,7 @@
 """The settings of the conditioning."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from ldm.runtime.errors import UserError
 
@@ -22,13 +23,23 @@ class ConditioningConfig:
     vocab_size: int = 2048
     """Upper bound of the embedded tokenizer's vocabulary."""
     max_tokens: int | None = None
-    """Length that texts are padded and cut to; by default that of the longest caption, at most 77."""
+    """Length that texts are padded and cut to, their two marks included; by default that of the longest caption, at
+    least `least_tokens` and at most 77."""
+    least_tokens: int = 32
+    """Least length where `max_tokens` is unset, so that prompts may be longer than the captions of the training."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.condition_dropout < 1:
             raise UserError(f"condition_dropout: expected 0 <= p < 1, got {self.condition_dropout}")
         if self.max_tokens is not None and not 3 <= self.max_tokens <= 512:
             raise UserError(f"max_tokens: expected 3 to 512, got {self.max_tokens}")
+        if not 2 <= self.least_tokens <= 77:
+            raise UserError(f"least_tokens: expected 2 to 77, got {self.least_tokens}")
         for name in ("text_width", "text_layers", "text_heads"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All settings; without `least_tokens` where it is 2, as for runs from before it, which so go on."""
+        values = asdict(self)
+        return {name: value for name, value in values.items() if (name, value) != ("least_tokens", 2)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ldm.conditioning.tokenizer import DEFAULT_LIMIT, longest, train_tokenizer
+from ldm.conditioning.tokenizer import DEFAULT_LIMIT, default_length, train_tokenizer
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder, check_regular_folder, read_json
 
@@ -56,6 +57,25 @@ class TextEncoder(nn.Module):
         """Whether no token of `text` is cut off."""
         return len(self.tokenizer(printable_utf8(text)).input_ids) <= self.max_tokens
 
+    def cut_words(self, text: str) -> tuple[str, ...]:
+        """The words at the end of `text` of which tokens are cut off: they have no effect."""
+        words = text.split()
+        kept = bisect.bisect_left(range(len(words)), True, key=lambda k: not self.fits(" ".join(words[: k + 1])))
+        return tuple(words[kept:])
+
+    def count_cut(self, texts: Sequence[str], tokens: Tensor) -> int:
+        """How many of these texts are cut; `tokens` (B, L) are theirs."""
+        full = tokens[:, -2:-1].ne(self.tokenizer.pad_token_id).any(1).tolist()  # the others have padding
+        return sum(1 for text, is_full in zip(texts, full, strict=True) if is_full and not self.fits(text))
+
+    def unknown_words(self, text: str) -> tuple[str, ...]:
+        """The words that the tokenizer has no tokens for, each once."""
+        unknown, marks = self.tokenizer.unk_token_id, {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
+        if unknown is None or unknown in marks:  # as CLIP's, which spells every word by its bytes
+            return ()
+        words = dict.fromkeys(printable_utf8(text).split())
+        return tuple(word for word in words if unknown in self.tokenizer(word).input_ids)
+
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L) -> (B, L, D), exactly what `StableDiffusionPipeline` takes: the last states, without a mask."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.kind != "frozen"):
@@ -78,7 +98,15 @@ class TextEncoder(nn.Module):
 
 
 def embedded_encoder(
-    captions: Sequence[str], *, width: int, layers: int, heads: int, vocab_size: int, max_tokens: int | None, seed: int
+    captions: Sequence[str],
+    *,
+    width: int,
+    layers: int,
+    heads: int,
+    vocab_size: int,
+    max_tokens: int | None,
+    least_tokens: int,
+    seed: int,
 ) -> TextEncoder:
     """A tokenizer trained on `captions` and a new CLIP text model; the global random state stays as it was."""
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -86,7 +114,7 @@ def embedded_encoder(
     if width % heads:
         raise UserError(f"text_width: expected a multiple of text_heads = {heads}, got {width}")
     tokenizer = train_tokenizer(map(printable_utf8, captions), vocab_size)
-    length = max_tokens or min(longest(tokenizer, map(printable_utf8, captions)), DEFAULT_LIMIT)
+    length = max_tokens or default_length(tokenizer, map(printable_utf8, captions), least_tokens)
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -105,7 +133,7 @@ def embedded_encoder(
     return TextEncoder(model, tokenizer, length, "embedded", "embedded")
 
 
-def frozen_encoder(name: str, captions: Iterable[str], max_tokens: int | None) -> TextEncoder:
+def frozen_encoder(name: str, captions: Iterable[str], max_tokens: int | None, least_tokens: int = 2) -> TextEncoder:
     """A CLIP or T5 of a local folder (itself, or its text_encoder/ and tokenizer/), or of the hub by its name."""
     folder = Path(name).expanduser()
     local = folder.is_dir()
@@ -117,7 +145,7 @@ def frozen_encoder(name: str, captions: Iterable[str], max_tokens: int | None) -
     limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
     if max_tokens is not None and max_tokens > limit:
         raise UserError(f"max_tokens: {name} takes at most {limit}, got {max_tokens}")
-    length = max_tokens or min(longest(tokenizer, map(printable_utf8, captions)), limit, DEFAULT_LIMIT)
+    length = max_tokens or default_length(tokenizer, map(printable_utf8, captions), least_tokens, limit)
     return TextEncoder(model, tokenizer, length, "frozen", folder.name if local else name)
 
 

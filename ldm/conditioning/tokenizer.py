@@ -59,6 +59,7 @@ def _clip_tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def longest(tokenizer: Any, captions: Iterable[str]) -> int:
-    """The number of tokens of the longest caption, marks included."""
-    return max((len(tokenizer(caption).input_ids) for caption in set(captions)), default=2)
+def default_length(tokenizer: Any, captions: Iterable[str], least: int, most: int = DEFAULT_LIMIT) -> int:
+    """The number of tokens of the longest caption, marks included, from `least` to `most`."""
+    longest = max((len(tokenizer(caption).input_ids) for caption in set(captions)), default=2)
+    return min(max(longest, least), most, DEFAULT_LIMIT)

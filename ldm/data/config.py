@@ -27,7 +27,8 @@ class DataConfig:
     flip: bool = False
     """Mirror images left to right in training, half of the time."""
     validation_fraction: float = 0.05
-    """The fraction of a folder that is held out, chosen by file name; other data have their own split."""
+    """The fraction of a folder that is held out, chosen by file name; other data have their own split. An image that is
+    the only one of its class is not held out."""
     image_column: str = ""
     """Column with the images (parquet) or their file names (metadata); unset: the usual names."""
     label_column: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,15 +61,20 @@ def other_split(dataset: DataConfig, split: str) -> ImageData | None:
 
 def open_listing(listing: Listing, config: DataConfig, split: str) -> PixelData:
     """A split of a folder or of shards, with every image checked and a fixed part of the names held out."""
+    if config.layout_version > 1:
+        listing = with_present_numbers(listing)
     verified = verify(listing, config.image_size, crop=config.crop, max_bad=config.max_bad_images)
     names = [listing.names[index] for index in verified.indices]
+    labels = None if listing.labels is None else [listing.labels[index] for index in verified.indices]
     held_out: Collection[str] | None = listing.held_out
     if held_out is None:
-        held_out = hold_out(names, config.validation_fraction)
+        held_out = hold_out(names, config.validation_fraction, labels if config.layout_version > 1 else None)
     rows = [row for row, name in enumerate(names) if (name in held_out) == (split == "validation")]
     if not rows:
         remedy = "give `validation_fraction` above 0" if not held_out else "give a smaller `validation_fraction`"
         remedy = "at least two are needed" if len(names) == 1 else remedy
+        if labels and len(set(labels)) == len(labels) > 1 and not held_out:
+            remedy = "each is the only one of its class: add images, or leave the labels out"
         raise UserError(f"{printable(config.data)}: no image of {len(names)} is left for {split}", remedy=remedy)
     indices = [verified.indices[row] for row in rows]
     return PixelData(
@@ -79,7 +84,7 @@ def open_listing(listing: Listing, config: DataConfig, split: str) -> PixelData:
         name=listing.folder.resolve().name,
         pixels=verified,
         rows=rows,
-        labels=None if listing.labels is None else [listing.labels[index] for index in indices],
+        labels=None if labels is None else [labels[row] for row in rows],
         captions=None if listing.captions is None else [listing.captions[index] for index in indices],
         class_names=listing.class_names,
         file_names=[names[row] for row in rows],
@@ -116,16 +121,33 @@ def _report(
     )
 
 
-def hold_out(names: list[str], fraction: float) -> set[str]:
+def with_present_numbers(listing: Listing) -> Listing:
+    """A listing whose classes are numbers with only those that an image has, by the same names."""
+    labels, names = listing.labels, listing.class_names
+    if labels is None or names != tuple(map(str, range(len(names)))):
+        return listing
+    present = sorted(set(labels))
+    number = {label: index for index, label in enumerate(present)}
+    return replace(
+        listing, labels=tuple(number[label] for label in labels), class_names=tuple(names[label] for label in present)
+    )
+
+
+def hold_out(names: list[str], fraction: float, labels: Sequence[int] | None = None) -> set[str]:
     """The names of the validation split: those with a hash below `fraction`, or else the one with the lowest.
 
-    So the split of a file depends on its name alone, and does not change when files are added or removed.
+    So the split of a file depends on its name alone, and does not change when files are added or removed. But where
+    all images of a class would be held out, by their `labels`, the one with the highest hash is not.
     """
     if fraction == 0 or len(names) < 2:
         return set()
     hashes = {name: _hash(name) for name in names}
-    chosen = {name for name, value in hashes.items() if value < fraction}
-    return chosen or {min(names, key=hashes.__getitem__)}
+    last: dict[int, str] = {}  # of each class: the image that is held out last
+    for name, label in zip(names, labels or [-1] * len(names), strict=True):
+        if label >= 0:
+            last[label] = max(last.get(label, name), name, key=hashes.__getitem__)
+    free = sorted(set(names) - set(last.values()), key=hashes.__getitem__)
+    return {name for name in free if hashes[name] < fraction} or set(free[:1])
 
 
 def _hash(name: str) -> float:

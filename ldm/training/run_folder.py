@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from ldm.conditioning.config import ConditioningConfig
 from ldm.data.config import DataConfig
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write, atomic_write_json, log_entries, read_json
@@ -141,21 +142,28 @@ def commands_of(run: str | Path) -> list[str]:
 
 
 def recorded_settings(schema: type[Settings], run: str | Path) -> Settings:
-    """The settings of a run; where they are from before `layout_version`, its data are read by version 1."""
-    base = schema(dataset=DataConfig(layout_version=1))  # type: ignore[call-arg]
-    return read_settings(schema, Path(run) / "config.yaml", base)
+    """The settings of a run; where they are from before `layout_version`, its data are read by version 1, and where they
+    are from before `least_tokens`, that is 2, which has no effect."""
+    before: dict[str, Any] = {"dataset": DataConfig(layout_version=1)}
+    if "conditioning" in {field.name for field in dataclasses.fields(schema)}:  # type: ignore[arg-type]
+        before["conditioning"] = ConditioningConfig(least_tokens=2)
+    return read_settings(schema, Path(run) / "config.yaml", schema(**before))
 
 
-def with_recorded_layout(kind: str, settings: Settings, run: str) -> Settings:
-    """The settings of a training with the `layout_version` of the run that it resumes, if it does."""
+def with_recorded_rules(kind: str, settings: Settings, run: str) -> Settings:
+    """The settings of a training with the rules of the run that it resumes, if it does: `layout_version`, and
+    `least_tokens` where there was none."""
     if not run:
         return settings
     RunFolder.check(run, kind)
     if not (Path(run) / RUN_FILE).is_file() or not (Path(run) / "config.yaml").is_file():
         return settings
-    recorded = recorded_settings(type(settings), run).dataset.layout_version  # type: ignore[attr-defined]
-    dataset = dataclasses.replace(settings.dataset, layout_version=recorded)  # type: ignore[attr-defined]
-    return dataclasses.replace(settings, dataset=dataset)  # type: ignore[type-var]
+    recorded: Any = recorded_settings(type(settings), run)
+    dataset = settings.dataset  # type: ignore[attr-defined]
+    changes = {"dataset": dataclasses.replace(dataset, layout_version=recorded.dataset.layout_version)}
+    if hasattr(recorded, "conditioning") and recorded.conditioning.least_tokens == 2:
+        changes["conditioning"] = dataclasses.replace(settings.conditioning, least_tokens=2)  # type: ignore[attr-defined]
+    return dataclasses.replace(settings, **changes)  # type: ignore[type-var]
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ldm.conditioning.conditioner import Conditioner
 from ldm.conditioning.config import ConditioningConfig
 from ldm.data.dataset import ImageData
+from ldm.data.report import DataReport
 from ldm.sampling.config import Request
 from ldm.training.randomness import StepRandom
 
@@ -20,8 +21,14 @@ class TrainingConditions:
     def __init__(self, config: ConditioningConfig, data: ImageData, first: float, seed: int) -> None:
         captions = [data.captions(index) for index in range(len(data))] if data.has_captions else []
         texts = [text for texts in captions for text in texts] or None
-        self.conditioner = Conditioner.build(config, data.class_names, texts, seed=seed)
+        labels = {data.label(index) for index in range(len(data))}
+        untrained = [label for label in range(len(data.class_names)) if label not in labels]
+        self.conditioner = Conditioner.build(config, data.class_names, texts, seed=seed, untrained=untrained)
         self.captions = CaptionTokens(self.conditioner, captions, first) if self.conditioner.has_text else None
+
+    def added_to(self, report: DataReport | None) -> DataReport | None:
+        """What was read of the data, with what became of the captions."""
+        return report if report is None or self.captions is None else report.with_note(self.captions.note)
 
     def of_batch(
         self, labels: Tensor, keys: list[tuple[int, int]], random: StepRandom
@@ -34,7 +41,7 @@ class TrainingConditions:
     def of_preview(self, data: ImageData, indices: Sequence[int], count: int) -> list[Request]:
         """The first captions of these held-out images, and the classes, in turn."""
         texts = [(data.captions(index) or ("",))[0] for index in indices] if self.conditioner.has_text else [""]
-        labels = [*range(self.conditioner.num_classes)] or [None]
+        labels: list[int | None] = [*self.conditioner.trained_classes] or [None]
         return [Request(texts[n % len(texts)], class_label=labels[n % len(labels)]) for n in range(count)]
 
 
@@ -46,6 +53,10 @@ class CaptionTokens:
         known: dict[str, int] = {}
         self.rows = [[known.setdefault(text, len(known)) for text in texts or ("",)] for texts in captions]
         self.table = conditioner.tokenize(list(known))  # (distinct captions, L)
+        text = conditioner.text
+        cut = 0 if text is None else text.count_cut(list(known), self.table)
+        what = f"{cut:,} of {len(known):,} different captions are cut" if cut else "no caption is cut"
+        self.note = f"tokens: {self.table.shape[1]} a caption (`max_tokens`), {what}"
 
     def choose(self, keys: list[tuple[int, int]]) -> Tensor:
         """Token ids (B, L): one caption of each example, by its seed."""

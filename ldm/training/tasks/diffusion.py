@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from autoencoders import class_of
 from ldm.conditioning.conditioner import Conditioner
 from ldm.data.dataset import ImageData
+from ldm.data.report import DataReport
 from ldm.data.selection import shuffled_indices
 from ldm.evaluation.periodic import PeriodicEvaluator
 from ldm.evaluation.periodic_config import DiffusionEvalConfig
@@ -80,7 +81,7 @@ class DiffusionTask(LatentTask):
             "data": data.fingerprint,
             "autoencoder": self.autoencoder.fingerprint(),
             "unet": unet_config.to_diffusers(),
-            "conditioning": dataclasses.asdict(config.conditioning),
+            "conditioning": config.conditioning.fingerprint(),
             "diffusion": dataclasses.asdict(config.diffusion) | {"prediction_type": self.process.prediction.name},
             "first_caption_probability": first,
             **({"latents": "none"} if self.source.online else {}),
@@ -88,6 +89,10 @@ class DiffusionTask(LatentTask):
             **({"objective": objective} if (objective := config.objective.fingerprint()) else {}),
             "training": config.training.fingerprint(),
         }
+
+    @property
+    def report(self) -> DataReport | None:
+        return self.conditions.added_to(super().report)
 
     def loss(self, model: nn.Module, batch: LatentBatch, random: StepRandom) -> Loss:
         """E || target - f(x_t, t, c) ||^2 (Ho et al. 2020, eq. 14), weighted by noise level on request."""

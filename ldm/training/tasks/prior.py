@@ -18,6 +18,7 @@ from ldm.conditioning.conditioner import Conditioner
 from ldm.data.code_cache import CodeCache, check_code_folder, encode_codes
 from ldm.data.dataset import ImageData
 from ldm.data.latent_cache import CacheKey
+from ldm.data.report import DataReport
 from ldm.data.selection import even_indices, image_batches, plain_batches, to_device
 from ldm.evaluation.periodic import PeriodicEvaluator
 from ldm.runtime.distributed import current_processes
@@ -88,7 +89,7 @@ class PriorTask(Task):
             "data": data.fingerprint,
             "autoencoder": self.autoencoder.fingerprint(),
             "prior": dataclasses.asdict(config.prior),
-            "conditioning": dataclasses.asdict(config.conditioning),
+            "conditioning": config.conditioning.fingerprint(),
             "first_caption_probability": first,
             "training": config.training.fingerprint(),
         }
@@ -118,6 +119,10 @@ class PriorTask(Task):
             flips = torch.tensor([cache.has_flips and seed % 2 == 1 for _, seed in keys])
             maps = tuple(level.to(self.device, non_blocking=True) for level in cache.maps(indices, flips))
             yield CodeBatch(maps, self.labels[indices].to(self.device), keys)
+
+    @property
+    def report(self) -> DataReport | None:
+        return self.conditions.added_to(super().report)
 
     def loss(self, model: nn.Module, batch: CodeBatch, random: StepRandom) -> Loss:
         """Sum over levels of E[-log p(code)] in nats, given partly masked ones."""
