@@ -47,7 +47,15 @@ def with_energies(denoiser: Denoiser, plan: SamplingPlan, autoencoder: Autoencod
     evaluate: Evaluate = denoiser
     for name, energy in plan.energies.items():
         function = energy.of_latents(autoencoder)
-        evaluate = with_energy(evaluate, function, name=name, of=energy.of, jacobian=energy.jacobian)
+        evaluate = with_energy(
+            evaluate,
+            function,
+            name=name,
+            of=energy.of,
+            jacobian=energy.jacobian,
+            normalize=energy.normalize,
+            minimum=energy.minimum,
+        )
     return evaluate
 
 

@@ -29,14 +29,17 @@ class Energy:
     """A differentiable function, one number a sample, that guidance makes small.
 
     `space`: "image", it takes decoded images (B, 3, H, W), about [-1, 1] and not clipped; "latent", latents (B, C, h,
-    w) of unit variance. `of` and `jacobian` as in `samplers.with_energy`: of the denoised estimate, through the
-    network's derivative or not, or of the noisy latents themselves (decoded as they are, for "image").
+    w) of unit variance. The others as in `samplers.with_energy`: of the denoised estimate, through the network's
+    derivative or not, or of the noisy latents themselves (decoded as they are, for "image"); whether the gradient gives
+    the direction alone; and the least value that the function can have, None where that is not known.
     """
 
     function: Function
     of: Literal["x0", "x"] = "x0"
     jacobian: bool = True
     space: Literal["image", "latent"] = "image"
+    normalize: bool = True
+    minimum: float | None = None
 
     def of_latents(self, autoencoder: Autoencoder) -> Function:
         """The energy as a function of latents (B, C, h, w)."""
@@ -82,23 +85,25 @@ def files_of(texts: Sequence[str]) -> list[str]:
 def _energy(kind: str, args: tuple[Any, ...], options: dict[str, Any], networks: Networks) -> Energy:
     if kind not in KNOWN:
         raise UserError(f"there is no energy {kind!r}", remedy=suggest(kind, KNOWN))
-    of, jacobian = options.pop("of", "x0"), options.pop("jacobian", True)
-    if of not in ("x0", "x") or not isinstance(jacobian, bool):
-        raise UserError('of must be "x0" or "x", jacobian True or False', remedy=f"got {of!r} and {jacobian!r}")
+    of, flags = options.pop("of", "x0"), {name: options.pop(name, True) for name in ("jacobian", "normalize")}
+    if of not in ("x0", "x") or not all(isinstance(flag, bool) for flag in flags.values()):
+        given = f"got {of!r}, {flags['jacobian']!r} and {flags['normalize']!r}"
+        raise UserError('of must be "x0" or "x", jacobian and normalize True or False', remedy=given)
     names = {"colour": ("target",), "inpainting": ("image", "mask"), "similarity": ("reference",)}[kind]
-    given = dict(zip(names, args, strict=False)) | options
-    if len(args) > len(names) or set(given) != set(names):
-        raise UserError(f"{kind} takes {', '.join(names)}, and name, of, jacobian")
+    values = dict(zip(names, args, strict=False)) | options
+    if len(args) > len(names) or set(values) != set(names):
+        raise UserError(f"{kind} takes {', '.join(names)}, and name, of, jacobian, normalize")
+    make = functools.partial(Energy, of=of, **flags, minimum=0.0)
     if kind == "colour":
-        return Energy(colour(_colour(given["target"])), of, jacobian)
-    images = {name: _image(given[name], networks, "black" if name == "mask" else "white") for name in names}
+        return make(function=colour(_colour(values["target"])))
+    images = {name: _image(values[name], networks, "black" if name == "mask" else "white") for name in names}
     if kind == "inpainting":
         known = 1 - (images["mask"].mean(1, keepdim=True) > 0).float()  # (1, 1, H, W): black and transparent are kept
-        return Energy(inpainting(images["image"], known), of, jacobian)
+        return make(function=inpainting(images["image"], known))
     features = functools.partial(_features, networks.classifier)
     with torch.no_grad():
         reference = features(networks.autoencoder.encode(images["reference"]).mean.float())
-    return Energy(similarity(features, reference), of, jacobian, "latent")
+    return make(function=similarity(features, reference), space="latent")
 
 
 def _image(path: object, networks: Networks, background: str) -> Tensor:

@@ -283,7 +283,8 @@ def test_a_weak_network_on_another_schedule_meets_at_equal_log_snr():
 
 def test_an_energys_gradient_is_that_of_finite_differences(text):
     """Through the decoder and the network, by `evaluate` of the pipeline's own branches."""
-    networks, sampling = text.networks, replace(FAST, guidance=("energy(1)",), energy=(RED,))
+    plain = RED.replace(")", ", normalize=False)")
+    networks, sampling = text.networks, replace(FAST, guidance=("energy(1)",), energy=(plain,))
     level, requests = networks.process.schedule.level(300), [Request(PROMPT)]
     plan = text.resolve(sampling)
     parts = (networks.autoencoder, networks.unet)
@@ -324,7 +325,13 @@ def test_energies_around_each_other_are_as_alone():
     def wave(x0):
         return x0.sin().sum((1, 2, 3))
 
-    kinds = {"a": (height, {}), "b": (wave, {}), "c": (wave, {"jacobian": False}), "d": (height, {"of": "x"})}
+    plain = {"normalize": False}
+    kinds = {
+        "a": (height, plain),
+        "b": (wave, {}),
+        "c": (wave, {"jacobian": False}),
+        "d": (height, {"of": "x"} | plain),
+    }
     level, x = DiscreteSchedule().level(200), torch.randn(2, 3, 4, 4, dtype=torch.float64)
     every = evaluate
     for name, (function, options) in kinds.items():
@@ -346,7 +353,7 @@ def test_several_energies_add_up_in_one_evaluation(text, tmp_path):
     mask.save(tmp_path / "mask.png")
     strong = replace(FAST, num_inference_steps=8)
     energies = (RED, f"inpainting({str(picture)!r}, {str(tmp_path / 'mask.png')!r}, name='left', jacobian=False)")
-    guided = replace(strong, energy=energies, guidance=("energy(3)", "energy(0.02, name='left')"))
+    guided = replace(strong, energy=energies, guidance=("energy(1)", "energy(1, name='left')"))
     images, plain = (sampled(text, [Request(PROMPT)] * 4, sampling) for sampling in (guided, strong))
     assert text.evaluations == 32 and images.isfinite().all()
     sampled(text, Request(PROMPT), guided)

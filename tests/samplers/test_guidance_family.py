@@ -203,7 +203,7 @@ def test_energy_gradients(x, how):
     evaluate = Gaussian()
     target = torch.full_like(x, 2.0)
     options = {"x": {"of": "x"}, "jacobian": {}, "direct": {"jacobian": False}}[how]
-    guided = with_energy(evaluate, inpainting(target, torch.ones(1)), **options)
+    guided = with_energy(evaluate, inpainting(target, torch.ones(1)), normalize=False, **options)
     p = guide(guided, [energy(0.7)])(x, LEVEL)
     x0 = 1 + evaluate.slope(LEVEL) * (x - LEVEL.alpha)
     expected = {
@@ -221,21 +221,49 @@ def test_energy_gradients(x, how):
     assert evaluate.calls == 3 and "energy" in guided.branches
 
 
-def test_useful_energies_pull_where_they_say(x, uniform_levels, run):
+@pytest.mark.parametrize("how", ["x", "jacobian", "direct"])
+def test_a_normalised_energy_gives_the_direction_alone(x, how):
+    """The length is sigma / sqrt(alpha^2 + sigma^2) a number, whatever the unit of the energy."""
+    options = {"x": {"of": "x"}, "jacobian": {}, "direct": {"jacobian": False}}[how]
+    far = torch.full_like(x, 50.0)
+    x0 = Gaussian()(x, LEVEL, ("cond",))["cond"].x0
+    moves = []
+    for unit in (1e-6, 1.0, 1e6):
+        guided = with_energy(Gaussian(), lambda z, unit=unit: unit * (z - far).square().sum((1, 2, 3)), **options)
+        moves.append(guide(guided, [energy(0.7)])(x, LEVEL).denoised - x0)
+    length = 0.7 * LEVEL.sigma / math.hypot(LEVEL.alpha, LEVEL.sigma)
+    for move in moves:
+        assert torch.allclose(move.square().mean((1, 2, 3)).sqrt(), x.new_tensor(length))
+        assert torch.allclose(move, moves[1])
+    towards = far - (x if how == "x" else x0)
+    assert torch.nn.functional.cosine_similarity(moves[1].flatten(1), towards.flatten(1)).min() > 1 - 1e-9
+
+
+def test_an_energy_with_a_minimum_moves_the_estimate_no_farther_than_there(x):
+    """Near the minimum of a quadratic its slope leads half of the way (Polyak); at it, nowhere."""
+    x0 = Gaussian()(x, LEVEL, ("cond",))["cond"].x0
+    for distance in (0.0, 0.1):
+        target = x0 + distance
+        guided = with_energy(Gaussian(), inpainting(target, torch.ones(1)), jacobian=False, minimum=0.0)
+        assert torch.allclose(guide(guided, [energy(1.0)])(x, LEVEL).denoised, x0 + distance / 2, atol=1e-12)
+
+
+def test_one_scale_serves_every_energy(x, uniform_levels, run):
     levels = uniform_levels(40, -4, 4)
 
     def sample(function, scale):
-        return run(ddim(guide(with_energy(Gaussian(), function), [energy(scale)]), x, levels))
+        return run(ddim(guide(with_energy(Gaussian(), function, minimum=0.0), [energy(scale)]), x, levels))
 
     known, mask = torch.full_like(x, -0.5), torch.zeros(1, 1, 8, 8, dtype=x.dtype)
     mask[..., :4] = 1
-    for function, scale in [
-        (colour([0.2, 1.5]), 300.0),
-        (inpainting(known, mask), 1.0),
-        (similarity(lambda z: z.flatten(1)[:, :6], torch.tensor([[1.0, -1, 1, -1, 1, -1]], dtype=x.dtype)), 20.0),
-    ]:
-        plain, guided = sample(function, 0.0), sample(function, scale)
-        assert (function(guided) < 0.7 * function(plain)).all()
+    for function in (
+        colour([0.2, 1.5]),
+        inpainting(known, mask),
+        similarity(lambda z: z.flatten(1)[:, :6], torch.tensor([[1.0, -1, 1, -1, 1, -1]], dtype=x.dtype)),
+    ):
+        plain, guided = sample(function, 0.0), sample(function, 1.0)
+        assert (function(guided) < 0.1 * function(plain)).all()
+        assert guided.abs().max() < 1.5 * plain.abs().max()
 
 
 @pytest.mark.parametrize("name", sorted(samplers()))
