@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from ldm.sampling.image_model import ImageModel, Plan
 from ldm.sampling.loading import load_model
 from ldm.sampling.pipeline import Pipeline
 
+logger = logging.getLogger("ldm")
+
 
 @dataclass(frozen=True)
 class Ready:
@@ -36,6 +39,7 @@ class Ready:
     seed: int
     first: int
     edit: PreparedEdit | None
+    notes: tuple[str, ...]
 
 
 def run(arguments: list[str]) -> None:
@@ -83,12 +87,15 @@ def _prepare(settings: SampleRun, device: torch.device) -> Ready:
     if isinstance(model, Pipeline) and (edit := prepare(flags, model, requests, plan, record)):
         plan = plan.begin_at(edit.edit.start)
     folder = check_output(settings.output_dir, settings.overwrite)
-    return Ready(folder, model, requests, plan, seed, first, edit)
+    return Ready(folder, model, requests, plan, seed, first, edit, model.notes(requests, plan))
 
 
 def _sample(settings: SampleRun, ready: Ready, processes: Processes) -> None:
     start, edit, model = time.monotonic(), ready.edit, ready.model
     diffusion = isinstance(model, Pipeline)
+    if processes.is_main:
+        for note in ready.notes:
+            logger.warning("note: %s", note)
     processes.warn_if_idle(len(ready.requests), settings.batch_size)
     batches = model.generate(
         ready.requests,
@@ -123,3 +130,6 @@ def _sample(settings: SampleRun, ready: Ready, processes: Processes) -> None:
     print(f"{len(ready.requests)} images, {cost}{seconds:.1f} s: {grid}")
     for line in edit.lines if edit is not None else ():
         print(line)
+    for effect in model.effects:
+        if effect.note and not any(note.startswith(effect.name) for note in ready.notes):
+            logger.warning("note: %s", effect.note)

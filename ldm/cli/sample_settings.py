@@ -60,7 +60,7 @@ def requests_of(settings: SampleRun, model: ImageModel[Any]) -> list[Request]:
     if editing.interpolate_prompt is not None and not model.has_text:
         raise UserError("--interpolate-prompt: this model was not trained on text; use --interpolate-seed")
     if not labels and model.has_classes and not settings.prompt and not inverts:
-        labels = list(range(len(model.class_names)))
+        labels = list(model.drawn_classes)
     if settings.negative_class is not None and not model.has_classes:
         raise UserError("--negative-class: this model is not conditioned on classes; use --negative-prompt")
     negative = None if settings.negative_class is None else model.class_index(settings.negative_class)

@@ -18,6 +18,7 @@ from ldm.conditioning.conditioner import Conditioner
 from ldm.runtime.errors import UserError, user_errors
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.image_model import ImageModel, OnStep, Plan
+from ldm.sampling.notes import condition_notes, is_negative
 from samplers.noise import stream
 
 PRIOR = "prior"  # the part's folder
@@ -104,12 +105,22 @@ class CodePriorModel(ImageModel[CodePlan]):
             if request.toward is not None:
                 raise UserError("codes have no path between them", setting=("interpolate_seed", "interpolate_prompt"))
 
+    def notes(self, requests: Sequence[Request], sampling: SamplingConfig | CodePlan | None = None) -> tuple[str, ...]:
+        notes, scale = condition_notes(requests, self.conditioner), self.resolve(sampling).config.guidance_scale
+        if scale not in (0, 1) and all(is_negative(request, self.conditioner) for request in requests):
+            notes.append(f"`guidance_scale` {scale:g} does nothing: the samples have no condition")
+        return tuple(notes)
+
+    @property
+    def drawn_classes(self) -> list[int]:
+        return self.conditioner.trained_classes
+
     def codes(
         self, requests: Sequence[Request], generators: Sequence[torch.Generator], plan: CodePlan | None = None
     ) -> tuple[Tensor, ...]:
         """Code maps (B, h, w) of the requests, coarse to fine."""
         plan = self.resolve(plan)
-        scale, null = plan.config.guidance_scale, None
+        scale, null = self._scale(requests, plan), None
         labels, prompts = [request.class_label for request in requests], [request.prompt for request in requests]
         condition = _encoded(self.conditioner, labels, prompts)
         if scale != 1:
@@ -118,11 +129,16 @@ class CodePriorModel(ImageModel[CodePlan]):
         with torch.no_grad():
             return self.priors.sample(condition, generators, plan.code_sampling, null=null, guidance_scale=scale)
 
+    def _scale(self, requests: Sequence[Request], plan: CodePlan) -> float:
+        """The scale of guidance; 1, the condition alone, where the negative condition is the same."""
+        same = all(is_negative(request, self.conditioner) for request in requests)
+        return 1.0 if same else plan.config.guidance_scale
+
     def sample_batch(
         self, requests: Sequence[Request], plan: CodePlan, seed: int, first_index: int, position: int, on_step: OnStep
     ) -> Tensor:
         generators = [stream(seed, first_index + position + row, "codes") for row in range(len(requests))]
-        branches = 1 if plan.config.guidance_scale in (0, 1) else 2
+        branches = 1 if self._scale(requests, plan) in (0, 1) else 2
         self.evaluations += len(requests) * branches * sum(level.length for level in self.priors.shape.levels)
         return self.autoencoder.decode_codes(self.codes(requests, generators, plan)).float().clamp(-1, 1)
 

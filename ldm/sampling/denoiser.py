@@ -43,7 +43,8 @@ class Denoiser:
 
     A network of another schedule takes x_t at its own time of the same log-SNR, scaled to its own alpha and sigma.
     What follows from the conditions alone is computed once, so a denoiser is good for one run with fixed weights. With
-    `feature_cache` N > 1 a U-Net is a `FeatureCache`: only every Nth call computes all of it.
+    `feature_cache` N > 1 a U-Net is a `FeatureCache`: only every Nth call computes all of it. Branches of the same
+    model, condition and perturbation are evaluated once, so that their predictions are equal bit for bit.
     The count `evaluations` grows by one a sample and branch, the cost in which samplers are compared.
     """
 
@@ -57,6 +58,7 @@ class Denoiser:
         self.branches, self.process = dict(branches), process
         self.autocast, self.feature_cache = autocast, feature_cache
         self.evaluations = 0
+        self.same_as = _same_branches(self.branches)
         self._inputs: dict[tuple[tuple[str, ...], int], dict[str, Any]] = {}
         self._feature_caches: dict[nn.Module, FeatureCache] = {}
 
@@ -68,10 +70,11 @@ class Denoiser:
         unknown = [name for name in names if name not in self.branches]
         if unknown:
             raise ValueError(f"no branch {unknown[0]!r} here; there are {', '.join(self.branches)}")
-        self.evaluations += len(names) * len(x)
+        distinct = list(dict.fromkeys(self.same_as.get(name, name) for name in names))
+        self.evaluations += len(distinct) * len(x)
         predictions: dict[str, Prediction] = {}
         by_model: dict[nn.Module, dict[str, Branch]] = {}
-        for name in names:
+        for name in distinct:
             branch = self.branches[name]
             if isinstance(branch, ClassifierBranch):
                 predictions[name] = Prediction(x, level, x, score_shift=self._gradient(branch, x, level))
@@ -80,7 +83,7 @@ class Denoiser:
         for model, branches in by_model.items():
             for name, x0 in zip(branches, self._denoised(model, branches, x, level), strict=True):
                 predictions[name] = Prediction(x, level, x0)
-        return predictions
+        return {name: predictions[self.same_as.get(name, name)] for name in names}
 
     def _denoised(self, model: nn.Module, branches: Mapping[str, Branch], x: Tensor, level: Level) -> Sequence[Tensor]:
         """The denoised estimates (B, C, h, w) of all branches of one model, by one call of it."""
@@ -133,6 +136,22 @@ class Denoiser:
             return own, math.hypot(own.alpha, own.sigma) / level.sigma
         own = schedule.level_of(level.log_snr)
         return own, own.sigma / level.sigma
+
+
+def _same_branches(branches: Mapping[str, Branch | ClassifierBranch]) -> dict[str, str]:
+    """Each branch that is the same as an earlier one, and that one; such as "uncond" where there is no condition."""
+    same: dict[str, str] = {}
+    for name, branch in branches.items():
+        for other, earlier in branches.items():
+            if other == name:
+                break
+            if not isinstance(branch, Branch) or not isinstance(earlier, Branch) or branch.model is not earlier.model:
+                continue
+            alike = branch.perturbation == earlier.perturbation and branch.process is earlier.process
+            if alike and branch.condition.same_as(earlier.condition):
+                same[name] = same.get(other, other)
+                break
+    return same
 
 
 def _branch_mask(index: int, count: int, x: Tensor) -> Tensor:

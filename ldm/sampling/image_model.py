@@ -14,6 +14,7 @@ from torch import Tensor
 from ldm.conditioning.conditioner import class_index
 from ldm.runtime.errors import UserError
 from ldm.sampling.config import Request, SamplingConfig
+from ldm.sampling.effects import Effect
 from samplers import Step
 
 
@@ -47,6 +48,8 @@ class ImageModel(ABC, Generic[PlanT]):
     folder: Path | None = None
     """The model folder that it was loaded from by `Pipeline.load`."""
     evaluations: int = 0
+    effects: Sequence[Effect] = ()
+    """Of the guidances of the latest `generate`, where they are measured."""
 
     @property
     @abstractmethod
@@ -73,6 +76,15 @@ class ImageModel(ABC, Generic[PlanT]):
             if (request.class_label is not None or request.negative_class is not None) and not self.class_names:
                 settings = ("class_label", "negative_class")
                 raise UserError("this model knows no classes", remedy="leave them out", setting=settings)
+
+    def notes(self, requests: Sequence[Request], sampling: SamplingConfig | PlanT | None = None) -> tuple[str, ...]:
+        """What of these conditions and settings has no effect, a line each; settings stand in backticks."""
+        return ()
+
+    @property
+    def drawn_classes(self) -> list[int]:
+        """The classes to draw where none is named: those that the training had images of."""
+        return list(range(len(self.class_names)))
 
     def class_index(self, name: str | int) -> int:
         """The number of a class from its name or number; `UserError` with the known names otherwise."""

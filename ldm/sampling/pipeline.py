@@ -19,6 +19,7 @@ from ldm.sampling.branches import build_denoiser, with_energies
 from ldm.sampling.checks import check_requests
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.denoiser import Denoiser
+from ldm.sampling.effects import Effect
 from ldm.sampling.forward_process import Process
 from ldm.sampling.image_model import ImageModel, OnStep
 from ldm.sampling.model_folder import (
@@ -32,7 +33,8 @@ from ldm.sampling.model_folder import (
     stored_classifiers,
 )
 from ldm.sampling.networks import Networks
-from ldm.sampling.plan import Energies, SamplingPlan, resolve
+from ldm.sampling.notes import condition_notes, guidance_notes
+from ldm.sampling.plan import Energies, SamplingPlan, named_guidances, resolve
 from ldm.sampling.start import Start, noise_of
 
 
@@ -150,6 +152,16 @@ class Pipeline(ImageModel[SamplingPlan]):
     def check(self, requests: Sequence[Request], sampling: SamplingConfig | SamplingPlan | None = None) -> None:
         check_requests(requests, self.resolve(sampling), self.networks)
 
+    def notes(
+        self, requests: Sequence[Request], sampling: SamplingConfig | SamplingPlan | None = None
+    ) -> tuple[str, ...]:
+        plan, conditioner = self.resolve(sampling), self.networks.conditioner
+        return (*condition_notes(requests, conditioner), *guidance_notes(requests, plan, conditioner))
+
+    @property
+    def drawn_classes(self) -> list[int]:
+        return self.networks.conditioner.trained_classes if self.has_classes else super().drawn_classes
+
     def generate(
         self,
         requests: Sequence[Request],
@@ -172,6 +184,7 @@ class Pipeline(ImageModel[SamplingPlan]):
         be of latents or of x_t.
         """
         plan = self.resolve(sampling, energies)
+        self.effects = [Effect(name) for name, _ in named_guidances(plan.config)]
         return super().generate(
             requests,
             plan if start is None else plan.begin_at(start),
@@ -197,10 +210,12 @@ class Pipeline(ImageModel[SamplingPlan]):
         x = noise.initial((autoencoder.latent_channels, size, size), torch.float32, self.device)  # (B, C, h, w)
         first = plan.levels[0]
         x = math.hypot(first.alpha, first.sigma) * x if plan.start is None else plan.start.begin(x, first)
-        for step in plan.solve(with_energies(denoiser, plan, autoencoder), x, noise):
+        for step in plan.solve(with_energies(denoiser, plan, autoencoder), x, noise, self.effects):
             x = step.x
             if on_step is not None:
                 on_step(step)
+        for effect in self.effects:
+            effect.finish()
         self.evaluations += denoiser.evaluations
         return self.decode(x)
 

@@ -14,7 +14,9 @@ from ldm.models.perturbation import Kind, Perturbation
 from ldm.models.unet import UNet
 from ldm.runtime.compilation import check_compiler
 from ldm.runtime.errors import UserError, user_errors
+from ldm.runtime.text import printable
 from ldm.sampling.config import SamplingConfig
+from ldm.sampling.effects import Effect, Measured
 from ldm.sampling.energies import Energy, Function, all_energies
 from ldm.sampling.forward_process import Process
 from ldm.sampling.image_model import Plan
@@ -76,9 +78,15 @@ class SamplingPlan(Plan):
         guidances, levels = (*self.guidances, *start.guidances), start.levels(self.levels)
         return replace(self, guidances=guidances, levels=levels, start=start)
 
-    def solve(self, evaluate: Evaluate, x: Tensor, noise: SampleNoise | PathNoise) -> Iterator[Step]:
-        """The steps of the solver from x (B, C, h, w) at the first level, under the guidances."""
-        return self.solver(guide(evaluate, self.guidances), x, self.levels, noise=noise, **self.options)
+    def solve(
+        self, evaluate: Evaluate, x: Tensor, noise: SampleNoise | PathNoise, effects: Sequence[Effect] = ()
+    ) -> Iterator[Step]:
+        """The steps of the solver from x (B, C, h, w) at the first level, under the guidances.
+
+        `effects` take how much each of the first guidances changes the predictions.
+        """
+        guidances = [*map(Measured, self.guidances, effects), *self.guidances[len(effects) :]]
+        return self.solver(guide(evaluate, guidances), x, self.levels, noise=noise, **self.options)
 
 
 def resolve(config: SamplingConfig, networks: Networks, energies: Energies | None = None) -> SamplingPlan:
@@ -108,19 +116,25 @@ def resolve(config: SamplingConfig, networks: Networks, energies: Energies | Non
 
 def parse_guidances(config: SamplingConfig) -> tuple[Guidance, ...]:
     """The guidances of the settings."""
-    guidances: list[Guidance] = []
+    return tuple(guidance for _, guidance in named_guidances(config))
+
+
+def named_guidances(config: SamplingConfig) -> list[tuple[str, Guidance]]:
+    """The guidances of the settings, each with the setting or the text that it comes from."""
+    guidances: list[tuple[str, Guidance]] = []
     scale, interval = config.guidance_scale, config.guidance_interval
     with user_errors():
         if scale != 1 and (scale != 0 or interval is not None):  # else the base prediction is all of it
-            guidances.append(ClassifierFree(scale, interval=interval))
-        if config.classifier_scale:
-            guidances.append(Classifier(config.classifier_scale, interval=config.classifier_interval))
+            guidances.append((f"`guidance_scale` {scale:g}", ClassifierFree(scale, interval=interval)))
+        if strength := config.classifier_scale:
+            classifier = Classifier(strength, interval=config.classifier_interval)
+            guidances.append((f"`classifier_scale` {strength:g}", classifier))
         for text in config.guidance:
             guidance = parse_guidance(text)
             if isinstance(guidance, Classifier) and guidance.interval is None:
                 guidance = replace(guidance, interval=config.classifier_interval)
-            guidances.append(guidance)
-    return tuple(guidances)
+            guidances.append((f"`guidance` {printable(text)}", guidance))
+    return guidances
 
 
 def needed_branches(guidances: Sequence[Guidance]) -> set[str]:
