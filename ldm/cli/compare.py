@@ -13,6 +13,7 @@ from ldm.cli.data_report import show_data
 from ldm.cli.evaluate import check_size, parse_for_model
 from ldm.cli.model_options import ModelOptions
 from ldm.cli.parsing import require
+from ldm.cli.tables import terminal_width
 from ldm.comparison import Comparison, ComparisonConfig, compare, rank_comparison
 from ldm.comparison.compare import identity_of
 from ldm.comparison.config import METRICS_OF_COMPARISONS
@@ -21,6 +22,7 @@ from ldm.data.dataset import ImageData
 from ldm.data.open import other_split
 from ldm.evaluation.config import EvaluationConfig
 from ldm.runtime.distributed import torchrun_processes
+from ldm.runtime.text import counted
 from ldm.sampling.config import SamplingConfig
 from ldm.sampling.pipeline import Pipeline
 
@@ -89,8 +91,8 @@ def _load(settings: CompareRun, device: torch.device) -> tuple[Pipeline, ImageDa
 def _print(settings: CompareRun, comparison: Comparison) -> None:
     for round_ in comparison.rounds:
         left = f"; left: {', '.join(round_.eliminated)}" if round_.eliminated else ""
-        print(f"{round_.num_images} samples of each of {len(round_.runs)} runs{left}")
-    print(comparison.table())
+        print(f"{counted(round_.num_images, 'sample')} of each of {counted(len(round_.runs), 'run')}{left}")
+    print(comparison.table(terminal_width()))
     print(rank_comparison(comparison, settings.comparison).sentence)
     for method, reason in comparison.left_out.items():
         print(f"left out: {method}: {reason}")

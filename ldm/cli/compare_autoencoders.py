@@ -13,6 +13,7 @@ import tyro
 from ldm.cli.data_report import show_data
 from ldm.cli.evaluate_autoencoder import load_autoencoder, run_of, settings_of
 from ldm.cli.parsing import parse, require
+from ldm.cli.tables import terminal_width
 from ldm.data.config import DataConfig
 from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
 from ldm.runtime.errors import UserError, at_least
@@ -85,7 +86,7 @@ def run(arguments: list[str]) -> None:
         columns=settings.columns,
         device=device,
     )
-    print(comparison.table())
+    print(comparison.table(terminal_width()))
     for warning in comparison.warnings:
         print(f"note: {warning}")
     print(f"wrote {settings.output_dir}: autoencoders.json, .txt and .csv, rate-distortion.png and .svg, "

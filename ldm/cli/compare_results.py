@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from ldm.cli.parsing import check_file, parse, require
+from ldm.cli.tables import terminal_width
 from ldm.comparison.results import gather_results
 from ldm.runtime.files import atomic_write
 
@@ -30,7 +31,7 @@ def run(arguments: list[str]) -> None:
     require(settings.files, "FILE", "files of `ldm evaluate --output` or folders of `ldm compare`")
     check_file(settings.output, "figures.csv")
     results = gather_results(settings.files, allow_different=settings.allow_different)
-    print(results.table())
+    print(results.table(terminal_width()))
     if settings.output:
         atomic_write(settings.output, results.csv())
         print(f"wrote {settings.output}")

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from ldm.cli.parsing import check_new_folder, parse, require
+from ldm.runtime.text import counted
 
 _LARGE_ERROR = 0.1  # of the profile, above which the user is warned
 
@@ -40,7 +41,7 @@ def run(arguments: list[str]) -> None:
 
     average = reconstruct(Path(settings.run), settings.length, settings.step)
     write_reconstruction(Path(settings.run), average, Path(settings.output_dir))
-    print(f"length {settings.length:g} after step {average.step} from {average.snapshots} snapshots")
+    print(f"length {settings.length:g} after step {average.step} from {counted(average.snapshots, 'snapshot')}")
     print(f"profile error: {average.error:.2%}")
     if average.error > _LARGE_ERROR:
         print("ldm: these snapshots fit that length poorly; take more of them, or a nearer length", file=sys.stderr)

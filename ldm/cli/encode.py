@@ -18,6 +18,7 @@ from ldm.data.open import open_data
 from ldm.runtime.device import resolve_device
 from ldm.runtime.distributed import torchrun_processes
 from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.text import counted
 from ldm.training.tasks.latents import load_autoencoder
 
 
@@ -58,7 +59,7 @@ def run(arguments: list[str]) -> None:
             processes=processes,
         )
         if processes.is_main:
-            print(f"wrote {folder}: latents {'x'.join(map(str, cache.shape))} of {len(data)} images")
+            print(f"wrote {folder}: latents {'x'.join(map(str, cache.shape))} of {counted(len(data), 'image')}")
 
 
 def _settings(arguments: list[str]) -> EncodeRun:

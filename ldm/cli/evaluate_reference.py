@@ -14,6 +14,7 @@ from ldm.data.config import DataConfig
 from ldm.data.open import other_split
 from ldm.evaluation.config import EvaluationConfig
 from ldm.runtime.errors import UserError
+from ldm.runtime.text import counted
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,6 @@ def run(arguments: list[str]) -> None:
     metadata = save_reference(settings.output, extractor, data, other, settings.evaluation)
     count = min(settings.evaluation.num_reference, len(data))
     name = f"{metadata.data} ({metadata.split}, {metadata.image_size} pixels)"
-    print(f"{count} images of {name}, {metadata.data_fingerprint[:8]}")
+    print(f"{counted(count, 'image')} of {name}, {metadata.data_fingerprint[:8]}")
     print(f"extractor {metadata.extractor} ({extractor.dim} dimensions); preprocessing {metadata.preprocessing}")
     print(f"wrote {settings.output}")

@@ -16,7 +16,7 @@ from ldm.data.config import DataConfig
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import read_json
 from ldm.runtime.tensors import open_tensors, tensor_shapes
-from ldm.runtime.text import printable
+from ldm.runtime.text import counted, printable
 
 _PARTS = ("vae", "unet", "text_encoder", "prior", "generator", "classifier", "weak_unet")
 _LISTED = {  # the keys of each part's config.json to print
@@ -76,7 +76,7 @@ def _training(root: Path) -> Iterator[str]:
         int(path.name.split("-")[1]) for path in root.glob("checkpoint-*") if path.name[11:].isdecimal()
     )
     if checkpoints:
-        yield f"checkpoints: steps {', '.join(map(str, checkpoints))}"
+        yield f"checkpoints: step{'s' * (len(checkpoints) > 1)} {', '.join(map(str, checkpoints))}"
     if (root / "averages").is_dir():
         from ldm.training.averages import snapshots
 
@@ -89,7 +89,7 @@ def _training(root: Path) -> Iterator[str]:
 
         history = read_history(root)
         if history.steps:
-            yield f"trained: {history.steps[-1]['step']} steps"
+            yield f"trained: {counted(history.steps[-1]['step'], 'step')}"
         metrics = {name: value for name, value in history.last.items() if isinstance(value, float)}
         if metrics:
             yield f"held out: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from autoencoders import bottlenecks
+from ldm.cli.tables import terminal_width, wrapped_table
 from ldm.evaluation.registry import autoencoder_metrics, metrics
 from ldm.runtime.errors import UserError
 from ldm.runtime.settings import config_names
@@ -31,7 +32,7 @@ def run(arguments: list[str]) -> int:
         print("\n".join(config_names()))
         return 0
     if arguments[0] == "samplers":
-        head = ("name", "order", "random", "calls a step", "options", "source")
+        head = ("name", "order", "random", "evaluations a step", "options", "source")
         rows = [
             (i.name, i.order, "no" if i.deterministic else "yes", i.evaluations, _options(i.options), i.source)
             for i in _entries(samplers)
@@ -48,9 +49,9 @@ def run(arguments: list[str]) -> int:
         infos = [("model", info) for info in metrics.all()] + [("autoencoder", i) for i in autoencoder_metrics.all()]
         rows = [(i.name, of, ", ".join(sorted(i.needs)), ", ".join(i.options) or "-", i.help) for of, i in infos]
     else:
-        head = ("name", "calls", "options", "needs", "source")
+        head = ("name", "evaluations", "options", "needs", "source")
         rows = [(i.name, f"+{i.evaluations}", _options(i.options), _needs(i), i.source) for i in _entries(guidances)]
-    _table(head, rows)
+    print(wrapped_table(head, rows, terminal_width()))
     return 0
 
 
@@ -86,10 +87,3 @@ def _needs(info: GuidanceInfo) -> str:
     except ValueError:  # a plug-in whose options are not numbers
         return "?"
     return ", ".join(f"{name} ({_REQUIREMENTS[name]})" if name in _REQUIREMENTS else name for name in names) or "-"
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
-    lines = [head, *[tuple(map(str, row)) for row in rows]]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    for line in lines:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())

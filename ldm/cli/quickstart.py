@@ -18,6 +18,7 @@ from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.files import atomic_write_json
 from ldm.runtime.progress import progress
 from ldm.runtime.settings import find_config, read_settings
+from ldm.runtime.text import counted
 from ldm.sampling.config import Request, SamplingConfig
 
 if TYPE_CHECKING:
@@ -216,13 +217,14 @@ def _print_summary(
     psnr, ssim = reconstruction["psnr"], reconstruction["ssim"]
     print(f"\nreconstruction of held-out images: {psnr:.1f} dB PSNR, {ssim:.3f} SSIM")
     print("judge on held-out shapes: " + ", ".join(f"{name} {value:.1%}" for name, value in accuracy.items()))
-    print(f"{settings.num_images} samples a row, {settings.num_inference_steps} DDIM steps; share of samples with")
+    steps = counted(settings.num_inference_steps, "DDIM step", "DDIM steps")
+    print(f"{counted(settings.num_images, 'sample')} a row, {steps}; share of samples with")
     print("the expected attributes:\n")
-    print(f"{'':<46}{'shape':>8}{'colour':>8}{'backgr.':>8}{'is red':>8}{'calls':>7}")
+    print(f"{'':<46}{'shape':>8}{'colour':>8}{'backgr.':>8}{'is red':>8}{'evaluations':>13}")
     for row in rows:
         shares = (row.shape, row.colour, row.background, row.red)
         percents = "".join(f"{'-' if value is None else f'{value:.1%}':>8}" for value in shares)
-        print(f"{row.title:<46}{percents}{row.evaluations:>7}")
+        print(f"{row.title:<46}{percents}{row.evaluations:>13}")
     print("\nimages:")
     for row in rows:
         print(f"  {root / 'pictures' / row.file / 'grid.png'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ldm.runtime.device import resolve_device
 from ldm.runtime.distributed import Processes, torchrun_processes
 from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.progress import progress
+from ldm.runtime.text import counted
 from ldm.sampling.checks import check_used
 from ldm.sampling.config import Request
 from ldm.sampling.energies import files_of
@@ -51,12 +53,23 @@ def run(arguments: list[str]) -> None:
 
 
 def _settings(arguments: list[str]) -> tuple[SampleRun, torch.device]:
+    _refuse_text(arguments)
     settings = parse(SampleRun, arguments, "sample")
     require(settings.model, "MODEL", "a model folder or the output folder of `ldm train diffusion`")
     at_least(settings, num_images=1, batch_size=1, first_index=0)
     settings.editing.check()
     check_output(settings.output_dir, settings.overwrite)
     return settings, resolve_device(settings.device)
+
+
+def _refuse_text(arguments: list[str]) -> None:
+    """`UserError` for a text to draw that stands beside the model folder, or in its place."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    texts = [word for word in words if not Path(word).exists()]
+    spaced = [word for word in texts if " " in word.strip()]
+    if spaced or (texts and len(words) > 1):
+        text = (spaced or texts)[-1]
+        raise UserError(f'"{text}": no such folder', remedy=f'for a text to draw use --prompt "{text}"')
 
 
 def _prepare(settings: SampleRun, device: torch.device) -> Ready:
@@ -126,8 +139,8 @@ def _sample(settings: SampleRun, ready: Ready, processes: Processes) -> None:
     )
     seconds = time.monotonic() - start
     evaluations = sum(processes.gather(model.evaluations))
-    cost = f"{evaluations} network evaluations, " if diffusion else ""
-    print(f"{len(ready.requests)} images, {cost}{seconds:.1f} s: {grid}")
+    cost = counted(evaluations, "network evaluation", "network evaluations") + ", " if diffusion else ""
+    print(f"{counted(len(ready.requests), 'image')}, {cost}{seconds:.1f} s: {grid}")
     for line in edit.lines if edit is not None else ():
         print(line)
     for effect in model.effects:

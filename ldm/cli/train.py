@@ -12,7 +12,7 @@ from ldm.cli.parsing import parse, require
 from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.settings import to_yaml
-from ldm.runtime.text import suggest
+from ldm.runtime.text import counted, suggest
 
 KINDS = ("autoencoder", "diffusion", "classifier", "prior", "gan")
 
@@ -104,7 +104,7 @@ def _dry_run(kind: str, settings: Any) -> int:
     print(f"parameters: {total:,} ({', '.join(f'{name} {count:,}' for name, count in cost.parameters.items())})")
     peak = f"; the GPU held at most {cost.peak / 2**20:,.1f}" if cost.peak is not None else ""
     print(f"memory: about {sum(cost.memory.values()) / 2**20:,.1f} MiB ({', '.join(mib.values())}){peak}")
-    print(f"operations: {cost.flops / 1e9:,.2f} GFLOP a step of {settings.training.train_batch_size} images")
+    print(f"operations: {cost.flops / 1e9:,.2f} GFLOP a step of {counted(settings.training.train_batch_size, 'image')}")
     print(f"time: {cost.step_seconds:.3g} s a step ({STEPS} steps on {device}), {_duration(cost.seconds)} in all")
     print(f"checkpoint: {cost.checkpoint / 2**20:,.1f} MiB")
     print("dry run: nothing was written")

@@ -13,6 +13,7 @@ from ldm.comparison.config import ComparisonConfig
 from ldm.comparison.ranking import rank_runs
 from ldm.comparison.records import Run
 from ldm.runtime.errors import UserError
+from ldm.runtime.text import counted
 
 
 def round_sizes(num_images: int, rounds: int, batch_size: int) -> tuple[int, ...]:
@@ -26,7 +27,7 @@ def round_sizes(num_images: int, rounds: int, batch_size: int) -> tuple[int, ...
         batches = -(-sizes[-1] // batch_size)
         sizes.append(-(-batches // 2) * batch_size)
     if len(set(sizes)) < rounds:
-        problem = f"{num_images} samples in batches of {batch_size} cannot be halved so often"
+        problem = f"{counted(num_images, 'sample')} in batches of {batch_size} cannot be halved so often"
         raise UserError(problem, remedy="give a smaller `batch_size` or fewer rounds", setting="rounds", value=rounds)
     return tuple(sizes[::-1])
 

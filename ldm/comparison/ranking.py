@@ -10,6 +10,7 @@ from ldm.comparison.config import ComparisonConfig
 from ldm.comparison.records import Comparison, Run
 from ldm.evaluation.intervals import interval
 from ldm.evaluation.records import MetricValue
+from ldm.runtime.text import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def rank_runs(
         and (budget_seconds is None or run.result.seconds_per_image <= budget_seconds)
     ]
     if not affordable:
-        return Ranking(metric, None, (), f"None of the {len(runs)} runs stays within {budget}.")
+        return Ranking(metric, None, (), f"None of {counted(len(runs), 'run')} stays within {budget}.")
     best = min(affordable, key=lambda run: _loss(run.result[metric]))
     others = sorted((_difference(best, run, metric) for run in affordable if run is not best), key=lambda d: d.worse)
     count = len(affordable)

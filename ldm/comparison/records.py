@@ -134,8 +134,11 @@ class Comparison:
             raise UserError("to_pandas: pandas is not installed", remedy="install it, or take .rows()") from None
         return pandas.DataFrame(self.rows())
 
-    def table(self) -> str:
-        """Text: a row a run, a column a metric (lower distances and higher accuracies are better), and the cost."""
+    def table(self, width: int | None = None) -> str:
+        """Text: a row a run, a column a metric (lower distances and higher accuracies are better), and the cost.
+
+        `width` is that of the terminal, if it is limited.
+        """
         values = self.runs[0].result.figures
         lines = [["method", *[value.name for value in values], "evaluations/image", "seconds/image", "peak MB"]]
         for run in self.runs:
@@ -143,7 +146,7 @@ class Comparison:
             peak = "-" if run.peak_memory is None else f"{run.peak_memory / 1e6:.0f}"
             lines.append([run.label, *map(format_value, run.result.figures), *cost, peak])
         if not self.baseline.provenance:
-            return align_columns(lines)
+            return align_columns(lines, width)
         real = {value.metric: format_value(value) for value in self.baseline.figures}
         lines.append(["real images", *[real.get(value.metric, "-") for value in values], "-", "-", "-"])
-        return f"{align_columns(lines)}\n{baseline_line(self.baseline.provenance)}"
+        return f"{align_columns(lines, width)}\n{baseline_line(self.baseline.provenance)}"

@@ -34,8 +34,8 @@ class Results:
     entries: tuple[Entry, ...]
     differing: tuple[tuple[str, ...], ...]
 
-    def table(self) -> str:
-        """Text: a row an entry, marked with the keys that differ, and their values below."""
+    def table(self, width: int | None = None) -> str:
+        """Text: a row an entry, marked with the keys that differ, and their values below, of at most this width."""
         names, any_differs = self._names(), any(self.differing)
         lines = [["figures of", *names, *(["measured otherwise"] if any_differs else [])]]
         for entry, keys in zip(self.entries, self.differing, strict=True):
@@ -46,7 +46,7 @@ class Results:
         if any_differs:
             notes.append("* not comparable with the first row:")
             notes += [f"  {text}" for text in dict.fromkeys(self.differences())]
-        return "\n".join([align_columns(lines), *notes])
+        return "\n".join([align_columns(lines, width), *notes])
 
     def csv(self) -> str:
         """A line an entry: every value with its standard error, and the keys that differ."""

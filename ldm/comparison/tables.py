@@ -8,15 +8,49 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ldm.evaluation.records import MetricValue
-from ldm.runtime.text import replace_unprintable
+from ldm.runtime.text import printable, replace_unprintable
+
+_LONGEST_IN_HEADER = 12  # characters in the brackets of a name
 
 
-def align_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows with the header first: the first column is aligned to the left, the others to the right."""
+def align_columns(rows: Sequence[Sequence[str]], width: int | None = None) -> str:
+    """Rows with the header first: the first column is aligned to the left, the others to the right.
+
+    Where a `width` is given, long names in the brackets of the header stand below, and columns that do not fit into it
+    follow in further blocks under the same first column.
+    """
+    if width is None:
+        return _aligned(rows)
+    header, notes = _with_notes(rows[0])
+    rows = [header, *rows[1:]]
+    widest = max((len(cell) for row in rows for cell in row[1:]), default=0)
+    rows = [[printable(row[0], max(12, width - 2 - widest)), *row[1:]] for row in rows]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
+    blocks: list[list[int]] = [[0]]
+    for column in range(1, len(header)):
+        if len(blocks[-1]) > 1 and sum(widths[k] + 2 for k in blocks[-1]) + widths[column] > width:
+            blocks.append([0])
+        blocks[-1].append(column)
+    return "\n".join(["\n\n".join(_aligned([[row[k] for k in block] for row in rows]) for block in blocks), *notes])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def _with_notes(header: Sequence[str]) -> tuple[list[str], list[str]]:
+    """`FD[trained-cnn:shapes:52de6987]` as `FD[1]`, and `[1] trained-cnn:shapes:52de6987` for each such name."""
+    numbers: dict[str, int] = {}
+    cells = []
+    for cell in header:
+        name, bracket, inside = cell.rstrip("]").partition("[")
+        if bracket and len(inside) > _LONGEST_IN_HEADER:
+            cell = f"{name}[{numbers.setdefault(inside, len(numbers) + 1)}]"
+        cells.append(cell)
+    return cells, [f"[{number}] {name}" for name, number in numbers.items()]
 
 
 def to_csv(rows: Iterable[Sequence[Any]]) -> str:

@@ -60,8 +60,8 @@ class TextEncoder(nn.Module):
     def cut_words(self, text: str) -> tuple[str, ...]:
         """The words at the end of `text` of which tokens are cut off: they have no effect."""
         words = text.split()
-        kept = bisect.bisect_left(range(len(words)), True, key=lambda k: not self.fits(" ".join(words[: k + 1])))
-        return tuple(words[kept:])
+        first = bisect.bisect_left(range(len(words)), True, key=lambda k: not self.fits(" ".join(words[: k + 1])))
+        return tuple(words[first:])
 
     def count_cut(self, texts: Sequence[str], tokens: Tensor) -> int:
         """How many of these texts are cut; `tokens` (B, L) are theirs."""

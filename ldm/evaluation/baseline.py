@@ -24,6 +24,7 @@ from ldm.evaluation.metrics.base import MetricContext, Samples
 from ldm.evaluation.records import MetricValue, figures_from_json, finite
 from ldm.evaluation.registry import metrics
 from ldm.runtime.errors import UserError
+from ldm.runtime.text import counted
 
 
 @dataclass(frozen=True)
@@ -121,4 +122,4 @@ def _baseline_of(samples: Samples, config: EvaluationConfig, provenance: dict[st
 def baseline_line(provenance: Mapping[str, Any]) -> str:
     """The provenance of a baseline, as one line."""
     reference = f", {provenance['num_reference']} as reference" if "num_reference" in provenance else ""
-    return f"floor: the same of {provenance['num_images']} images: {provenance['images']}{reference}"
+    return f"floor: the same of {counted(provenance['num_images'], 'image')}: {provenance['images']}{reference}"

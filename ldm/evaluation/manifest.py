@@ -10,7 +10,7 @@ from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluators import Evaluators
 from ldm.evaluation.references import opened_reference
 from ldm.runtime.files import read_json
-from ldm.runtime.text import printable
+from ldm.runtime.text import counted, printable
 from ldm.sampling.model_folder import INDEX, WEIGHTS
 
 _SMALL = 10_000  # below so many images FID's bias is larger than most differences worth telling
@@ -20,7 +20,8 @@ def describe(
     data: ImageData, config: EvaluationConfig, evaluators: Evaluators, folder: Path | None = None
 ) -> dict[str, Any]:
     """The manifest, but for the sampler: what the figures of the model in `folder` hold for."""
-    balanced = f"balanced over {len(data.class_names)} classes" if data.class_names else "as drawn from the data"
+    classes = counted(len(data.class_names), "class")
+    balanced = f"balanced over {classes}" if data.class_names else "as drawn from the data"
     manifest = describe_evaluators(evaluators) | {
         "data": data.name,
         "split": data.split,

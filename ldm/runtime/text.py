@@ -33,7 +33,8 @@ def replace_settings(text: str, name_of: Callable[[str], str]) -> str:
     return re.sub(r"`([a-z][a-z0-9_]*)`", lambda match: name_of(match[1]), text)
 
 
-def counted(count: int, what: str) -> str:
-    """`1 image`, `2 images`: the number with the first word in its plural."""
+def counted(count: int, what: str, plural: str = "") -> str:
+    """`1 image`, `2 images`: the number with the first word in its plural, or with another `plural` of the whole."""
     noun, space, rest = what.partition(" ")
-    return f"{count:,} {noun}{'' if count == 1 else 's'}{space}{rest}"
+    many = plural or f"{noun}{'es' if noun.endswith(('s', 'x', 'ch')) else 's'}{space}{rest}"
+    return f"{count:,} {what if count == 1 else many}"

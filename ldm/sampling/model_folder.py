@@ -12,6 +12,7 @@ from ldm.conditioning.conditioner import CONDITIONING_FILE
 from ldm.models.classifier import NoisyClassifier
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
+from ldm.runtime.text import counted
 from ldm.sampling.forward_process import Process
 from samplers import DiscreteSchedule, Schedule
 
@@ -141,7 +142,8 @@ def read_classifier(
     except (ValueError, OSError) as error:
         raise UserError(f"{what}: {error}") from None
     if classifier.config.num_classes != len(names):
-        raise UserError(f"{what}: it has {classifier.config.num_classes} classes and {len(names)} names")
+        classes = counted(classifier.config.num_classes, "class")
+        raise UserError(f"{what}: it has {classes} and {counted(len(names), 'name')}")
     if size not in (None, classifier.config.sample_size):
         side = classifier.config.sample_size
         raise UserError(f"{what}: it takes latents of {side} x {side}, the U-Net's are {size} x {size}")

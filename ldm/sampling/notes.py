@@ -65,11 +65,11 @@ def _why_alike(requests: Sequence[Request], conditioner: Conditioner) -> str:
 
 def _about(setting: str, texts: Sequence[str], words_of: Callable[[str], Sequence[str]], problem: str) -> list[str]:
     """One note for all texts of a setting: the words of the first, and how many texts have such words."""
-    found = [words for text in texts if (words := words_of(text))]
-    if not found:
+    with_words = [words for text in texts if (words := words_of(text))]
+    if not with_words:
         return []
-    several = "" if len(texts) == 1 else f" ({len(found):,} of {len(texts):,} texts have such words)"
-    return [f"`{setting}`: {problem}: {_listed(found[0])}{several}"]
+    several = "" if len(texts) == 1 else f" ({len(with_words):,} of {len(texts):,} texts have such words)"
+    return [f"`{setting}`: {problem}: {_listed(with_words[0])}{several}"]
 
 
 def _listed(words: Iterable[str]) -> str:

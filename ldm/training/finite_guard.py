@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ldm.data.pixel_data import PixelData
 from ldm.runtime.distributed import Processes
-from ldm.runtime.text import printable
+from ldm.runtime.text import counted, printable
 from ldm.training.randomness import BatchPlan, BatchShard
 from ldm.training.task import Task
 
@@ -96,5 +96,5 @@ class FiniteGuard:
             logger.warning("%s; left out (%d in a row, %d in all)", self._message, self.in_a_row, self.left_out)
             return
         remedy = "look at them, or lower `learning_rate`; `skip_non_finite` N leaves out such steps"
-        row = f"{self.in_a_row} steps in a row, the limit is `skip_non_finite` {self.limit}"
+        row = f"{counted(self.in_a_row, 'step')} in a row, the limit is `skip_non_finite` {self.limit}"
         raise FloatingPointError(f"{self._message}; no weight was changed; {row if self.limit else remedy}")

@@ -19,6 +19,7 @@ from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.progress import progress
 from ldm.runtime.stopping import GOES_ON, Interrupted
+from ldm.runtime.text import counted
 from ldm.training.adversary import AdversarialTrainer
 from ldm.training.checkpoint import checkpoint_to_resume
 from ldm.training.config import TrainingConfig
@@ -254,7 +255,7 @@ def _check(task: Task, config: TrainingConfig, accelerator: Accelerator, device:
     check_compiler(config.compile, device)
     check_shards(task, config)
     if config.dataloader_num_workers > task.length:
-        problem = f"more than the {task.length} training images"
+        problem = f"more than {counted(task.length, 'training image', 'training images')}"
         raise UserError(problem, setting="dataloader_num_workers", value=config.dataloader_num_workers)
     if config.resume_from_checkpoint != "latest":  # refused, if so, before the folder is touched
         checkpoint_to_resume(Path(config.output_dir), config.resume_from_checkpoint)

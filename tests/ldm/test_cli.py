@@ -108,7 +108,7 @@ def test_classifier_guidance_of_a_text_model(models, ldm, tmp_path):
 
 def test_lists(ldm):
     samplers = ldm("list", "samplers").out.splitlines()
-    assert samplers[0].split() == ["name", "order", "random", "calls", "a", "step", "options", "source"]
+    assert samplers[0].split() == ["name", "order", "random", "evaluations", "a", "step", "options", "source"]
     rows = {line.split()[0]: line for line in samplers[1:]}
     assert {"ddim", "ddpm", "dpmpp_2m"} <= rows.keys()
     assert re.match(r"ddim +1 +no +1 +eta=0.0 ", rows["ddim"]) and re.match(r"ddpm +1 +yes +1 ", rows["ddpm"])

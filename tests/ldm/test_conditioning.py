@@ -7,15 +7,18 @@ import pytest
 import torch
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
 
+from ldm.conditioning import words
 from ldm.conditioning.condition import Condition
 from ldm.conditioning.conditioner import Conditioner, class_index
 from ldm.conditioning.config import ConditioningConfig
 from ldm.conditioning.tokenizer import BASE_SIZE, END, START, train_tokenizer
+from ldm.conditioning.words import TrainingWords
 from ldm.runtime.errors import UserError
 
 COLOURS, SHAPES = ("red", "green", "blue", "yellow"), ("circle", "square", "triangle", "star")
 CAPTIONS = [f"a {size} {colour} {shape}" for size in ("large", "Small") for colour in COLOURS for shape in SHAPES]
 SMALL = {"text_width": 16, "text_layers": 1, "text_heads": 2, "vocab_size": BASE_SIZE + 60}
+SHORT = SMALL | {"least_tokens": 2}  # texts as long as the longest caption
 NASTY = [
     "",
     "  \n ",
@@ -30,7 +33,7 @@ NASTY = [
 
 @pytest.fixture(scope="module")
 def text_model():
-    return Conditioner.build(ConditioningConfig(**SMALL), SHAPES, CAPTIONS)
+    return Conditioner.build(ConditioningConfig(**SHORT), SHAPES, CAPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,41 @@ def test_the_tokenizer_is_deterministic_and_clips(tmp_path):
         assert (again.pad_token, again.eos_token, again.bos_token) == (END, END, START)
     with pytest.raises(UserError, match="vocab_size: expected at least 514"):
         train_tokenizer(CAPTIONS, 100)
+
+
+@pytest.mark.parametrize(
+    ("settings", "length"),
+    [({}, 32), ({"least_tokens": 2}, 6), ({"max_tokens": 4}, 4), ({"least_tokens": 77}, 77)],
+)
+def test_prompts_may_be_longer_than_the_captions(settings, length):
+    """The captions have six tokens with their marks."""
+    built = Conditioner.build(ConditioningConfig(**SMALL, **settings), SHAPES, CAPTIONS)
+    assert built.text.max_tokens == length == built.tokenize(["a"]).shape[1]
+    assert built.text.count_cut(CAPTIONS, built.tokenize(CAPTIONS)) == (len(CAPTIONS) if length == 4 else 0)
+
+
+def test_words_that_are_cut_are_known(text_model):
+    long = " ".join(["red"] * 4)
+    assert text_model.text.cut_words(long) == () and text_model.text.cut_words("") == ()
+    assert text_model.text.cut_words(long + " blue star") == ("blue", "star")
+    texts = [long, long + " blue", "red"]
+    assert text_model.text.count_cut(texts, text_model.tokenize(texts)) == 1
+
+
+def test_the_words_of_the_captions_are_kept_within_bounds(text_model, tmp_path, monkeypatch):
+    assert text_model.words.unknown("A LARGE purple Star, by Monet; purple!") == ("purple", "by", "monet")
+    assert TrainingWords.of(["\u732b\u3068 cat"]).unknown("\u732b\u72ac") == ("\u72ac",)  # no spaces between words
+    text_model.save_pretrained(tmp_path)
+    assert Conditioner.from_pretrained(tmp_path).words == text_model.words
+    stored = json.loads((tmp_path / "conditioning.json").read_text())
+    for other in ({}, {"training_words": 5}, {"training_words": {"words": ["a"]}}):  # a folder without them
+        del stored["training_words"]
+        (tmp_path / "conditioning.json").write_text(json.dumps(stored | other))
+        assert Conditioner.from_pretrained(tmp_path).words is None
+        stored["training_words"] = {}
+    monkeypatch.setattr(words, "MAX_WORDS", 3)
+    few = TrainingWords.of(["a b c d", "d b c", "x" * 100])
+    assert few == TrainingWords(frozenset("bcd"), 2)
 
 
 def test_tokens_are_padded_with_the_end_mark(text_model):
@@ -83,7 +121,7 @@ def test_building_is_reproducible_and_leaves_global_random_state(text_model):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    again = Conditioner.build(ConditioningConfig(**SMALL), SHAPES, CAPTIONS)
+    again = Conditioner.build(ConditioningConfig(**SHORT), SHAPES, CAPTIONS)
     assert torch.equal(torch.rand(3), expected)
     for (name, a), (_, b) in zip(text_model.state_dict().items(), again.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
@@ -245,7 +283,7 @@ def tiny_t5(folder):
 )
 def test_a_frozen_encoder_of_a_folder(make, name, width, length, tmp_path):
     make(tmp_path / "source")
-    config = ConditioningConfig(text_encoder=str(tmp_path / "source"))
+    config = ConditioningConfig(text_encoder=str(tmp_path / "source"), least_tokens=2)
     conditioner = Conditioner.build(config, SHAPES, CAPTIONS).train()
     assert conditioner.context_dim == width
     assert conditioner.tokenize(["a red star"]).shape == (1, length)

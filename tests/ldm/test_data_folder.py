@@ -121,7 +121,7 @@ def test_csv_with_numbers_and_with_names(tmp_path: Path) -> None:
         write(tmp_path / name)
     rows = ("\ufefffile_name,text,label", 'a.png,"one, two",2', '"b, c.png",three,0')
     data = open_data(config(metadata(tmp_path, *rows, name="metadata.csv")))
-    assert data.captions(0) == ("one, two",) and data.class_names == ("0", "1", "2") and data.label(0) == 2
+    assert data.captions(0) == ("one, two",) and data.class_names == ("0", "2") and data.label(0) == 1
     data = open_data(config(metadata(tmp_path, "file_name,label", "a.png,7", '"b, c.png",x', name="metadata.csv")))
     assert data.class_names == ("7", "x") and not data.has_captions
 
@@ -150,6 +150,36 @@ def test_splits_are_disjoint_whole_and_stable(tmp_path: Path) -> None:
 def test_a_tiny_folder_still_holds_one_out(tmp_path: Path) -> None:
     train, validation = both(config(many(tmp_path, 3), validation_fraction=0.01))
     assert (len(train), len(validation)) == (2, 1)
+
+
+def test_no_class_loses_its_only_image(tmp_path: Path) -> None:
+    """Of 30 classes half have one image, half have four: all are among the training images, some are held out."""
+    for number in range(30):
+        for copy in range(1 if number % 2 else 4):
+            write(tmp_path / f"{number:02}" / f"{copy}.png", (number, copy, 0))
+    train, held_out = both(config(tmp_path, validation_fraction=0.5))
+    assert {train.label(index) for index in range(len(train))} == set(range(30))
+    assert len(held_out) > 10 and {held_out.label(index) % 2 for index in range(len(held_out))} == {0}
+    earlier, _ = both(config(tmp_path, validation_fraction=0.5, class_reading="all_numbers"))
+    assert {earlier.label(index) for index in range(len(earlier))} < set(range(30))
+    names = [f"{number}" for number in range(200)]
+    labels = [number % 2 for number in range(200)]  # both keep images in any case, so the names alone decide
+    assert hold_out(names, 0.3, labels) == hold_out(names, 0.3)
+    for name in ("a", "b"):
+        write(tmp_path / "single" / name / "x.png")
+    with pytest.raises(UserError, match="the only one of its class: add images, or leave the labels out"):
+        open_data(config(tmp_path / "single", validation_fraction=0.5), "validation")
+
+
+def test_number_labels_with_gaps_are_classes_of_these_names(tmp_path: Path) -> None:
+    folder = many(tmp_path, 6)
+    labels = (388, 1, 999, 1, 388, 999)
+    metadata(folder, *({"file_name": f"{row}.png", "label": label} for row, label in enumerate(labels)))
+    data = open_data(config(folder))
+    assert data.class_names == ("1", "388", "999")
+    assert [data.class_names[data.label(row)] for row in range(6)] == [str(label) for label in labels]
+    earlier = open_data(config(folder, class_reading="all_numbers"))
+    assert len(earlier.class_names) == 1000 and [earlier.label(row) for row in range(6)] == list(labels)
 
 
 def test_fingerprints_tell_content_captions_and_preprocessing(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class Recorder:
         folder = f"images/{model}/{re.sub('[^a-z0-9_]+', '-', name)}"
         plain = "--num-images 4 --batch-size 4 --seed 3 --device cpu"
         printed = self.ldm(f"sample {model} {plain} {flags} --output-dir {folder}")
-        calls = re.findall(r"(\d+) network evaluations", printed)
+        calls = re.findall(r"([\d,]+) network evaluation", printed)
         self.numbers[f"sample {model}: {name}"] = {"calls": calls, "pixels": pixel_hashes(Path(folder))}
 
     def evaluate(self, name: str, flags: str, command: str = "evaluate") -> None:

@@ -73,8 +73,8 @@ class AutoencoderComparison:
         runs = [run.to_json() for run in self.runs]
         return {"manifest": dict(self.manifest), "warnings": list(self.warnings), "runs": runs}
 
-    def table(self) -> str:
-        """Text: a row a run; lower distances and rates are better, all else higher."""
+    def table(self, width: int | None = None) -> str:
+        """Text of at most this width: a row a run; lower distances and rates are better, all else higher."""
         columns = {
             metric: digits for metric, (_, digits) in _COLUMNS.items() if any(run.value(metric) for run in self.runs)
         }
@@ -87,7 +87,7 @@ class AutoencoderComparison:
             steps = "-" if run.steps is None else str(run.steps)
             seconds = "-" if run.seconds is None else f"{run.seconds:.0f} s"
             lines.append([run.name, run.bottleneck, run.coder, shape, *sizes, *values, steps, seconds])
-        return align_columns(lines)
+        return align_columns(lines, width)
 
     def csv(self) -> str:
         """A line a run, with every metric and its standard error."""

@@ -24,6 +24,7 @@ from ldm.evaluation.records import EvaluationResult
 from ldm.evaluation.registry import autoencoder_metrics
 from ldm.runtime.errors import UserError
 from ldm.runtime.progress import progress
+from ldm.runtime.text import counted
 
 _SMALL = 10_000  # below so many images the Frechet distance's bias is larger than most differences worth telling
 
@@ -98,7 +99,8 @@ def evaluate_autoencoder(
     names = plan_metrics(model, config, data.image_size)
     count = min(config.num_images, len(data))
     if count < 4:
-        raise UserError(f"{data.name}: {count} images in its split {data.split}", remedy="4 or more are needed")
+        problem = f"{data.name}: {counted(count, 'image')} in its split {data.split}"
+        raise UserError(problem, remedy="4 or more are needed")
     if data.image_size % model.factor:
         problem = f"not divisible by the autoencoder's {model.factor}"
         raise UserError(problem, setting="image_size", value=data.image_size)

@@ -15,6 +15,7 @@ from ldm.evaluation.metrics.image_quality import psnr
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder
 from ldm.runtime.images import enlarged, grid, save_png
+from ldm.runtime.text import counted
 
 _SHOWN = 8  # images, and pairs of images
 _STEPS = 9  # images of a line
@@ -32,7 +33,8 @@ def write_images(
     What was done is also in the text of each PNG.
     """
     if len(data) < 2:
-        raise UserError(f"{data.name}: {len(data)} images in its split {data.split}, images of latents need 2 or more")
+        problem = f"{data.name}: {counted(len(data), 'image')} in its split {data.split}"
+        raise UserError(f"{problem}, images of latents need 2 or more")
     model = model.to(device).eval()
     (images,) = (batch.to(device) for batch in plain_batches(data, even_indices(len(data), 2 * _SHOWN), 2 * _SHOWN))
     sheets = {

@@ -20,6 +20,7 @@ from ldm.runtime.files import cache_folder, fingerprint
 from ldm.runtime.images import to_uint8
 from ldm.runtime.progress import progress
 from ldm.runtime.tensors import open_tensors, save_tensors
+from ldm.runtime.text import counted
 
 logger = logging.getLogger("ldm")
 
@@ -62,7 +63,9 @@ def train_network(
     order = torch.randperm(len(data), generator=generator).tolist()
     held_out = min(recipe.held_out, len(order) // 10)
     if held_out < 1:
-        raise UserError(f"{data.name}: {len(data)} images are too few to train features on; expected 10 or more")
+        raise UserError(
+            f"{data.name}: {counted(len(data), 'image')}, too few to train features on; 10 or more are needed"
+        )
     chosen = order[: held_out + recipe.images]
     size = working_size(data.image_size)
     reading = progress(chosen, "reading images for the judge")

@@ -16,6 +16,7 @@ from ldm.data.selection import even_indices, plain_batches, shuffled_indices
 from ldm.evaluation.metrics.image_quality import psnr, ssim
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder
+from ldm.runtime.text import counted
 from ldm.training.randomness import StepRandom
 from ldm.training.task import Loss
 from ldm.training.tasks.images import Discriminator, FrechetMeasure, ImageTask, perceptual_distance
@@ -45,7 +46,9 @@ class AutoencoderTask(ImageTask):
         config = with_likelihood(config)
         start, steps = config.adversarial.discriminator_start, config.training.max_train_steps
         if config.adversarial.active and start >= steps:
-            problem = f"beyond the run's {steps} steps; take more `max_train_steps`, or `adversarial_weight` 0"
+            problem = (
+                f"beyond the run's {counted(steps, 'step')}; take more `max_train_steps`, or `adversarial_weight` 0"
+            )
             raise UserError(problem, setting="discriminator_start", value=start)
         self.config, self.data, self.validation, self.device = config, data, validation, device
         size = config.autoencoder.sample_size or data.image_size  # `ldm sample` draws images of this size
@@ -85,7 +88,7 @@ class AutoencoderTask(ImageTask):
         codes, positions = self.config.autoencoder.num_codes, (self.data.image_size // self.model.factor) ** 2
         count = min(self.config.calibration_images, len(self.data))
         if codes > count * positions:
-            sample = f"{count * positions} latents of {count} images"
+            sample = f"{counted(count * positions, 'latent')} of {counted(count, 'image')}"
             problem = f"larger than the sample that would initialise the codebook, {sample}"
             raise UserError(problem, remedy="take fewer", setting="num_codes", value=codes)
         chosen = even_indices(len(self.data), min(count, -(-4 * codes // positions)))

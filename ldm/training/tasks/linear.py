@@ -10,6 +10,7 @@ from ldm.data.selection import plain_batches
 from ldm.runtime.errors import UserError
 from ldm.runtime.images import save_grid
 from ldm.runtime.progress import progress
+from ldm.runtime.text import counted
 from ldm.training.run_folder import RunFolder
 from ldm.training.tasks.autoencoder import AutoencoderTask
 
@@ -27,7 +28,8 @@ def fit(task: AutoencoderTask, output_dir: str, settings: str) -> dict[str, Any]
     assert isinstance(model, Autoencoder)
     patches, channels = len(data) * (data.image_size // model.factor) ** 2, model.latent_channels
     if patches <= channels:
-        raise UserError(f"`latent_channels` {channels}: the {len(data)} images have only {patches} patches; take fewer")
+        problem = f"the data has only {counted(patches, 'patch')} in {counted(len(data), 'image')}"
+        raise UserError(problem, remedy="take fewer", setting="latent_channels", value=channels)
     fingerprint = {name: task.fingerprint[name] for name in ("data", "autoencoder")}
     run = RunFolder.claim(output_dir, task.kind, settings, fingerprint)
     try:
