@@ -23,7 +23,7 @@ def align_columns(rows: Sequence[Sequence[str]], width: int | None = None) -> st
         return _aligned(rows)
     header, notes = _with_notes(rows[0])
     rows = [header, *rows[1:]]
-    widest = max((len(cell) for row in rows for cell in row[1:]), default=0)
+    widest = max((len(text) for row in rows for text in row[1:]), default=0)
     rows = [[printable(row[0], max(12, width - 2 - widest)), *row[1:]] for row in rows]
     widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
     blocks: list[list[int]] = [[0]]
@@ -44,13 +44,13 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 def _with_notes(header: Sequence[str]) -> tuple[list[str], list[str]]:
     """`FD[trained-cnn:shapes:52de6987]` as `FD[1]`, and `[1] trained-cnn:shapes:52de6987` for each such name."""
     numbers: dict[str, int] = {}
-    cells = []
-    for cell in header:
-        name, bracket, inside = cell.rstrip("]").partition("[")
+    short = []
+    for text in header:
+        name, bracket, inside = text.rstrip("]").partition("[")
         if bracket and len(inside) > _LONGEST_IN_HEADER:
-            cell = f"{name}[{numbers.setdefault(inside, len(numbers) + 1)}]"
-        cells.append(cell)
-    return cells, [f"[{number}] {name}" for name, number in numbers.items()]
+            text = f"{name}[{numbers.setdefault(inside, len(numbers) + 1)}]"
+        short.append(text)
+    return short, [f"[{number}] {name}" for name, number in numbers.items()]
 
 
 def to_csv(rows: Iterable[Sequence[Any]]) -> str:

@@ -142,8 +142,8 @@ def commands_of(run: str | Path) -> list[str]:
 
 
 def recorded_settings(schema: type[Settings], run: str | Path) -> Settings:
-    """The settings of a run; where they are from before `layout_version`, its data are read by version 1, and where they
-    are from before `least_tokens`, that is 2, which has no effect."""
+    """The settings of a run; where they are from before `layout_version`, its data are read by version 1, and where
+    they are from before `least_tokens`, that is 2, which has no effect."""
     before: dict[str, Any] = {"dataset": DataConfig(layout_version=1)}
     if "conditioning" in {field.name for field in dataclasses.fields(schema)}:  # type: ignore[arg-type]
         before["conditioning"] = ConditioningConfig(least_tokens=2)

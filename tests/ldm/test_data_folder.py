@@ -160,7 +160,7 @@ def test_no_class_loses_its_only_image(tmp_path: Path) -> None:
     train, held_out = both(config(tmp_path, validation_fraction=0.5))
     assert {train.label(index) for index in range(len(train))} == set(range(30))
     assert len(held_out) > 10 and {held_out.label(index) % 2 for index in range(len(held_out))} == {0}
-    earlier, _ = both(config(tmp_path, validation_fraction=0.5, class_reading="all_numbers"))
+    earlier, _ = both(config(tmp_path, validation_fraction=0.5, layout_version=1))
     assert {earlier.label(index) for index in range(len(earlier))} < set(range(30))
     names = [f"{number}" for number in range(200)]
     labels = [number % 2 for number in range(200)]  # both keep images in any case, so the names alone decide
@@ -178,7 +178,7 @@ def test_number_labels_with_gaps_are_classes_of_these_names(tmp_path: Path) -> N
     data = open_data(config(folder))
     assert data.class_names == ("1", "388", "999")
     assert [data.class_names[data.label(row)] for row in range(6)] == [str(label) for label in labels]
-    earlier = open_data(config(folder, class_reading="all_numbers"))
+    earlier = open_data(config(folder, layout_version=1))
     assert len(earlier.class_names) == 1000 and [earlier.label(row) for row in range(6)] == list(labels)
 
 
