@@ -41,7 +41,7 @@ def test_an_earlier_run_goes_on_with_its_classes_and_tokens(models, ldm, numbere
     again = ldm(*command(run, steps=4))
     assert again.code == 0, again.err
     found = json.loads((run / "conditioning.json").read_text())
-    assert found["class_names"] == list("0123456") and found["text"]["max_tokens"] == 5
+    assert found["class_names"] == list("0123456") and found["text"]["max_tokens"] == 6
     assert "least_tokens: 2" in (run / "config.yaml").read_text()
     assert ldm(*command(new, steps=1)).code == 0
     found = json.loads((new / "conditioning.json").read_text())
