@@ -61,7 +61,7 @@ class _FolderReader:
         splits = find_splits(tree.images, config.folder_classes, self.where)
         lists, files = read_lists(tree, config, splits.unused)
         self.used |= files
-        names = self._of_splits(self._named(lists), splits)
+        names = self._of_splits(self._named(lists, splits), splits)
         if not names:
             raise self._nothing()
         labels, names = self._labels(names, lists, splits)
@@ -78,15 +78,19 @@ class _FolderReader:
         own = held_out if splits.validation else None
         return Listing(tree.folder, tuple(names), numbers, texts, class_names, contents, reading, own)
 
-    def _named(self, lists: Annotations | None) -> list[str]:
+    def _named(self, lists: Annotations | None, splits: Splits) -> list[str]:
         """The images of the lists, in their order where one list is about the whole folder; and those of no list."""
+        images = [name for name in self.tree.images if not name.startswith(splits.unused)]
+        for prefix in splits.unused:
+            unused = [name for name in self.tree.images if name.startswith(prefix)]
+            self._leave(f"of the split {printable(prefix)}", unused)
         if lists is None:
-            return list(self.tree.images)
+            return images
         self.layout.append(lists.source)
         rows = f", {counted(lists.rows, 'row')}" if lists.rows else ""
         self.fields.append(f"{printable(lists.source)}{rows}: {lists.how}")
         self.conditions += lists.passed_over
-        free = [name for name in self.tree.images if name not in lists.names]
+        free = [name for name in images if name not in lists.names]
         unlisted = [name for name in free if lists.covers(name)]
         self._leave(f"not listed in {printable(lists.source)}", unlisted)
         if lists.parents == ("",):
@@ -97,8 +101,6 @@ class _FolderReader:
     def _of_splits(self, names: list[str], splits: Splits) -> list[str]:
         if not splits.train:
             return names
-        for prefix in splits.unused:
-            self._leave(f"of the split {printable(prefix)}", [name for name in names if name.startswith(prefix)])
         read = (splits.train, splits.validation or splits.train)
         outside = [name for name in names if not name.startswith((*read, *splits.unused))]
         if len(outside) > max(1, _STRAYS * len(names)):
@@ -124,35 +126,31 @@ class _FolderReader:
                 problem += f"{printable(lists.source)}, such as {printable(without[0], 80)}"
                 raise UserError(problem, remedy="give all or none one")
             return {name: lists.labels[name] for name in names}, names
-        labels: dict[str, int | str] = {}
-        classes: dict[str, set[str]] = {}
-        for prefix in dict.fromkeys((splits.train, splits.validation)):
-            own = [name for name in names if name.startswith(prefix)] if prefix or not splits.train else []
-            folders = class_folders(own, prefix, self.config.folder_classes, self.where)
-            if folders is None:
-                continue
-            kinds = sorted({*folders.labels.values()})
-            if lists is not None and self.config.folder_classes == "auto" and lists.spans(folders.parent, kinds):
-                reason = (
-                    f"{printable(lists.source)} gives no classes; `folder_classes` yes takes the folders as classes"
+        train = [name for name in names if name.startswith(splits.train)]
+        folders = class_folders(train, splits.train, self.config.folder_classes, self.where)
+        if folders is None:
+            return {}, names
+        kinds = sorted({*folders.labels.values()})
+        if lists is not None and self.config.folder_classes == "auto" and lists.spans(folders.parent, kinds):
+            reason = f"{printable(lists.source)} gives no classes; with `folder_classes` yes these are the classes"
+            loss = not lists.says_unlabelled
+            self.conditions.append(PassedOver(f"sub-folder ({listed(kinds)})", len(kinds), reason, condition=loss))
+            return {}, names
+        labels: dict[str, int | str] = {**folders.labels}
+        if splits.validation:
+            parent = splits.validation + folders.parent[len(splits.train) :]
+            own = [name for name in names if name.startswith(parent) and "/" in name[len(parent) :]]
+            labels |= {name: name[len(parent) :].split("/")[0] for name in own}
+            if missing := sorted({str(labels[name]) for name in own} - {*kinds}):
+                problem = (
+                    f"{self.where}: {printable(splits.validation)} has classes that {printable(splits.train)} lacks"
                 )
-                empty = lists.says_unlabelled
-                what = f"sub-folder ({listed(kinds)})"
-                self.conditions.append(PassedOver(what, len(kinds), reason, condition=not empty))
-                return {}, names
-            self._leave("beside the class folders", [*folders.strays])
-            classes[prefix] = {*kinds}
-            labels |= folders.labels
-            of = f" of {printable(folders.parent)}" if folders.parent else ""
-            self.fields.append(f"classes: the sub-folders{of} (`folder_classes`)")
-        train = classes.get(splits.train, set())
-        if missing := sorted(classes.get(splits.validation, set()) - train):
-            problem = f"{self.where}: {printable(splits.validation)} has classes that {printable(splits.train)} lacks"
-            raise UserError(f"{problem} ({listed(missing)})", remedy="give both the same, or `folder_classes` no")
-        if labels:
-            self.layout.append("class folders")
-            names = [name for name in names if name in labels]
-        return labels, names
+                raise UserError(f"{problem} ({listed(missing)})", remedy="give both the same, or `folder_classes` no")
+        self._leave("beside the class folders", [name for name in names if name not in labels])
+        of = f" of {printable(folders.parent)}" if folders.parent else ""
+        self.fields.append(f"classes: the sub-folders{of} (`folder_classes`)")
+        self.layout.append("class folders")
+        return labels, [name for name in names if name in labels]
 
     def _captions(self, names: Sequence[str], lists: Annotations | None) -> dict[str, tuple[str, ...]]:
         given, setting = (lists.captions if lists is not None else {}), self.config.captions_from

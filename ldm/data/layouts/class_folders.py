@@ -14,11 +14,10 @@ _STRAYS = 0.01  # the fraction of images beside class folders that are taken for
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """The class of each image by its folder, the folder of the class folders ("" or "images/"), the stray images."""
+    """The class of each image by its folder, the folder of the class folders ("" or "images/")."""
 
     labels: dict[str, str]
     parent: str
-    strays: tuple[str, ...] = ()
 
 
 def class_folders(names: Sequence[str], prefix: str, setting: str, where: str) -> ClassFolders | None:
@@ -45,7 +44,7 @@ def class_folders(names: Sequence[str], prefix: str, setting: str, where: str) -
         raise UserError(problem, remedy="with `folder_classes` yes they are left out, with no all are without classes")
     left = set(strays)
     labels = {name: name[len(parent) :].split("/")[0] for name in names if name not in left}
-    return ClassFolders(labels, parent, strays)
+    return ClassFolders(labels, parent)
 
 
 def listed(folders: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 
+from ldm.data.decode import ENDINGS
 from ldm.data.layouts.caption_files import CAPTION_ENDINGS
 from ldm.data.layouts.tree import Tree
 from ldm.data.report import PassedOver, grouped_by_ending
@@ -39,6 +40,8 @@ def _reason(file: str, stems: Collection[str]) -> tuple[str, bool]:
     """Why a file is not read, and whether that may be the loss of a condition or of images."""
     path = PurePosixPath(file)
     ending = path.suffix.lower()
+    if ending in ENDINGS:
+        return "an image that no rule reads", True
     if ending in _OTHER_IMAGES:
         return "an image format that is not read here", True
     if ending in _SHARDS:

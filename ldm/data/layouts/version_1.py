@@ -6,19 +6,21 @@ sub-folders and no image outside them; no caption files. A run that was made by 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from ldm.data.layouts.left_over import left_over
 from ldm.data.layouts.tables import table_columns, table_rows
 from ldm.data.layouts.tree import Tree, inside, scan
 from ldm.data.listing import Listing, check_label, check_texts, number_classes
 from ldm.data.pixels import FolderContents
-from ldm.data.report import Reading
+from ldm.data.report import PassedOver, Reading
 from ldm.runtime.errors import UserError
 from ldm.runtime.text import printable
 
 _METADATA = ("metadata.jsonl", "metadata.csv")
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
-_READING = Reading("by the rules of `layout_version` 1, which pass over more than those of today")
+_COLUMNS = ("file_name", "text", "label")
 
 
 def list_by_version_1(folder: Path) -> Listing:
@@ -30,6 +32,12 @@ def list_by_version_1(folder: Path) -> Listing:
     return _from_metadata(tree, metadata[0]) if metadata else _from_tree(tree)
 
 
+def _reading(tree: Tree, names: Sequence[str], passed: Sequence[PassedOver] = (), lists: Sequence[str] = ()) -> Reading:
+    unlisted = sorted({*tree.images} - {*names})
+    left = left_over(tree, {*names, *lists}, {"not listed": unlisted})
+    return Reading("by the rules of `layout_version` 1, which pass over more than those of today", (), (*passed, *left))
+
+
 def _from_tree(tree: Tree) -> Listing:
     folder, names = tree.folder, tree.images
     if not names:
@@ -37,13 +45,13 @@ def _from_tree(tree: Tree) -> Listing:
     contents = FolderContents(folder, names)
     classes = sorted({name.split("/")[0] for name in names if "/" in name})
     if len(classes) < 2 or any("/" not in name for name in names):
-        return Listing(folder, names, None, None, (), contents, _READING)
+        return Listing(folder, names, None, None, (), contents, _reading(tree, names))
     if {name.lower() for name in classes} <= _SPLIT_NAMES:
         problem = f"{printable(folder)}: its sub-folders ({', '.join(classes)}) are splits, not classes"
         raise UserError(problem, remedy="name one by `data`")
     number = {name: label for label, name in enumerate(classes)}
     labels = tuple(number[name.split("/")[0]] for name in names)
-    return Listing(folder, names, labels, None, tuple(classes), contents, _READING)
+    return Listing(folder, names, labels, None, tuple(classes), contents, _reading(tree, names))
 
 
 def _from_metadata(tree: Tree, path: Path) -> Listing:
@@ -74,4 +82,7 @@ def _from_metadata(tree: Tree, path: Path) -> Listing:
         labels = [check_label(int(label), str(path)) for label in labels]
     numbers, class_names = number_classes(labels, path)
     texts, files = tuple(captions) if captions else None, tuple(names)
-    return Listing(tree.folder, files, numbers, texts, class_names, FolderContents(tree.folder, files), _READING)
+    others = [name for name in table_columns(path) if name not in _COLUMNS]
+    passed = [PassedOver(f"column ({', '.join(others)})", len(others), "not of version 1", condition=True)]
+    reading = _reading(tree, files, passed if others else [], [path.name])
+    return Listing(tree.folder, files, numbers, texts, class_names, FolderContents(tree.folder, files), reading)
