@@ -150,6 +150,6 @@ class FolderImages:
         report_bad(self.folder, len(self.names), bad, max_bad)
         self.names = tuple(name for name in self.names if name not in bad)
         if bad:
-            name, error = next(iter(bad.items()))
-            passed = PassedOver("image", len(bad), f"cannot be read ({printable(error, 160)})", name)
+            name, reason = next(iter(bad.items()))
+            passed = PassedOver("image", len(bad), f"cannot be read ({printable(reason, 160)})", name)
             self._reading = replace(self._reading, passed_over=(*self._reading.passed_over, passed))

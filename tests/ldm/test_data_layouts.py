@@ -172,7 +172,7 @@ def unread(folder: Path) -> None:
     images(folder, *ABC)
     (folder / "labels.csv").write_text("a,b")
     (folder / "a.json").write_text("{}")
-    (folder / "d.heic").write_text("x")
+    (folder / "d.svg").write_text("x")
     (folder / "LICENSE.txt").write_text("x")
 
 
@@ -257,7 +257,7 @@ LAYOUTS = {
     ),
     "files that are not read": Layout(
         unread, said=('1 file ending .txt: neither an image nor a list, such as "LICENSE.txt"',),
-        warned=("1 file ending .json: beside images", "1 file ending .heic: an image", "1 file ending .csv: may hold"),
+        warned=("1 file ending .json: beside images", "1 file ending .svg: an image", "1 file ending .csv: may hold"),
     ),
     "images that are not listed": Layout(unlisted, ALL, said=("1 image: not listed in metadata.jsonl",)),
 }  # fmt: skip

@@ -13,7 +13,7 @@ from ldm.data.report import PassedOver, grouped_by_ending
 
 _LISTS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".caption", ".xml", ".npy", ".npz", ".xlsx", ".cls",
           ".cap", ".mat", ".yaml", ".yml", ".arrow")  # fmt: skip
-_OTHER_IMAGES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".tga", ".exr", ".dng", ".psd", ".jfif")
+_OTHER_IMAGES = (".jp2", ".svg", ".tga", ".exr", ".dng", ".psd", ".jfif")
 _SHARDS = (".tar", ".zip", ".gz", ".tgz", ".zst", ".7z", ".rar")
 _ABOUT = re.compile(r"(readme|licen[cs]e|copying|changelog|citation|requirements|sha\d*sums?|md5sums?)", re.IGNORECASE)
 

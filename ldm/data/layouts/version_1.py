@@ -7,8 +7,9 @@ sub-folders and no image outside them; no caption files. A run that was made by 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from ldm.data.decode import PLAIN_ENDINGS
 from ldm.data.layouts.left_over import left_over
 from ldm.data.layouts.tables import table_columns, table_rows
 from ldm.data.layouts.tree import Tree, inside, scan
@@ -39,7 +40,8 @@ def _reading(tree: Tree, names: Sequence[str], passed: Sequence[PassedOver] = ()
 
 
 def _from_tree(tree: Tree) -> Listing:
-    folder, names = tree.folder, tree.images
+    folder = tree.folder
+    names = tuple(name for name in tree.images if PurePosixPath(name).suffix.lower() in PLAIN_ENDINGS)
     if not names:
         raise UserError(f"{printable(folder)}: holds no image")
     contents = FolderContents(folder, names)
