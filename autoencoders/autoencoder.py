@@ -222,7 +222,7 @@ class Autoencoder(nn.Module):
             config = replace(config, codebook="gradient", commitment_on=commitment_on)
         with torch.device("meta"):
             expected = cls(config).named_parameters()
-        tensors = storage.read_tensors(path, {name: tuple(p.shape) for name, p in expected})
+        tensors = storage.read_tensors(path, dict(expected))
         model = cls(config)
         model.load_state_dict(tensors, strict=False)  # buffers are not in the folder; names were checked above
         model.calibrate(*calibration)

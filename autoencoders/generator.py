@@ -93,7 +93,7 @@ class Generator(nn.Module):
             raise ValueError(f"{Path(path) / storage.CONFIG_NAME}: {error}") from None
         with torch.device("meta"):
             expected = cls(config).state_dict()
-        tensors = storage.read_tensors(path, {name: tuple(tensor.shape) for name, tensor in expected.items()})
+        tensors = storage.read_tensors(path, expected)
         model = cls(config)
         model.load_state_dict(tensors)
         return model.eval()

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from autoencoders.config import AutoencoderConfig
 from autoencoders.diffusers_config import class_and_output, config_of, default_scale, entries_of, statistics_prefix
+from autoencoders.weight_file import read_weights
 
 Statistics: TypeAlias = tuple[Tensor, Tensor]  # mean and standard deviation (C,)
 
@@ -104,33 +104,9 @@ def read_json(file: Path) -> dict[str, Any]:
     return entries
 
 
-def read_tensors(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The weights of a folder by name; names, shapes and types are compared with the expected ones first."""
-    file = Path(path) / WEIGHTS_NAME
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file; pickled (.bin) and sharded weights are not read")
-    try:
-        with safe_open(file, framework="pt") as weights:
-            stored = {_current_name(key): key for key in weights.keys()}  # noqa: SIM118 - not a mapping
-            for name, shape in expected.items():
-                if name not in stored:
-                    raise ValueError(f"{file}: {name}: expected shape {shape}, found nothing")
-                entry = weights.get_slice(stored[name])
-                stored_shape = tuple(entry.get_shape())
-                if stored_shape != shape:
-                    raise ValueError(f"{file}: {name}: expected shape {shape}, found {stored_shape}")
-                if entry.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                    raise ValueError(f"{file}: {name}: expected floating-point numbers, found {entry.get_dtype()}")
-            extra = sorted(set(stored) - set(expected))
-            if extra:
-                raise ValueError(f"{file}: {extra[0]!r:.200}: not a part of the model that config.json describes")
-            tensors = {name: weights.get_tensor(stored[name]) for name in expected}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: not a whole safetensors file ({error})") from None
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{file}: {name}: expected finite numbers, found NaN or infinity")
-    return tensors
+def read_tensors(path: str | Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a folder by name; `ValueError` unless they are the expected ones (`read_weights`)."""
+    return read_weights(Path(path) / WEIGHTS_NAME, expected, current_name=_current_name)
 
 
 def _current_name(key: str) -> str:

@@ -120,10 +120,15 @@ def amplify_conditioning(folder):
     """Multiply the U-Net's conditioning weights by 4: a training of seconds leaves them too small to have an effect."""
     from safetensors.torch import load_file, save_file
 
+    from ldm.sampling.model_folder import copy_part
+    from ldm.sampling.publication import replaced_parts
+
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     amplified = ("attn2.to_v.", "attn2.to_out.", "class_embedding.")
     weights = {name: 4 * w if any(part in name for part in amplified) else w for name, w in load_file(path).items()}
-    save_file(weights, path, metadata={"format": "pt"})
+    with replaced_parts(folder) as parts:
+        copy_part(folder / "unet", parts / "unet")
+        save_file(weights, parts / "unet" / path.name, metadata={"format": "pt"})
 
 
 @pytest.fixture(scope="session")

@@ -110,7 +110,7 @@ class CodePriors(nn.Module):
             raise ValueError(f"{file}: {error}") from None
         with torch.device("meta"):  # names and shapes are compared before memory is taken
             expected = cls(config, shape).state_dict()
-        tensors = storage.read_tensors(path, {name: tuple(tensor.shape) for name, tensor in expected.items()})
+        tensors = storage.read_tensors(path, expected)
         model = cls(config, shape)
         model.load_state_dict(tensors)
         return model.eval()

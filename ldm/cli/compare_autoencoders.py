@@ -46,6 +46,8 @@ class CompareAutoencodersRun:
     """New or empty folder, or that of the same comparison, which is then continued."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
+    ignore_manifest: bool = False
+    """Take folders as they are where they are not as they were published, for those who edit models."""
 
     def __post_init__(self) -> None:
         at_least(self, columns=1)
@@ -62,7 +64,7 @@ def run(arguments: list[str]) -> None:
     require(settings.output_dir, "--output-dir", "the folder to write to")
     _check_output(settings.output_dir, settings.runs)
     names = names_of(settings.runs)
-    models = [load_autoencoder(folder) for folder in settings.runs]
+    models = [load_autoencoder(folder, ignore_manifest=settings.ignore_manifest) for folder in settings.runs]
     trainings = [settings_of(folder) for folder in settings.runs]
     datasets = [training.dataset for training in trainings if training is not None]
     if datasets:

@@ -28,6 +28,8 @@ class EmaRun:
     """The step after which the average is taken, one with a snapshot; unset: the last."""
     output_dir: str = ""
     """New model folder; `ldm sample` and its --weak take it."""
+    ignore_manifest: bool = False
+    """Take the run's model as it is where it is not as it was published, for those who edit models."""
 
 
 def run(arguments: list[str]) -> None:
@@ -40,7 +42,9 @@ def run(arguments: list[str]) -> None:
     from ldm.training.tasks.published import write_reconstruction
 
     average = reconstruct(Path(settings.run), settings.length, settings.step)
-    write_reconstruction(Path(settings.run), average, Path(settings.output_dir))
+    write_reconstruction(
+        Path(settings.run), average, Path(settings.output_dir), ignore_manifest=settings.ignore_manifest
+    )
     print(f"length {settings.length:g} after step {average.step} from {counted(average.snapshots, 'snapshot')}")
     print(f"profile error: {average.error:.2%}")
     if average.error > _LARGE_ERROR:

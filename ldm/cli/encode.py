@@ -11,9 +11,10 @@ from autoencoders import Autoencoder, Tiling
 from ldm.cli.data_report import show_data
 from ldm.cli.outputs import check_tiling
 from ldm.cli.parsing import parse, require
+from ldm.data.cache_key import check_cache_folder
 from ldm.data.config import DataConfig
 from ldm.data.dataset import ImageData
-from ldm.data.latent_cache import check_cache_folder, encode_latents
+from ldm.data.latent_cache import encode_latents
 from ldm.data.open import open_data
 from ldm.runtime.device import resolve_device
 from ldm.runtime.distributed import torchrun_processes
@@ -37,6 +38,8 @@ class EncodeRun:
     tiling: Tiling = field(default_factory=Tiling)
     device: str = "auto"
     """auto, cuda, mps or cpu."""
+    ignore_manifest: bool = False
+    """Take an autoencoder that is not as it was published, for those who edit models."""
 
 
 def run(arguments: list[str]) -> None:
@@ -71,7 +74,7 @@ def _settings(arguments: list[str]) -> EncodeRun:
 
 
 def _prepare(settings: EncodeRun, device: torch.device) -> tuple[Autoencoder, ImageData]:
-    autoencoder, _ = load_autoencoder(settings.autoencoder, device)
+    autoencoder, _ = load_autoencoder(settings.autoencoder, device, settings.ignore_manifest)
     if autoencoder.is_identity:
         raise UserError(f"--autoencoder {settings.autoencoder}: pixels need no cache; train without `ldm encode`")
     check_tiling(settings.tiling, autoencoder)

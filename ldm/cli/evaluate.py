@@ -131,7 +131,7 @@ def _load(settings: EvaluateRun, device: torch.device) -> Loaded:
         if settings.classifier or settings.weak:
             raise UserError("--classifier, --weak: this model draws without diffusion; leave them out")
         check_supported(settings.sampling, SUPPORTED_SETTINGS)
-        model = CodePriorModel.load(settings.model, device)
+        model = CodePriorModel.load(settings.model, device, ignore_manifest=settings.ignore_manifest)
     else:
         model = Pipeline.load(settings.model, **settings.loading(device))
     reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")

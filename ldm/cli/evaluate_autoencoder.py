@@ -12,9 +12,10 @@ import tyro
 from ldm.cli.parsing import check_file, check_new_folder, parse
 from ldm.data.config import DataConfig
 from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import atomic_write_json, read_json
-from ldm.sampling.model_folder import INDEX
+from ldm.sampling.model_folder import INDEX, read_autoencoder
+from ldm.sampling.publication import reading
 from ldm.training.run_folder import RUN_FILE, recorded_settings
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class EvaluateAutoencoderRun:
     """A JSON file for figures and manifest."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
+    ignore_manifest: bool = False
+    """Take the folder as it is where it is not as it was published, for those who edit models."""
 
 
 def autoencoder_among(arguments: Sequence[str]) -> bool:
@@ -81,10 +84,8 @@ def settings_of(folder: str | Path) -> AutoencoderRun | None:
     return None if run is None else recorded_settings(AutoencoderRun, run)
 
 
-def load_autoencoder(folder: str | Path) -> Autoencoder:
+def load_autoencoder(folder: str | Path, *, ignore_manifest: bool = False) -> Autoencoder:
     """The autoencoder of a run folder or of a folder `vae`, in evaluation mode; `UserError` if it is none."""
-    from autoencoders import Autoencoder
-
     vae = vae_folder(folder)
     if vae is None:
         root = Path(folder)
@@ -95,10 +96,8 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
         else:
             hint = "there is no autoencoder in it"
         raise UserError(f"{folder}: {hint}; give the output folder of `ldm train autoencoder`")
-    try:
-        return Autoencoder.from_pretrained(vae)
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from None
+    with user_errors(), reading(folder):
+        return read_autoencoder(vae, ignore_manifest=ignore_manifest)
 
 
 def run(arguments: list[str]) -> None:
@@ -116,7 +115,8 @@ def run(arguments: list[str]) -> None:
         settings = parse(EvaluateAutoencoderRun, arguments, "evaluate", EvaluateAutoencoderRun(dataset=trained.dataset))
     check_file(settings.output, "figures.json")
     check_new_folder(settings.pictures, "--pictures")
-    model, device = load_autoencoder(settings.model), resolve_device(settings.device)
+    model = load_autoencoder(settings.model, ignore_manifest=settings.ignore_manifest)
+    device = resolve_device(settings.device)
     evaluation = settings.evaluation
     plan_metrics(model, evaluation, settings.dataset.image_size)  # refused before the data are read
     check_files(evaluation)

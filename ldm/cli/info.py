@@ -3,6 +3,7 @@ what would be read of a data set."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -12,11 +13,14 @@ from typing import Annotated, Any
 import tyro
 
 from ldm.cli.parsing import parse, require
+from ldm.cli.verify import verified
 from ldm.data.config import DataConfig
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import read_json
 from ldm.runtime.tensors import open_tensors, tensor_shapes
 from ldm.runtime.text import counted, printable
+from ldm.sampling.model_manifest import read_manifest
+from ldm.sampling.publication import complete
 
 _PARTS = ("vae", "unet", "text_encoder", "prior", "generator", "classifier", "weak_unet")
 _LISTED = {  # the keys of each part's config.json to print
@@ -36,6 +40,9 @@ class InfoRun:
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|DATA")] = ""
     """Run folder, model folder or the folder of an autoencoder; or data, as `--data` takes them."""
     dataset: DataConfig = field(default_factory=DataConfig)
+    verify: bool = False
+    """Read all files of models, checkpoints and latents in it and compare them with the checksums that were written
+    with them."""
 
 
 def run(arguments: list[str]) -> None:
@@ -43,11 +50,13 @@ def run(arguments: list[str]) -> None:
     settings = parse(InfoRun, arguments, "info")
     require(settings.folder, "FOLDER", "a run folder, a model folder or data")
     root = Path(settings.folder)
+    complete(root)
     lines = [*_training(root), *_model(root)] if root.is_dir() else []
     if not root.exists() and "/" in settings.folder and not set(settings.folder) & set("*?[{"):
         raise UserError(f"{printable(root)}: no such folder")
-    if lines:
-        print("\n".join(printable(line, None) for line in lines))
+    if lines or settings.verify:
+        for line in itertools.chain(lines, verified(root) if settings.verify else ()):
+            print(printable(line, None))
     else:
         _data(settings)
 
@@ -110,6 +119,8 @@ def _model(root: Path) -> Iterator[str]:
     if (root / "scheduler" / "scheduler_config.json").is_file():
         scheduler = _object(root / "scheduler" / "scheduler_config.json")
         yield "scheduler: " + ", ".join(f"{key} {scheduler[key]}" for key in _LISTED["scheduler"] if key in scheduler)
+    if (manifest := read_manifest(root)) is not None and manifest.step is not None:
+        yield f"published: after step {manifest.step}"
     if (root / "conditioning.json").is_file():
         conditioning = _object(root / "conditioning.json")
         names = conditioning.get("class_names") or []

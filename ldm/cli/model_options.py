@@ -24,7 +24,11 @@ class ModelOptions:
     """The guiding model of autoguidance: another model or run folder, or RUN/checkpoint-STEP."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
+    ignore_manifest: bool = False
+    """Take model folders as they are where they are not as they were published (model_manifest.json), for those who
+    edit them."""
 
     def loading(self, device: torch.device) -> dict[str, Any]:
         """The arguments of `Pipeline.load` and `load_model` besides the folder."""
-        return {"device": device, "classifier": self.classifier or None, "weak": self.weak or None}
+        given = {"classifier": self.classifier or None, "weak": self.weak or None}
+        return {"device": device, **given, "ignore_manifest": self.ignore_manifest}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import shlex
+from pathlib import Path
 from typing import Any
 
 from ldm.cli.data_report import show_data
@@ -66,6 +67,7 @@ def _task(kind: str, settings: Any) -> tuple[Any, Any]:
     """The task with its data and networks, and the device."""
     from ldm.data.open import open_data
     from ldm.runtime.device import resolve_device
+    from ldm.training.checkpoint import check_not_past
     from ldm.training.run_folder import RunFolder
     from ldm.training.tracking import check_trackers
 
@@ -75,6 +77,8 @@ def _task(kind: str, settings: Any) -> tuple[Any, Any]:
     check_trackers(settings.training.report_to)
     device = resolve_device(settings.training.device)
     RunFolder.check(settings.training.output_dir, kind)
+    training = settings.training
+    check_not_past(Path(training.output_dir), training.resume_from_checkpoint, training.max_train_steps)
     data, validation = open_data(settings.dataset, "train"), open_data(settings.dataset, "validation")
     module = importlib.import_module(f"ldm.training.tasks.{kind}")
     return getattr(module, f"{kind.capitalize()}Task")(settings, data, validation, device), device

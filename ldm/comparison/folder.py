@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,10 @@ from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write, atomic_write_json, read_json
 from ldm.runtime.locks import is_begun
 from ldm.runtime.stopping import GOES_ON, kept_when_stopped
+from ldm.runtime.text import printable
 
 _MANIFEST = "plan.json"
+logger = logging.getLogger("ldm")
 Record = TypeVar("Record")
 
 
@@ -52,8 +55,14 @@ def claim_folder(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def load_record(path: Path, from_json: Callable[[Mapping[str, Any]], Record]) -> Record | None:
-    """The stored record of a run; None where the run is not done yet."""
-    return from_json(read_json(path)) if path.is_file() else None
+    """The stored record of a run; None where the run is not done yet, or its record is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return from_json(read_json(path))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # UserError among them
+        logger.warning("%s: damaged (%s), the run is measured again", path, printable(error, 120))
+        return None
 
 
 def write_tables(folder: Path, name: str, table: str, csv: str, result: Mapping[str, Any]) -> None:

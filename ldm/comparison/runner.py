@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -31,12 +32,14 @@ from ldm.runtime.distributed import Processes
 from ldm.runtime.files import atomic_write_json, read_json
 from ldm.runtime.memory import PeakMemory
 from ldm.runtime.progress import CostProgress
-from ldm.runtime.tensors import open_tensors, save_tensors
+from ldm.runtime.tensors import metadata_text, open_tensors, save_with_digest
+from ldm.runtime.text import printable
 from ldm.sampling.config import SamplingConfig
 from ldm.sampling.pipeline import Pipeline
 from ldm.sampling.plan import SamplingPlan
 from samplers import get_sampler, parse_sampler
 
+logger = logging.getLogger("ldm")
 NO_STATS: tuple[SampleStats, int | None] = SampleStats(), None
 
 
@@ -196,22 +199,25 @@ def save_stats(path: Path, stats: SampleStats, peak_memory: int | None) -> None:
     """Store the statistics of the samples of a run so far, without its images."""
     scores = {name: [score.right, score.total] for name, score in stats.scores.items()}
     cost = {"evaluations": stats.evaluations, "seconds": stats.seconds, "peak": peak_memory}
-    metadata = {"seen": json.dumps({"count": stats.count, "scores": scores, **cost})}
+    metadata = json.dumps({"count": stats.count, "scores": scores, **cost})
     tensors = {"features": stats.features, "opinions": stats.class_probs, "text_scores": stats.text_scores}
-    save_tensors(path, tensors, metadata)
+    save_with_digest(path, tensors, "seen", metadata)
 
 
 def load_stats(path: Path, max_count: int) -> tuple[SampleStats, int | None]:
     """Statistics and peak memory of `save_stats`; none if the file is absent, damaged or of more samples."""
+    if not path.is_file():
+        return NO_STATS
     try:
+        metadata = json.loads(metadata_text(path, "seen"))
         with open_tensors(path) as file:
-            metadata = json.loads(file.metadata()["seen"])
             features, class_probs, texts = map(file.get_tensor, ("features", "opinions", "text_scores"))
         scores = {name: Score(right, total) for name, (right, total) in metadata["scores"].items()}
         cost = metadata["evaluations"], metadata["seconds"]
         stats = SampleStats(metadata["count"], features, class_probs, texts, scores, *cost)
         return (stats, metadata["peak"]) if stats.count <= max_count else NO_STATS
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError) as error:
+        logger.warning("%s: damaged (%s), its samples are drawn again", path, printable(error, 120))
         return NO_STATS
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from autoencoders.weight_file import not_finite, refuse
 from ldm.conditioning.tokenizer import DEFAULT_LIMIT, default_length, train_tokenizer
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import atomic_folder, check_regular_folder, read_json
+from ldm.runtime.tensors import open_tensors
+from ldm.runtime.text import printable
 
+logger = logging.getLogger("ldm")
 Kind = Literal["embedded", "frozen"]
 
 
@@ -167,8 +171,40 @@ def _load_model(where: str, local: bool) -> Any:
     kind = _model_type(where, local)
     if kind not in kinds:
         raise UserError(f"text_encoder: {where}: expected a CLIP or T5 model, found model_type {kind!r}")
-    with quietly(), _refused(where, "weights (safetensors only)"):
-        return kinds[kind](where, use_safetensors=True, local_files_only=local, dtype=torch.float32).eval()
+    with quietly(), torch.random.fork_rng(devices=[]), _refused(where, "weights (safetensors only)"):
+        model, report = kinds[kind](
+            where,
+            use_safetensors=True,
+            local_files_only=local,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # they are in the report
+            output_loading_info=True,
+        )
+    _check_weights(where, local, model, report)
+    return model.eval()
+
+
+def _check_weights(where: str, local: bool, model: nn.Module, report: Mapping[str, Any]) -> None:
+    """`UserError` unless all weights of the model came from its files, for transformers makes up what is missing."""
+    problems = [f"{name}: expected {tuple(own)}, found {tuple(stored)}" for name, stored, own in _mismatched(report)]
+    problems += [f"{name}: found nothing" for name in sorted(report["missing_keys"])]
+    unused = sorted(report["unexpected_keys"])
+    if problems:  # else they do no harm: a whole CLIP has the network of images as well
+        problems += [f"{name!r:.200}: not a part of the model that config.json describes" for name in unused]
+    for file in sorted(Path(where).glob("model*.safetensors")) if local else ():
+        with open_tensors(file) as weights:
+            types = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+        whole = [name for name, dtype in types.items() if "F" not in dtype and not name.endswith("position_ids")]
+        problems += [f"{name}: expected floating-point numbers, found {types[name]}" for name in whole]
+    problems += not_finite(model.state_dict())
+    with user_errors():
+        refuse(f"text_encoder: {where}", problems)
+    if unused:
+        logger.info("text_encoder: %s: %d tensors are not used, such as %s", where, len(unused), printable(unused[0]))
+
+
+def _mismatched(report: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    return sorted((str(name), stored, own) for name, stored, own in report["mismatched_keys"])
 
 
 def _model_type(where: str, local: bool) -> object:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from autoencoders import Autoencoder
+from ldm.data.cache_key import ENCODE_AGAIN, CacheKey, check_cache_folder
 from ldm.data.dataset import ImageData
-from ldm.data.latent_cache import ENCODE_AGAIN, CacheKey, check_cache_folder
 from ldm.data.selection import image_batches
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, read_json, sha256_of_file

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,78 +13,74 @@ from torch import Tensor
 
 from autoencoders import Autoencoder, Tiling
 from ldm.data.cache_device import CacheDevice, choose_cache_device
+from ldm.data.cache_key import CacheKey, check_cache_folder
 from ldm.data.dataset import Batch, ImageData
-from ldm.data.latent_layout import MALFORMED, Layout, is_ours, is_whole, manifest_of, map_shard, read_manifest
+from ldm.data.latent_layout import (
+    MALFORMED,
+    Layout,
+    MappedShard,
+    manifest_of,
+    map_shard,
+    read_manifest,
+    whole_shard,
+)
+from ldm.data.latent_sums import SUMS, encoded_sums
 from ldm.data.selection import image_batches
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_write_json, fingerprint, sha256_of_file
+from ldm.runtime.files import atomic_write_json, sha256_of_file
 from ldm.runtime.locks import LOCK
 from ldm.runtime.progress import progress
 from ldm.runtime.tensors import save_tensors
 
 RAM_LIMIT = 2**30  # bytes; a cache up to this size is read into memory, a larger one is memory-mapped
-ENCODE_AGAIN = "remove the folder and encode again"  # the remedy for a damaged cache
+_SHARD_AGAIN = "remove this file and manifest.json: only what is missing is encoded again"
 
-
-@dataclass(frozen=True)
-class CacheKey:
-    """Everything that the latents depend on."""
-
-    images: str  # fingerprint of the images and their order
-    autoencoder: str
-    image_size: int
-    crop: str
-    flip: bool
-
-    @classmethod
-    def of(cls, autoencoder: Autoencoder, data: ImageData) -> CacheKey:
-        """Images are encoded without augmentation, so the crop is always the centre."""
-        return cls(data.image_fingerprint, autoencoder.fingerprint(), data.image_size, "center", data.flip)
-
-    def digest(self) -> str:
-        return fingerprint(asdict(self))
-
-    def check(self, cached: dict[str, Any], what: str) -> None:
-        """`UserError` that names how the key of a cache, `what`, differs from this one."""
-        changed = {name: now for name, now in asdict(self).items() if cached.get(name) != now}
-        if changed:
-            texts = [
-                f"{name} (cached {str(cached.get(name))[:12]}, now {str(now)[:12]})" for name, now in changed.items()
-            ]
-            remedy = "remove the folder or name another one, and encode again"
-            if "images" in changed:
-                remedy += ", or give the `layout_version` that the images were read by"
-            raise UserError(f"{what} is stale: {', '.join(texts)} differ", remedy=remedy)
+logger = logging.getLogger("ldm")
 
 
 class LatentCache:
     """The latents of a data set by index: on the device, in memory, or in their files (`choose_cache_device`)."""
 
-    def __init__(self, folder: Path, layout: Layout, device: torch.device, cache_device: CacheDevice = "auto") -> None:
-        chosen = choose_cache_device(cache_device, device, layout.count * layout.example_bytes, RAM_LIMIT)
+    def __init__(
+        self,
+        folder: Path,
+        layout: Layout,
+        sha256: Sequence[str],
+        device: torch.device,
+        cache_device: CacheDevice = "auto",
+    ) -> None:
+        size = layout.count * layout.example_bytes
+        chosen = choose_cache_device(cache_device, device, size, RAM_LIMIT)
         self.folder, self.device, self._layout = folder, chosen or torch.device("cpu"), layout
         self._memory: dict[str, Tensor] = {}
-        self._maps: list[dict[str, np.ndarray]] = []
+        self._shards: list[MappedShard] = []
         for shard in range(layout.shards):
             path = layout.path(folder, shard)
             try:
-                self._maps.append(map_shard(path, layout, shard))
+                self._shards.append(map_shard(path, layout, shard))
             except MALFORMED as error:
-                raise UserError(f"{path}: damaged ({error})", remedy=ENCODE_AGAIN) from None
+                raise UserError(f"{path}: damaged ({error})", remedy=_SHARD_AGAIN) from None
+            without = not self._shards[-1].check.has_sums  # of an earlier version, whose rows cannot be checked alone
+            if without and size <= RAM_LIMIT and sha256_of_file(path) != sha256[shard]:
+                raise UserError(f"{path}: damaged, its SHA-256 differs", remedy=_SHARD_AGAIN)
+            if without and size > RAM_LIMIT and shard == 0:
+                logger.info("%s: encoded by an earlier version, without checksums: it is read unchecked", folder)
         if chosen is not None:
             for name in layout.names:
                 self._memory[name] = self._concatenated(name)
-            self._maps = []
+            self._shards = []
 
     def _concatenated(self, name: str) -> Tensor:
         """All shards of a moment, (N, F, C, h, w) on the device, without a second copy."""
         shape = (len(self), 1 + self.has_flips, *self.shape)
         whole, row = torch.empty(shape, dtype=torch.float16, device=self.device), 0
-        for part in self._maps:
-            count = len(part[name])
-            whole[row : row + count].copy_(torch.from_numpy(np.array(part[name])))
-            row += count
+        for number, shard in enumerate(self._shards):
+            latents = np.array(shard.maps[name])
+            if (damaged := shard.check.first_damaged(name, latents)) is not None:
+                raise self._damage(number, damaged)
+            whole[row : row + len(latents)].copy_(torch.from_numpy(latents))
+            row += len(latents)
         return whole
 
     @classmethod
@@ -103,13 +99,11 @@ class LatentCache:
             raise UserError(f"{folder}: the latent cache {state}", remedy="encode the data set (again)")
         layout, key, sums = read_manifest(folder / "manifest.json")
         expected.check(key, f"{folder}: the latent cache")
-        for shard, sha256 in enumerate(sums):
+        for shard in range(layout.shards):
             path = layout.path(folder, shard)
             if not path.is_file():
-                raise UserError(f"{path}: missing", remedy=ENCODE_AGAIN)
-            if layout.count * layout.example_bytes <= RAM_LIMIT and sha256_of_file(path) != sha256:
-                raise UserError(f"{path}: damaged, its SHA-256 differs", remedy=ENCODE_AGAIN)
-        return cls(folder, layout, torch.device(device), cache_device)
+                raise UserError(f"{path}: missing", remedy=_SHARD_AGAIN)
+        return cls(folder, layout, sums, torch.device(device), cache_device)
 
     def __len__(self) -> int:
         return self._layout.count
@@ -161,18 +155,16 @@ class LatentCache:
             return self._memory[name][rows.to(self.device), sides.to(self.device)]
         batch = np.empty((len(rows), *self.shape), dtype=np.float16)
         for index, (row, side) in enumerate(zip(rows.tolist(), sides.tolist(), strict=True)):
-            shard, example = divmod(row, self._layout.per_shard)
-            batch[index] = self._maps[shard][name][example, side]
+            number, example = divmod(row, self._layout.per_shard)
+            shard = self._shards[number]
+            batch[index] = shard.maps[name][example, side]
+            if shard.check.is_damaged(name, example, side, batch[index]):
+                raise self._damage(number, example)
         return torch.from_numpy(batch)
 
-
-def check_cache_folder(folder: Path, what: str = "latents", is_ours: Callable[[str], bool] = is_ours) -> None:
-    """`UserError` unless the folder is absent or holds nothing but a cache: files whose names `is_ours` knows."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: a file", remedy=f"expected a folder for {what}")
-    foreign = sorted(path.name for path in folder.iterdir() if not is_ours(path.name)) if folder.is_dir() else []
-    if foreign:
-        raise UserError(f"{folder}: holds something else ({foreign[0]})", remedy=f"name a folder for the {what} alone")
+    def _damage(self, shard: int, row: int) -> UserError:
+        path, image = self._layout.path(self.folder, shard), self._layout.rows(shard)[row]
+        return UserError(f"{path}: damaged, image {image} differs from its checksum", remedy=_SHARD_AGAIN)
 
 
 @torch.no_grad()
@@ -218,7 +210,8 @@ def encode_latents(
 
             def encode() -> None:
                 for shard, tensors in _encoded(autoencoder, data, layout, own, batch_size, device, num_workers, tiling):
-                    save_tensors(layout.path(folder, shard), tensors, {"key": key.digest(), "shard": str(shard)})
+                    metadata = {"key": key.digest(), "shard": str(shard), SUMS: encoded_sums(tensors, layout.names)}
+                    save_tensors(layout.path(folder, shard), tensors, metadata)
 
             processes.run_on_all(encode)
         finally:
@@ -280,7 +273,10 @@ def _moments(
 
 def _begin(folder: Path, layout: Layout, key: CacheKey) -> list[int]:
     """Remove all but the whole shards of an earlier run; return the missing shards."""
-    whole = {n for n in range(layout.shards) if is_whole(layout.path(folder, n), layout, n, key.digest())}
+    shards = {n: whole_shard(layout.path(folder, n), layout, n, key.digest()) for n in range(layout.shards)}
+    whole = {n for n, shard in shards.items() if shard is not None}
+    if old := sum(shard is not None and not shard.check.has_sums for shard in shards.values()):
+        logger.info("%s: %d shards of an earlier version have no checksums and are taken as they are", folder, old)
     keep = {folder / LOCK, *(layout.path(folder, shard) for shard in whole)}
     for path in folder.iterdir():
         if path not in keep:

@@ -3,7 +3,8 @@
     folder/latents-00000-of-00012.safetensors    mean (n, F, C, h, w) and, unless the encoder is deterministic, std
     folder/manifest.json                         key, layout, SHA-256 of the shards; written last, marks a whole cache
 
-F is 2 (plain, mirrored) if the data set flips, else 1. Everything is fp16.
+The metadata of a shard hold its key, its number and the checksums of its rows (`ldm.data.latent_sums`). F is 2 (plain,
+mirrored) if the data set flips, else 1. Everything is fp16.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ldm.data.latent_sums import SUMS, ShardCheck, decoded_sums
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import open_regular, read_json
+from ldm.runtime.files import open_regular, read_json, sha256_of_file
 from ldm.runtime.locks import LOCK
 
 SHARD_EXAMPLES = 4096
@@ -97,8 +99,20 @@ def manifest_of(layout: Layout, key: dict[str, Any], sums: list[str]) -> dict[st
     return {"format": FORMAT, "dtype": "float16", "key": key, "layout": asdict(layout), "sha256": sums}
 
 
-def map_shard(path: Path, layout: Layout, shard: int, key: str | None = None) -> dict[str, np.ndarray]:
-    """A shard's tensors as read-only memory maps; ValueError if the file does not match the layout (and `key`)."""
+class MappedShard(NamedTuple):
+    """A shard's tensors (n, F, C, h, w) as read-only memory maps, and the checksums of its rows."""
+
+    maps: dict[str, np.ndarray]
+    check: ShardCheck
+
+    def damaged_row(self) -> int | None:
+        """The first row of the shard that differs from its checksums; all are read."""
+        rows = (self.check.first_damaged(name, latents) for name, latents in self.maps.items())
+        return next((row for row in rows if row is not None), None)
+
+
+def map_shard(path: Path, layout: Layout, shard: int, key: str | None = None) -> MappedShard:
+    """Open a shard; ValueError if the file does not match the layout (and `key`). No latents are read."""
     size = path.stat().st_size
     with open_regular(path) as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -106,8 +120,10 @@ def map_shard(path: Path, layout: Layout, shard: int, key: str | None = None) ->
             raise ValueError("no safetensors header")
         header = json.loads(stream.read(length))
     metadata = header.pop("__metadata__", {})
-    if key is not None and metadata != {"key": key, "shard": str(shard)}:
+    if key is not None and (metadata.get("key"), metadata.get("shard")) != (key, str(shard)):
         raise ValueError("made with another key")
+    sums, count = metadata.get(SUMS), len(layout.rows(shard))
+    decoded = None if sums is None else decoded_sums(sums, count, 1 + layout.has_flips, len(layout.names))
     shape = [len(layout.rows(shard)), 1 + layout.has_flips, *layout.shape]
     if set(header) != set(layout.names):
         raise ValueError(f"expected {layout.names}, got {tuple(header)}")
@@ -119,13 +135,28 @@ def map_shard(path: Path, layout: Layout, shard: int, key: str | None = None) ->
         if not 0 <= first < last <= size - 8 - length:
             raise ValueError("the file is too short")
         maps[name] = np.memmap(path, np.float16, "r", offset=8 + length + first, shape=tuple(shape))
-    return maps
+    return MappedShard(maps, ShardCheck(decoded, layout.names))
 
 
-def is_whole(path: Path, layout: Layout, shard: int, key: str) -> bool:
-    """Whether there is a shard of this key; it was renamed after writing, so it is whole."""
+def whole_shard(path: Path, layout: Layout, shard: int, key: str) -> MappedShard | None:
+    """A shard of this key whose rows, all of which are read, are as their checksums; None where there is none."""
     try:
-        map_shard(path, layout, shard, key)
+        mapped = map_shard(path, layout, shard, key)
+        return mapped if mapped.damaged_row() is None else None
     except MALFORMED:
-        return False
-    return True
+        return None
+
+
+def damaged_shards(folder: Path) -> tuple[int, list[str]]:
+    """The number of shards of a whole cache, and a text for each that is not as it was written; all are read."""
+    layout, _, sha256 = read_manifest(folder / "manifest.json")
+    problems = []
+    for shard in range(layout.shards):
+        path = layout.path(folder, shard)
+        try:
+            mapped = map_shard(path, layout, shard)
+            same = mapped.damaged_row() is None if mapped.check.has_sums else sha256_of_file(path) == sha256[shard]
+        except MALFORMED:
+            same = False
+        problems += [] if same else [f"{path.name} is missing or damaged"]
+    return layout.shards, problems

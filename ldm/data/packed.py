@@ -20,7 +20,7 @@ from ldm.data.pixels import FileStat, file_stat
 from ldm.runtime.files import atomic_write, cache_folder
 from ldm.runtime.text import printable
 
-FORMAT = 1  # raise it when the meaning of an index changes
+FORMAT = 2  # raise it when the meaning of an index changes
 
 logger = logging.getLogger("ldm")
 
@@ -91,19 +91,24 @@ def read_index(path: Path) -> tuple[list[Sample], tuple[str, ...]] | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_bytes())  # written by us; its length grows with the number of images
+        digest, _, text = path.read_bytes().partition(b"\n")  # written by us; it grows with the number of images
+        if hashlib.sha256(text).hexdigest().encode() != digest:
+            raise ValueError("it differs from its SHA-256")
+        content = json.loads(text)
         rows = [
             Sample(str(n), int(o), int(s), label, None if texts is None else tuple(texts))
             for n, o, s, label, texts in content["samples"]
         ]
         return rows, tuple(map(str, content["class_names"]))
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        logger.warning("%s: damaged (%s), the shard is indexed again", path, printable(error, 80))
         return None
 
 
 def write_index(path: Path, samples: list[Sample], class_names: tuple[str, ...]) -> None:
     """Write an index file; a cache folder that cannot be written is only logged."""
     try:
-        atomic_write(path, json.dumps({"samples": samples, "class_names": class_names}))
+        text = json.dumps({"samples": samples, "class_names": class_names}).encode()
+        atomic_write(path, hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
     except OSError as error:
         logger.info("the index of a shard cannot be cached: %s", error)

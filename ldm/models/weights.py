@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, fingerprint, read_json
-from ldm.runtime.tensors import open_tensors, save_tensors, tensor_shapes
+from ldm.runtime.tensors import CONFIG_NAME, load_expected, save_tensors
 
-CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 
@@ -45,24 +44,6 @@ def read_config(folder: str | Path, class_name: str) -> dict[str, Any]:
 
 
 def load_weights(folder: str | Path, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-    """Fill `network`, built on the meta device, from the weight file; names and shapes are compared before reading."""
-    path = Path(folder) / WEIGHTS_NAME
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    with open_tensors(path) as file:
-        _compare(path, expected, tensor_shapes(file))
-        tensors: dict[str, Tensor] = {name: file.get_tensor(name).to(dtype, copy=True) for name in expected}
-    network.load_state_dict(tensors, assign=True)
-
-
-def _compare(path: Path, expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]]) -> None:
-    """`UserError` naming the first parameters that are missing, not expected, or of another shape."""
-    problems = [f"{name} is missing" for name in expected if name not in stored]
-    problems += [f"{name} is not expected" for name in stored if name not in expected]
-    problems += [
-        f"{name} has shape {list(stored[name])}, expected {list(shape)}"
-        for name, shape in expected.items()
-        if name in stored and stored[name] != shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(f"{path}: the weights do not fit {CONFIG_NAME}: {'; '.join(problems[:3])}{more}")
+    """Fill `network`, built on the meta device, from the weight file, which is compared with it (`load_expected`)."""
+    tensors = load_expected(Path(folder) / WEIGHTS_NAME, network.state_dict())
+    network.load_state_dict({name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}, assign=True)

@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from pathlib import Path
 from ldm.runtime.errors import UserError
 
 LOCK = ".lock"
-_LEFTOVER = re.compile(r"\.(.+)\.(tmp|old)-\w+")
+_LEFTOVER = re.compile(r"\.(.+)\.(tmp|old)-(?:[a-z0-9_]{8}|\d+)")  # a name of others is no leftover of ours
 _descriptors: set[int] = set()  # of all locks of this process
 _folders: set[Path] = set()  # that this process has locked
 _temporaries: set[Path] = set()  # that this process is writing
@@ -111,11 +112,13 @@ def temporary(target: Path, make: Callable[[Path], object]) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file or folder, which nobody else wants."""
+def locked(path: Path, *, seconds: float = 0, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of a file or folder, or share it; if another process has it still after so long, do without."""
     descriptor = _open(path, os.O_RDONLY)
     try:
-        _lock(descriptor)
+        deadline = time.monotonic() + seconds
+        while not _lock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX) and time.monotonic() < deadline:
+            time.sleep(0.02)
         yield
     finally:
         _close(descriptor)
@@ -172,10 +175,10 @@ def _close(descriptor: int) -> None:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
+def _lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
     """Whether this process has the lock now; without one where the file system has none."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
             return False

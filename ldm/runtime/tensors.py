@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ldm.runtime.errors import UserError
+from autoencoders.weight_file import read_weights
+from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import atomic_file, check_regular
+
+CONFIG_NAME = "config.json"
+_DIGEST = "sha256:"
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -27,6 +33,41 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
         write_tensors(temporary, tensors, metadata)
 
 
+def save_with_digest(path: str | Path, tensors: Mapping[str, Tensor], key: str, text: str) -> None:
+    """As `save_tensors`, with a text in the metadata, which begins with the SHA-256 of the tensors.
+
+    It is one entry, for several come in any order, and equal tensors shall make equal files.
+    """
+    save_tensors(path, tensors, {key: f"{_DIGEST}{tensors_digest(tensors)} {text}"})
+
+
+def metadata_text(path: str | Path, key: str, *, check: bool = True) -> str:
+    """The text of `save_with_digest`; `UserError` where it is absent or the tensors, all of which are read, differ.
+
+    A file without a digest, of an earlier version, is taken as it is, and so is each unless `check`.
+    """
+    with open_tensors(path) as file:
+        text = (file.metadata() or {}).get(key)
+    if text is None:
+        raise UserError(f"{path}: has no {key} in its metadata")
+    if not text.startswith(_DIGEST):
+        return text
+    digest, _, text = text.removeprefix(_DIGEST).partition(" ")
+    if check and tensors_digest(read_tensors(path)) != digest:
+        raise UserError(f"{path}: its tensors differ from their SHA-256")
+    return text
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the names, types, shapes and bits of tensors, wherever they lie and in whatever memory layout."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        flat = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {flat.dtype} {tuple(flat.shape)}\n".encode())
+        digest.update(flat.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 @contextmanager
 def open_tensors(path: str | Path) -> Iterator[Any]:
     """A safetensors file, open for its names, shapes and metadata; `UserError` where it is absent or not whole."""
@@ -38,6 +79,17 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, on the CPU; `UserError` where it is absent or not whole."""
     with _refused(path):
         return load_file(path)
+
+
+def load_expected(
+    path: str | Path, expected: Mapping[str, Tensor], *, described_by: str = CONFIG_NAME, exact_types: bool = False
+) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU; `UserError` lists how they differ from the expected ones.
+
+    Every weight that is loaded comes through here or, in `autoencoders`, through `read_weights`, which is the same.
+    """
+    with user_errors():
+        return read_weights(path, expected, described_by=described_by, exact_types=exact_types)
 
 
 @contextmanager

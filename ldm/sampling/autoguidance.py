@@ -15,10 +15,12 @@ from ldm.conditioning.conditioner import Conditioner
 from ldm.models.backbone import Backbone, load_backbone
 from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json, sha256_of_file
-from ldm.runtime.tensors import read_tensors
+from ldm.runtime.tensors import load_expected
 from ldm.sampling.config import Request
 from ldm.sampling.forward_process import Process
 from ldm.sampling.model_folder import check_parts, read_scheduler
+from ldm.sampling.model_manifest import check_manifest
+from ldm.sampling.publication import reading
 
 UNET, CONDITIONING = "weak_unet", "weak_conditioning"
 _SNAPSHOT = re.compile(r"checkpoint-\d+")
@@ -71,7 +73,9 @@ class GuidingModel:
             atomic_write_json(target / "scheduler" / "scheduler_config.json", self.process.config())
 
 
-def load_guiding_model(folder: str | Path, autoencoder: Autoencoder, unet: Backbone) -> GuidingModel:
+def load_guiding_model(
+    folder: str | Path, autoencoder: Autoencoder, unet: Backbone, *, ignore_manifest: bool = False
+) -> GuidingModel:
     """A model or run folder, or RUN/checkpoint-STEP, whose averaged (EMA) weights are then taken.
 
     `UserError` unless it is for the latents of `autoencoder` and of the size of `unet`'s.
@@ -82,11 +86,14 @@ def load_guiding_model(folder: str | Path, autoencoder: Autoencoder, unet: Backb
         names = ", ".join(sorted(other.name for other in path.parent.glob("checkpoint-*") if other.is_dir())) or "none"
         remedy = f"there is {names} (a training keeps `checkpoints_total_limit` of them)"
         raise UserError("no such checkpoint", remedy=remedy, setting="weak", value=folder)
-    with user_errors(setting="weak", value=folder):
+    with user_errors(setting="weak", value=folder), reading(path.parent if snapshot else path):
         root = check_parts(path.parent if snapshot else path)
-        if Autoencoder.from_pretrained(root / "vae").fingerprint() != autoencoder.fingerprint():
+        fingerprint = Autoencoder.from_pretrained(root / "vae").fingerprint()
+        if fingerprint != autoencoder.fingerprint():
             raise UserError("it is of the latents of another autoencoder than this model's")
         weak = GuidingModel(load_backbone(root / "unet"), Conditioner.from_pretrained(root), read_scheduler(root))
+        names = weak.conditioner.class_names
+        check_manifest(root, autoencoder=fingerprint, class_names=names, ignore=ignore_manifest)
         if snapshot:
             _fill(weak, path)
     _check_latents(weak.unet, unet, f"`weak` {folder}")
@@ -122,10 +129,5 @@ def _fill(weak: GuidingModel, checkpoint: Path) -> None:
     entry = listed.get(path.name) if isinstance(listed, dict) else None
     if not isinstance(entry, dict) or not path.is_file() or entry.get("sha256") != sha256_of_file(path):
         raise UserError(f"damaged: {path.name} is missing or differs from its manifest.json")
-    tensors = read_tensors(path)
     both = torch.nn.ModuleDict({"unet": weak.unet, "conditioner": weak.conditioner})
-    try:
-        both.load_state_dict(tensors)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip()
-        raise UserError(f"weights of another model than its run folder's ({first})") from None
+    both.load_state_dict(load_expected(path, both.state_dict(), described_by="the model of its run folder"))

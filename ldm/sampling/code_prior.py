@@ -18,7 +18,9 @@ from ldm.conditioning.conditioner import Conditioner
 from ldm.runtime.errors import UserError, user_errors
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.image_model import ImageModel, OnStep, Plan
+from ldm.sampling.model_manifest import check_manifest
 from ldm.sampling.notes import condition_notes, is_negative
+from ldm.sampling.publication import reading
 from samplers.noise import stream
 
 PRIOR = "prior"  # the part's folder
@@ -56,23 +58,31 @@ class CodePriorModel(ImageModel[CodePlan]):
         return self.priors.shape.levels[0].height * self.autoencoder.factor
 
     @classmethod
-    def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> CodePriorModel:
+    def load(
+        cls, folder: str | Path, device: torch.device | str = "cpu", *, ignore_manifest: bool = False
+    ) -> CodePriorModel:
         """Read the output folder of `ldm train prior`; `UserError` for one that lacks a part or is damaged."""
-        root = Path(folder)
+        with reading(folder):
+            return cls._load(Path(folder), device, ignore_manifest)
+
+    @classmethod
+    def _load(cls, folder: Path, device: torch.device | str, ignore_manifest: bool) -> CodePriorModel:
         for part in ("vae/config.json", f"{PRIOR}/config.json", "conditioning.json"):
-            if not (root / part).is_file():
+            if not (folder / part).is_file():
                 remedy = "give the output folder of `ldm train prior`"
                 raise UserError(f"{folder}: the model lacks {part}", remedy=remedy)
         with user_errors(folder):
-            autoencoder = Autoencoder.from_pretrained(root / "vae").requires_grad_(False)
-            priors = CodePriors.from_pretrained(root / PRIOR).requires_grad_(False)
-            conditioner = Conditioner.from_pretrained(root).requires_grad_(False)
+            autoencoder = Autoencoder.from_pretrained(folder / "vae").requires_grad_(False)
+            priors = CodePriors.from_pretrained(folder / PRIOR).requires_grad_(False)
+            conditioner = Conditioner.from_pretrained(folder).requires_grad_(False)
         levels, sizes = priors.shape.levels, autoencoder.config.codebook_sizes
         if tuple(level.num_codes for level in levels) != sizes:
             raise UserError(f"{folder}: {PRIOR} is not for the codes of its vae, of which there are {sizes}")
         expected = (conditioner.num_classes, conditioner.context_dim)
         if (priors.shape.num_classes, priors.shape.context_dim) != expected:
             raise UserError(f"{folder}: {PRIOR} is not for the conditions of its conditioning.json")
+        names, fingerprint = conditioner.class_names, autoencoder.fingerprint()
+        check_manifest(folder, autoencoder=fingerprint, class_names=names, ignore=ignore_manifest)
         return cls(autoencoder, priors, conditioner, device)
 
     def resolve(self, sampling: SamplingConfig | CodePlan | None = None) -> CodePlan:

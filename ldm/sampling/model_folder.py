@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from autoencoders import Autoencoder
 from ldm.conditioning.conditioner import CONDITIONING_FILE
 from ldm.models.classifier import NoisyClassifier
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
 from ldm.runtime.text import counted
 from ldm.sampling.forward_process import Process
+from ldm.sampling.model_manifest import check_manifest
 from samplers import DiscreteSchedule, Schedule
 
 INDEX = "model_index.json"
@@ -96,6 +98,14 @@ def copy_part(source: Path, target: Path) -> None:
                 shutil.copy2(path, folder / path.name)
 
 
+def read_autoencoder(vae: Path, *, ignore_manifest: bool = False) -> Autoencoder:
+    """The autoencoder of a folder, compared with the manifest of the model or run that it is the `vae` of, if any."""
+    autoencoder = Autoencoder.from_pretrained(vae)
+    if vae.name == "vae":
+        check_manifest(vae.parent, ("vae",), autoencoder=autoencoder.fingerprint(), ignore=ignore_manifest)
+    return autoencoder
+
+
 def read_scheduler(folder: Path) -> Process:
     """The process of a model folder's scheduler/scheduler_config.json; `UserError` for one that is not known here."""
     path = folder / "scheduler" / "scheduler_config.json"
@@ -117,7 +127,13 @@ class LoadedClassifier:
 
 
 def read_classifier(
-    folder: Path, what: str, autoencoder: str, size: int | None, class_names: tuple[str, ...]
+    folder: Path,
+    what: str,
+    autoencoder: str,
+    size: int | None,
+    class_names: tuple[str, ...],
+    *,
+    ignore_manifest: bool = False,
 ) -> LoadedClassifier:
     """The classifier of a folder; `UserError`, starting with `what`, if it is not for a model's latents and classes.
 
@@ -147,6 +163,7 @@ def read_classifier(
     if size not in (None, classifier.config.sample_size):
         side = classifier.config.sample_size
         raise UserError(f"{what}: it takes latents of {side} x {side}, the U-Net's are {size} x {size}")
+    check_manifest(folder.parent, (folder.name,), class_names=names, ignore=ignore_manifest)
     return LoadedClassifier(classifier, names, schedule, folder)
 
 

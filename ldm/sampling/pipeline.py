@@ -32,9 +32,11 @@ from ldm.sampling.model_folder import (
     read_scheduler,
     stored_classifiers,
 )
+from ldm.sampling.model_manifest import check_manifest, manifest_of, write_manifest
 from ldm.sampling.networks import Networks
 from ldm.sampling.notes import condition_notes, guidance_notes
 from ldm.sampling.plan import Energies, SamplingPlan, named_guidances, resolve
+from ldm.sampling.publication import reading
 from ldm.sampling.start import Start, noise_of
 
 
@@ -75,35 +77,42 @@ class Pipeline(ImageModel[SamplingPlan]):
         device: torch.device | str = "cpu",
         classifier: Classifiers | None = None,
         weak: str | Path | None = None,
+        ignore_manifest: bool = False,
     ) -> Pipeline:
         """Load a model or run folder.
 
         `classifier`: folders of classifier trainings where they stand apart, several as a list (the branches
         "classifier", "classifier2", ..., or the names of NAME=FOLDER) or by name. `weak`: the network of autoguidance,
-        another model or run folder or RUN/checkpoint-STEP. Raises `UserError` for a missing or damaged part, and for a
-        classifier or a guiding model of other latents than the U-Net's.
+        another model or run folder or RUN/checkpoint-STEP. `ignore_manifest`: take folders as they are where they are
+        not as they were published. Raises `UserError` for a missing or damaged part, and for a classifier or a guiding
+        model of other latents than the U-Net's.
         """
-        root = check_parts(folder)
-        with user_errors(folder):
-            autoencoder = Autoencoder.from_pretrained(root / "vae")
-            unet = load_backbone(root / "unet")
-            conditioner = Conditioner.from_pretrained(root)
-        fingerprint, size, names = autoencoder.fingerprint(), unet.config.sample_size, conditioner.class_names
-        classifiers = {
-            name: read_classifier(path, what, fingerprint, size, names)
-            for name, (path, what) in {**stored_classifiers(root), **given_classifiers(classifier)}.items()
-        }
+        with reading(folder):
+            root = check_parts(folder)
+            with user_errors(folder):
+                autoencoder = Autoencoder.from_pretrained(root / "vae")
+                unet = load_backbone(root / "unet")
+                conditioner = Conditioner.from_pretrained(root)
+            process, stored_weak = read_scheduler(root), read_guiding_model(root, unet)
+            fingerprint, size, names = autoencoder.fingerprint(), unet.config.sample_size, conditioner.class_names
+            classifiers = {
+                name: read_classifier(path, what, fingerprint, size, names, ignore_manifest=ignore_manifest)
+                for name, (path, what) in {**stored_classifiers(root), **given_classifiers(classifier)}.items()
+            }
+            check_manifest(root, autoencoder=fingerprint, class_names=names, ignore=ignore_manifest)
         if len({loaded.class_names for loaded in classifiers.values()}) > 1:
             remedy = "give those of one data set"
             raise UserError("the classifiers are of different classes", remedy=remedy, setting="classifier")
-        given = None if weak is None else load_guiding_model(weak, autoencoder, unet)
+        given = None
+        if weak is not None:
+            given = load_guiding_model(weak, autoencoder, unet, ignore_manifest=ignore_manifest)
         pipeline = cls(
             autoencoder,
             unet,
             conditioner,
-            read_scheduler(root),
+            process,
             classifiers=classifiers,
-            guiding_model=given or read_guiding_model(root, unet),
+            guiding_model=given or stored_weak,
             device=device,
         )
         pipeline.folder = root
@@ -124,6 +133,7 @@ class Pipeline(ImageModel[SamplingPlan]):
                 self.networks.guiding_model.save(target)
             atomic_write_json(target / "conditioning.json", self.networks.conditioner.metadata())
             atomic_write_json(target / "model_index.json", read_json(source / "model_index.json"))
+            write_manifest(target, manifest_of(target, autoencoder=self.networks.autoencoder.fingerprint()))
 
     def encode(self, images: Tensor) -> Tensor:
         """Images to latents (the posterior's mean), in the pieces that `tiling` asks for."""

@@ -21,8 +21,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ldm.runtime.errors import UserError
-from ldm.runtime.tensors import open_tensors, read_tensors, save_tensors
+from autoencoders.weight_file import not_finite, refuse
+from ldm.runtime.errors import UserError, user_errors
+from ldm.runtime.tensors import load_expected, metadata_text, save_with_digest
 from ldm.training.config import AveragesConfig, check_length
 from ldm.training.run_folder import RunFolder
 
@@ -125,8 +126,8 @@ class PowerAverages:
             return
         dtype = getattr(torch, self.config.ema_snapshot_precision)
         tensors = {name: value.to("cpu", dtype) for name, value in self._named()}
-        metadata = {"lengths": json.dumps(self.config.ema_lengths)}  # one entry: several come in any order
-        save_tensors(run.path / FOLDER / f"step-{step}.safetensors", tensors, metadata)
+        lengths = json.dumps(self.config.ema_lengths)
+        save_with_digest(run.path / FOLDER / f"step-{step}.safetensors", tensors, "lengths", lengths)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds, by file."""
@@ -136,7 +137,7 @@ class PowerAverages:
         """Go on from a checkpoint of this step; later snapshots are removed, for they will be made anew."""
         if not self.weights:
             return
-        stored = read_tensors(checkpoint / _FILE)
+        stored = load_expected(checkpoint / _FILE, dict(self._named()), described_by="config.yaml", exact_types=True)
         for name, value in self._named():
             value.copy_(stored[name])
         for snapshot in snapshots(run.path) if run is not None else ():
@@ -165,8 +166,7 @@ def snapshots(run: Path) -> list[Snapshot]:
         if not (match := _NAME.fullmatch(path.name)):
             continue
         try:
-            with open_tensors(path) as file:
-                lengths = json.loads((file.metadata() or {})["lengths"])
+            lengths = json.loads(metadata_text(path, "lengths", check=False))
             snapshots_read.append(Snapshot(path, int(match[1]), tuple(float(length) for length in lengths)))
         except (ValueError, KeyError, TypeError) as error:  # UserError among them
             raise UserError(f"{path}: not a whole snapshot of averages ({error})", remedy="remove it") from None
@@ -205,6 +205,8 @@ def reconstruct(run: Path, length: float, step: int | None = None) -> Reconstruc
         raise UserError(f"no snapshot of it in {run / FOLDER}", remedy=f"there is {steps}", setting="step", value=step)
     basis = [(float(snapshot.step), exponent(own)) for snapshot in earlier for own in snapshot.lengths]
     factors, error = coefficients(basis, (float(step), exponent(length)))
+    for snapshot in earlier:
+        metadata_text(snapshot.path, "lengths")  # whose tensors it checks
     opened = [(safe_open(snapshot.path, framework="pt"), snapshot.lengths) for snapshot in earlier]
     files = [file for file, lengths in opened for _ in lengths]
     prefixes = [f"{own!r}/" for snapshot in earlier for own in snapshot.lengths]
@@ -212,10 +214,15 @@ def reconstruct(run: Path, length: float, step: int | None = None) -> Reconstruc
     try:
         names = [name.removeprefix(prefixes[-1]) for name in files[-1].keys() if name.startswith(prefixes[-1])]  # noqa: SIM118
         for name in names:
-            total = torch.zeros((), dtype=torch.float64)
+            total = torch.zeros(files[-1].get_slice(prefixes[-1] + name).get_shape(), dtype=torch.float64)
             for file, prefix, factor in zip(files, prefixes, factors, strict=True):
-                total = total + float(factor) * file.get_tensor(prefix + name).double()
+                stored_average = file.get_tensor(prefix + name).double()
+                if stored_average.shape != total.shape:
+                    raise SafetensorError(f"{name} has shapes {tuple(stored_average.shape)} and {tuple(total.shape)}")
+                total += float(factor) * stored_average
             weights[name] = total.float()
     except SafetensorError as error_in_file:
         raise UserError(f"{run / FOLDER}: its snapshots are of different models ({error_in_file})") from None
+    with user_errors():
+        refuse(run / FOLDER, not_finite(weights))
     return Reconstruction(weights, length, step, error, len(earlier))

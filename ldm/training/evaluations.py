@@ -17,8 +17,10 @@ from ldm.evaluation.records import EvaluationResult
 from ldm.models.weights import weights_fingerprint
 from ldm.runtime.distributed import Processes
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
+from ldm.runtime.files import atomic_write_json, read_json
 from ldm.sampling.pipeline import Pipeline
+from ldm.sampling.publication import publication
+from ldm.training.published import damage_of
 from ldm.training.run_folder import RunFolder
 from ldm.training.task import Task
 
@@ -37,6 +39,8 @@ class Evaluations:
 
     def __init__(self, run: RunFolder | None, task: Task, processes: Processes) -> None:
         self.run, self.task, self.evaluator, self.processes = run, task, task.evaluator, processes
+        if run is not None:
+            forget_damaged_best(run.path)
 
     def due(self, step: int, last: bool) -> bool:
         """Whether samples are measured after this step, the same in all processes."""
@@ -65,6 +69,7 @@ class Evaluations:
                 lambda folder: self.task.publish(model, folder),
                 higher_is_better=best.higher_is_better,
                 fingerprint=self.evaluator.comparable_settings,
+                autoencoder=self.task.autoencoder_fingerprint,
             )
         return {metric.name: metric.value for metric in result.figures}
 
@@ -121,6 +126,7 @@ def keep_best(
     *,
     higher_is_better: bool = False,
     fingerprint: Mapping[str, Any] | None = None,
+    autoencoder: str = "",
 ) -> bool:
     """Publish into `run/best` if the measure whose name begins with `best_by` is better than all before; whether so.
 
@@ -132,14 +138,31 @@ def keep_best(
     if name is None or measures[name] is None or not math.isfinite(measures[name]):
         return False
     file, value = run / BEST / BEST_FILE, measures[name]
-    before = read_json(file) if file.is_file() else {}
+    before = _best_so_far(file)
     if before.get("measure") == name and before.get("facts") == fingerprint:
         better = value > before["value"] if higher_is_better else value < before["value"]
         if not better:
             return False
-    with atomic_folder(run / BEST) as target:
+    with publication(run / BEST, step=step, autoencoder=autoencoder) as target:
         publish(target)
         record = {"measure": name, "value": value, "step": step}
         record |= {"higher_is_better": True} if higher_is_better else {}
         atomic_write_json(target / BEST_FILE, record if fingerprint is None else {**record, "facts": fingerprint})
     return True
+
+
+def _best_so_far(file: Path) -> dict[str, Any]:
+    """best.json; {} where there is none that can be read."""
+    try:
+        content = read_json(file) if file.is_file() else {}
+    except UserError:
+        return {}
+    return content if isinstance(content, dict) and isinstance(content.get("value"), int | float) else {}
+
+
+def forget_damaged_best(run: Path) -> None:
+    """After resuming: where the model in best/ is damaged, the next one that is measured takes its position."""
+    file = run / BEST / BEST_FILE
+    if file.is_file() and (problem := damage_of(run / BEST)):
+        logger.warning("%s is damaged (%s): the best model from here on replaces it", run / BEST, problem)
+        file.unlink()

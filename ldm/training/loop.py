@@ -21,7 +21,7 @@ from ldm.runtime.progress import progress
 from ldm.runtime.stopping import GOES_ON, Interrupted
 from ldm.runtime.text import counted
 from ldm.training.adversary import AdversarialTrainer
-from ldm.training.checkpoint import checkpoint_to_resume
+from ldm.training.checkpoint import check_not_past, checkpoint_to_resume
 from ldm.training.config import TrainingConfig
 from ldm.training.evaluations import Evaluations
 from ldm.training.guards import explain_full_disk, preserve_random_state, stop_signals
@@ -83,6 +83,7 @@ class TrainingLoop:
     def run(self) -> dict[str, Any]:
         """Take all steps that are left; returns the last measures."""
         state = self.state
+        state.publish_again()
         self.evaluate()  # if the process before stopped between its checkpoint and its evaluation
         steps, label = range(state.step, state.end), f"train {state.task.kind}"
         total, first = self.config.max_train_steps, state.step
@@ -257,5 +258,6 @@ def _check(task: Task, config: TrainingConfig, accelerator: Accelerator, device:
     if config.dataloader_num_workers > task.length:
         problem = f"more than {counted(task.length, 'training image', 'training images')}"
         raise UserError(problem, setting="dataloader_num_workers", value=config.dataloader_num_workers)
+    check_not_past(Path(config.output_dir), config.resume_from_checkpoint, config.max_train_steps)
     if config.resume_from_checkpoint != "latest":  # refused, if so, before the folder is touched
         checkpoint_to_resume(Path(config.output_dir), config.resume_from_checkpoint)

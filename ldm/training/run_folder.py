@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -14,10 +15,15 @@ from ldm.conditioning.config import ConditioningConfig
 from ldm.data.config import DataConfig
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write, atomic_write_json, log_entries, read_json
-from ldm.runtime.locks import FolderLock, is_begun
+from ldm.runtime.locks import LOCK, FolderLock, is_begun
 from ldm.runtime.settings import read_settings
+from ldm.sampling.model_manifest import MANIFEST
 
 RUN_FILE, _METRICS = "run.json", "metrics.jsonl"
+_FILES = {RUN_FILE, _METRICS, LOCK, MANIFEST, "config.yaml", "conditioning.json", "model_index.json", "wandb.json"}
+_FOLDERS = {"samples", "averages", "evaluations", "best", "logs", "latents", "codes"}
+_FOLDERS |= {"vae", "unet", "scheduler", "text_encoder", "tokenizer", "classifier", "prior", "generator"}
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
 Settings = TypeVar("Settings")
 
 
@@ -43,6 +49,7 @@ class RunFolder:
             if not all(is_begun(entry.name, RUN_FILE) for entry in path.iterdir()):
                 raise _refusal(path, "holds something else; give a new or empty folder")
             return
+        _check_kinds(path)
         content = read_json(path / RUN_FILE)
         if not isinstance(content, dict) or not isinstance(content.get("facts"), dict):
             raise _refusal(path, f"its {RUN_FILE} is not that of a run; give a new or empty folder")
@@ -129,6 +136,16 @@ class RunFolder:
                 self._metrics.close()
         finally:
             self._lock.close()
+
+
+def _check_kinds(path: Path) -> None:
+    """`UserError` for a folder where the run has a file, and the other way round: it writes and removes neither."""
+    for entry in sorted(path.iterdir()):
+        has_folder = entry.name in _FOLDERS or _CHECKPOINT.fullmatch(entry.name)
+        if has_folder and not entry.is_dir():
+            raise _refusal(path, f"{entry.name} in it is a file, where a run has a folder; move it elsewhere")
+        if entry.name in _FILES and entry.is_dir():
+            raise _refusal(path, f"{entry.name} in it is a folder, where a run has a file; move it elsewhere")
 
 
 def _refusal(path: Path, problem: str) -> UserError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from ldm.runtime.compilation import compile_network
 from ldm.runtime.distributed import current_processes
+from ldm.runtime.errors import UserError
 from ldm.runtime.files import read_json
-from ldm.runtime.tensors import read_tensors
+from ldm.sampling.publication import publication
 from ldm.training.adversary import AdversarialTrainer
 from ldm.training.averages import ExponentialMovingAverage, PowerAverages
 from ldm.training.checkpoint import (
@@ -20,13 +22,16 @@ from ldm.training.checkpoint import (
     load_optimizer_tensors,
     load_weights,
     optimizer_tensors,
+    read_optimizer_tensors,
     save_checkpoint,
+    without_moments,
 )
 from ldm.training.config import TrainingConfig
 from ldm.training.finite_guard import FiniteGuard
 from ldm.training.guards import Budget
 from ldm.training.optimizers import make_optimizer
 from ldm.training.processes import check_same_checkpoint
+from ldm.training.published import outdated
 from ldm.training.randomness import BatchShard
 from ldm.training.run_folder import RunFolder
 from ldm.training.sharding import Shards
@@ -66,6 +71,14 @@ class TrainingState:
         return [self.model, *([self.adversary.model] if self.adversary is not None else [])]
 
     @property
+    def optimizers(self) -> dict[str, tuple[torch.optim.Optimizer, nn.Module]]:
+        """The optimisers with their models, by the files of their moments."""
+        optimizers: dict[str, tuple[torch.optim.Optimizer, nn.Module]] = {"optimizer": (self.optimizer, self.model)}
+        if self.adversary is not None:
+            optimizers["opponent_optimizer"] = (self.adversary.optimizer, self.adversary.model)
+        return optimizers
+
+    @property
     def end(self) -> int:
         """The last step: this one, once the budget of time is spent."""
         return self.step if self.budget.spent else self.config.max_train_steps
@@ -83,7 +96,7 @@ class TrainingState:
         return tensors | self.averages.tensors() | (self.adversary.tensors() if self.adversary is not None else {})
 
     def save(self) -> None:
-        """Publish the model folder and write a checkpoint; all processes must call it."""
+        """Write a checkpoint and publish the model folder; all processes must call it."""
         tensors, published = self.shards.whole(self.tensors()), self.published
         if self.run is not None:
             self.run.sync_metrics()
@@ -92,10 +105,34 @@ class TrainingState:
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "watch": self.guard.state(),
                 "seconds": self.budget.seconds,
+                "without_moments": {file: without_moments(*pair) for file, pair in self.optimizers.items()},
             }
-            self.task.publish(published, self.run.path)
             save_checkpoint(self.run.path, self.step, tensors, state, self.config.checkpoints_total_limit)
+            self._publish(published)  # second: the model is never ahead of the newest checkpoint
         self.accelerator.wait_for_everyone()
+
+    def publish_again(self) -> None:
+        """After resuming: publish the weights where the model folder is not that of the checkpoint; all must call it.
+
+        It is not where the process ended between its checkpoint and its model, or where a part was damaged since.
+        """
+        run = self.run
+        reason = self.processes.run_on_main_and_broadcast(
+            lambda: "" if run is None or not self.step else outdated(run.path, self.step)
+        )
+        if not reason:
+            return
+        published = self.published
+        if run is not None:
+            logger.info("the model of step %d is published again: %s", self.step, reason)
+            self._publish(published)
+        self.accelerator.wait_for_everyone()
+
+    def _publish(self, published: nn.Module) -> None:
+        assert self.run is not None
+        fingerprint = self.task.autoencoder_fingerprint
+        with publication(self.run.path, step=self.step, autoencoder=fingerprint) as folder:
+            self.task.publish(published, folder)
 
     def _resume(self) -> None:
         folder = checkpoint_to_resume(Path(self.config.output_dir), self.config.resume_from_checkpoint)
@@ -104,18 +141,26 @@ class TrainingState:
             return
         state = read_json(folder / "state.json")
         load_weights(self.model, folder / "model.safetensors")
-        load_optimizer_tensors(self.optimizer, self.model, read_tensors(folder / "optimizer.safetensors"))
         if self.ema is not None:
             load_weights(self.ema.model, folder / "ema.safetensors")
         if self.adversary is not None:
-            second, tensors = self.adversary, read_tensors(folder / "opponent_optimizer.safetensors")
-            load_weights(second.model, folder / "opponent.safetensors")
-            load_optimizer_tensors(second.optimizer, second.model, tensors)
+            load_weights(self.adversary.model, folder / "opponent.safetensors")
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.guard.load(state.get("watch") or {})
+        self._load_moments(folder, state)
         self.step = int(state["step"])
         self.budget.resume(float(state.get("seconds", 0)))
         self.averages.resume(folder, self.step, self.run)
         if self.step:
             logger.info("resuming from %s", folder.name)
+
+    def _load_moments(self, folder: Path, state: dict[str, Any]) -> None:
+        """The state of the optimisers; one that has taken steps has moments."""
+        absent = state.get("without_moments") or {}
+        for file, (optimizer, model) in self.optimizers.items():
+            path = folder / f"{file}.safetensors"
+            tensors = read_optimizer_tensors(path, optimizer, model, absent.get(file))
+            if not tensors and file == "optimizer" and int(state["step"]) > self.guard.left_out:
+                raise UserError(f"{path}: holds no moments, after {state['step']} steps")
+            load_optimizer_tensors(optimizer, model, tensors)

@@ -92,8 +92,14 @@ class Task:
         raise NotImplementedError
 
     def publish(self, model: nn.Module, folder: Path) -> None:
-        """Write the model folder's parts into `folder`, atomically."""
+        """Write all parts of the model folder into `folder`, an empty one of a `publication`."""
         raise NotImplementedError
+
+    @property
+    def autoencoder_fingerprint(self) -> str:
+        """Of the frozen autoencoder whose latents or codes the model is trained on; "" without one."""
+        fingerprint = self.fingerprint.get("autoencoder")
+        return fingerprint if isinstance(fingerprint, str) else ""
 
     def preview(self, model: nn.Module) -> Tensor | None:
         """Images (N, 3, H, W) in [-1, 1] that show the progress, or None."""

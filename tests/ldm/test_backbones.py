@@ -67,6 +67,7 @@ def test_a_network_of_another_package_is_sampled(models, ldm, refused, tmp_path,
     entries = json.loads((model / "unet" / "config.json").read_text())
     sizes = {"channels": entries["in_channels"], "size": entries["sample_size"], "classes": entries["num_class_embeds"]}
     (model / "unet" / "config.json").write_text(json.dumps({"_class_name": "Pointwise2D", **sizes}))
+    (model / "model_manifest.json").unlink()  # it is edited on purpose
     sample = ["sample", model, "--num-inference-steps", 2, "--num-images", 2, "--device", "cpu", "--output-dir"]
     refused([*sample, tmp_path / "out"], "no network of the class 'Pointwise2D'", "UNet2DConditionModel")
     site.mkdir()

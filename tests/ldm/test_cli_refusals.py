@@ -183,6 +183,7 @@ def test_names_from_files_are_inert(models, refused, tmp_path):
     facts = json.loads((model / "conditioning.json").read_text())
     facts["class_names"][0] = ESCAPE
     (model / "conditioning.json").write_text(json.dumps(facts))
+    (model / "model_manifest.json").unlink()  # it is edited on purpose
     message = refused(sample(model, tmp_path / "out", "--class-label", "dog"), "unknown class 'dog'")
     assert "\x1b" not in message and "\x07" not in message
 

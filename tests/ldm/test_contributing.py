@@ -77,4 +77,5 @@ def test_a_package_of_the_five_files_works_from_the_command_line(package, models
     Pointwise2D(stored["in_channels"], stored["sample_size"], stored["num_class_embeds"]).save_pretrained(
         model / "unet"
     )
+    (model / "model_manifest.json").unlink()  # it is edited on purpose
     run("sample", model, *few, "--num-images", 2, "--guidance-scale", 3, "--output-dir", tmp_path / "pointwise")

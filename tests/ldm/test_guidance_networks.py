@@ -406,6 +406,7 @@ def test_a_classifier_of_another_schedule_serves(text, tmp_path):
     path = tmp_path / "model" / "classifier" / "facts.json"
     facts = json.loads(path.read_text())
     path.write_text(json.dumps(facts | {"schedule": DiscreteSchedule("cosine", 500).config()}))
+    (tmp_path / "model" / "model_manifest.json").unlink()  # it is edited on purpose
     guided = replace(FAST, guidance=("classifier(2)",))
     other, request = Pipeline.load(tmp_path / "model"), Request(PROMPT, class_label=1)
     assert difference(sampled(other, request, guided), sampled(text, request, guided)) > 1e-6

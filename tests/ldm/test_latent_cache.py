@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,6 +23,7 @@ from ldm.data import cache_device, latent_cache, latent_layout
 from ldm.data.latent_cache import CacheKey, LatentCache, encode_latents
 from ldm.data.shapes import ShapesData
 from ldm.runtime.errors import UserError
+from ldm.runtime.files import sha256_of_file
 
 
 @dataclass(frozen=True)
@@ -265,8 +268,7 @@ def test_absent_cache(tmp_path: Path) -> None:
         LatentCache.open(tmp_path / "none", CacheKey.of(TinyEncoder(), shapes()))
 
 
-def damage_bit(folder: Path) -> None:
-    path = folder / "latents-00001-of-00003.safetensors"
+def damage_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
@@ -340,17 +342,69 @@ def test_damage_is_found(tmp_path: Path, where: str, damage: object) -> None:
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_flipped_bit_is_found_in_a_cache_that_is_read_whole(tmp_path: Path) -> None:
-    encode_latents(TinyEncoder(), shapes(), tmp_path / "latents")
-    damage_bit(tmp_path / "latents")
-    with pytest.raises(UserError, match="SHA-256"):
-        LatentCache.open(tmp_path / "latents", CacheKey.of(TinyEncoder(), shapes()))
+def of_an_earlier_version(folder: Path) -> None:
+    """A cache as it was before its shards had checksums; those of the files are in the manifest."""
+    shards = sorted(folder.glob("latents-*"))
+    for shard in shards:
+        with safe_open(shard, framework="pt") as file:
+            metadata = {name: value for name, value in file.metadata().items() if name != "crc32"}
+        save_file(load_file(shard), shard, metadata)
+    edit(folder, sha256=[sha256_of_file(shard) for shard in shards])
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("damaged", [0, 1, 2])
+def test_a_flipped_bit_is_found_in_a_cache_of_any_size(
+    tmp_path: Path, where: str, damaged: int, earlier: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At once where it is read whole, else when the image is read; large ones of earlier versions are unchecked."""
+    folder, key = tmp_path / "latents", CacheKey.of(TinyEncoder(), shapes())
+    encode_latents(TinyEncoder(), shapes(), folder)
+    if earlier:
+        of_an_earlier_version(folder)
+    with caplog.at_level(logging.INFO, "ldm"):
+        LatentCache.open(folder, key).moments(range(20), torch.arange(20) % 2 == 1)
+        assert ("unchecked" in caplog.text) == (earlier and where == "files")
+    shard = sorted(folder.glob("latents-*"))[damaged]
+    damage_bit(shard)
+    if earlier and where == "files":
+        return
+    with pytest.raises(UserError, match=r"damaged.*SHA-256" if earlier else rf"image {[7, 15, 19][damaged]} differs"):
+        cache = LatentCache.open(folder, key)
+        cache.moments([0, 9, 16], torch.tensor([True, False, True]))  # others are read as before
+        cache.moments(range(20), torch.ones(20, dtype=torch.bool))
+
+
+def test_a_damaged_shard_is_encoded_again(tmp_path: Path) -> None:
+    folder, data = tmp_path / "latents", shapes()
+    whole = encode_latents(TinyEncoder(), data, folder).gather(range(20))
+    (folder / "manifest.json").unlink()
+    damage_bit(folder / "latents-00001-of-00003.safetensors")
+    encoder = TinyEncoder()
+    assert torch.equal(encode_latents(encoder, data, folder).gather(range(20)), whole)
+    assert encoder.seen == 1 + 2 * 8, "one to learn the shape, one of three shards on both sides"
+
+
+def test_whole_shards_of_an_earlier_version_are_reused_and_that_is_said(tmp_path: Path, caplog) -> None:  # type: ignore[no-untyped-def]
+    folder, data, encoder = tmp_path / "latents", shapes(), TinyEncoder()
+    encode_latents(TinyEncoder(), data, folder)
+    of_an_earlier_version(folder)
+    (folder / "manifest.json").unlink()
+    with caplog.at_level(logging.INFO, "ldm"):
+        encode_latents(encoder, data, folder)
+    assert encoder.seen == 1 and caplog.text.count("3 shards of an earlier version have no checksums") == 1
+
+
+def test_a_folder_named_as_a_file_of_a_cache_is_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "latents" / "manifest.json").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds something else \(manifest\.json\)"):
+        encode_latents(TinyEncoder(), shapes(), tmp_path / "latents")
 
 
 def test_memory_mapped_latents_are_not_read_until_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latent_cache, "RAM_LIMIT", 0)
     cache = encode_latents(TinyEncoder(), shapes(), tmp_path / "latents")
-    assert all(isinstance(array, np.memmap) for part in cache._maps for array in part.values())
+    assert all(isinstance(array, np.memmap) for shard in cache._shards for array in shard.maps.values())
 
 
 def test_shards_are_limited_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ def without_signal(folder, target):
     shutil.copytree(folder, target, ignore=shutil.ignore_patterns("checkpoint-*", "latents", "samples"))
     path = target / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "rescale_betas_zero_snr": True}))
+    (target / "model_manifest.json").unlink()  # it is edited on purpose
     return target
 
 

@@ -45,6 +45,7 @@ def weak(models):
     copytree(models.text, models.root / "weak")
     path = models.root / "weak" / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({name: 0.9 * value for name, value in load_file(path).items()}, path, metadata={"format": "pt"})
+    (models.root / "weak" / "model_manifest.json").unlink()  # it is edited on purpose
 
 
 def draw(pipeline, sampler, guidance=(), **settings):

@@ -390,7 +390,7 @@ def test_a_run_of_other_settings_is_refused_by_name(tmp_path):
 
 def test_what_a_killed_start_leaves_is_taken_over(tmp_path):
     (tmp_path / ".lock").touch()
-    (tmp_path / ".run.json.tmp-abc").write_text("{")
+    (tmp_path / ".run.json.tmp-a1b2c3d4").write_text("{")
     (tmp_path / ".unet.old-77").mkdir()
     with pytest.raises(UserError, match="holds something else"):
         run(tmp_path)

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
+from autoencoders.weight_file import not_finite, refuse
 from ldm.conditioning.text_encoder import printable_utf8, quietly
 from ldm.evaluation.features.extractors import Extractor
 from ldm.evaluation.features.train_network import safe_name
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import check_regular_folder, fingerprint, read_json, sha256_of_file
 from ldm.runtime.images import to_uint8
 from ldm.runtime.text import printable
@@ -210,6 +211,8 @@ def _load(folder: Path, kind: str) -> nn.Module:
     missing = sorted(report["missing_keys"])
     if missing or report["mismatched_keys"]:
         raise UserError(f"{printable(folder)}: weights are missing or of another shape, such as {[*missing, '?'][0]}")
+    with user_errors():
+        refuse(printable(folder), not_finite(network.state_dict()))
     return network
 
 

@@ -19,8 +19,8 @@ from ldm.runtime.errors import UserError
 from ldm.runtime.files import cache_folder, fingerprint
 from ldm.runtime.images import to_uint8
 from ldm.runtime.progress import progress
-from ldm.runtime.tensors import open_tensors, save_tensors
-from ldm.runtime.text import counted
+from ldm.runtime.tensors import load_expected, metadata_text, save_with_digest
+from ldm.runtime.text import counted, printable
 
 logger = logging.getLogger("ldm")
 
@@ -182,21 +182,22 @@ def _float(pixels: Tensor) -> Tensor:
 
 def _store(path: Path, network: SmallNetwork, metadata: NetworkMetadata) -> None:
     try:
-        save_tensors(path, network.state_dict(), {"facts": json.dumps(asdict(metadata))})
+        save_with_digest(path, network.state_dict(), "facts", json.dumps(asdict(metadata)))
     except OSError as error:
         logger.warning("the trained network could not be written to %s (%s)", path.parent, error.strerror)
 
 
 def _load(path: Path) -> tuple[SmallNetwork, NetworkMetadata] | None:
-    """A stored network, or None where there is none that can be read."""
+    """A stored network, or None where there is none that is whole."""
+    if not path.is_file():
+        return None
     try:
-        with open_tensors(path) as file:
-            metadata = json.loads(file.metadata()["facts"])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = json.loads(metadata_text(path, "facts"))
         metadata["heads"] = {name: tuple(values) for name, values in metadata["heads"].items()}
         with torch.random.fork_rng(devices=[]):
             network = SmallNetwork(metadata["image_size"], metadata["heads"])
-        network.load_state_dict(state)
+        network.load_state_dict(load_expected(path, network.state_dict(), described_by="its metadata"))
         return network, NetworkMetadata(**metadata)
-    except (KeyError, TypeError, ValueError, RuntimeError):
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        logger.warning("the stored network of the data is damaged and is trained anew (%s)", printable(error))
         return None

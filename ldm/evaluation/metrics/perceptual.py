@@ -9,8 +9,9 @@ from torch import Tensor
 
 from autoencoders.losses import feature_distance
 from autoencoders.losses.perceptual import Distance
+from autoencoders.weight_file import not_finite, refuse
 from ldm.evaluation.features.small_network import SmallNetwork, fit_size
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import sha256_of_file
 from ldm.runtime.tensors import read_tensors
 
@@ -84,4 +85,6 @@ def _backbone(path: Path, kind: str) -> dict[str, Tensor]:
         if shapes.get(name) != shape:
             problem = f"{path}: {name}: expected shape {shape}, found {shapes.get(name)}"
             raise UserError(problem, remedy=f"give {BACKBONES[kind]}")
+    with user_errors():
+        refuse(path, not_finite(state))
     return state

@@ -15,7 +15,6 @@ from ldm.data.dataset import ImageData
 from ldm.data.selection import even_indices, plain_batches, shuffled_indices
 from ldm.evaluation.metrics.image_quality import psnr, ssim
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_folder
 from ldm.runtime.text import counted
 from ldm.training.randomness import StepRandom
 from ldm.training.task import Loss
@@ -141,8 +140,7 @@ class AutoencoderTask(ImageTask):
         count = min(self.config.calibration_images, len(self.data))
         images = plain_batches(self.data, even_indices(len(self.data), count), 64, self.device)
         published.calibrate(*measure_latents(published, images))
-        with atomic_folder(folder / "vae") as target:
-            published.save_pretrained(target)
+        published.save_pretrained(folder / "vae")
 
 
 def with_likelihood(config: AutoencoderRun) -> AutoencoderRun:

@@ -15,7 +15,7 @@ from ldm.data.selection import shuffled_indices
 from ldm.models.classifier import NoisyClassifier
 from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_folder, atomic_write_json
+from ldm.runtime.files import atomic_write_json
 from ldm.sampling.forward_process import Process
 from ldm.sampling.model_folder import read_scheduler
 from ldm.training.randomness import StepRandom
@@ -97,7 +97,7 @@ class ClassifierTask(LatentTask):
     def publish(self, model: nn.Module, folder: Path) -> None:
         assert isinstance(model, NoisyClassifier)
         publish_shared(folder, self.autoencoder, self.autoencoder_folder, self.process)
-        with atomic_folder(folder / "classifier") as target:
-            model.save_pretrained(target)
-            metadata = {"autoencoder": self.autoencoder.fingerprint(), "schedule": self.schedule.config()}
-            atomic_write_json(target / "facts.json", {**metadata, "class_names": list(self.data.class_names)})
+        model.save_pretrained(folder / "classifier")
+        metadata = {"autoencoder": self.autoencoder_fingerprint, "schedule": self.schedule.config()}
+        metadata["class_names"] = list(self.data.class_names)
+        atomic_write_json(folder / "classifier" / "facts.json", metadata)

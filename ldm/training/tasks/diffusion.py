@@ -19,9 +19,8 @@ from ldm.evaluation.periodic_config import DiffusionEvalConfig
 from ldm.models.backbone import Backbone
 from ldm.models.unet import UNet
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_folder
 from ldm.sampling.config import SamplingConfig
-from ldm.sampling.model_folder import INDEX, write_index
+from ldm.sampling.model_folder import write_index
 from ldm.sampling.pipeline import Pipeline
 from ldm.training.evaluations import preserve_requires_grad
 from ldm.training.randomness import StepRandom
@@ -173,14 +172,12 @@ class DiffusionTask(LatentTask):
             return torch.cat(list(self.pipeline(model).generate(requests, sampling)))
 
     def publish(self, model: nn.Module, folder: Path) -> None:
-        """Write the model folder; model_index.json comes last."""
+        """Write the model folder."""
         assert isinstance(model, DiffusionModel)
         publish_shared(folder, self.autoencoder, self.autoencoder_folder, self.process)
-        with atomic_folder(folder / "unet") as target:
-            model.unet.save_pretrained(target)
+        model.unet.save_pretrained(folder / "unet")
         model.conditioner.save_pretrained(folder)
-        if not (folder / INDEX).is_file():
-            index, scheduler = model.conditioner.index_entries(), self.process.config()["_class_name"]
-            decay = self.config.training.ema_decay
-            weights = f"EMA of decay {decay:g}" if decay else "of the last step (no EMA)"
-            write_index(folder, index, class_of(self.autoencoder.config), scheduler, weights)
+        index, scheduler = model.conditioner.index_entries(), self.process.config()["_class_name"]
+        decay = self.config.training.ema_decay
+        weights = f"EMA of decay {decay:g}" if decay else "of the last step (no EMA)"
+        write_index(folder, index, class_of(self.autoencoder.config), scheduler, weights)

@@ -15,7 +15,6 @@ from autoencoders import Generator
 from ldm.data.dataset import ImageData
 from ldm.data.selection import even_indices, plain_batches
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_folder
 from ldm.training.randomness import StepRandom, key
 from ldm.training.task import Loss
 from ldm.training.tasks.images import Discriminator, FrechetMeasure, ImageTask
@@ -98,5 +97,4 @@ class GanTask(ImageTask):
                 yield model(noise.to(self.device)).float()
 
     def publish(self, model: nn.Module, folder: Path) -> None:
-        with atomic_folder(folder / "generator") as target:
-            self._recalibrated(model).save_pretrained(target)
+        self._recalibrated(model).save_pretrained(folder / "generator")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +14,16 @@ from torch import Tensor
 
 from autoencoders import Autoencoder, AutoencoderConfig
 from ldm.data.cache_device import choose_cache_device
+from ldm.data.cache_key import CacheKey, check_cache_folder
 from ldm.data.dataset import ImageData
-from ldm.data.latent_cache import CacheKey, LatentCache, check_cache_folder, encode_latents
+from ldm.data.latent_cache import LatentCache, encode_latents
 from ldm.data.selection import image_batches, plain_batches, to_device
 from ldm.runtime.distributed import current_processes
-from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_folder, atomic_write_json
+from ldm.runtime.errors import UserError, user_errors
+from ldm.runtime.files import atomic_write_json
 from ldm.sampling.forward_process import Process
-from ldm.sampling.model_folder import copy_part
+from ldm.sampling.model_folder import copy_part, read_autoencoder
+from ldm.sampling.publication import reading
 from ldm.training.randomness import BatchPlan, StepRandom
 from ldm.training.task import Task
 from ldm.training.tasks.settings import ClassifierRun, DiffusionConfig, DiffusionRun
@@ -27,6 +32,8 @@ from samplers import TARGETS, DiscreteSchedule, EDMSchedule, EDMTarget, FlowSche
 IDENTITY = "identity"  # what `autoencoder` is called where the latents are the pixels
 ONLINE = "none"  # what `latents` is called where there is no cache
 _ENCODE_BATCH = 64
+
+logger = logging.getLogger("ldm")
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,9 @@ def make_process(config: DiffusionConfig) -> Process:
     return Process(schedule, TARGETS[config.prediction]())
 
 
-def load_autoencoder(folder: str, device: torch.device) -> tuple[Autoencoder, Path | None]:
+def load_autoencoder(
+    folder: str, device: torch.device, ignore_manifest: bool = False
+) -> tuple[Autoencoder, Path | None]:
     """The autoencoder of a run, model or `vae` folder, frozen, with the folder that holds it.
 
     "identity" is the one without a folder, of diffusion in pixels: its latents are the images in [-1, 1] as they are,
@@ -70,10 +79,8 @@ def load_autoencoder(folder: str, device: torch.device) -> tuple[Autoencoder, Pa
         problem = "no vae/config.json in it" if root.exists() else "no such folder"
         remedy = "give the output folder of `ldm train autoencoder`, or identity"
         raise UserError(problem, remedy=remedy, setting="autoencoder", value=folder)
-    try:
-        autoencoder = Autoencoder.from_pretrained(path)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{error}", setting="autoencoder", value=folder) from None
+    with user_errors(setting="autoencoder", value=folder), reading(root):
+        autoencoder = read_autoencoder(path, ignore_manifest=ignore_manifest)
     return autoencoder.to(device).eval().requires_grad_(False), path
 
 
@@ -166,7 +173,7 @@ class LatentTask(Task):
         self, config: DiffusionRun | ClassifierRun, data: ImageData, validation: ImageData, device: torch.device
     ) -> None:
         self.config, self.data, self.validation, self.device = config, data, validation, device
-        self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device)
+        self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device, config.ignore_manifest)
         self.source, self.length = LatentSource(config, self.autoencoder, data, device), len(data)
 
     def batches(self, plan: BatchPlan) -> Iterator[LatentBatch]:
@@ -185,13 +192,18 @@ def held_out_latents(autoencoder: Autoencoder, data: ImageData, indices: Sequenc
 
 
 def publish_shared(folder: Path, autoencoder: Autoencoder, source: Path | None, process: Process) -> None:
-    """The autoencoder, a copy of its folder where it has one, and the scheduler settings, once a run."""
-    if not (folder / "vae").is_dir():
-        if source is not None:
+    """The autoencoder and the scheduler settings."""
+    publish_autoencoder(folder, autoencoder, source)
+    atomic_write_json(folder / "scheduler" / "scheduler_config.json", process.config())
+
+
+def publish_autoencoder(folder: Path, autoencoder: Autoencoder, source: Path | None) -> None:
+    """The folder that a frozen autoencoder was read from; its weights in memory where that has changed since."""
+    if source is not None:
+        with suppress(ValueError, OSError):
             copy_part(source, folder / "vae")
-        else:
-            with atomic_folder(folder / "vae") as target:
-                autoencoder.save_pretrained(target)
-    if not (folder / "scheduler").is_dir():
-        with atomic_folder(folder / "scheduler") as target:
-            atomic_write_json(target / "scheduler_config.json", process.config())
+            if Autoencoder.from_pretrained(folder / "vae").fingerprint() == autoencoder.fingerprint():
+                return
+        logger.warning("%s has changed since the training began; the model keeps the autoencoder as it was", source)
+        shutil.rmtree(folder / "vae", ignore_errors=True)
+    autoencoder.save_pretrained(folder / "vae")

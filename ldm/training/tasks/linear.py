@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
 from typing import Any
 
 from autoencoders import Autoencoder, fit_linear
@@ -11,10 +11,14 @@ from ldm.runtime.errors import UserError
 from ldm.runtime.images import save_grid
 from ldm.runtime.progress import progress
 from ldm.runtime.text import counted
+from ldm.sampling.publication import publication
+from ldm.training.published import outdated
 from ldm.training.run_folder import RunFolder
 from ldm.training.tasks.autoencoder import AutoencoderTask
 
-_BATCH = 64
+_BATCH, _STEP = 64, 1
+
+logger = logging.getLogger("ldm")
 
 
 def fit(task: AutoencoderTask, output_dir: str, settings: str) -> dict[str, Any]:
@@ -33,8 +37,10 @@ def fit(task: AutoencoderTask, output_dir: str, settings: str) -> dict[str, Any]
     fingerprint = {name: task.fingerprint[name] for name in ("data", "autoencoder")}
     run = RunFolder.claim(output_dir, task.kind, settings, fingerprint)
     try:
-        if (run.path / "vae" / "config.json").is_file() and (measures := run.last_measures()):
-            return measures
+        if measures := run.last_measures():
+            if not (reason := outdated(run.path, _STEP)):
+                return measures
+            logger.info("the autoencoder is fitted again: %s", reason)
         run.start_metrics(0)
         model.to(task.device).eval()
         batches = plain_batches(data, range(len(data)), _BATCH, task.device)
@@ -44,11 +50,12 @@ def fit(task: AutoencoderTask, output_dir: str, settings: str) -> dict[str, Any]
             raise UserError(str(error)) from None
         explained = float(values[:channels].sum() / values.sum())
         measures = {**task.validate(model), "explained_variance": explained}
-        run.log({"step": 1, "validation": measures})
+        run.log({"step": _STEP, "validation": measures})
         (run.path / "samples").mkdir(exist_ok=True)
         save_grid(task.preview(model), run.path / "samples" / "step-000001.png")
-        task.publish(model, Path(run.path))
         run.sync_metrics()
+        with publication(run.path, step=_STEP) as folder:
+            task.publish(model, folder)
         return measures
     finally:
         run.close()

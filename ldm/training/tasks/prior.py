@@ -15,22 +15,21 @@ from torch import Tensor, nn
 from autoencoders import Autoencoder
 from autoencoders.priors import CodeGrid, CodePriors, PriorShape, mask_codes
 from ldm.conditioning.conditioner import Conditioner
+from ldm.data.cache_key import CacheKey
 from ldm.data.code_cache import CodeCache, check_code_folder, encode_codes
 from ldm.data.dataset import ImageData
-from ldm.data.latent_cache import CacheKey
 from ldm.data.report import DataReport
 from ldm.data.selection import even_indices, image_batches, plain_batches, to_device
 from ldm.evaluation.periodic import PeriodicEvaluator
 from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_folder
 from ldm.sampling.code_prior import PRIOR, CodePriorModel, bits_of_codes, prior_condition
 from ldm.sampling.config import Request
-from ldm.sampling.model_folder import INDEX, copy_part, write_prior_index
+from ldm.sampling.model_folder import write_prior_index
 from ldm.training.randomness import BatchPlan, StepRandom
 from ldm.training.task import Loss, Task
 from ldm.training.tasks.conditions import TrainingConditions
-from ldm.training.tasks.latents import IDENTITY, check_divisible, load_autoencoder
+from ldm.training.tasks.latents import IDENTITY, check_divisible, load_autoencoder, publish_autoencoder
 from ldm.training.tasks.settings import PriorRun
 
 _BATCH = 64  # images at once where nothing is trained
@@ -70,7 +69,7 @@ class PriorTask(Task):
         if config.training.gradient_checkpointing:
             raise UserError("a prior over codes has none", remedy="leave it out", setting="gradient_checkpointing")
         self.config, self.data, self.validation, self.device = config, data, validation, device
-        self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device)
+        self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device, config.ignore_manifest)
         self.levels = code_grids(self.autoencoder, data.image_size, config.autoencoder)
         seed, first = config.training.seed, config.first_caption_probability
         self.conditions = TrainingConditions(config.conditioning, data, first, seed)
@@ -179,15 +178,12 @@ class PriorTask(Task):
         return CodePriorModel(self.autoencoder, model.priors, model.conditioner, self.device)
 
     def publish(self, model: nn.Module, folder: Path) -> None:
-        """Write the model folder: vae, prior, conditioning; model_index.json comes last."""
-        assert isinstance(model, PriorModel) and self.autoencoder_folder is not None
-        if not (folder / "vae").is_dir():
-            copy_part(self.autoencoder_folder, folder / "vae")
-        with atomic_folder(folder / PRIOR) as target:
-            model.priors.save_pretrained(target)
+        """Write the model folder: vae, prior, conditioning."""
+        assert isinstance(model, PriorModel)
+        publish_autoencoder(folder, self.autoencoder, self.autoencoder_folder)
+        model.priors.save_pretrained(folder / PRIOR)
         model.conditioner.save_pretrained(folder)
-        if not (folder / INDEX).is_file():
-            write_prior_index(folder, model.conditioner.index_entries())
+        write_prior_index(folder, model.conditioner.index_entries())
 
     def _held_out_indices(self) -> list[int]:
         """Spread over the split, for a folder of classes begins with those of one class."""

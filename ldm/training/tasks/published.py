@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from autoencoders.weight_file import differences, refuse
 from ldm.data.config import DataConfig
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import user_errors
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
 from ldm.sampling.code_prior import holds_prior
 from ldm.sampling.model_folder import INDEX, WEIGHTS, check_parts, copy_part
+from ldm.sampling.model_manifest import manifest_of, write_manifest
 from ldm.sampling.pipeline import Pipeline
-from ldm.training.averages import Reconstruction
+from ldm.training.averages import FOLDER, Reconstruction
 from ldm.training.run_folder import RUN_FILE, recorded_settings
 from ldm.training.tasks.diffusion import DiffusionModel
 from ldm.training.tasks.settings import DiffusionRun, PriorRun
@@ -24,16 +26,18 @@ def dataset_of(model: str | Path) -> DataConfig | None:
     return recorded_settings(kind, model).dataset
 
 
-def write_reconstruction(run: Path, average: Reconstruction, target: Path) -> None:
+def write_reconstruction(run: Path, average: Reconstruction, target: Path, *, ignore_manifest: bool = False) -> None:
     """The run's model with these weights in place of the published ones, whole or not at all; `reconstruction.json`
     describes them. `UserError` where the weights are of another model."""
-    pipeline = Pipeline.load(run)
+    pipeline = Pipeline.load(run, ignore_manifest=ignore_manifest)
     model = DiffusionModel(pipeline.networks.unet, pipeline.networks.conditioner)
-    own = model.state_dict()
-    unknown = [name for name, value in average.weights.items() if name in own and own[name].shape != value.shape]
-    unknown = unknown or model.load_state_dict(average.weights, strict=False).unexpected_keys
-    if unknown:
-        raise UserError(f"{run}: its snapshots are of another model than its model folder ({unknown[0]})")
+    text = pipeline.networks.conditioner.text
+    frozen = "conditioner." if text is not None and text.kind == "frozen" else "-"
+    trained = {name: weight for name, weight in model.named_parameters() if not name.startswith(frozen)}
+    stored = {name: (tuple(weight.shape), "F32") for name, weight in average.weights.items()}
+    with user_errors():
+        refuse(run / FOLDER, list(differences(stored, trained, "the run's model folder")))
+    model.load_state_dict(average.weights, strict=False)
     with atomic_folder(target) as folder:
         for part in ("vae", "scheduler", "tokenizer"):
             if (run / part).is_dir():
@@ -43,3 +47,5 @@ def write_reconstruction(run: Path, average: Reconstruction, target: Path) -> No
         atomic_write_json(folder / "reconstruction.json", average.metadata())
         weights = f"EMA of relative length {average.length:g} after step {average.step}, from snapshots"
         atomic_write_json(folder / INDEX, read_json(run / INDEX) | {WEIGHTS: weights})
+        fingerprint = pipeline.networks.autoencoder.fingerprint()
+        write_manifest(folder, manifest_of(folder, step=average.step, autoencoder=fingerprint))

@@ -136,6 +136,8 @@ class LatentOptions:
 
     autoencoder: str = ""
     """Output folder of `ldm train autoencoder` (or any folder with a `vae`); identity: diffusion in pixels."""
+    ignore_manifest: bool = False
+    """Take an autoencoder that is not as it was published, for those who edit models."""
     latents: str = ""
     """Folder of the latent cache, made when absent; unset: <output-dir>/latents; none: encode each batch anew, which
     takes random crops and no disk."""
@@ -183,6 +185,8 @@ class ClassifierRun(LatentOptions):
     autoencoder: str = ""
     """Folder of a trained autoencoder, or of the diffusion model to be guided, whose noise schedule is then taken (that
     of Stable Diffusion for a flow or EDM model, which is guided at the times of equal log-SNR); identity: pixels."""
+    ignore_manifest: bool = False
+    """Take an autoencoder that is not as it was published, for those who edit models."""
     validation_images: int = 512
     """Held-out images on which the accuracy is measured at each noise level."""
 
@@ -201,6 +205,8 @@ class PriorRun:
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     autoencoder: str = ""
     """Output folder of `ldm train autoencoder` with a bottleneck of codes: vq and its variants, fsq, lfq, gumbel."""
+    ignore_manifest: bool = False
+    """Take an autoencoder that is not as it was published, for those who edit models."""
     codes: str = ""
     """Folder of the codes, which are encoded when it is absent; unset: <output-dir>/codes."""
     first_caption_probability: float = 0.0
