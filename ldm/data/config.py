@@ -1,6 +1,6 @@
 """Which images to train on, and how they are cut to size."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from ldm.runtime.errors import UserError, at_least
@@ -70,3 +70,12 @@ class DataConfig:
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"expected 0 <= x < 1, got {self.validation_fraction}", setting="validation_fraction")
         at_least(self, max_bad_images=0)
+
+    def changed(self, *names: str) -> list[str]:
+        """Those of these settings that have another value than their default."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return [name for name in names if getattr(self, name) != defaults[name]]
+
+
+COLUMN_SETTINGS = ("image_column", "label_column", "text_column")
+FOLDER_SETTINGS = ("metadata_file", "captions_from", "caption_lines", "folder_classes")

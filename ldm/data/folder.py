@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ldm.data.config import DataConfig
+from ldm.data.config import COLUMN_SETTINGS, DataConfig
 from ldm.data.decode import ENDINGS
 from ldm.data.layouts.annotations import Annotations
 from ldm.data.layouts.caption_files import CaptionFiles, beside, from_folder
@@ -15,6 +15,7 @@ from ldm.data.layouts.class_folders import class_folders, listed
 from ldm.data.layouts.left_over import left_over
 from ldm.data.layouts.lists import read_lists
 from ldm.data.layouts.splits import Splits, find_splits
+from ldm.data.layouts.tables import TABLES
 from ldm.data.layouts.tree import Tree, scan
 from ldm.data.layouts.version_1 import list_by_version_1
 from ldm.data.listing import Listing, number_classes
@@ -59,6 +60,8 @@ class _FolderReader:
         """All steps."""
         tree, config = self.tree, self.config
         splits = find_splits(tree.images, config.folder_classes, self.where)
+        if self.images_only and not splits.validation:
+            splits = Splits()
         lists, files = read_lists(tree, config, splits.unused)
         self.used |= files
         names = self._of_splits(self._named(lists, splits), splits)
@@ -67,7 +70,10 @@ class _FolderReader:
         labels, names = self._labels(names, lists, splits)
         captions = {} if self.images_only else self._captions(names, lists)
         self.used |= {*names}
-        passed = [*self.conditions, *left_over(tree, self.used, self.left_images)]
+        unused = () if any(file.endswith(TABLES) for file in files) else config.changed(*COLUMN_SETTINGS)
+        why = "this folder has no list with columns"
+        settings = [PassedOver(f"setting (`{name}`)", 1, why, condition=True) for name in unused]
+        passed = [*settings, *self.conditions, *left_over(tree, self.used, self.left_images)]
         if self.images_only:
             passed = [replace(item, condition=False) for item in passed]
         numbers, class_names = number_classes([labels[name] for name in names] if labels else [], tree.folder)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ldm.data.config import DataConfig
+from ldm.data.config import COLUMN_SETTINGS, FOLDER_SETTINGS, DataConfig
 from ldm.data.dataset import ImageData
 from ldm.data.decode import VERSION
 from ldm.data.folder import list_folder
@@ -20,7 +20,7 @@ from ldm.data.torchvision_sets import SETS, open_torchvision
 from ldm.data.verify import VerifiedFolder, verify
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import fingerprint
-from ldm.runtime.text import printable, suggest
+from ldm.runtime.text import counted, printable, suggest
 
 NAMES = ("shapes", *SETS)
 
@@ -29,6 +29,8 @@ def open_data(config: DataConfig, split: str = "train") -> ImageData:
     """The data set that `config` names, with every image checked; `UserError` where it cannot be used."""
     if split not in SPLITS:
         raise UserError(f'unknown split "{split}"', remedy=suggest(split, SPLITS))
+    if config.data in NAMES and (given := config.changed(*COLUMN_SETTINGS, *FOLDER_SETTINGS)):
+        raise UserError(f"{config.data} is neither a folder nor shards", setting=given, remedy="leave it out")
     if config.data == "shapes":
         return _shapes(config, split)
     if config.data in SETS:
@@ -37,11 +39,21 @@ def open_data(config: DataConfig, split: str = "train") -> ImageData:
         remedy = "nothing is read over the network, fetch it first"
         raise UserError("an address", remedy=remedy, setting="data", value=printable(config.data))
     if shards := find_shards(config.data):
-        return open_listing(list_shards(config, shards), config, split)
+        return open_listing(_without_effect(list_shards(config, shards), config), config, split)
     if not Path(config.data).expanduser().exists():
         problem = f'`data` "{printable(config.data)}": neither a folder nor a known name'
         raise UserError(problem, remedy=suggest(config.data, NAMES))
     return open_listing(list_folder(Path(config.data).expanduser(), config), config, split)
+
+
+def _without_effect(listing: Listing, config: DataConfig) -> Listing:
+    """A listing of shards that names the settings that are for folders alone."""
+    given = [
+        PassedOver(f"setting (`{name}`)", 1, "is for folders of images, and these are shards", condition=True)
+        for name in config.changed(*FOLDER_SETTINGS)
+    ]
+    passed = (*listing.reading.passed_over, *given)
+    return replace(listing, reading=replace(listing.reading, passed_over=passed))
 
 
 def _shapes(config: DataConfig, split: str) -> ImageData:
@@ -117,8 +129,20 @@ def _report(
         unlabelled=sum(label < 0 for label in labels or ()),
         captioned=captioned,
         captions=texts,
+        notes=_copies(names, verified.digests, held_out),
         remarks=(verified.dark,) if verified.dark else (),
     )
+
+
+def _copies(names: list[str], digests: list[bytes], held_out: Collection[str]) -> tuple[str, ...]:
+    """A line about images of the same bytes, if there are any."""
+    copies = len(digests) - len(set(digests))
+    if not copies:
+        return ()
+    trained = {digest for name, digest in zip(names, digests, strict=True) if name not in held_out}
+    both = sum(digest in trained for name, digest in zip(names, digests, strict=True) if name in held_out)
+    text = f"copies: {counted(copies, 'image')} with the bytes of another"
+    return (f"{text}; {both:,} of those held out are trained on as well" if both else text,)
 
 
 def with_present_numbers(listing: Listing) -> Listing:

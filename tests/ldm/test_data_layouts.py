@@ -259,6 +259,14 @@ LAYOUTS = {
         unread, said=('1 file ending .txt: neither an image nor a list, such as "LICENSE.txt"',),
         warned=("1 file ending .json: beside images", "1 file ending .svg: an image", "1 file ending .csv: may hold"),
     ),
+    "a setting without effect": Layout(
+        lambda folder: images(folder, *ABC), settings={"text_column": "words"},
+        warned=("1 setting (`text_column`): this folder has no list with columns",),
+    ),
+    "copies": Layout(
+        lambda folder: [images(folder, name) for name in (*ABC[:2], "more/x.png")] and images(folder, "c.png", "d.png"),
+        images=5, said=("copies: 2 images with the bytes of another",), settings={"folder_classes": "no"},
+    ),
     "images that are not listed": Layout(unlisted, ALL, said=("1 image: not listed in metadata.jsonl",)),
 }  # fmt: skip
 
@@ -331,6 +339,10 @@ TWO_READINGS: dict[str, tuple[Callable[[Path], object], str]] = {
     "lines of a caption file": (
         lambda folder: (images(folder, *ABC), (folder / "a.txt").write_text("one\ntwo\n")),
         "a.txt: 2 lines, which may be one caption or several; give `caption_lines` one or each",
+    ),
+    "two columns of one name": (
+        lambda folder: lines(images(folder, *ABC) / "metadata.csv", ["file_name,text,text", "a.png,x,y"]),
+        'two columns are named "text"',
     ),
     "two caption files": (
         lambda folder: (beside(".txt")(folder), (folder / "a.caption").write_text("x")), "a.png: has two captions"

@@ -13,7 +13,7 @@ from ldm.runtime.errors import UserError
 from ldm.runtime.text import printable
 
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
-MAX_JSON = 512 * 2**20  # bytes of one JSON file; the captions of COCO take 92 MB
+MAX_JSON = 192 * 2**20  # bytes of one JSON file; the captions of COCO take 92 MB
 _ROWS = 4096  # of a parquet file, read at a time
 _ROW_GROUP_BYTES = 2**30  # of one row group's columns, unpacked
 Row = tuple[int, dict[str, Any]]  # line or row number, values by column
@@ -80,7 +80,10 @@ def _json_rows(stream: Any, path: Path) -> Iterator[Row]:
 def _csv_reader(stream: Any, path: Path) -> csv.DictReader[str]:
     reader = csv.DictReader(stream, strict=True, delimiter="\t" if path.suffix == ".tsv" else ",")
     try:
-        reader.fieldnames  # noqa: B018  (reads the first line)
+        names = list(reader.fieldnames or ())  # reads the first line
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f'{printable(path)}: two columns are named "{printable(twice)}"', remedy="rename one")
     except csv.Error as error:
         raise UserError(f"{printable(path)}, line {reader.line_num}: not valid CSV ({printable(error)})") from None
     except UnicodeDecodeError as error:
