@@ -15,7 +15,6 @@ from ldm.cli.model_options import ModelOptions
 from ldm.cli.parsing import require
 from ldm.cli.tables import terminal_width
 from ldm.comparison import Comparison, ComparisonConfig, compare, rank_comparison
-from ldm.comparison.compare import identity_of
 from ldm.comparison.config import METRICS_OF_COMPARISONS
 from ldm.data.config import DataConfig
 from ldm.data.dataset import ImageData
@@ -24,6 +23,7 @@ from ldm.evaluation.config import EvaluationConfig
 from ldm.runtime.distributed import torchrun_processes
 from ldm.runtime.text import counted
 from ldm.sampling.config import SamplingConfig
+from ldm.sampling.identity import identity_of
 from ldm.sampling.pipeline import Pipeline
 
 

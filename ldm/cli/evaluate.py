@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -22,12 +23,16 @@ from ldm.evaluation.config import EvaluationConfig, LikelihoodConfig
 from ldm.evaluation.evaluate import evaluate_model
 from ldm.evaluation.folders import evaluate_folders
 from ldm.evaluation.records import EvaluationResult
+from ldm.evaluation.sample_stats import StatsStore, remove_abandoned
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes, torchrun_processes
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_write_json
+from ldm.runtime.files import atomic_write_json, cache_folder, fingerprint
+from ldm.runtime.locks import FolderLock
+from ldm.runtime.stopping import GOES_ON, kept_when_stopped
 from ldm.sampling.checks import check_used
 from ldm.sampling.code_prior import SUPPORTED_SETTINGS, CodePriorModel, holds_prior
 from ldm.sampling.config import SamplingConfig
+from ldm.sampling.identity import identity_of
 from ldm.sampling.pipeline import Pipeline
 from ldm.training.tasks.published import dataset_of
 
@@ -58,6 +63,9 @@ class EvaluateRun(ModelOptions):
     """A JSON file for figures and manifest."""
 
 
+Loaded = tuple[Pipeline | CodePriorModel, ImageData, ImageData, ImageData | None]
+
+
 def run(arguments: list[str]) -> None:
     """Evaluate and print the figures with what they hold for; under torchrun on all its processes."""
     with torchrun_processes() as processes:
@@ -80,15 +88,22 @@ def run(arguments: list[str]) -> None:
                     max_bad_images=settings.dataset.max_bad_images,
                 )
             )
+            _publish(settings, result, processes)
+        elif holds_prior(settings.model):  # whose codes are drawn by one process
+            processes.run_on_main_and_broadcast(lambda: _model(settings, device))
         else:
-            result = _model(settings, device, processes)
-        if processes.is_main:
-            show(result)
-            sheet = _contact_sheet(settings)
-            if sheet is not None and sheet.is_file():
-                print(f"wrote {sheet}: samples and the training images nearest to them")
-            if settings.output:
-                atomic_write_json(settings.output, result.to_json())
+            _model(settings, processes.device(device), processes)
+
+
+def _publish(settings: EvaluateRun, result: EvaluationResult, processes: Processes) -> None:
+    if not processes.is_main:
+        return
+    show(result)
+    sheet = _contact_sheet(settings)
+    if sheet is not None and sheet.is_file():
+        print(f"wrote {sheet}: samples and the training images nearest to them")
+    if settings.output:
+        atomic_write_json(settings.output, result.to_json())
 
 
 def _settings(arguments: list[str]) -> tuple[EvaluateRun, torch.device]:
@@ -112,14 +127,40 @@ def _settings(arguments: list[str]) -> tuple[EvaluateRun, torch.device]:
     return settings, resolve_device(settings.device)
 
 
-def _model(settings: EvaluateRun, device: torch.device, processes: Processes) -> EvaluationResult:
-    if holds_prior(settings.model):  # whose codes are drawn by one process
-        return processes.run_on_main_and_broadcast(lambda: _evaluate(settings, _load(settings, device)))
-    loaded = processes.run_on_all(lambda: _load(settings, processes.device(device)))
-    return _evaluate(settings, loaded, processes)
+def _model(settings: EvaluateRun, device: torch.device, processes: Processes = SINGLE_PROCESS) -> None:
+    """Evaluate and publish; what is finished meanwhile is kept in the user's cache folder until then."""
+    loaded = processes.run_on_all(lambda: _load(settings, device))
+    key = processes.run_on_main_and_broadcast(lambda: _key(settings, loaded, device))
+    stores = cache_folder() / "evaluations"
+    store = StatsStore(stores / key[:32])
+
+    def stopped() -> str:
+        count = store.count()
+        return f"stopped after {count} of {settings.evaluation.num_images} samples; {GOES_ON}" if count else "stopped"
+
+    def lock() -> bool:
+        """Whether the folder can be locked: it is that of this very evaluation."""
+        remove_abandoned(stores)
+        try:
+            held.enter_context(FolderLock(store.folder, work="making the same evaluation", setting=""))
+        except OSError:
+            return False  # and the store will say that it cannot be written
+        return True
+
+    with ExitStack() as held, kept_when_stopped(stopped):
+        processes.run_on_main_and_broadcast(lock)
+        _publish(settings, _evaluate(settings, loaded, store, processes), processes)
+        if processes.is_main:
+            store.remove()
 
 
-Loaded = tuple[Pipeline | CodePriorModel, ImageData, ImageData, ImageData | None]
+def _key(settings: EvaluateRun, loaded: Loaded, device: torch.device) -> str:
+    """The fingerprint of all that samples and metrics depend on."""
+    model, reference, train, other = loaded
+    data = [(split.fingerprint, split.split) for split in (reference, train, other) if split is not None]
+    parts = (settings.sampling, settings.evaluation, settings.likelihood, settings.dataset)
+    weights = identity_of(model, settings.model, settings.weak)
+    return fingerprint([weights, data, settings.split, device.type, *(asdict(part) for part in parts)])
 
 
 def _load(settings: EvaluateRun, device: torch.device) -> Loaded:
@@ -139,7 +180,7 @@ def _load(settings: EvaluateRun, device: torch.device) -> Loaded:
     return model, reference, train, other_split(settings.dataset, settings.split)
 
 
-def _evaluate(settings: EvaluateRun, loaded: Loaded, processes: Processes = SINGLE_PROCESS) -> EvaluationResult:
+def _evaluate(settings: EvaluateRun, loaded: Loaded, store: StatsStore, processes: Processes) -> EvaluationResult:
     model, reference, train, other = loaded
     show_data(reference.report)
     return evaluate_model(
@@ -151,6 +192,7 @@ def _evaluate(settings: EvaluateRun, loaded: Loaded, processes: Processes = SING
         other_data=other,
         likelihood=settings.likelihood,
         contact_sheet=_contact_sheet(settings),
+        store=store,
         processes=processes,
     )
 

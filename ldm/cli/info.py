@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from ldm.cli.parsing import parse, require
+from ldm.cli.quickstart_folder import RUNS, describe, is_quickstart
 from ldm.cli.verify import verified
 from ldm.data.config import DataConfig
 from ldm.runtime.errors import UserError
@@ -38,7 +39,7 @@ class InfoRun:
     images, classes and captions that would be read, how they were found, and everything that is passed over."""
 
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|DATA")] = ""
-    """Run folder, model folder or the folder of an autoencoder; or data, as `--data` takes them."""
+    """Run folder, model folder, the folder of an autoencoder or of a quick start; or data, as `--data` takes them."""
     dataset: DataConfig = field(default_factory=DataConfig)
     verify: bool = False
     """Read all files of models, checkpoints and latents in it and compare them with the checksums that were written
@@ -51,7 +52,7 @@ def run(arguments: list[str]) -> None:
     require(settings.folder, "FOLDER", "a run folder, a model folder or data")
     root = Path(settings.folder)
     complete(root)
-    lines = [*_training(root), *_model(root)] if root.is_dir() else []
+    lines = [*_training(root), *_model(root), *_quickstart(root)] if root.is_dir() else []
     if not root.exists() and "/" in settings.folder and not set(settings.folder) & set("*?[{"):
         raise UserError(f"{printable(root)}: no such folder")
     if lines or settings.verify:
@@ -104,6 +105,16 @@ def _training(root: Path) -> Iterator[str]:
             yield f"held out: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}"
     if (root / "best" / "best.json").is_file() or (root / "best.json").is_file():
         yield "best: stored in best/"
+
+
+def _quickstart(root: Path) -> Iterator[str]:
+    """Lines about the folder of a quick start, and about its runs and its model."""
+    if not is_quickstart(root):
+        return
+    yield from describe(root)
+    for name in (*RUNS, "model"):
+        lines = _model(root / name) if name == "model" else _training(root / name)
+        yield from (f"{name}: {line}" for line in lines)
 
 
 def _model(root: Path) -> Iterator[str]:

@@ -25,7 +25,7 @@ COMMANDS = {
     "info": "show the contents of a run or model folder",
     "report": "write the curves and sample images of a training to one HTML file",
     "list": "list samplers, guidances, metrics or configs",
-    "quickstart": "train, sample and evaluate on built-in data, in minutes on a CPU",
+    "quickstart": "train, sample, evaluate and compare on built-in data, in minutes on a CPU",
 }
 
 # Errors of the file system: the user's mistake (2), or a failure during the work (1).

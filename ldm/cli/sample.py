@@ -5,27 +5,33 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from autoencoders import Tiling
 from ldm.cli.editing import PreparedEdit, prepare
-from ldm.cli.outputs import check_output, check_tiling, read_settings_of, write_samples
+from ldm.cli.outputs import check_tiling, read_settings_of
 from ldm.cli.parsing import parse, require
+from ldm.cli.sample_folder import SampleFolder, check_output
 from ldm.cli.sample_settings import SampleRun, check_without_diffusion, requests_of
 from ldm.runtime.device import resolve_device
 from ldm.runtime.distributed import Processes, torchrun_processes
 from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.files import sha256_of_file
 from ldm.runtime.progress import progress
+from ldm.runtime.stopping import GOES_ON, kept_when_stopped
 from ldm.runtime.text import counted
 from ldm.sampling.checks import check_used
 from ldm.sampling.config import Request
 from ldm.sampling.energies import files_of
+from ldm.sampling.identity import identity_of
 from ldm.sampling.image_model import ImageModel, Plan
 from ldm.sampling.loading import load_model
 from ldm.sampling.pipeline import Pipeline
+from samplers import parse_call
 
 logger = logging.getLogger("ldm")
 
@@ -58,7 +64,7 @@ def _settings(arguments: list[str]) -> tuple[SampleRun, torch.device]:
     require(settings.model, "MODEL", "a model folder or the output folder of `ldm train diffusion`")
     at_least(settings, num_images=1, batch_size=1, first_index=0)
     settings.editing.check()
-    check_output(settings.output_dir, settings.overwrite)
+    check_output(settings.output_dir)
     return settings, resolve_device(settings.device)
 
 
@@ -99,50 +105,73 @@ def _prepare(settings: SampleRun, device: torch.device) -> Ready:
     model.check(requests, plan)
     if isinstance(model, Pipeline) and (edit := prepare(flags, model, requests, plan, record)):
         plan = plan.begin_at(edit.edit.start)
-    folder = check_output(settings.output_dir, settings.overwrite)
+    folder = check_output(settings.output_dir)
     return Ready(folder, model, requests, plan, seed, first, edit, model.notes(requests, plan))
 
 
 def _sample(settings: SampleRun, ready: Ready, processes: Processes) -> None:
-    start, edit, model = time.monotonic(), ready.edit, ready.model
-    diffusion = isinstance(model, Pipeline)
-    if processes.is_main:
-        for note in ready.notes:
+    start, edit, model, size = time.monotonic(), ready.edit, ready.model, settings.batch_size
+    total, folder = len(ready.requests), _folder(settings, ready)
+    with processes.lock(ready.folder, "sampling"), kept_when_stopped(lambda: _stopped(folder)):
+        replace: Literal["nothing", "complete"] = "complete" if settings.overwrite else "nothing"
+        missing = processes.run_on_main_and_broadcast(lambda: folder.missing_batches(size, replace))
+        for note in ready.notes if processes.is_main else ():
             logger.warning("note: %s", note)
-    processes.warn_if_idle(len(ready.requests), settings.batch_size)
-    batches = model.generate(
-        ready.requests,
-        ready.plan,
-        seed=ready.seed,
-        first_index=ready.first,
-        batch_size=settings.batch_size,
-        shard=processes.shard,
-    )
-    if edit is not None:
-        batches = map(edit.edit.finish, batches)
-    count = -(-len(ready.requests) // settings.batch_size)
-    in_order = processes.gather_batches(batches, count)
-    if not processes.is_main:
-        for _ in in_order:
-            raise RuntimeError("only the first process has images to write")
-        processes.gather(model.evaluations)
-        return
-    loaded = {"classifier": list(settings.classifier), "weak": settings.weak} if diffusion else {}
-    grid = write_samples(
-        ready.folder,
-        progress(in_order, "sample (batches)", total=count),
-        ready.requests,
-        ready.plan.config,
-        {"model": settings.model, **loaded, "seed": ready.seed, "first_index": ready.first},
-        edit=edit.record if edit is not None else None,
-        beside=edit.beside if edit is not None else None,
-    )
+        processes.warn_if_idle(total, size)
+        batches = model.generate(
+            ready.requests,
+            ready.plan,
+            seed=ready.seed,
+            first_index=ready.first,
+            batch_size=size,
+            shard=processes.shard,
+            batches=missing,
+        )
+        if edit is not None:
+            batches = map(edit.edit.finish, batches)
+        in_order = processes.gather_batches(batches, len(missing))
+        if not processes.is_main:
+            for _ in in_order:
+                raise RuntimeError("only the first process has images to write")
+            processes.gather(model.evaluations)
+            return
+        count = -(-total // size)
+        bar = progress(in_order, "sample (batches)", total=count, initial=count - len(missing))
+        folder.write(bar, missing, size)
+        grid = folder.finish()
     seconds = time.monotonic() - start
     evaluations = sum(processes.gather(model.evaluations))
-    cost = counted(evaluations, "network evaluation", "network evaluations") + ", " if diffusion else ""
-    print(f"{counted(len(ready.requests), 'image')}, {cost}{seconds:.1f} s: {grid}")
+    cost = f"{counted(evaluations, 'network evaluation', 'network evaluations')}, "
+    cost = cost if isinstance(model, Pipeline) else ""
+    there = total - sum(min(size, total - number * size) for number in missing)
+    print(f"{counted(total, 'image')}{f' ({there} there before)' if there else ''}, {cost}{seconds:.1f} s: {grid}")
     for line in edit.lines if edit is not None else ():
         print(line)
     for effect in model.effects:
         if effect.note and not any(note.startswith(effect.name) for note in ready.notes):
             logger.warning("note: %s", effect.note)
+
+
+def _folder(settings: SampleRun, ready: Ready) -> SampleFolder:
+    edit, loaded = ready.edit, {}
+    if isinstance(ready.model, Pipeline):
+        loaded = {"classifier": list(settings.classifier), "weak": settings.weak}
+    fingerprint: dict[str, Any] = {"model": identity_of(ready.model, settings.model, settings.weak)}
+    calls = [parse_call(text) for text in ready.plan.config.energy]
+    words = [word for _, values, options in calls for word in (*values, *options.values()) if isinstance(word, str)]
+    fingerprint |= {f"file {Path(word).name}": sha256_of_file(word) for word in words if Path(word).is_file()}
+    fingerprint |= {"tiling": asdict(settings.tiling)} if settings.tiling != Tiling() else {}
+    return SampleFolder(
+        ready.folder,
+        ready.requests,
+        ready.plan.config,
+        {"model": settings.model, **loaded, "seed": ready.seed, "first_index": ready.first},
+        fingerprint,
+        edit=edit.record if edit is not None else None,
+        beside=edit.beside if edit is not None else None,
+    )
+
+
+def _stopped(folder: SampleFolder) -> str:
+    count = len(folder.present())
+    return f"stopped after {count} of {len(folder.requests)} images; {GOES_ON}" if count else "stopped"

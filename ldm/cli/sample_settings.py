@@ -43,9 +43,10 @@ class SampleRun(ModelOptions):
     """A PNG made by this command: make it again, with the settings stored in it. Give again the files that it was made
     from."""
     output_dir: str = ""
-    """New or empty folder for the images."""
+    """Folder for the images: new, empty, or that of the same command, which goes on where it stopped and adds images if
+    --num-images is larger."""
     overwrite: bool = False
-    """Replace earlier samples in the output folder."""
+    """Replace earlier samples in the output folder, once the first new image is there."""
 
 
 def requests_of(settings: SampleRun, model: ImageModel[Any]) -> list[Request]:

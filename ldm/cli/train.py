@@ -59,7 +59,7 @@ def train_with(kind: str, settings: Any, command: str = "") -> dict[str, Any]:
     if kind == "autoencoder" and settings.autoencoder.coder_kind == "linear":
         from ldm.training.tasks.linear import fit
 
-        return fit(task, settings.training.output_dir, to_yaml(settings))
+        return fit(task, settings.training.output_dir, to_yaml(settings), command)
     return train(task, settings.training, to_yaml(settings), device, command)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.comparison.compare import compare, identity_of
+from ldm.comparison.compare import compare
 from ldm.comparison.config import METRICS_OF_COMPARISONS, ComparisonConfig
 from ldm.comparison.records import Comparison
 from ldm.data.config import DataConfig
@@ -19,6 +19,7 @@ from ldm.runtime.device import resolve_device
 from ldm.runtime.errors import UserError
 from ldm.runtime.text import suggest
 from ldm.sampling.config import SamplingConfig
+from ldm.sampling.identity import identity_of
 from ldm.sampling.model_folder import Classifiers
 from ldm.sampling.pipeline import Pipeline
 from ldm.training.tasks.published import dataset_of

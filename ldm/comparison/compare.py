@@ -25,16 +25,11 @@ from ldm.evaluation.references import opened_reference
 from ldm.evaluation.registry import metrics
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_write, fingerprint, sha256_of_file
+from ldm.runtime.files import atomic_write
 from ldm.sampling.checks import check_used
 from ldm.sampling.config import SamplingConfig, caveats
 from ldm.sampling.pipeline import Pipeline
 from ldm.sampling.plan import SamplingPlan
-
-_MODEL_PARTS = (
-    "vae", "unet", "scheduler", "text_encoder", "tokenizer", "classifier", "classifiers/*", "weak_unet",
-    "weak_conditioning",
-)  # fmt: skip
 
 
 def compare(
@@ -146,29 +141,6 @@ def _publish(
     atomic_write(folder / "report.html", page)
     result = comparison.to_json() | {"verdict": ranking.sentence}
     write_tables(folder, "comparison", comparison.table(), write_csv(comparison), result)
-
-
-def identity_of(pipeline: Pipeline, model: str | Path, weak: str | Path | None) -> str:
-    """`model_identity` of a loaded pipeline: of its model folder, its separate classifiers and its weak network."""
-    separate = [guide.folder.parent for guide in pipeline.networks.classifiers.values()] + ([weak] if weak else [])
-    return model_identity(model, *separate)
-
-
-def model_identity(*folders: str | Path) -> str:
-    """A name for the content of a model folder (and of separate classifiers and a weak network): SHA-256 over their
-    parts.
-
-    Of a training checkpoint only its manifest counts, which holds the checksums of the rest.
-    """
-    digests = {}
-    for number, folder in enumerate(folders):
-        for part in _MODEL_PARTS:
-            for path in sorted(Path(folder).glob(f"{part}/*")):
-                if path.is_file():
-                    digests[f"{number}/{path.relative_to(folder)}"] = sha256_of_file(path)
-        if (Path(folder) / "manifest.json").is_file():
-            digests[f"{number}/manifest.json"] = sha256_of_file(Path(folder) / "manifest.json")
-    return fingerprint(digests)
 
 
 def _row_titles(conditions: Sequence[EvalCondition], data: ImageData) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -26,20 +24,17 @@ from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluate import reference_features
 from ldm.evaluation.evaluators import Evaluators
 from ldm.evaluation.features.gaussian import Gaussian
-from ldm.evaluation.features.judge import Score
-from ldm.evaluation.measure import Measurement, SampleStats, compute_metrics, sample_and_extract
+from ldm.evaluation.measure import Measurement, compute_metrics, sample_and_extract
+from ldm.evaluation.sample_stats import SampleStats, StatsStore, load_stats, save_stats
 from ldm.runtime.distributed import Processes
 from ldm.runtime.files import atomic_write_json, read_json
 from ldm.runtime.memory import PeakMemory
 from ldm.runtime.progress import CostProgress
-from ldm.runtime.tensors import metadata_text, open_tensors, save_with_digest
-from ldm.runtime.text import printable
 from ldm.sampling.config import SamplingConfig
 from ldm.sampling.pipeline import Pipeline
 from ldm.sampling.plan import SamplingPlan
 from samplers import get_sampler, parse_sampler
 
-logger = logging.getLogger("ldm")
 NO_STATS: tuple[SampleStats, int | None] = SampleStats(), None
 
 
@@ -75,6 +70,10 @@ class ComparisonContext:
     def stats_path(self, variant: Variant) -> Path:
         """The statistics of the samples so far."""
         return self.folder / f"{variant.slug}.safetensors"
+
+    def store(self, variant: Variant, num_images: int) -> StatsStore:
+        """The batches of a run that is not done, for it to go on from."""
+        return StatsStore(self.folder / f"{variant.slug}@{num_images}-{self.evaluation.batch_size}.parts")
 
     def image_path(self, variant: Variant) -> Path:
         """The image of the first samples."""
@@ -127,6 +126,7 @@ def measure_run(context: ComparisonContext, variant: Variant, num_images: int, o
     conditions = conditions_for(context.conditions[:num_images], context.pipeline, variant.sampling)
     stats, peak_before = load_stats(context.stats_path(variant), num_images) if processes.is_main else NO_STATS
     count = processes.run_on_main_and_broadcast(lambda: stats.count)
+    parts = context.store(variant, num_images)
     with PeakMemory(context.pipeline.device) as peak:
         if count < num_images:
             new_stats = sample_and_extract(
@@ -138,6 +138,7 @@ def measure_run(context: ComparisonContext, variant: Variant, num_images: int, o
                 first=count,
                 keep=context.num_rows,
                 on_batch=lambda batch_size: on_cost(batch_size * _cost(plan)),
+                store=parts,
                 processes=processes,
             )
             stats = SampleStats.joined([stats, new_stats])
@@ -154,6 +155,7 @@ def measure_run(context: ComparisonContext, variant: Variant, num_images: int, o
         run = _record(context, variant, num_images, measurement, peak_memory)
         path = context.record_path(variant, num_images)
         atomic_write_json(path, run.to_json())  # written last: the run is done
+        parts.remove()
         if is_last:
             context.stats_path(variant).unlink(missing_ok=True)
         return Run.from_json(read_json(path))
@@ -193,32 +195,6 @@ def conditions_for(
     if pipeline.has_classes or uses_classifier(sampling):
         return list(conditions)
     return [replace(item, request=replace(item.request, class_label=None)) for item in conditions]
-
-
-def save_stats(path: Path, stats: SampleStats, peak_memory: int | None) -> None:
-    """Store the statistics of the samples of a run so far, without its images."""
-    scores = {name: [score.right, score.total] for name, score in stats.scores.items()}
-    cost = {"evaluations": stats.evaluations, "seconds": stats.seconds, "peak": peak_memory}
-    metadata = json.dumps({"count": stats.count, "scores": scores, **cost})
-    tensors = {"features": stats.features, "opinions": stats.class_probs, "text_scores": stats.text_scores}
-    save_with_digest(path, tensors, "seen", metadata)
-
-
-def load_stats(path: Path, max_count: int) -> tuple[SampleStats, int | None]:
-    """Statistics and peak memory of `save_stats`; none if the file is absent, damaged or of more samples."""
-    if not path.is_file():
-        return NO_STATS
-    try:
-        metadata = json.loads(metadata_text(path, "seen"))
-        with open_tensors(path) as file:
-            features, class_probs, texts = map(file.get_tensor, ("features", "opinions", "text_scores"))
-        scores = {name: Score(right, total) for name, (right, total) in metadata["scores"].items()}
-        cost = metadata["evaluations"], metadata["seconds"]
-        stats = SampleStats(metadata["count"], features, class_probs, texts, scores, *cost)
-        return (stats, metadata["peak"]) if stats.count <= max_count else NO_STATS
-    except (KeyError, TypeError, ValueError) as error:
-        logger.warning("%s: damaged (%s), its samples are drawn again", path, printable(error, 120))
-        return NO_STATS
 
 
 def _cost(plan: SamplingPlan) -> float:

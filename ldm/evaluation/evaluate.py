@@ -20,6 +20,7 @@ from ldm.evaluation.metrics.base import MetricContext, ModelEvaluation, check_me
 from ldm.evaluation.records import EvaluationResult
 from ldm.evaluation.references import opened_reference
 from ldm.evaluation.registry import metrics
+from ldm.evaluation.sample_stats import StatsStore
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.sampling.code_prior import CodePriorModel
 from ldm.sampling.config import SamplingConfig, caveats
@@ -37,6 +38,7 @@ def evaluate_model(
     other_data: ImageData | None = None,
     likelihood: LikelihoodConfig | None = None,
     contact_sheet: Path | None = None,
+    store: StatsStore | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> EvaluationResult:
     """Sample under conditions drawn from `data` and measure the metrics of samples, then those of the model itself.
@@ -44,8 +46,8 @@ def evaluate_model(
     Of a prior over codes the bits a code are measured in any case, and come first. `evaluators` default to those
     trained on `train_data`, which defaults to `data`; they are trained after all checks, so a refusal costs nothing.
     The baseline of the figures is that of the images of `other_data`, which defaults to `train_data` where that is not
-    `data`. Memorisation writes its `contact_sheet`. Several `processes` share the samples and the reference; the first
-    one does the rest.
+    `data`. Memorisation writes its `contact_sheet`. Batches and metrics in the `store` are read, the others
+    stored there. Several `processes` share the samples and the reference; the first one does the rest.
     """
     sampling, config = sampling or SamplingConfig(), config or EvaluationConfig()
     likelihood_config = likelihood or LikelihoodConfig()
@@ -59,7 +61,7 @@ def evaluate_model(
             metric = metrics.get(name)
             if "features" in metric.info.needs and evaluation.extractor is None:
                 continue
-            values = metric.measure(evaluation)
+            values = metric.measure(evaluation) if store is None else store.remember(name, metric, evaluation)
             if result is None:
                 result = EvaluationResult(values.figures, values.about | values.manifest)
                 continue
@@ -94,7 +96,7 @@ def evaluate_model(
     )
     conditions = eval_conditions(model, data, config.num_images, config.seed, classifier=target, judge=evaluators.judge)
     reference = reference_features(data, evaluators, config, processes)
-    measurement = measure(model, conditions, plan, config, evaluators, reference, processes=processes)
+    measurement = measure(model, conditions, plan, config, evaluators, reference, store=store, processes=processes)
     baseline = processes.run_on_main_and_broadcast(
         lambda: baseline_of_data(other, data, reference, config, evaluators, captions=model.has_text)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,8 @@ from ldm.runtime.images import from_pil
 from ldm.runtime.progress import progress
 from ldm.runtime.text import printable
 
+logger = logging.getLogger("ldm")
+
 
 class FolderImages:
     """An unlabelled `ImageData` over all images of a folder; `images()` gives them in their own sizes.
@@ -44,6 +47,8 @@ class FolderImages:
         """`max_bad` files may be no whole images: they are named and left out."""
         self.folder, self.resize = Path(folder), resize
         sampled = (self.folder / "settings.json").is_file()
+        if (self.folder / "unfinished.json").is_file():
+            logger.warning("%s: its samples are not finished; their command goes on", printable(self.folder))
         listing = list_folder(self.folder, images_only=True)
         if listing.held_out is not None:
             problem = f"{printable(self.folder)}: its sub-folders are splits ({listing.reading.layout})"

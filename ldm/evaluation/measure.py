@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,9 +14,9 @@ from ldm.evaluation.conditions import EvalCondition
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluators import Evaluators
 from ldm.evaluation.features.gaussian import Gaussian
-from ldm.evaluation.features.judge import Score
 from ldm.evaluation.metrics.base import Samples, measure_samples
 from ldm.evaluation.records import EvaluationResult, MetricValue
+from ldm.evaluation.sample_stats import SampleStats, StatsStore
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.progress import progress
 from ldm.sampling.config import SamplingConfig
@@ -25,47 +25,6 @@ from ldm.sampling.image_model import ImageModel, Plan
 
 class EvaluationStopped(Exception):  # noqa: N818  (not an error)
     """The process stopped before all samples were drawn."""
-
-
-@dataclass(frozen=True)
-class SampleStats:
-    """What was extracted of `count` samples, what these cost, and the first of them; parts can be joined.
-
-    `features` (count, D), the judge's `class_probs` (count, K) and CLIP's `text_scores` (count,) are empty where no
-    metric needs them; `images` (keep, 3, H, W) in [-1, 1] are on the CPU.
-    """
-
-    count: int = 0
-    features: Tensor = field(default_factory=lambda: torch.empty(0))
-    class_probs: Tensor = field(default_factory=lambda: torch.empty(0))
-    text_scores: Tensor = field(default_factory=lambda: torch.empty(0))
-    scores: Mapping[str, Score] = field(default_factory=dict)
-    evaluations: int = 0
-    seconds: float = 0.0
-    images: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    @classmethod
-    def joined(cls, parts: Sequence[SampleStats]) -> SampleStats:
-        """All parts in their order."""
-        scores: dict[str, Score] = {}
-        for part in parts:
-            for name, score in part.scores.items():
-                scores[name] = scores.get(name, Score()) + score
-        return cls(
-            sum(part.count for part in parts),
-            _cat([part.features for part in parts]),
-            _cat([part.class_probs for part in parts]),
-            _cat([part.text_scores for part in parts]),
-            scores,
-            sum(part.evaluations for part in parts),
-            sum(part.seconds for part in parts),
-            _cat([part.images for part in parts]),
-        )
-
-    def cpu(self) -> SampleStats:
-        """The same with all tensors on the CPU."""
-        tensors = {name: getattr(self, name).cpu() for name in ("features", "class_probs", "text_scores")}
-        return replace(self, **tensors)
 
 
 @dataclass(frozen=True)
@@ -95,11 +54,12 @@ def measure(
     *,
     label: str = "sampling",
     stop: Callable[[], object] = bool,
+    store: StatsStore | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> Measurement:
     """Sample under the conditions and measure; images stay on the device."""
     sample_stats = sample_and_extract(
-        model, conditions, sampling, config, evaluators, label=label, stop=stop, processes=processes
+        model, conditions, sampling, config, evaluators, label=label, stop=stop, store=store, processes=processes
     )
     return processes.run_on_main_and_broadcast(
         lambda: compute_metrics(sample_stats, conditions, config, evaluators, reference)
@@ -118,41 +78,64 @@ def sample_and_extract(
     label: str = "sampling",
     on_batch: Callable[[int], None] | None = None,
     stop: Callable[[], object] = bool,
+    store: StatsStore | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> SampleStats:
     """Sample under the conditions but the `first`, and extract what the metrics need in the process of each batch.
 
     The main process gets the whole, in order; the others get nothing. `on_batch` gets the number of samples of each
     batch, and takes the place of the progress bar named `label`. `EvaluationStopped` as soon as `stop()` is true after
-    a batch.
+    a batch. Batches that are in the `store` are read, the others stored there.
     """
     remaining = list(conditions[first:])
     requests, size, shard = [condition.request for condition in remaining], config.batch_size, processes.shard
-    batches = model.generate(requests, sampling, seed=config.seed, first_index=first, batch_size=size, shard=shard)
-    starts = processes.batch_starts(len(remaining), size)
-    parts: list[tuple[int, SampleStats]] = []
-    for start in progress(starts, label) if processes.is_main and on_batch is None else starts:
+    starts = range(0, len(remaining), size)
+
+    def stored() -> list[SampleStats | None]:
+        counts = [min(size, len(remaining) - start) for start in starts]
+        pairs = zip(starts, counts, strict=True)
+        return [None if store is None else store.load(first + start, count) for start, count in pairs]
+
+    known = stored() if processes.is_main else []
+    numbers = processes.run_on_main_and_broadcast(lambda: [n for n, stats in enumerate(known) if stats is None])
+    batches = model.generate(
+        requests, sampling, seed=config.seed, first_index=first, batch_size=size, shard=shard, batches=numbers
+    )
+    own = [starts[number] for number in numbers[processes.rank :: processes.count]]
+    parts = [(start, stats) for start, stats in zip(starts, known, strict=False) if stats is not None]
+    total, before = len(starts), model.evaluations
+    bar = (
+        progress(own, label, total=total, initial=total - len(numbers))
+        if processes.count == 1
+        else progress(own, label)
+    )
+    for start in bar if processes.is_main and on_batch is None else own:
         started = time.perf_counter()
         images = next(batches)  # (b, 3, H, W)
         if stop():
             raise EvaluationStopped
         _wait(images.device)
-        seconds = time.perf_counter() - started
+        seconds, evaluations = time.perf_counter() - started, model.evaluations - before
+        before = model.evaluations
         batch = remaining[start : start + len(images)]
-        first_images = images[: max(0, keep - first - start)].cpu()
-        parts.append(
-            (start, replace(_extract(images, batch, config, evaluators), seconds=seconds, images=first_images))
+        stats = replace(
+            _extract(images, batch, config, evaluators),
+            evaluations=evaluations,
+            seconds=seconds,
+            images=images[: max(0, keep - first - start)].cpu(),
         )
+        if store is not None:
+            store.save(first + start, stats)
+        parts.append((start, stats))
         if on_batch is not None:
             on_batch(min(processes.count * size, len(remaining) - start))
     for _ in batches:
         raise RuntimeError("more batches than conditions")
-    cost = SampleStats(evaluations=model.evaluations)
     if processes.count > 1:
         parts = [(start, part.cpu()) for start, part in parts]
-    gathered = processes.gather((parts, cost))
-    in_order = sorted((part for shard, _ in gathered for part in shard), key=lambda part: part[0])
-    return SampleStats.joined([*(part for _, part in in_order), *(cost for _, cost in gathered)])
+    gathered = processes.gather(parts)
+    in_order = sorted((part for shard in gathered for part in shard), key=lambda part: part[0])
+    return SampleStats.joined([part for _, part in in_order])
 
 
 def compute_metrics(
@@ -201,11 +184,6 @@ def _extract(
     if evaluators.clip is not None:
         texts = evaluators.clip(images, [condition.request.prompt for condition in conditions])
     return SampleStats(len(images), features, class_probs, texts, scores)
-
-
-def _cat(parts: Sequence[Tensor]) -> Tensor:
-    filled = [part for part in parts if len(part)]
-    return torch.cat([part.to(filled[-1].device) for part in filled]) if filled else torch.empty(0)
 
 
 def _wait(device: torch.device) -> None:

@@ -69,7 +69,8 @@ class PngWriter:
     """Writes PNGs in threads, while the next images are made; leaving the `with` block waits for all of them.
 
     The bytes are those of `save_png`. The first failure, in the order of the images, is raised by a later `save` or
-    on leaving, and writes that have not begun by then are dropped. The queue holds at most `waiting` images.
+    on leaving, and writes that have not begun by then are dropped; a signal drops none. The queue holds at most
+    `waiting` images.
     """
 
     def __init__(self, threads: int = 4, waiting: int = 64) -> None:
@@ -88,7 +89,7 @@ class PngWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            while self._pending and kind is None:
+            while self._pending and (kind is None or issubclass(kind, KeyboardInterrupt)):  # what is made is kept
                 self._pending.popleft().result()
         finally:
             self._pool.shutdown(cancel_futures=True)

@@ -60,12 +60,12 @@ class FolderLock:
                 continue
             if not _lock(self._descriptor):
                 _close(self._descriptor)
-                problem = f"another process is {work} there"
-                remedy = "wait for it or choose another folder"
+                if not setting:
+                    raise UserError(f"another process is {work}", remedy="wait for it")
+                problem, remedy = f"another process is {work} there", "wait for it or choose another folder"
                 raise UserError(problem, remedy=remedy, setting=setting, value=folder)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(self._descriptor), os.stat(self.folder / LOCK)):
-                    break
+            if self._holds():
+                break
             _close(self._descriptor)
         _folders.add(self.folder.absolute())
         for pattern in ("", "*/"):
@@ -76,11 +76,19 @@ class FolderLock:
         if self.folder.absolute() not in _folders:
             return
         _folders.discard(self.folder.absolute())
-        (self.folder / LOCK).unlink(missing_ok=True)
+        if self._holds():
+            (self.folder / LOCK).unlink(missing_ok=True)
         _close(self._descriptor)
         if self._made:
             with contextlib.suppress(OSError):  # it holds something
                 self.folder.rmdir()
+
+    def _holds(self) -> bool:
+        """Whether the lock is of the file that is there now, not of one that was removed meanwhile."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self.folder / LOCK))
+        except FileNotFoundError:
+            return False
 
     def __enter__(self) -> FolderLock:
         return self

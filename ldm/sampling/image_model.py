@@ -102,23 +102,27 @@ class ImageModel(ABC, Generic[PlanT]):
         batch_size: int = 64,
         on_step: OnStep = None,
         shard: tuple[int, int] = (0, 1),
+        batches: Sequence[int] | None = None,
     ) -> Iterator[Tensor]:
         """Draw one image a request: batches (b, 3, H, W) in [-1, 1] on the device, in order.
 
-        Sample i depends on (seed, first_index + i) and its request alone, not on the batch size. With `shard`
-        (rank, count) only every count-th batch is drawn, from number `rank` on. `on_step` is called after each step of
-        a solver. Raises `UserError` as `check`, before the first batch.
+        Sample i depends on (seed, first_index + i) and its request alone, not on the batch size. `batches` are the
+        numbers of those to draw; all by default. With `shard` (rank, count) only every count-th of them is drawn, from
+        the `rank`-th on. `on_step` is called after each step of a solver. Raises `UserError` as `check`, before the
+        first batch.
         """
         plan = self.resolve(sampling)
         self.check(requests, plan)
         self.evaluations = 0
         all_requests = list(requests)
 
-        def batches() -> Iterator[Tensor]:
-            for position in range(shard[0] * batch_size, len(all_requests), shard[1] * batch_size):
+        numbers = range(-(-len(all_requests) // batch_size)) if batches is None else batches
+
+        def sampled() -> Iterator[Tensor]:
+            for position in (number * batch_size for number in numbers[shard[0] :: shard[1]]):
                 batch = all_requests[position : position + batch_size]
                 with torch.no_grad():
                     images = self.sample_batch(batch, plan, seed, first_index, position, on_step)
                 yield images
 
-        return batches()
+        return sampled()

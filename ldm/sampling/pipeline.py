@@ -182,6 +182,7 @@ class Pipeline(ImageModel[SamplingPlan]):
         batch_size: int = 64,
         on_step: OnStep = None,
         shard: tuple[int, int] = (0, 1),
+        batches: Sequence[int] | None = None,
         energies: Energies | None = None,
         start: Start | None = None,
     ) -> Iterator[Tensor]:
@@ -203,6 +204,7 @@ class Pipeline(ImageModel[SamplingPlan]):
             batch_size=batch_size,
             on_step=on_step,
             shard=shard,
+            batches=batches,
         )
 
     def sample_batch(

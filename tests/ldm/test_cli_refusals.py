@@ -326,7 +326,7 @@ def test_the_current_folder_is_not_replaced(models, refused, tmp_path, monkeypat
 def test_earlier_samples_are_replaced_only_on_request(models, ldm, refused, tmp_path):
     command = sample(models.text, tmp_path / "out")
     assert ldm(*command).code == 0
-    refused(command, "holds earlier samples", "--overwrite")
+    refused([*command, "--seed", "1"], "holds earlier samples of other settings (seed was 0, is 1)", "--overwrite")
     assert ldm(*command, "--overwrite", "--seed", "1").code == 0
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["seed"] == 1
 

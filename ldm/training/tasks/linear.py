@@ -21,7 +21,7 @@ _BATCH, _STEP = 64, 1
 logger = logging.getLogger("ldm")
 
 
-def fit(task: AutoencoderTask, output_dir: str, settings: str) -> dict[str, Any]:
+def fit(task: AutoencoderTask, output_dir: str, settings: str, command: str = "") -> dict[str, Any]:
     """Fit the task's linear autoencoder to its training images, without augmentation; return the measures.
 
     Leaves a run folder like that of a training, with `vae/` but without checkpoints: a fit that was interrupted starts
@@ -35,7 +35,7 @@ def fit(task: AutoencoderTask, output_dir: str, settings: str) -> dict[str, Any]
         problem = f"the data has only {counted(patches, 'patch')} in {counted(len(data), 'image')}"
         raise UserError(problem, remedy="take fewer", setting="latent_channels", value=channels)
     fingerprint = {name: task.fingerprint[name] for name in ("data", "autoencoder")}
-    run = RunFolder.claim(output_dir, task.kind, settings, fingerprint)
+    run = RunFolder.claim(output_dir, task.kind, settings, fingerprint, command)
     try:
         if measures := run.last_measures():
             if not (reason := outdated(run.path, _STEP)):
