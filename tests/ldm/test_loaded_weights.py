@@ -25,7 +25,7 @@ TINY = UNetConfig(**SMALL, attention=(False,), in_channels=4, out_channels=4, sa
 CLASSES = ClassifierConfig(
     **SMALL, attention=(False,), in_channels=4, sample_size=8, num_classes=2, attention_head_dim=8
 )
-SIZES = {"width": 8, "layers": 1, "heads": 2, "vocab_size": 520, "max_tokens": 8, "seed": 0}
+SIZES = {"width": 8, "layers": 1, "heads": 2, "vocab_size": 520, "max_tokens": 8, "least_tokens": 2, "seed": 0}
 
 
 def trained(kind="adamw"):
