@@ -96,12 +96,23 @@ def read_json(file: Path) -> dict[str, Any]:
     if file.stat().st_size > _CONFIG_LIMIT:
         raise ValueError(f"{file}: larger than {_CONFIG_LIMIT} bytes, not the settings of a model")
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
+        entries = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not valid JSON ({error})") from None
     if not isinstance(entries, dict):
         raise ValueError(f"{file}: expected a JSON object, got {type(entries).__name__}")
     return entries
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("a key is there twice")
+    return entries
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def read_tensors(path: str | Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

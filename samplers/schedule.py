@@ -14,6 +14,7 @@ from samplers.level import Level, Schedule
 
 BetaSchedule = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
 
+MAX_TIMESTEPS = 100_000  # a table of the schedule has a row a time
 _DIFFUSERS_COSINE = "squaredcos_cap_v2"
 
 
@@ -48,8 +49,7 @@ class DiscreteSchedule(Schedule):
     ) -> None:
         if beta_schedule not in get_args(BetaSchedule):
             raise ValueError(f"beta_schedule must be one of {', '.join(get_args(BetaSchedule))}; got {beta_schedule!r}")
-        if num_train_timesteps < 2:
-            raise ValueError(f"num_train_timesteps must be at least 2; got {num_train_timesteps}")
+        _check_timesteps(num_train_timesteps)
         if not 0 < beta_start <= beta_end < 1:
             raise ValueError(f"expected 0 < beta_start <= beta_end < 1; got {beta_start}, {beta_end}")
         self.beta_schedule, self.num_train_timesteps = beta_schedule, int(num_train_timesteps)
@@ -151,8 +151,7 @@ class EDMSchedule(Schedule):
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, num_train_timesteps: int = 1000) -> None:
         if not 0 < sigma_min < sigma_max < math.inf:
             raise ValueError(f"expected 0 < sigma_min < sigma_max; got {sigma_min}, {sigma_max}")
-        if num_train_timesteps < 2:
-            raise ValueError(f"num_train_timesteps must be at least 2; got {num_train_timesteps}")
+        _check_timesteps(num_train_timesteps)
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
         self.num_train_timesteps = int(num_train_timesteps)
         self._log_slope = math.log(self.sigma_max / self.sigma_min) / (self.num_train_timesteps - 1)
@@ -195,8 +194,7 @@ class FlowSchedule(Schedule):
     family: ClassVar[str] = "flow"
 
     def __init__(self, num_train_timesteps: int = 1000) -> None:
-        if num_train_timesteps < 2:
-            raise ValueError(f"num_train_timesteps must be at least 2; got {num_train_timesteps}")
+        _check_timesteps(num_train_timesteps)
         self.num_train_timesteps = int(num_train_timesteps)
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,6 +227,11 @@ class FlowSchedule(Schedule):
 
 def _given(config: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: config[name] for name in names if name in config}
+
+
+def _check_timesteps(T: int) -> None:
+    if not 2 <= T <= MAX_TIMESTEPS:
+        raise ValueError(f"num_train_timesteps must be at least 2 and at most {MAX_TIMESTEPS}; got {T}")
 
 
 def _check_time(t: float, T: int) -> None:

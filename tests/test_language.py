@@ -55,7 +55,12 @@ ROWS = [
 ON_DISK = {
     "autoencoders/priors/pixelcnn.py": {"mix"},  # a layer, named so in weight files
     "ldm/cli/evaluate_autoencoder.py": {"pictures"},  # --pictures
+    "ldm/comparison/records.py": {"cells", "floor"},  # keys of comparison.json
+    "ldm/evaluation/baseline.py": {"facts"},  # of floor.json
     "ldm/evaluation/config.py": {"floor"},  # --floor
+    "ldm/evaluation/records.py": {"floor"},  # of the results of an evaluation
+    "ldm/reports/history.py": {"facts"},  # of run.json and best.json
+    "ldm/training/checkpoint.py": {"watch"},  # of state.json
 }
 
 

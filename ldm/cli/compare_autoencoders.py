@@ -17,9 +17,9 @@ from ldm.cli.tables import terminal_width
 from ldm.data.config import DataConfig
 from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
 from ldm.runtime.errors import UserError, at_least
-from ldm.runtime.files import log_entries, read_json
+from ldm.runtime.files import log_entries
 from ldm.runtime.text import printable
-from ldm.training.run_folder import RUN_FILE
+from ldm.training.run_folder import read_run
 
 if TYPE_CHECKING:
     from autoencoders import Autoencoder
@@ -127,7 +127,7 @@ def _check_images(names: Sequence[str], settings: CompareAutoencodersRun, train:
     """`UserError` for a run that was trained on other images: some may be held out here."""
     for name, folder in zip(names, settings.runs, strict=True):
         root = run_of(folder)
-        if root is not None and read_json(root / RUN_FILE).get("facts", {}).get("data") != train.fingerprint:
+        if root is not None and read_run(root)["facts"].get("data") != train.fingerprint:
             data = f"{train.name} with its present held-out part"
             raise UserError(f"{name}: was trained on other images than {data}; compare runs of the same data")
 

@@ -18,7 +18,7 @@ from ldm.data.latent_cache import encode_latents
 from ldm.data.open import open_data
 from ldm.runtime.device import resolve_device
 from ldm.runtime.distributed import torchrun_processes
-from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.errors import LARGEST_BATCH, MOST_WORKERS, UserError, in_range
 from ldm.runtime.text import counted
 from ldm.training.tasks.latents import load_autoencoder
 
@@ -69,7 +69,7 @@ def _settings(arguments: list[str]) -> EncodeRun:
     settings = parse(EncodeRun, arguments, "encode")
     require(settings.autoencoder, "--autoencoder", "the output folder of `ldm train autoencoder`")
     require(settings.output_dir, "--output-dir", "the folder of the cache")
-    at_least(settings, dataloader_num_workers=0, batch_size=1)
+    in_range(settings, dataloader_num_workers=(0, MOST_WORKERS), batch_size=(1, LARGEST_BATCH))
     return settings
 
 

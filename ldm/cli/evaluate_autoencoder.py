@@ -16,7 +16,7 @@ from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import atomic_write_json, read_json
 from ldm.sampling.model_folder import INDEX, read_autoencoder
 from ldm.sampling.publication import reading
-from ldm.training.run_folder import RUN_FILE, recorded_settings
+from ldm.training.run_folder import RUN_FILE, read_run, recorded_settings
 
 if TYPE_CHECKING:
     from autoencoders import Autoencoder
@@ -62,17 +62,15 @@ def vae_folder(folder: str | Path) -> Path | None:
         return root / "vae"
     if (root / RUN_FILE).is_file() or not (root / "config.json").is_file():
         return None
-    name = read_json(root / "config.json")
-    named = isinstance(name, dict) and isinstance(name.get("_class_name"), str)
-    return root if named and name["_class_name"].startswith(("Autoencoder", "VQModel", "Linear")) else None
+    name = str(read_json(root / "config.json").get("_class_name"))
+    return root if name.startswith(("Autoencoder", "VQModel", "Linear")) else None
 
 
 def run_of(folder: str | Path) -> Path | None:
     """The run folder that holds an autoencoder's settings: the folder itself, or that around its `vae`."""
     for run in (Path(folder), Path(folder).resolve().parent):
         if (run / RUN_FILE).is_file() and (run / "config.yaml").is_file():
-            content = read_json(run / RUN_FILE)
-            return run if isinstance(content, dict) and content.get("kind") == "autoencoder" else None
+            return run if read_run(run)["kind"] == "autoencoder" else None
     return None
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -16,8 +16,9 @@ from ldm.cli.parsing import parse, require
 from ldm.cli.quickstart_folder import RUNS, describe, is_quickstart
 from ldm.cli.verify import verified
 from ldm.data.config import DataConfig
-from ldm.runtime.errors import UserError
-from ldm.runtime.files import read_json
+from ldm.reports.history import RunRecord
+from ldm.runtime.errors import LARGEST, UserError
+from ldm.runtime.files import is_there, read_json
 from ldm.runtime.tensors import open_tensors, tensor_shapes
 from ldm.runtime.text import counted, printable
 from ldm.sampling.model_manifest import read_manifest
@@ -67,7 +68,7 @@ def _data(settings: InfoRun) -> None:
     from ldm.cli.data_report import show_data
     from ldm.data.open import open_data
 
-    dataset = replace(settings.dataset, data=settings.folder, max_bad_images=2**31)
+    dataset = replace(settings.dataset, data=settings.folder, max_bad_images=LARGEST)
     try:
         show_data(open_data(dataset).report)
     except UserError as error:
@@ -79,9 +80,9 @@ def _data(settings: InfoRun) -> None:
 
 def _training(root: Path) -> Iterator[str]:
     """Lines about a run folder: kind, steps, held-out metrics."""
-    if not (root / "run.json").is_file():
+    if not is_there(root / "run.json"):
         return
-    yield f"run: ldm train {_object(root / 'run.json').get('kind', '?')}"
+    yield f"run: ldm train {read_json(root / 'run.json', RunRecord)['kind']}"
     checkpoints = sorted(
         int(path.name.split("-")[1]) for path in root.glob("checkpoint-*") if path.name[11:].isdecimal()
     )
@@ -94,7 +95,7 @@ def _training(root: Path) -> Iterator[str]:
             lengths = ", ".join(map(str, stored[-1].lengths))
             steps = ", ".join(str(snapshot.step) for snapshot in stored[-10:])
             yield f"averages: lengths {lengths} after steps {'..., ' if len(stored) > 10 else ''}{steps} (`ldm ema`)"
-    if (root / "metrics.jsonl").is_file():
+    if is_there(root / "metrics.jsonl"):
         from ldm.reports.history import read_history
 
         history = read_history(root)
@@ -103,7 +104,7 @@ def _training(root: Path) -> Iterator[str]:
         metrics = {name: value for name, value in history.last.items() if isinstance(value, float)}
         if metrics:
             yield f"held out: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}"
-    if (root / "best" / "best.json").is_file() or (root / "best.json").is_file():
+    if is_there(root / "best" / "best.json") or is_there(root / "best.json"):
         yield "best: stored in best/"
 
 
@@ -119,21 +120,21 @@ def _quickstart(root: Path) -> Iterator[str]:
 
 def _model(root: Path) -> Iterator[str]:
     """Lines about a model folder: its parts with their parameters, and its conditions."""
-    if (root / "config.json").is_file():  # the folder of one part
-        yield _part(root, str(_object(root / "config.json").get("_class_name", "?")))
+    if is_there(root / "config.json"):  # the folder of one part
+        yield _part(root, str(read_json(root / "config.json").get("_class_name", "?")))
     for name in _PARTS:
-        if (root / name / "config.json").is_file():
+        if is_there(root / name / "config.json"):
             yield _part(root / name, name)
     for folder in sorted((root / "classifiers").glob("[!.]*")):
-        if (folder / "config.json").is_file():
+        if is_there(folder / "config.json"):
             yield _part(folder, f"classifiers/{folder.name}")
-    if (root / "scheduler" / "scheduler_config.json").is_file():
-        scheduler = _object(root / "scheduler" / "scheduler_config.json")
+    if is_there(root / "scheduler" / "scheduler_config.json"):
+        scheduler = read_json(root / "scheduler" / "scheduler_config.json", non_finite=True)
         yield "scheduler: " + ", ".join(f"{key} {scheduler[key]}" for key in _LISTED["scheduler"] if key in scheduler)
     if (manifest := read_manifest(root)) is not None and manifest.step is not None:
         yield f"published: after step {manifest.step}"
-    if (root / "conditioning.json").is_file():
-        conditioning = _object(root / "conditioning.json")
+    if is_there(root / "conditioning.json"):
+        conditioning = read_json(root / "conditioning.json")
         names = conditioning.get("class_names") or []
         if names and conditioning.get("class_conditional"):
             yield f"classes: {len(names)}: {', '.join(map(str, names[:10]))}{', ...' if len(names) > 10 else ''}"
@@ -142,7 +143,7 @@ def _model(root: Path) -> Iterator[str]:
 
 
 def _part(folder: Path, name: str) -> str:
-    config = _object(folder / "config.json")
+    config = read_json(folder / "config.json")
     key = name if name in _LISTED else "classifier" if name.startswith("classifiers/") else "vae"
     options = [f"{option} {config[option]}" for option in _LISTED[key] if config.get(option) is not None]
     if name not in ("vae", "prior") and "_class_name" in config and config["_class_name"] != name:
@@ -153,10 +154,3 @@ def _part(folder: Path, name: str) -> str:
         with open_tensors(file) as weights:
             count += sum(map(math.prod, tensor_shapes(weights).values()))
     return f"{name}: {count:,} parameters, {size / 1e6:.1f} MB" + (f"; {', '.join(options)}" if options else "")
-
-
-def _object(file: Path) -> dict[str, Any]:
-    content = read_json(file)
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: expected a JSON object")
-    return content

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ldm.runtime.errors import LostProcessError, StoppedByOtherProcess, UserError
 from ldm.runtime.locks import remove_own
 from ldm.runtime.stopping import Interrupted, interrupting_signals
-from ldm.runtime.text import printable, replace_settings, suggest
+from ldm.runtime.text import is_utf8, printable, replace_settings, suggest
 
 COMMANDS = {
     "train": "train an autoencoder, a diffusion model, a noisy classifier, a prior over codes or a GAN",
@@ -29,7 +29,18 @@ COMMANDS = {
 }
 
 # Errors of the file system: the user's mistake (2), or a failure during the work (1).
-_REFUSALS = {errno.EACCES: 2, errno.EPERM: 2, errno.EROFS: 2, errno.ENOSPC: 1, errno.EDQUOT: 1}
+_PATHS = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+    errno.ENXIO,
+)
+_REFUSALS = dict.fromkeys((*_PATHS, errno.EACCES, errno.EPERM, errno.EROFS), 2) | {errno.ENOSPC: 1, errno.EDQUOT: 1}
+_LONGEST_LINE = 2000  # characters
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,15 +65,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in _REFUSALS:
+        if error.errno not in _REFUSALS or (error.errno in _PATHS and error.filename is None):
             raise
         reason = error.strerror or os.strerror(error.errno)
         return _fail(_REFUSALS[error.errno], f"{error.filename or 'output'}: {reason}")
+    except RuntimeError as error:
+        if not str(error).startswith("Symlink loop"):  # of `Path.resolve`
+            raise
+        return _fail(2, f"{error}; expected a link that leads to a file or folder")
     finally:
         remove_own()
 
 
+def _check_text(arguments: list[str]) -> None:
+    """`UserError`, with the flag, for an argument that is not UTF-8 text: it could not be stored with the result."""
+    for position, argument in enumerate(arguments):
+        if not is_utf8(argument):
+            flag = next((word for word in reversed(arguments[:position]) if word.startswith("--")), "")
+            raise UserError(f"{flag} {printable(argument)}: not UTF-8 text".lstrip(), remedy="give it in UTF-8")
+
+
 def _run(arguments: list[str]) -> int:
+    _check_text(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else 2
@@ -79,8 +103,10 @@ def _run(arguments: list[str]) -> int:
 
 
 def _fail(code: int, message: str) -> int:
-    line = " ".join(replace_settings(message, flag_of).split())
-    print(f"ldm: {printable(line, None)}", file=sys.stderr)
+    line = printable(" ".join(replace_settings(message, flag_of).split()), None)
+    if len(line) > _LONGEST_LINE:  # what was given is long; the remedy stands at the end
+        line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 3 :]}"
+    print(f"ldm: {line}", file=sys.stderr)
     return code
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from typing import Any, NotRequired, TypedDict
 
 from PIL import Image
 
@@ -11,10 +11,21 @@ from ldm.cli.editing import EditRecord
 from ldm.data.decode import check_bytes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import open_regular
+from ldm.runtime.schema import convert, parse_json
 from ldm.runtime.settings import from_mapping
 from ldm.sampling.config import Request, SamplingConfig
 
 _METADATA_LIMIT = 100_000  # characters of PNG text
+
+
+class _ImageMetadata(TypedDict):
+    """The text in a PNG of ours."""
+
+    request: dict[str, Any]
+    sampling: dict[str, Any]
+    seed: int
+    index: int
+    edit: NotRequired[dict[str, Any]]
 
 
 def read_settings_of(path: str) -> tuple[Request, SamplingConfig, dict[str, int], EditRecord | None]:
@@ -31,11 +42,11 @@ def read_settings_of(path: str) -> tuple[Request, SamplingConfig, dict[str, int]
             check_bytes(image)
             image.load()  # text may stand at the end of the file
             text = str(image.info.get("ldm", ""))
-        metadata = json.loads(text[:_METADATA_LIMIT])
+        metadata = convert(parse_json(text[:_METADATA_LIMIT]), _ImageMetadata)
         request = from_mapping(Request, metadata["request"])
         sampling = from_mapping(SamplingConfig, metadata["sampling"])
         edit = from_mapping(EditRecord, metadata["edit"]) if "edit" in metadata else None
-        return request, sampling, {name: int(metadata[name]) for name in ("seed", "index")}, edit
+        return request, sampling, {"seed": metadata["seed"], "index": metadata["index"]}, edit
     except (OSError, KeyError, TypeError, ValueError, RecursionError):
         raise UserError(f"--recreate {path}: not an image made by `ldm sample` (no settings in it)") from None
 

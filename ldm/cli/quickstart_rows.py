@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor
 
@@ -42,6 +42,11 @@ class Row:
     background: float | None
     red: float
     evaluations: int
+
+
+class _StoredRow(TypedDict):
+    row: Row
+    samples: str  # SHA-256 of their settings
 
 
 def setups(data: ImageData, count: int, steps: int) -> list[Setup]:
@@ -81,9 +86,9 @@ def row_of(
     with FolderLock(folder.folder, work="sampling"):
         missing = folder.missing_batches(_BATCH_SIZE, "others")
         if not missing and stored.is_file():
-            content = read_json(stored)
-            if content["samples"] == sha256_of_file(folder.folder / SETTINGS):
-                return Row(**content["row"])
+            record = read_json(stored, _StoredRow)
+            if record["samples"] == sha256_of_file(folder.folder / SETTINGS):
+                return record["row"]
         batches = pipeline.generate(requests, setup.sampling, seed=_SEED, batch_size=_BATCH_SIZE, batches=missing)
         folder.write(progress(batches, "batches", total=len(missing)), missing, _BATCH_SIZE)
         folder.finish()

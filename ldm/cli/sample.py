@@ -19,7 +19,7 @@ from ldm.cli.sample_folder import SampleFolder, check_output
 from ldm.cli.sample_settings import SampleRun, check_without_diffusion, requests_of
 from ldm.runtime.device import resolve_device
 from ldm.runtime.distributed import Processes, torchrun_processes
-from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.errors import LARGEST, LARGEST_BATCH, LARGEST_SEED, UserError, in_range
 from ldm.runtime.files import sha256_of_file
 from ldm.runtime.progress import progress
 from ldm.runtime.stopping import GOES_ON, kept_when_stopped
@@ -62,7 +62,8 @@ def _settings(arguments: list[str]) -> tuple[SampleRun, torch.device]:
     _refuse_text(arguments)
     settings = parse(SampleRun, arguments, "sample")
     require(settings.model, "MODEL", "a model folder or the output folder of `ldm train diffusion`")
-    at_least(settings, num_images=1, batch_size=1, first_index=0)
+    in_range(settings, num_images=(1, LARGEST), first_index=(0, LARGEST), batch_size=(1, LARGEST_BATCH))
+    in_range(settings, seed=(-LARGEST_SEED, LARGEST_SEED))
     settings.editing.check()
     check_output(settings.output_dir)
     return settings, resolve_device(settings.device)

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
-from ldm.runtime.errors import UserError, at_least, user_errors
+from ldm.runtime.errors import TINY, UserError, in_range, user_errors
 from ldm.runtime.text import suggest
 from samplers import get_sampler, parse_guidance, parse_sampler
+from samplers.guidance.base import MAX_SCALE
+from samplers.schedule import MAX_TIMESTEPS
 
 METRICS_OF_COMPARISONS = ("fid", "kid", "precision", "recall", "coverage")
 METHODS = {
@@ -48,17 +50,12 @@ class ComparisonConfig:
             check_method(method)
         for sampler in self.samplers:
             check_sampler(sampler)
-        if any(steps < 1 for steps in self.steps):
-            raise UserError(f"expected 1 or more, got {', '.join(map(str, self.steps))}", setting="steps")
-        for name in ("budget_evaluations", "budget_seconds"):
-            if (budget := getattr(self, name)) is not None and not budget > 0:
-                raise UserError(f"expected a number above 0, got {budget}", setting=name)
-        at_least(self, rounds=1, rows=1)
+        in_range(self, steps=(1, MAX_TIMESTEPS), budget_evaluations=(TINY, 1e15), budget_seconds=(TINY, 1e9))
+        in_range(self, rounds=(1, 30), rows=(1, 4096))
         for name in ("guidance_scales", "classifier_scales"):
-            if not (scales := getattr(self, name)):
+            if not getattr(self, name):
                 raise UserError("expected one scale or more, got none", setting=name)
-            if any(not scale >= 0 for scale in scales):
-                raise UserError(f"expected scales of 0 or more, got {', '.join(map(str, scales))}", setting=name)
+        in_range(self, guidance_scales=(0, MAX_SCALE), classifier_scales=(0, MAX_SCALE))
 
 
 def check_method(method: str) -> None:

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ldm.evaluation.records import finite
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write, atomic_write_json, read_json
 from ldm.runtime.locks import is_begun
+from ldm.runtime.schema import finite
 from ldm.runtime.stopping import GOES_ON, kept_when_stopped
 from ldm.runtime.text import printable
 
@@ -54,13 +54,13 @@ def claim_folder(folder: Path, manifest: Mapping[str, Any]) -> None:
         raise UserError(problem, remedy="choose another folder", setting="output_dir", value=folder)
 
 
-def load_record(path: Path, from_json: Callable[[Mapping[str, Any]], Record]) -> Record | None:
+def load_record(path: Path, from_json: Callable[[object], Record]) -> Record | None:
     """The stored record of a run; None where the run is not done yet, or its record is damaged."""
     if not path.is_file():
         return None
     try:
         return from_json(read_json(path))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # UserError among them
+    except ValueError as error:  # UserError among them
         logger.warning("%s: damaged (%s), the run is measured again", path, printable(error, 120))
         return None
 

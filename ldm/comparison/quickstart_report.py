@@ -12,6 +12,7 @@ from ldm.comparison.records import Comparison
 from ldm.comparison.report import trade_offs
 from ldm.comparison.tables import format_value
 from ldm.reports.page import data_url, render_template
+from ldm.runtime.errors import user_errors
 from ldm.runtime.files import read_json
 from ldm.training.run_folder import RUN_FILE, commands_of
 
@@ -54,7 +55,8 @@ def _comparison(file: Path) -> dict[str, Any] | None:
     """The answer, the table and the plots of the comparison; None of a quick start that has none."""
     if not file.is_file():
         return None
-    comparison = Comparison.from_json(read_json(file))
+    with user_errors(file):
+        comparison = Comparison.from_json(read_json(file))
     ranking = rank_comparison(comparison, ComparisonConfig())
     names = [value.name.split("[")[0] for value in comparison.runs[0].result.figures]
     real = {value.metric: format_value(value) for value in comparison.baseline.figures}

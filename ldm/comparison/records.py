@@ -4,12 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from ldm.comparison.tables import align_columns, format_value
-from ldm.evaluation.baseline import RealBaseline, baseline_line
-from ldm.evaluation.records import EvaluationResult
+from ldm.evaluation.baseline import RealBaseline, StoredBaseline, baseline_line
+from ldm.evaluation.records import EvaluationResult, StoredResult
 from ldm.runtime.errors import UserError
+from ldm.runtime.schema import convert
+
+
+class _StoredRun(TypedDict):
+    label: str
+    method: str
+    guidance_scale: float | None
+    classifier_scale: float | None
+    sampler: str
+    steps: int
+    peak_memory: int | None
+    result: StoredResult
+
+
+class _StoredRound(TypedDict):
+    num_images: int
+    cells: tuple[_StoredRun, ...]
+    left: tuple[str, ...]
+
+
+class _StoredComparison(TypedDict):
+    cells: tuple[_StoredRun, ...]
+    left_out: dict[str, str]
+    manifest: dict[str, Any]
+    warnings: tuple[str, ...]
+    rounds: NotRequired[tuple[_StoredRound, ...]]
+    floor: NotRequired[StoredBaseline]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +58,10 @@ class Run:
         return {**asdict(self), "result": self.result.to_json()}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Run:
-        """The inverse of `to_json`."""
-        return cls(**{**value, "result": EvaluationResult.from_json(value["result"])})
+    def from_json(cls, value: object) -> Run:
+        """The inverse of `to_json`; `ValueError` names the place of what it did not give."""
+        stored: dict[str, Any] = dict(convert(value, _StoredRun))
+        return cls(**{**stored, "result": EvaluationResult.from_json(stored["result"])})
 
     def row(self) -> dict[str, Any]:
         """Settings, every metric value with its error and interval, and the cost."""
@@ -61,9 +89,10 @@ class Round:
         return {"num_images": self.num_images, "left": list(self.eliminated), "cells": runs}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Round:
-        """The inverse of `to_json`."""
-        return cls(value["num_images"], tuple(map(Run.from_json, value["cells"])), tuple(value["left"]))
+    def from_json(cls, value: object) -> Round:
+        """The inverse of `to_json`; `ValueError` names the place of what it did not give."""
+        stored = convert(value, _StoredRound)
+        return cls(stored["num_images"], tuple(map(Run.from_json, stored["cells"])), stored["left"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +144,13 @@ class Comparison:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Comparison:
-        """The inverse of `to_json`."""
-        runs = tuple(map(Run.from_json, value["cells"]))
-        rounds = tuple(map(Round.from_json, value.get("rounds", ())))
-        baseline = RealBaseline.from_json(value["floor"]) if "floor" in value else RealBaseline()
-        return cls(runs, value["left_out"], value["manifest"], tuple(value["warnings"]), rounds, baseline)
+    def from_json(cls, value: object) -> Comparison:
+        """The inverse of `to_json`; `ValueError` names the place of what it did not give."""
+        stored = convert(value, _StoredComparison)
+        runs = tuple(map(Run.from_json, stored["cells"]))
+        rounds = tuple(map(Round.from_json, stored.get("rounds", ())))
+        baseline = RealBaseline.from_json(stored["floor"]) if "floor" in stored else RealBaseline()
+        return cls(runs, stored["left_out"], stored["manifest"], stored["warnings"], rounds, baseline)
 
     def rows(self) -> list[dict[str, Any]]:
         """`Run.row` of every run; all have the same keys."""

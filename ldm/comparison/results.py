@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from ldm.comparison.tables import align_columns, format_value, to_csv
 from ldm.evaluation.records import EvaluationResult
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import read_json
+from ldm.runtime.schema import convert
 from ldm.runtime.text import printable
 
 # What may differ, for it is compared or does not affect the values; all else in a manifest must be the same.
@@ -99,25 +100,23 @@ def read_results(file: str | Path) -> list[Entry]:
         if not inside:
             raise UserError(f"{printable(path)}: holds neither comparison.json nor autoencoders.json")
         path = inside[0]
-    content = read_json(path)
-    try:
+    stored = read_json(path, object)
+    with user_errors(f"{printable(path)}: not the figures of `ldm evaluate --output` or `ldm compare`"):
+        content = convert(stored, dict[str, Any])
         if "cells" not in content and "runs" not in content:
-            return [Entry(printable(file), _result(content))]
-        return [
-            Entry(printable(f"{file}: {run.get('label', run.get('name'))}"), _result(run["result"]))
-            for run in content.get("cells", content.get("runs"))
-        ]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{printable(path)}: not the figures of `ldm evaluate --output` or `ldm compare`") from None
+            return [Entry(printable(file), EvaluationResult.from_json(content))]
+        rows = convert(content.get("cells", content.get("runs")), list[_Row])
+        names = [str(row.get("label", row.get("name"))) for row in rows]
+        results = [EvaluationResult.from_json(row["result"]) for row in rows]
+    return [Entry(printable(f"{file}: {name}"), result) for name, result in zip(names, results, strict=True)]
 
 
-def _result(content: Mapping[str, Any]) -> EvaluationResult:
-    result = EvaluationResult.from_json(content)
-    for value in result.figures:
-        format_value(value)  # raises unless the numbers are numbers
-    if not isinstance(result.manifest, dict):
-        raise TypeError("a manifest is a mapping")
-    return result
+class _Row(TypedDict):
+    """A run of a comparison, of models (label) or of autoencoders (name)."""
+
+    label: NotRequired[str]
+    name: NotRequired[str]
+    result: dict[str, Any]
 
 
 def _differing_keys(first: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """Class labels and captions -> what the U-Net takes, with the null condition that guidance needs."""
 
-import json
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ from torch import Tensor, nn
 
 from ldm.conditioning.condition import Condition
 from ldm.conditioning.config import ConditioningConfig
+from ldm.conditioning.metadata import guess_metadata, read_metadata
 from ldm.conditioning.text_encoder import TextEncoder, embedded_encoder, frozen_encoder, printable_utf8
 from ldm.conditioning.words import TrainingWords
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_write_json, read_json
+from ldm.runtime.files import atomic_write_json, is_there
 from ldm.runtime.text import replace_unprintable, suggest
 
 CONDITIONING_FILE = "conditioning.json"
@@ -225,11 +225,11 @@ class Conditioner(nn.Module):
         """Read a model folder; one without conditioning.json is a diffusers folder, and its other files are read."""
         folder = Path(folder)
         file = folder / CONDITIONING_FILE
-        metadata = _read_metadata(file) if file.exists() else _guess_metadata(folder)
-        text = metadata["text"]
+        metadata = read_metadata(file) if is_there(file) else guess_metadata(folder)
+        text = metadata.get("text")
         encoder = None
         if text is not None:
-            encoder = TextEncoder.load(folder, text.get("max_tokens"), text["encoder"], str(text.get("source", "")))
+            encoder = TextEncoder.load(folder, text.get("max_tokens"), text["encoder"], text.get("source", ""))
         return cls(
             metadata["class_names"],
             encoder,
@@ -255,34 +255,6 @@ def class_index(name: int | str, class_names: Sequence[str]) -> int:
     if not 0 <= number < len(names):
         raise UserError(f"unknown class {number}: expected 0 to {len(names) - 1}", remedy=suggest(str(number), names))
     return number
-
-
-def _read_metadata(path: Path) -> dict[str, Any]:
-    """The checked contents of a file that may come from anybody."""
-    metadata = read_json(path)
-    kinds: dict[str, Any] = {"class_names": list, "class_conditional": bool, "dropout": (int, float)}
-    if not isinstance(metadata, dict) or any(not isinstance(metadata.get(key), kind) for key, kind in kinds.items()):
-        raise UserError(f"{path}: expected {', '.join(kinds)}")
-    text = metadata.setdefault("text", None)
-    if text is not None:
-        length = text.get("max_tokens") if isinstance(text, dict) else None
-        if not isinstance(length, int) or not 1 <= length <= 512 or text.get("encoder") not in ("embedded", "frozen"):
-            raise UserError(f"{path}: text: expected an encoder (embedded or frozen) and max_tokens from 1 to 512")
-    if not all(isinstance(name, str) for name in metadata["class_names"]):
-        raise UserError(f"{path}: class_names: expected strings, got {json.dumps(metadata['class_names'])[:80]}")
-    untrained, count = metadata.get("untrained_classes", []), len(metadata["class_names"])
-    if not isinstance(untrained, list) or any(type(label) is not int or not 0 <= label < count for label in untrained):
-        raise UserError(f"{path}: untrained_classes: expected a list of numbers below {count}")
-    return metadata
-
-
-def _guess_metadata(folder: Path) -> dict[str, Any]:
-    """For a folder of diffusers: its last class is taken as null, its dropout as Stable Diffusion's."""
-    path = folder / "unet" / "config.json"
-    embeds = read_json(path).get("num_class_embeds") if path.exists() else None
-    names = [str(index) for index in range((embeds or 1) - 1)]
-    text = {"encoder": "frozen", "source": folder.name} if (folder / "text_encoder").is_dir() else None
-    return {"class_names": names, "class_conditional": bool(names), "dropout": 0.1, "text": text}
 
 
 def _inert(name: str) -> str:

@@ -3,7 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import UserError, in_range
+
+_LARGEST_ENCODER = 2**28  # about 3e9 parameters
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,11 @@ class ConditioningConfig:
             raise UserError(f"condition_dropout: expected 0 <= p < 1, got {self.condition_dropout}")
         if self.max_tokens is not None and not 3 <= self.max_tokens <= 512:
             raise UserError(f"max_tokens: expected 3 to 512, got {self.max_tokens}")
-        if not 2 <= self.least_tokens <= 77:
-            raise UserError(f"least_tokens: expected 2 to 77, got {self.least_tokens}")
-        for name in ("text_width", "text_layers", "text_heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.text_layers * self.text_width**2 > _LARGEST_ENCODER:
+            problem = f"expected at most {_LARGEST_ENCODER} for `text_layers` times its square"
+            raise UserError(problem, setting="text_width", value=self.text_width)
+        in_range(self, text_width=(1, 16384), text_layers=(1, 256), text_heads=(1, 1024), vocab_size=(1, 2**20))
+        in_range(self, least_tokens=(2, 77))
 
     def fingerprint(self) -> dict[str, Any]:
         """All settings; without `least_tokens` where it is 2, as for runs from before it, which so go on."""

@@ -209,8 +209,7 @@ def _mismatched(report: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
 
 def _model_type(where: str, local: bool) -> object:
     if local:
-        config = read_json(Path(where) / "config.json")
-        return config.get("model_type") if isinstance(config, dict) else None
+        return read_json(Path(where) / "config.json").get("model_type")
     from transformers import PretrainedConfig
 
     with _refused(where, "configuration"):

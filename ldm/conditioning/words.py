@@ -6,11 +6,19 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypedDict
 
 MAX_WORDS = 20_000  # the most frequent ones are kept
 _MAX_LENGTH = 40  # characters of a word
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"  # scripts without spaces: a character is a word
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W_{_IDEOGRAPHS}]+")
+
+
+class StoredWords(TypedDict):
+    """`TrainingWords` in conditioning.json."""
+
+    words: str
+    left_out: int
 
 
 @dataclass(frozen=True)
@@ -31,17 +39,14 @@ class TrainingWords:
         """The words of a text that no kept word is, each once, in their order."""
         return tuple(dict.fromkeys(word for word in words_of(text) if word not in self.words))
 
-    def to_json(self) -> dict[str, str | int]:
+    def to_json(self) -> StoredWords:
         """Compact: one string of all words."""
         return {"words": " ".join(sorted(self.words)), "left_out": self.left_out}
 
     @classmethod
-    def from_json(cls, value: object) -> TrainingWords | None:
-        """What `to_json` gave; None for anything else, such as the None of a folder that keeps no words."""
-        words, left_out = (value.get("words"), value.get("left_out")) if isinstance(value, dict) else (None, None)
-        if not isinstance(words, str) or not isinstance(left_out, int):
-            return None
-        return cls(frozenset(words.split()), left_out)
+    def from_json(cls, value: StoredWords | None) -> TrainingWords | None:
+        """What `to_json` gave; None for the None of a folder that keeps no words."""
+        return None if value is None else cls(frozenset(value["words"].split()), value["left_out"])
 
 
 def words_of(text: str) -> list[str]:

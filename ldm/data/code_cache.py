@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -24,6 +25,12 @@ from ldm.runtime.progress import progress
 from ldm.runtime.tensors import read_tensors, save_tensors
 
 _FORMAT, _WEIGHTS, _MANIFEST = 1, "codes.safetensors", "manifest.json"
+
+
+class _Manifest(TypedDict):
+    format: Literal[1]
+    key: dict[str, Any]
+    sha256: str
 
 
 class CodeCache:
@@ -81,11 +88,12 @@ def encode_codes(
 
 def _check_manifest(folder: Path, key: CacheKey) -> str:
     """The SHA-256 that the codes must have; `UserError` for another key."""
-    manifest = read_json(folder / _MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT or not isinstance(manifest.get("key"), dict):
-        raise UserError(f"{folder / _MANIFEST}: not that of a code cache", remedy=ENCODE_AGAIN)
+    try:
+        manifest = read_json(folder / _MANIFEST, _Manifest)
+    except UserError as error:
+        raise UserError(f"{error}: not that of a code cache", remedy=ENCODE_AGAIN) from None
     key.check(manifest["key"], f"{folder}: the code cache")
-    return str(manifest.get("sha256"))
+    return manifest["sha256"]
 
 
 def _read(folder: Path, key: CacheKey, sizes: tuple[int, ...], count: int, mirrored: bool) -> CodeCache:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.errors import LARGEST_SEED, UserError, at_least, in_range
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.image_size <= 4096:
             raise UserError(f"expected 1 to 4096 pixels, got {self.image_size}", setting="image_size")
+        in_range(self, shapes_train=(1, 2**24), shapes_validation=(1, 2**24), shapes_seed=(-LARGEST_SEED, LARGEST_SEED))
         if self.crop not in ("center", "random"):
             raise UserError(f'expected "center" or "random", got "{self.crop}"', setting="crop")
         for name, known in (

@@ -9,12 +9,11 @@ mirrored) if the data set flips, else 1. Everything is fp16.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from ldm.data.latent_sums import SUMS, ShardCheck, decoded_sums
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import open_regular, read_json, sha256_of_file
 from ldm.runtime.locks import LOCK
+from ldm.runtime.schema import convert, parse_json
 
 SHARD_EXAMPLES = 4096
 SHARD_BYTES = 2**27  # a shard has fewer examples where they would take more
@@ -70,6 +70,13 @@ class Layout:
         return folder / f"latents-{shard:05d}-of-{self.shards:05d}.safetensors"
 
 
+class _Manifest(TypedDict):
+    format: int
+    key: dict[str, Any]
+    layout: Layout
+    sha256: list[str]
+
+
 def is_ours(name: str) -> bool:
     """Whether a file name is one of a cache, or of the lock and temporary files of an interrupted run."""
     return name == LOCK or _OURS.fullmatch(name) is not None
@@ -77,22 +84,17 @@ def is_ours(name: str) -> bool:
 
 def read_manifest(path: Path) -> tuple[Layout, dict[str, Any], list[str]]:
     """Layout, key and the SHA-256 of every shard."""
-    manifest = read_json(path)
     try:
-        if manifest["format"] != FORMAT:
-            problem = f"{path}: a latent cache of format {manifest['format']}, expected {FORMAT}"
-            raise UserError(problem, remedy="encode again")
-        stored = manifest["layout"]
-        flags = stored["has_flips"] is True, stored["has_std"] is True
-        layout = Layout(stored["count"], tuple(stored["shape"]), *flags)
-        key, sums = dict(manifest["key"]), [str(value) for value in manifest["sha256"]]
-        if len(sums) != layout.shards:
-            raise ValueError(f"expected {layout.shards} checksums, got {len(sums)}")
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not the manifest of a latent cache ({error!r})", remedy="encode again") from None
-    return layout, key, sums
+        manifest = read_json(path, _Manifest)
+    except UserError as error:
+        raise UserError(f"{error}: not the manifest of a latent cache", remedy="encode again") from None
+    if manifest["format"] != FORMAT:
+        problem = f"{path}: a latent cache of format {manifest['format']}, expected {FORMAT}"
+        raise UserError(problem, remedy="encode again")
+    layout, sums = manifest["layout"], manifest["sha256"]
+    if len(sums) != layout.shards:
+        raise UserError(f"{path}: expected {layout.shards} checksums, got {len(sums)}", remedy="encode again")
+    return layout, manifest["key"], sums
 
 
 def manifest_of(layout: Layout, key: dict[str, Any], sums: list[str]) -> dict[str, Any]:
@@ -118,7 +120,7 @@ def map_shard(path: Path, layout: Layout, shard: int, key: str | None = None) ->
         length = int.from_bytes(stream.read(8), "little")
         if not 0 < length <= min(_HEADER_LIMIT, size - 8):
             raise ValueError("no safetensors header")
-        header = json.loads(stream.read(length))
+        header = convert(parse_json(stream.read(length)), dict[str, dict[str, Any]])
     metadata = header.pop("__metadata__", {})
     if key is not None and (metadata.get("key"), metadata.get("shard")) != (key, str(shard)):
         raise ValueError("made with another key")

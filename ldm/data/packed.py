@@ -11,8 +11,9 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
+import msgspec
 import numpy as np
 
 from ldm.data.decode import MAX_BYTES, BadImageError
@@ -33,6 +34,13 @@ class Sample(NamedTuple):
     size: int
     label: int | str | None
     texts: tuple[str, ...] | None
+
+
+class _Index(TypedDict):
+    """The contents of an index file."""
+
+    samples: list[Sample]
+    class_names: tuple[str, ...]
 
 
 class Shard(NamedTuple):
@@ -94,13 +102,9 @@ def read_index(path: Path) -> tuple[list[Sample], tuple[str, ...]] | None:
         digest, _, text = path.read_bytes().partition(b"\n")  # written by us; it grows with the number of images
         if hashlib.sha256(text).hexdigest().encode() != digest:
             raise ValueError("it differs from its SHA-256")
-        content = json.loads(text)
-        rows = [
-            Sample(str(n), int(o), int(s), label, None if texts is None else tuple(texts))
-            for n, o, s, label, texts in content["samples"]
-        ]
-        return rows, tuple(map(str, content["class_names"]))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        content = msgspec.json.decode(text, type=_Index)
+        return content["samples"], content["class_names"]
+    except (OSError, ValueError) as error:  # msgspec's among them
         logger.warning("%s: damaged (%s), the shard is indexed again", path, printable(error, 80))
         return None
 

@@ -7,7 +7,6 @@ tar shard: any image in any order, by any number of workers.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from ldm.data.packed import Sample, Shard, index_path, read_index, write_index
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_file, cache_folder
 from ldm.runtime.progress import progress
+from ldm.runtime.schema import parse_json
 from ldm.runtime.text import printable, suggest
 
 _IMAGES, _TEXTS = ("image", "img", "jpg", "png"), ("text", "caption")
@@ -102,9 +102,9 @@ def _columns(schema: Any, requested: tuple[str, str, str], path: Path) -> tuple[
 def _class_names(schema: Any, label: str) -> tuple[str, ...]:
     """The names of the numbers in a column, from the metadata of the datasets library."""
     try:
-        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        metadata = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
         names = metadata["info"]["features"][label]["names"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return ()
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 

@@ -6,7 +6,6 @@ and "text". Other members are ignored: nothing is unpickled, extracted or run.
 
 from __future__ import annotations
 
-import json
 import logging
 import tarfile
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,7 @@ from ldm.data.decode import ENDINGS
 from ldm.data.listing import MAX_LINE, check_label, check_texts
 from ldm.data.packed import Sample, Shard, index_path, read_index, write_index
 from ldm.runtime.errors import UserError
+from ldm.runtime.schema import parse_json
 from ldm.runtime.text import printable
 
 _ANNOTATIONS = ("cls", "txt", "json")
@@ -92,7 +92,8 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
         raise UserError(f"{printable(path)}: not a whole tar file ({printable(error, 120)})") from None
     with open(path, "rb") as stream:  # a damaged header ends the archive in silence, as the final zeros do
         stream.seek(end)
-        if any(rest := stream.read(_BLOCK)) or (length < end and members):
+        rest = stream.read(2 * _BLOCK)  # an archive ends in two blocks of zeros
+        if any(rest) or (length < end and members):
             where = f"byte {end}" if rest else "its end"
             problem = f"{printable(path)}: damaged at {where}: no member's header is there"
             raise UserError(problem, remedy="make the shard again")
@@ -115,8 +116,8 @@ def _annotations(
         stream.seek(offset)
         try:
             content = stream.read(size).decode("utf-8-sig").strip()
-            row = json.loads(content) if kind == "json" else None
-        except (ValueError, RecursionError) as error:
+            row = parse_json(content) if kind == "json" else None
+        except ValueError as error:
             raise UserError(f"{where}: not {'valid JSON' if kind == 'json' else 'UTF-8 text'} ({error})") from None
         if kind == "txt":
             texts = (content,)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -21,9 +21,10 @@ from ldm.evaluation.evaluators import Evaluators
 from ldm.evaluation.features.feature_cache import features_of
 from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.metrics.base import MetricContext, Samples
-from ldm.evaluation.records import MetricValue, figures_from_json, finite
+from ldm.evaluation.records import MetricValue, StoredFigure, figures_from_json
 from ldm.evaluation.registry import metrics
 from ldm.runtime.errors import UserError
+from ldm.runtime.schema import convert, finite
 from ldm.runtime.text import counted
 
 
@@ -39,9 +40,17 @@ class RealBaseline:
         return finite({"figures": [asdict(figure) for figure in self.figures], "facts": self.provenance})
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> RealBaseline:
-        """What `to_json` gave."""
-        return cls(figures_from_json(value["figures"]), value["facts"])
+    def from_json(cls, value: object) -> RealBaseline:
+        """What `to_json` gave; `ValueError` names the place of what it did not."""
+        stored = convert(value, StoredBaseline)
+        return cls(figures_from_json(stored["figures"]), stored.get("facts"))
+
+
+class StoredBaseline(TypedDict):
+    """A `RealBaseline` in JSON."""
+
+    figures: tuple[StoredFigure, ...]
+    facts: NotRequired[dict[str, Any] | None]
 
 
 def baseline_of_data(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ldm.evaluation.registry import OF_SAMPLES
 from ldm.evaluation.registry import metrics as registry
-from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.errors import LARGEST, LARGEST_BATCH, LARGEST_SEED, UserError, at_least, in_range
 from ldm.runtime.text import suggest
 
 _EXTRACTORS = ("auto", "inception", "trained", "dinov2", "clip")
@@ -80,7 +80,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         for name in self.metrics:
             registry.check(name)
-        at_least(self, num_images=4, num_reference=4, batch_size=1, seed=0, bootstrap=0)
+        at_least(self, num_images=4, num_reference=4)
+        in_range(self, batch_size=(1, LARGEST_BATCH), seed=(0, LARGEST_SEED), bootstrap=(0, 2**20))
         models = ("extractor", self.extractor, _EXTRACTORS), ("clip_model", self.clip_model, ("clip",))
         for setting, name, known in models:
             local = name.startswith((".", "/", "~")) or Path(name).is_dir()
@@ -103,6 +104,8 @@ class LikelihoodConfig:
     """Hutchinson's random vectors an image."""
 
     def __post_init__(self) -> None:
-        at_least(self, likelihood_images=2, bound_steps=0, flow_steps=0, flow_probes=1)
+        in_range(
+            self, likelihood_images=(2, LARGEST), bound_steps=(0, 2**20), flow_steps=(0, 2**20), flow_probes=(1, 2**16)
+        )
         if not self.bound_steps and not self.flow_steps:
             raise UserError("`bound_steps` 0 `flow_steps` 0: nothing to measure", remedy="give one of them")

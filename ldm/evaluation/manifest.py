@@ -45,8 +45,7 @@ def count_of_reference(data: ImageData, config: EvaluationConfig) -> int:
 
 def weights_of(folder: Path | None) -> str:
     """Whether the weights of a model are averaged, by its folder."""
-    index = read_json(folder / INDEX) if folder is not None and (folder / INDEX).is_file() else {}
-    weights = index.get(WEIGHTS) if isinstance(index, dict) else None
+    weights = read_json(folder / INDEX).get(WEIGHTS) if folder is not None and (folder / INDEX).is_file() else None
     if isinstance(weights, str):
         return printable(weights, 80)
     return "as published in the model folder, which does not tell whether they are an EMA"

@@ -7,9 +7,11 @@ from typing import Literal
 
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.registry import metrics as registry
-from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.errors import LARGEST_BATCH, LARGEST_SEED, UserError, at_least, in_range
 from ldm.runtime.text import suggest
 from ldm.sampling.config import SamplingConfig
+from samplers.guidance.base import MAX_SCALE
+from samplers.schedule import MAX_TIMESTEPS
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ class EvalConfig:
     """The file inception-2015-12-05.pt; default: where clean-fid keeps it."""
 
     def __post_init__(self) -> None:
-        at_least(self, eval_every=0, eval_num_images=4, eval_num_reference=4, eval_batch_size=1, eval_seed=0)
-        at_least(self, eval_guidance_scale=0)
+        at_least(self, eval_every=0, eval_num_images=4, eval_num_reference=4)
+        in_range(self, eval_batch_size=(1, LARGEST_BATCH), eval_seed=(0, LARGEST_SEED))
+        in_range(self, eval_guidance_scale=(0, MAX_SCALE))
         if not self.eval_metrics:
             raise UserError(f"expected one or more of {', '.join(_metrics())}", setting="eval_metrics")
         for name in self.eval_metrics:
@@ -87,6 +90,10 @@ class DiffusionEvalConfig(EvalConfig):
     """Sampler of these samples."""
     eval_num_inference_steps: int = 25
     """Sampling steps of these samples."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, eval_num_inference_steps=(1, MAX_TIMESTEPS))
 
     def sampling(self) -> SamplingConfig:
         return replace(super().sampling(), sampler=self.eval_sampler, num_inference_steps=self.eval_num_inference_steps)

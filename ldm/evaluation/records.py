@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
+
+from ldm.runtime.schema import convert, finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +53,43 @@ class EvaluationResult:
         return finite({"floor" if name == "baseline" else name: value for name, value in asdict(self).items()})
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> EvaluationResult:
-        """What `to_json` gave."""
-        plain = {name: content for name, content in value.items() if name != "floor"}
-        figures, baseline = figures_from_json(value["figures"]), figures_from_json(value.get("floor", ()))
-        return cls(**{**plain, "figures": figures, "baseline": baseline, "warnings": tuple(value["warnings"])})
+    def from_json(cls, value: object) -> EvaluationResult:
+        """What `to_json` gave; `ValueError` names the place of what it did not."""
+        stored: dict[str, Any] = dict(convert(value, StoredResult))
+        figures, baseline = map(figures_from_json, (stored["figures"], stored.pop("floor", ())))
+        return cls(**{**stored, "figures": figures, "baseline": baseline})
 
 
-def figures_from_json(values: Iterable[Mapping[str, Any]]) -> tuple[MetricValue, ...]:
-    """Figures from what `asdict` and `finite` made of them."""
-    return tuple(MetricValue(**{**figure, **_numbers(figure)}) for figure in values)
+class StoredFigure(TypedDict):
+    """A `MetricValue` in JSON, which has null for a number that is not finite."""
+
+    metric: str
+    name: str
+    value: float | None
+    standard_error: NotRequired[float | None]
+    higher_is_better: NotRequired[bool]
+    interval: NotRequired[tuple[float | None, float | None] | None]
+    halves: NotRequired[tuple[float | None, ...]]
 
 
-def _numbers(figure: Mapping[str, Any]) -> dict[str, Any]:
-    """What JSON changed: a None that was not finite, and lists that were tuples."""
+class StoredResult(TypedDict):
+    """An `EvaluationResult` in JSON."""
+
+    figures: tuple[StoredFigure, ...]
+    manifest: dict[str, Any]
+    evaluations_per_image: NotRequired[float]
+    seconds_per_image: NotRequired[float]
+    warnings: NotRequired[tuple[str, ...]]
+    floor: NotRequired[tuple[StoredFigure, ...]]
+
+
+def figures_from_json(values: Iterable[StoredFigure]) -> tuple[MetricValue, ...]:
+    """Figures of a converted result."""
+    return tuple(MetricValue(**{**figure, **_numbers(figure)}) for figure in values)  # type: ignore[typeddict-item]
+
+
+def _numbers(figure: StoredFigure) -> dict[str, Any]:
+    """NaN where a number was not finite."""
 
     def number(value: float | None) -> float:
         return float("nan") if value is None else value
@@ -76,14 +100,3 @@ def _numbers(figure: Mapping[str, Any]) -> dict[str, Any]:
         "interval": None if ends is None else (number(ends[0]), number(ends[1])),
         "halves": tuple(map(number, figure.get("halves", ()))),
     }
-
-
-def finite(value: Any) -> Any:
-    """The same value with every number that JSON cannot hold replaced by None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value

@@ -27,6 +27,7 @@ from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.features.small_network import NetworkMetadata, SmallNetwork, working_size
 from ldm.evaluation.registry import metrics as registry
 from ldm.runtime.errors import UserError
+from ldm.runtime.schema import convert, parse_json
 from ldm.runtime.settings import from_mapping
 from ldm.runtime.text import printable
 
@@ -71,8 +72,8 @@ class ReferenceFile:
             raise self._refusal(f"features of shape {of} and others of {others} are no reference")
         self.count, self.dim = of
         try:
-            self.metadata = from_mapping(ReferenceMetadata, json.loads(self.archive.read("facts").tobytes()))
-        except (ValueError, TypeError, RecursionError) as error:
+            self.metadata = from_mapping(ReferenceMetadata, parse_json(self.archive.read("facts").tobytes()))
+        except ValueError as error:
             raise self._refusal(f"its facts cannot be read ({error})") from None
 
     @property
@@ -97,10 +98,10 @@ class ReferenceFile:
         if not self.metadata.network:
             return None
         try:
-            metadata = NetworkMetadata(**json.loads(self.metadata.network))
-            heads = {str(name): tuple(map(str, values)) for name, values in metadata.heads.items()}
+            metadata = convert(parse_json(self.metadata.network), NetworkMetadata)
+            heads = metadata.heads
             size, classes = metadata.image_size, sum(map(len, heads.values()))
-            if working_size(int(size)) != size or classes > _MOST_CLASSES:
+            if working_size(size) != size or classes > _MOST_CLASSES:
                 raise ValueError("sizes out of range")
             with torch.random.fork_rng(devices=[]):
                 network = SmallNetwork(metadata.image_size, heads)
@@ -108,7 +109,7 @@ class ReferenceFile:
             network.load_state_dict(state)
         except UserError:
             raise
-        except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, RecursionError) as error:
+        except (ValueError, KeyError, RuntimeError) as error:
             raise self._refusal(f"the network in it cannot be used ({str(error).splitlines()[0]})") from None
         extractor = TrainedExtractor(network.requires_grad_(False), replace(metadata, heads=heads), device)
         if extractor.name != self.metadata.extractor:

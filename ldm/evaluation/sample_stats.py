@@ -9,14 +9,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from ldm.evaluation.features.judge import Score
 from ldm.evaluation.metrics.base import MetricResult, ModelEvaluation, ModelMetric
-from ldm.evaluation.records import figures_from_json, finite
+from ldm.evaluation.records import StoredFigure, figures_from_json, finite
 from ldm.runtime.files import atomic_write_json, read_json
+from ldm.runtime.schema import convert, parse_json
 from ldm.runtime.tensors import metadata_text, open_tensors, save_with_digest
 from ldm.runtime.text import printable
 
@@ -65,6 +67,24 @@ class SampleStats:
         return replace(self, **tensors)
 
 
+class _StoredMetric(TypedDict):
+    """A `MetricResult` in JSON."""
+
+    figures: tuple[StoredFigure, ...]
+    manifest: dict[str, Any]
+    about: dict[str, Any]
+
+
+class _StoredStats(TypedDict):
+    """The metadata of the file of `save_stats`."""
+
+    count: int
+    scores: dict[str, tuple[int, int]]  # right, total
+    evaluations: int
+    seconds: float
+    peak: int | None
+
+
 def save_stats(path: Path, stats: SampleStats, peak_memory: int | None = None) -> None:
     """Store statistics, with their images if they have any."""
     scores = {name: [score.right, score.total] for name, score in stats.scores.items()}
@@ -80,11 +100,11 @@ def load_stats(path: Path, max_count: int) -> tuple[SampleStats, int | None]:
     if not path.is_file():
         return SampleStats(), None
     try:
-        metadata = json.loads(metadata_text(path, "seen"))
+        metadata = convert(parse_json(metadata_text(path, "seen")), _StoredStats)
         with open_tensors(path) as file:
             features, class_probs, texts = map(file.get_tensor, ("features", "opinions", "text_scores"))
             images = file.get_tensor("images") if "images" in file.keys() else torch.empty(0)  # noqa: SIM118
-        scores = {name: Score(right, total) for name, (right, total) in metadata["scores"].items()}
+        scores = {name: Score(*counts) for name, counts in metadata["scores"].items()}
         cost = metadata["evaluations"], metadata["seconds"]
         stats = SampleStats(metadata["count"], features, class_probs, texts, scores, *cost, images)
         return (stats, metadata["peak"]) if stats.count <= max_count else (SampleStats(), None)
@@ -116,10 +136,10 @@ class StatsStore:
         """The values of a metric, measured unless they are stored."""
         path = self.folder / f"metric-{name}.json"
         if path.is_file():
-            content = read_json(path)
-            return MetricResult(figures_from_json(content["figures"]), content["manifest"], content["about"])
+            stored = read_json(path, _StoredMetric)
+            return MetricResult(figures_from_json(stored["figures"]), stored["manifest"], stored["about"])
         values = metric.measure(evaluation)
-        content = {"figures": [asdict(value) for value in values.figures]}
+        content: dict[str, Any] = {"figures": [asdict(value) for value in values.figures]}
         content |= {"manifest": values.manifest, "about": values.about}
         self._write(lambda: atomic_write_json(path, finite(content)))
         return values

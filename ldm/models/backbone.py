@@ -65,7 +65,10 @@ class Backbone(nn.Module):
     def from_pretrained(cls: type[_BackboneT], folder: str | Path, *, dtype: torch.dtype = torch.float32) -> _BackboneT:
         """Read a folder that `save_pretrained` wrote, or diffusers for the same class."""
         with torch.device("meta"):
-            network = cls.from_entries(read_config(folder, cls.class_name))
+            try:
+                network = cls.from_entries(read_config(folder, cls.class_name))
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{Path(folder) / CONFIG_NAME}: {error}") from None
         load_weights(folder, network, dtype)
         return network.eval()
 
@@ -84,8 +87,7 @@ def backbone(class_name: str) -> Callable[[type[_BackboneT]], type[_BackboneT]]:
 def load_backbone(folder: str | Path) -> Backbone:
     """The network of a folder, of the class that its config.json names; `UserError` for an unknown class."""
     path = Path(folder) / CONFIG_NAME
-    content = read_json(path)
-    name = str(content.get("_class_name")) if isinstance(content, dict) else type(content).__name__
+    name = str(read_json(path).get("_class_name"))
     for point in entry_points(group="ldm.networks", name=name) if name not in _backbones else ():
         point.load()
     if name not in _backbones:

@@ -13,6 +13,7 @@ from ldm.models.encoder import Encoder
 from ldm.models.unet_config import UNetConfig
 from ldm.models.weights import load_weights, read_config, save_network
 from ldm.runtime.errors import UserError
+from ldm.runtime.schema import convert
 from ldm.runtime.text import suggest
 
 _CLASS_NAME = "NoisyClassifier"
@@ -112,7 +113,10 @@ class NoisyClassifier(Encoder):
         for key in keys:
             if key not in names:
                 raise UserError(f"{folder}: config.json: unknown key {key!r}", remedy=suggest(key, names))
-        config = ClassifierConfig(**keys)
+        try:
+            config = convert(keys, ClassifierConfig)
+        except ValueError as error:
+            raise UserError(f"{folder}/config.json: {error}") from None
         with torch.device("meta"):
             network = cls(config)
         load_weights(folder, network, dtype)

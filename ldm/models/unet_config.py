@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from ldm.runtime.errors import UserError
+from ldm.runtime.schema import convert
 
 # What `UNet2DConditionModel` takes where its config.json leaves a key out (old files leave most of them out).
 _DIFFUSERS_DEFAULTS: dict[str, Any] = {
@@ -17,6 +18,34 @@ _DIFFUSERS_DEFAULTS: dict[str, Any] = {
     "use_linear_projection": False, "num_class_embeds": None, "resnet_time_scale_shift": "default",
     "addition_embed_type": None, "addition_embed_type_num_heads": 64,
 }  # fmt: skip
+
+
+class _DiffusersUNet(TypedDict, total=False):
+    """The types of these keys; one value for all levels, or one a level."""
+
+    sample_size: int | list[int] | None
+    in_channels: int
+    out_channels: int
+    flip_sin_to_cos: bool
+    freq_shift: int
+    down_block_types: list[str]
+    mid_block_type: str | None
+    up_block_types: list[str]
+    block_out_channels: list[int]
+    layers_per_block: int | list[int]
+    dropout: float
+    norm_num_groups: int
+    norm_eps: float
+    cross_attention_dim: int | list[int | None] | None
+    transformer_layers_per_block: int | list[int]
+    attention_head_dim: int | list[int]
+    use_linear_projection: bool
+    num_class_embeds: int | None
+    resnet_time_scale_shift: Literal["default", "scale_shift"]
+    addition_embed_type: str | None
+    addition_embed_type_num_heads: int
+
+
 # Keys that may hold these values only.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
@@ -34,7 +63,7 @@ _MID: dict[Literal["attention", "resnet", "none"], str | None] = {
     "resnet": "UNetMidBlock2D",
     "none": None,
 }
-_MAX_LEVELS, _MAX_LAYERS, _MAX_CHANNELS = 8, 32, 16384
+_MAX_LEVELS, _MAX_LAYERS, _MAX_CHANNELS, _MAX_SIZE, _MAX_BLOCKS = 8, 32, 16384, 2**20, 512
 _SIZES = ("in_channels", "out_channels", "attention_head_dim", "norm_num_groups")
 _OPTIONAL_SIZES = ("sample_size", "cross_attention_dim", "num_class_embeds", "pooled_context_heads")
 
@@ -81,16 +110,23 @@ class UNetConfig:
         _require(len(self.attention) == levels, f"attention: expected {levels} entries, got {len(self.attention)}")
         for name in (*_SIZES, *_OPTIONAL_SIZES):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"{name}: expected at least 1, got {value}")
+            _require(
+                value is None or 1 <= value <= _MAX_SIZE,
+                f"{name}: expected at least 1, at most {_MAX_SIZE}, got {value}",
+            )
         _require(min(self.num_attention_heads, default=1) >= 1, "num_attention_heads: expected at least 1")
         for name in ("layers_per_block", "transformer_layers_per_block"):
             value = getattr(self, name)
             _require(1 <= value <= _MAX_LAYERS, f"{name}: expected 1 to {_MAX_LAYERS}, got {value}")
+        blocks = levels * self.layers_per_block * self.transformer_layers_per_block
+        _require(blocks <= _MAX_BLOCKS, f"layers_per_block: expected at most {_MAX_BLOCKS} blocks in all, got {blocks}")
         for width in self.block_out_channels:
             _require(1 <= width <= _MAX_CHANNELS, f"block_out_channels: expected 1 to {_MAX_CHANNELS}, got {width}")
             _require(width % groups == 0, f"block_out_channels: {width} is not divisible by norm_num_groups = {groups}")
         _require(self.block_out_channels[0] % 2 == 0, "block_out_channels: the first must be even")
         _require(0 <= self.dropout < 1, f"dropout: expected 0 <= dropout < 1, got {self.dropout}")
+        _require(0 < self.norm_eps <= 1, f"norm_eps: expected above 0 and at most 1, got {self.norm_eps}")
+        _require(0 <= self.freq_shift <= 1, f"freq_shift: expected 0 or 1, got {self.freq_shift}")
         count = len(self.num_attention_heads)
         _require(count in (0, 1, levels), f"num_attention_heads: expected none, 1 or {levels} entries, got {count}")
         _require(
@@ -183,7 +219,10 @@ class UNetConfig:
             allowed = _FIXED.get(key, (None, False))
             if key not in _DIFFUSERS_DEFAULTS and value not in allowed:
                 raise UserError(f"U-Net configuration: {key} = {value!r} is not supported (only {_listed(allowed)})")
-        merged = {**_DIFFUSERS_DEFAULTS, **public}
+        try:
+            merged = {**_DIFFUSERS_DEFAULTS, **convert(public, _DiffusersUNet)}
+        except ValueError as error:
+            raise UserError(f"U-Net configuration: {error}") from None
         down, up, widths = merged["down_block_types"], merged["up_block_types"], merged["block_out_channels"]
         levels = len(widths)
         if [name.replace("Up", "Down") for name in reversed(up)] != list(down) or len(down) != levels:

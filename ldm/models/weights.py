@@ -14,6 +14,7 @@ from torch import nn
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, fingerprint, read_json
 from ldm.runtime.tensors import CONFIG_NAME, load_expected, save_tensors
+from ldm.runtime.text import printable
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
@@ -37,9 +38,9 @@ def read_config(folder: str | Path, class_name: str) -> dict[str, Any]:
     """The keys of `config.json` without the private ones; `UserError` unless it describes a `class_name`."""
     path = Path(folder) / CONFIG_NAME
     content = read_json(path)
-    if not isinstance(content, dict) or content.get("_class_name") != class_name:
-        kind = content.get("_class_name") if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path}: expected the configuration of a {class_name}, found {json.dumps(kind)}")
+    if content.get("_class_name") != class_name:
+        kind = printable(json.dumps(content.get("_class_name")), 60)
+        raise UserError(f"{path}: expected the configuration of a {class_name}, found {kind}")
     return {key: value for key, value in content.items() if not key.startswith("_")}
 
 

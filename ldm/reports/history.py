@@ -6,13 +6,31 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import log_entries, read_json
 
 _LIMIT = 2**28  # bytes of metrics.jsonl
 Entries = Sequence[Mapping[str, Any]]  # each with its "step"
+
+
+class RunRecord(TypedDict):
+    """The contents of run.json."""
+
+    kind: str  # of the training
+    facts: dict[str, Any]  # what a resumed run must share
+    commands: NotRequired[list[str]]
+
+
+class BestRecord(TypedDict):
+    """The contents of best.json."""
+
+    measure: str
+    value: float | None  # null for one that was not finite
+    step: int
+    higher_is_better: NotRequired[bool]
+    facts: NotRequired[dict[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -84,7 +102,7 @@ def is_number(value: object) -> bool:
 
 def _best(root: Path) -> Best | None:
     file = root / "best" / "best.json"
-    content = read_json(file) if file.is_file() else None
-    if not isinstance(content, dict) or not is_number(content.get("value")) or type(content.get("step")) is not int:
+    if not file.is_file():
         return None
-    return Best(str(content.get("measure")), float(content["value"]), content["step"])
+    content = read_json(file, BestRecord)
+    return None if content["value"] is None else Best(content["measure"], content["value"], content["step"])

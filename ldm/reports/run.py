@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.data.selection import even_indices
-from ldm.reports.history import Best, Entries, History, is_number, numbers_of, read_history, rows_of
+from ldm.reports.history import Best, Entries, History, RunRecord, is_number, numbers_of, read_history, rows_of
 from ldm.reports.page import data_url, render_template
 from ldm.reports.plots import Line, Mark, lines
 from ldm.runtime.files import read_json
@@ -23,19 +23,18 @@ _BY_NOISE = {"accuracy_by_noise": "accuracy", "validation_loss_by_noise": "loss"
 def render_run(run: str | Path) -> str:
     """The page of a run folder, finished or not."""
     root, history = Path(run), read_history(run)
-    content = read_json(root / "run.json")
-    kind, commands = (content.get("kind", "?"), content.get("commands")) if isinstance(content, dict) else ("?", None)
+    content = read_json(root / "run.json", RunRecord)
     config = root / "config.yaml"
     return render_template(
         "run.html.j2",
-        name=f"{kind}: {root.resolve().name}",
+        name=f"{content['kind']}: {root.resolve().name}",
         sentence=_sentence(history),
         metrics=_latest(history),
         evaluations=_table(history),
         best=history.best,
         plots=_plots(history),
         previews=[{"label": str(int(path.stem.split("-")[1])), "url": data_url(path)} for path in _previews(root)],
-        commands=[str(command) for command in commands] if isinstance(commands, list) else [],
+        commands=content.get("commands", []),
         settings=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
     )
 

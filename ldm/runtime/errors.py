@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+
+LARGEST = 2**31 - 1  # count of anything: steps, images, bytes of a batch are numbered in 32 or 64 bits
+LARGEST_BATCH = 2**16  # images
+LARGEST_SEED = 2**63 - 1
+MOST_WORKERS = 1024  # processes that load images
+TINY = sys.float_info.min  # the smallest number above 0
 
 
 class UserError(ValueError):
@@ -60,8 +67,21 @@ class StoppedByOtherProcess(Exception):  # noqa: N818  (not an error of this pro
         self.code = code
 
 
-def at_least(settings: object, **limits: int) -> None:
-    """`UserError` naming the first of these settings that is below its limit."""
-    for name, limit in limits.items():
-        if not getattr(settings, name) >= limit:
-            raise UserError(f"expected {limit} or more, got {getattr(settings, name)}", setting=name)
+def at_least(settings: object, **limits: float) -> None:
+    """`UserError` naming the first of these settings that is below its limit, or above `LARGEST`."""
+    in_range(settings, **{name: (low, LARGEST) for name, low in limits.items()})
+
+
+def in_range(settings: object, **limits: tuple[float, float]) -> None:
+    """`UserError` naming the first of these settings that is not from low to high, both included.
+
+    A setting that is None is unset; one that is a tuple is checked number by number. NaN is in no range; a low of
+    `TINY` stands for above 0.
+    """
+    for name, (low, high) in limits.items():
+        value = getattr(settings, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not low <= number <= high:
+                lowest = "above 0" if low == TINY else f"{low} or more"
+                highest = "" if high == LARGEST and number < low else f", at most {high:.15g}"
+                raise UserError(f"expected {lowest}{highest}, got {number}", setting=name)

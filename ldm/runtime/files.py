@@ -13,14 +13,15 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar, overload
 
 from safetensors import SafetensorError
 
 from ldm.runtime import locks
 from ldm.runtime.errors import UserError
+from ldm.runtime.schema import JSON_LIMIT, convert, finite, parse_json
 
-_JSON_LIMIT = 64 * 2**20  # bytes; a larger JSON file is not one of ours
+Content = TypeVar("Content")
 
 
 def fsync_path(path: Path) -> None:
@@ -77,9 +78,11 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
     target = Path(target).absolute()  # "." has no name
     target.parent.mkdir(parents=True, exist_ok=True)
     with locks.temporary(target, Path.mkdir) as folder:
+        mode = folder.stat().st_mode
         with _system_errors(target):
             yield folder
         for path in sorted(folder.rglob("*")):
+            _as_umask(path, mode)
             fsync_path(path)
         fsync_path(folder)
         replace_folder(folder, target)
@@ -115,11 +118,19 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locks.temporary(path, _new_file) as temporary:
+        mode = temporary.stat().st_mode
         with _system_errors(path):
             yield temporary
+        _as_umask(temporary, mode)
         fsync_path(temporary)
         os.replace(temporary, path)
         fsync_path(path.parent)
+
+
+def _as_umask(path: Path, mode: int) -> None:
+    """Give a file the permissions that the umask gave another: safetensors makes its own for the owner alone."""
+    if path.is_file() and not path.is_symlink():
+        path.chmod(mode & 0o666)
 
 
 def _new_file(path: Path) -> None:
@@ -138,6 +149,11 @@ def _system_errors(target: Path) -> Iterator[None]:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(target)) from None
 
 
+def is_there(path: Path) -> bool:
+    """Whether anything has this name: a file, or a pipe or a broken link, which its reader refuses by name."""
+    return os.path.lexists(path)
+
+
 def atomic_write(path: str | Path, data: str | bytes) -> None:
     """Write `data` (text as UTF-8) to `path`, atomically."""
     with atomic_file(path) as temporary:
@@ -145,23 +161,40 @@ def atomic_write(path: str | Path, data: str | bytes) -> None:
 
 
 def atomic_write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
-    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write `value` as indented JSON, atomically; numbers that are not finite become null, for JSON has none."""
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(finite(value), indent=2, ensure_ascii=False)
+    atomic_write(path, text + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file; `UserError` names the file when it is absent, over 64 MiB or malformed."""
+@overload
+def read_json(path: str | Path, *, non_finite: bool = False) -> dict[str, Any]: ...
+@overload
+def read_json(path: str | Path, schema: type[Content], *, non_finite: bool = False) -> Content: ...
+def read_json(path: str | Path, schema: Any = dict[str, Any], *, non_finite: bool = False) -> Any:
+    """Read a JSON file as a `schema`, an object by default.
+
+    `UserError` names the file, and the key where there is one, when it is absent, not a regular file, over 32 MiB,
+    malformed (see `parse_json`, also about `non_finite`), or does not fit the schema.
+    """
     path = Path(path)
     try:
         with open_regular(path) as stream:
-            content = stream.read(_JSON_LIMIT + 1)
-        if len(content) > _JSON_LIMIT:
-            raise UserError(f"{path}: larger than {_JSON_LIMIT} bytes, not a settings file")
-        return json.loads(content.decode("utf-8"))
+            content = stream.read(JSON_LIMIT + 1)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    try:
+        value = parse_json(content, non_finite=non_finite)
+    except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
+    try:
+        return convert(value, schema)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def log_entries(path: str | Path) -> Iterator[dict[str, Any]]:
@@ -172,8 +205,8 @@ def log_entries(path: str | Path) -> Iterator[dict[str, Any]]:
     with open_regular(path) as stream:
         for line in io.TextIOWrapper(stream, encoding="utf-8", errors="replace"):
             try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError):
+                entry = parse_json(line)
+            except ValueError:
                 continue
             if isinstance(entry, dict) and type(entry.get("step")) is int:
                 yield entry

@@ -15,6 +15,15 @@ def printable(text: object, limit: int | None = 200) -> str:
     return escaped if limit is None or len(escaped) <= limit else escaped[: limit - 3] + "..."
 
 
+def is_utf8(text: str) -> bool:
+    """Whether text can be written; what the system gave in other bytes, or half a surrogate pair, can not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def suggest(word: str, known: Iterable[object]) -> str:
     """The remedy of a message about an unknown word: `known: a, b; did you mean "a"?`."""
     names = sorted(str(name) for name in known)

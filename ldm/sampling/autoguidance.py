@@ -125,8 +125,7 @@ def _fill(weak: GuidingModel, checkpoint: Path) -> None:
     """The weights of a training checkpoint: the averaged ones, or where the run averages nothing the plain ones."""
     path = checkpoint / "ema.safetensors"
     path = path if path.is_file() else checkpoint / "model.safetensors"
-    listed = read_json(checkpoint / "manifest.json")
-    entry = listed.get(path.name) if isinstance(listed, dict) else None
+    entry = read_json(checkpoint / "manifest.json").get(path.name)
     if not isinstance(entry, dict) or not path.is_file() or entry.get("sha256") != sha256_of_file(path):
         raise UserError(f"damaged: {path.name} is missing or differs from its manifest.json")
     both = torch.nn.ModuleDict({"unet": weak.unet, "conditioner": weak.conditioner})

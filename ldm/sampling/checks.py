@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ldm.runtime.errors import UserError
+from ldm.runtime.text import is_utf8
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.energies import energy_names
 from ldm.sampling.networks import Networks
@@ -37,6 +38,9 @@ def check_requests(requests: Sequence[Request], plan: SamplingPlan, networks: Ne
 def _check_request(request: Request, config: SamplingConfig, networks: Networks, uses_labels: bool) -> None:
     known = f"its classes are {', '.join(networks.class_names)}" if networks.has_classes else "it is unconditional"
     no_text, no_classes = f"this model was not trained on text ({known})", "this model's U-Net knows no classes"
+    for setting in ("prompt", "negative_prompt", "toward_prompt"):
+        if not is_utf8(getattr(request, setting) or ""):
+            raise UserError("not UTF-8 text (half a surrogate pair)", setting=setting)
     if not networks.has_text:
         if request.prompt:
             raise UserError(no_text, setting="prompt")

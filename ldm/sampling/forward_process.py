@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor
 
@@ -29,6 +29,24 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "edm": ("EDMEulerScheduler", {"sigma_schedule": "exponential", "prediction_type": "epsilon"}),
     "flow": ("FlowMatchEulerDiscreteScheduler", {}),
 }
+
+
+class SchedulerConfig(TypedDict, total=False):
+    """What is read of a scheduler_config.json."""
+
+    _class_name: str
+    prediction_type: str
+    num_train_timesteps: int
+    beta_schedule: str
+    beta_start: float
+    beta_end: float
+    trained_betas: list[float] | None
+    rescale_betas_zero_snr: bool
+    sigma_min: float | None
+    sigma_max: float | None
+    sigma_data: float
+    shift: float | None
+    use_dynamic_shifting: bool
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 from autoencoders import Autoencoder
 from ldm.conditioning.conditioner import CONDITIONING_FILE
 from ldm.models.classifier import NoisyClassifier
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
 from ldm.runtime.text import counted
-from ldm.sampling.forward_process import Process
+from ldm.sampling.forward_process import Process, SchedulerConfig
 from ldm.sampling.model_manifest import check_manifest
 from samplers import DiscreteSchedule, Schedule
 
@@ -73,8 +73,6 @@ def check_parts(folder: str | Path) -> Path:
         hint = "it holds an autoencoder only" if (root / "vae").is_dir() else "it is not a model folder"
         raise UserError(f"{folder}: no {INDEX} ({hint})", remedy="give the output folder of `ldm train diffusion`")
     index = read_json(root / INDEX)
-    if not isinstance(index, dict):
-        raise UserError(f"{root / INDEX}: expected a JSON object", remedy="it is not that of a model folder")
     if _CONDITIONING in index and not (root / CONDITIONING_FILE).is_file():
         raise UserError(f"{folder}: the model lacks {CONDITIONING_FILE}, which its {INDEX} lists")
     for part, library in index.items():
@@ -109,11 +107,19 @@ def read_autoencoder(vae: Path, *, ignore_manifest: bool = False) -> Autoencoder
 def read_scheduler(folder: Path) -> Process:
     """The process of a model folder's scheduler/scheduler_config.json; `UserError` for one that is not known here."""
     path = folder / "scheduler" / "scheduler_config.json"
-    config = read_json(path)
+    config = read_json(path, SchedulerConfig, non_finite=True)  # diffusers writes -Infinity into lambda_min_clipped
     try:
         return Process.from_config(config)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: {error}") from None
+
+
+class _ClassifierMetadata(TypedDict):
+    """The contents of a classifier's facts.json."""
+
+    autoencoder: str  # fingerprint
+    class_names: list[str]
+    schedule: SchedulerConfig
 
 
 @dataclass(frozen=True)
@@ -142,12 +148,10 @@ def read_classifier(
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{what}: no classifier/config.json in it", remedy="give the output of `ldm train classifier`")
-    metadata = read_json(folder / "facts.json")
-    try:
-        fingerprint, names = metadata["autoencoder"], tuple(map(str, metadata["class_names"]))
+    metadata = read_json(folder / "facts.json", _ClassifierMetadata)
+    fingerprint, names = metadata["autoencoder"], tuple(metadata["class_names"])
+    with user_errors(folder / "facts.json"):
         schedule = DiscreteSchedule.from_config(metadata["schedule"])
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(f"{folder / 'facts.json'}: expected autoencoder, schedule and class_names") from None
     if fingerprint != autoencoder:
         problem = f"{what}: it was trained on the latents of another autoencoder than this model's"
         raise UserError(problem, remedy="train one with `autoencoder` set to this model's folder")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from autoencoders.weight_file import not_finite, refuse
 from ldm.runtime.errors import UserError, user_errors
+from ldm.runtime.schema import convert, parse_json
 from ldm.runtime.tensors import load_expected, metadata_text, save_with_digest
 from ldm.training.config import AveragesConfig, check_length
 from ldm.training.run_folder import RunFolder
@@ -166,9 +167,9 @@ def snapshots(run: Path) -> list[Snapshot]:
         if not (match := _NAME.fullmatch(path.name)):
             continue
         try:
-            lengths = json.loads(metadata_text(path, "lengths", check=False))
-            snapshots_read.append(Snapshot(path, int(match[1]), tuple(float(length) for length in lengths)))
-        except (ValueError, KeyError, TypeError) as error:  # UserError among them
+            lengths = convert(parse_json(metadata_text(path, "lengths", check=False)), tuple[float, ...])
+            snapshots_read.append(Snapshot(path, int(match[1]), lengths))
+        except (ValueError, KeyError) as error:  # UserError among them
             raise UserError(f"{path}: not a whole snapshot of averages ({error})", remedy="remove it") from None
     return sorted(snapshots_read, key=lambda snapshot: snapshot.step)
 

@@ -8,9 +8,10 @@ import re
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from ldm.runtime.checksums import checked_entries, checksums_of, differing_files
@@ -117,6 +118,27 @@ def remove_own_files(folder: Path) -> None:
     renamed = folder.rename(folder.with_name(f"{folder.name}.others-{number}"))
     others = ", ".join(printable(path.name, 40) for path in sorted(renamed.iterdir())[:3])
     logger.warning("%s held files that this run did not write (%s): they stay in %s", folder, others, renamed.name)
+
+
+_Count = Annotated[int, Meta(ge=0, le=2**53)]
+
+
+class State(TypedDict):
+    """The contents of state.json."""
+
+    step: _Count
+    scaler: dict[str, float] | None
+    watch: NotRequired[dict[str, _Count] | None]
+    seconds: NotRequired[Annotated[float, Meta(ge=0)]]
+    without_moments: NotRequired[dict[str, list[str]] | None]
+
+
+def read_state(folder: Path) -> State:
+    """The state.json of a checkpoint; `UserError` where it is not that of this step."""
+    state = read_json(folder / "state.json", State)
+    if (match := _NAME.fullmatch(folder.name)) and int(match[1]) != state["step"]:
+        raise UserError(f"{folder / 'state.json'}: step: expected {match[1]}, got {state['step']}")
+    return state
 
 
 def checkpoints(run: Path) -> list[Path]:

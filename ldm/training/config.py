@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.errors import LARGEST, LARGEST_BATCH, LARGEST_SEED, MOST_WORKERS, TINY, UserError, at_least, in_range
 
 # fmt: off
-_POSITIVE = (
-    "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "learning_rate", "checkpointing_steps",
-    "checkpoints_total_limit", "log_steps", "adam_epsilon", "lr_reference_steps", "muon_learning_rate",
-)
-_NOT_NEGATIVE = (
-    "lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "validation_steps", "skip_non_finite",
-    "dataloader_num_workers", "train_seconds",
-)
+_POSITIVE = {  # the largest value; all are above 0
+    "max_train_steps": LARGEST, "train_batch_size": LARGEST_BATCH, "gradient_accumulation_steps": LARGEST_BATCH,
+    "learning_rate": 1e3, "muon_learning_rate": 1e3, "adam_epsilon": 1.0, "lr_reference_steps": LARGEST,
+    "checkpointing_steps": LARGEST, "checkpoints_total_limit": LARGEST, "log_steps": LARGEST, "max_parameters": 2**48,
+}
+_NOT_NEGATIVE = {
+    "lr_warmup_steps": LARGEST, "adam_weight_decay": 1e3, "max_grad_norm": 1e12, "validation_steps": LARGEST,
+    "skip_non_finite": LARGEST, "dataloader_num_workers": MOST_WORKERS, "train_seconds": 1e9,
+}
 _FREE = (  # what a resumed run may change: the result does not depend on it
     "output_dir", "device", "train_seconds", "dry_run", "checkpointing_steps", "checkpoints_total_limit",
     "validation_steps", "log_steps", "dataloader_num_workers", "resume_from_checkpoint", "gradient_checkpointing",
-    "report_to", "tracker_project_name", "skip_non_finite", "fsdp",
+    "report_to", "tracker_project_name", "skip_non_finite", "fsdp", "max_parameters",
 )
 # fmt: on
 _SNAPSHOTS = 50  # by which other lengths are right to a thousandth, near those that were followed
@@ -92,18 +92,16 @@ class TrainingConfig:
     """The project of Weights & Biases that the run belongs to."""
     dataloader_num_workers: int = 0
     """Processes that prepare images; the result does not depend on their number."""
+    max_parameters: int = 4_000_000_000
+    """A network with more parameters than this is refused before it takes memory; the optimiser needs 16 bytes each."""
     dry_run: bool = False
     """Build everything and take a few steps, then print what the training would cost; nothing is written."""
     resume_from_checkpoint: str = "latest"
     """latest, or the name of a checkpoint of this run such as checkpoint-500."""
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            if not getattr(self, name) > 0 or not math.isfinite(getattr(self, name)):
-                raise UserError(f"must be above 0, got {getattr(self, name)}", setting=name)
-        for name in _NOT_NEGATIVE:
-            if not getattr(self, name) >= 0:
-                raise UserError(f"must be 0 or more, got {getattr(self, name)}", setting=name)
+        in_range(self, **{name: (TINY, high) for name, high in _POSITIVE.items()})
+        in_range(self, **{name: (0, high) for name, high in _NOT_NEGATIVE.items()}, seed=(-LARGEST_SEED, LARGEST_SEED))
         if self.compile == "reduce-overhead" and self.gradient_accumulation_steps > 1:
             raise UserError(
                 "`compile` reduce-overhead: its graphs overwrite the sums of `gradient_accumulation_steps`; use default"

@@ -15,6 +15,7 @@ from torch import nn
 from ldm.evaluation.measure import EvaluationStopped
 from ldm.evaluation.records import EvaluationResult
 from ldm.models.weights import weights_fingerprint
+from ldm.reports.history import BestRecord
 from ldm.runtime.distributed import Processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, read_json
@@ -100,8 +101,8 @@ def _read_result(path: Path, key: dict[str, Any]) -> EvaluationResult | None:
     try:
         stored = read_json(path)
         if {name: stored.get(name) for name in key} == key:
-            return EvaluationResult.from_json(stored["result"])
-    except (UserError, AttributeError, KeyError, TypeError):
+            return EvaluationResult.from_json(stored.get("result"))
+    except ValueError:  # UserError among them: it is measured again
         pass
     return None
 
@@ -139,8 +140,10 @@ def keep_best(
         return False
     file, value = run / BEST / BEST_FILE, measures[name]
     before = _best_so_far(file)
-    if before.get("measure") == name and before.get("facts") == fingerprint:
-        better = value > before["value"] if higher_is_better else value < before["value"]
+    if before is not None and before["measure"] == name and before.get("facts") == fingerprint:
+        best_value = before["value"]
+        assert best_value is not None  # `_best_so_far`
+        better = value > best_value if higher_is_better else value < best_value
         if not better:
             return False
     with publication(run / BEST, step=step, autoencoder=autoencoder) as target:
@@ -151,13 +154,14 @@ def keep_best(
     return True
 
 
-def _best_so_far(file: Path) -> dict[str, Any]:
-    """best.json; {} where there is none that can be read."""
+def _best_so_far(file: Path) -> BestRecord | None:
+    """best.json; None where there is none that can be read."""
     try:
-        content = read_json(file) if file.is_file() else {}
-    except UserError:
-        return {}
-    return content if isinstance(content, dict) and isinstance(content.get("value"), int | float) else {}
+        best = read_json(file, BestRecord) if file.is_file() else None
+    except UserError as error:
+        logger.warning("%s: the best model from here on replaces it", error)
+        return None
+    return best if best is not None and best["value"] is not None else None
 
 
 def forget_damaged_best(run: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import re
 from pathlib import Path
@@ -13,9 +12,11 @@ from typing import IO, Any, TypeVar
 
 from ldm.conditioning.config import ConditioningConfig
 from ldm.data.config import DataConfig
+from ldm.reports.history import RunRecord
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write, atomic_write_json, log_entries, read_json
 from ldm.runtime.locks import LOCK, FolderLock, is_begun
+from ldm.runtime.schema import finite
 from ldm.runtime.settings import read_settings
 from ldm.sampling.model_manifest import MANIFEST
 
@@ -50,10 +51,10 @@ class RunFolder:
                 raise _refusal(path, "holds something else; give a new or empty folder")
             return
         _check_kinds(path)
-        content = read_json(path / RUN_FILE)
-        if not isinstance(content, dict) or not isinstance(content.get("facts"), dict):
-            raise _refusal(path, f"its {RUN_FILE} is not that of a run; give a new or empty folder")
-        stored = content.get("kind")
+        try:
+            stored = read_run(path)["kind"]
+        except UserError as error:
+            raise _refusal(path, f"its {RUN_FILE} is not that of a run ({error}); give a new or empty folder") from None
         if stored != kind:
             raise _refusal(path, f"holds a run of `train {stored}`, not of `train {kind}`")
 
@@ -84,7 +85,7 @@ class RunFolder:
         return run
 
     def _refuse_other_settings(self, fingerprint: dict[str, Any]) -> None:
-        stored = flat(read_json(self.path / RUN_FILE)["facts"])
+        stored = flat(read_run(self.path)["facts"])
         current = flat(json.loads(json.dumps(fingerprint)))
         differing = [name for name in sorted({*stored, *current}) if stored.get(name) != current.get(name)]
         if differing:
@@ -120,7 +121,7 @@ class RunFolder:
     def log(self, entry: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl; numbers that are not finite become null, for JSON has none."""
         assert self._metrics is not None, "start_metrics comes first"
-        self._metrics.write(json.dumps(_finite(entry), allow_nan=False) + "\n")
+        self._metrics.write(json.dumps(finite(entry), allow_nan=False) + "\n")
         self._metrics.flush()
 
     def sync_metrics(self) -> None:
@@ -152,10 +153,14 @@ def _refusal(path: Path, problem: str) -> UserError:
     return UserError(problem, setting="output_dir", value=path)
 
 
+def read_run(run: str | Path) -> RunRecord:
+    """The run.json of a run folder."""
+    return read_json(Path(run) / RUN_FILE, RunRecord)
+
+
 def commands_of(run: str | Path) -> list[str]:
     """The commands that a run was started by, the newest last."""
-    commands = read_json(Path(run) / RUN_FILE).get("commands")
-    return [command for command in commands if isinstance(command, str)] if isinstance(commands, list) else []
+    return read_run(run).get("commands", [])
 
 
 def recorded_settings(schema: type[Settings], run: str | Path) -> Settings:
@@ -189,11 +194,3 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         names |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return names
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(entry) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

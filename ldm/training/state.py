@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,16 +12,17 @@ from torch import Tensor, nn
 from ldm.runtime.compilation import compile_network
 from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import read_json
 from ldm.sampling.publication import publication
 from ldm.training.adversary import AdversarialTrainer
 from ldm.training.averages import ExponentialMovingAverage, PowerAverages
 from ldm.training.checkpoint import (
+    State,
     checkpoint_to_resume,
     load_optimizer_tensors,
     load_weights,
     optimizer_tensors,
     read_optimizer_tensors,
+    read_state,
     save_checkpoint,
     without_moments,
 )
@@ -139,7 +139,7 @@ class TrainingState:
         check_same_checkpoint(folder.name if folder is not None else "none", self.processes)
         if folder is None:
             return
-        state = read_json(folder / "state.json")
+        state = read_state(folder)
         load_weights(self.model, folder / "model.safetensors")
         if self.ema is not None:
             load_weights(self.ema.model, folder / "ema.safetensors")
@@ -149,18 +149,18 @@ class TrainingState:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.guard.load(state.get("watch") or {})
         self._load_moments(folder, state)
-        self.step = int(state["step"])
-        self.budget.resume(float(state.get("seconds", 0)))
+        self.step = state["step"]
+        self.budget.resume(state.get("seconds", 0.0))
         self.averages.resume(folder, self.step, self.run)
         if self.step:
             logger.info("resuming from %s", folder.name)
 
-    def _load_moments(self, folder: Path, state: dict[str, Any]) -> None:
+    def _load_moments(self, folder: Path, state: State) -> None:
         """The state of the optimisers; one that has taken steps has moments."""
         absent = state.get("without_moments") or {}
         for file, (optimizer, model) in self.optimizers.items():
             path = folder / f"{file}.safetensors"
             tensors = read_optimizer_tensors(path, optimizer, model, absent.get(file))
-            if not tensors and file == "optimizer" and int(state["step"]) > self.guard.left_out:
+            if not tensors and file == "optimizer" and state["step"] > self.guard.left_out:
                 raise UserError(f"{path}: holds no moments, after {state['step']} steps")
             load_optimizer_tensors(optimizer, model, tensors)

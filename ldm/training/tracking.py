@@ -83,7 +83,7 @@ def _weights_and_biases(project: str, run: Path) -> GeneralTracker:
     file = run / IDENTITY
     if not file.is_file():
         atomic_write_json(file, {"id": secrets.token_hex(8)})
-    own = str(read_json(file).get("id"))
+    own = read_json(file, dict[str, str]).get("id", "")
     tracker = WandBTracker(project, id=own, resume="allow", dir=str(run), name=run.resolve().name)
     try:
         tracker.start()

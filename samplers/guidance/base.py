@@ -11,6 +11,7 @@ from samplers.level import Guidance, Level, Prediction, Tensor
 
 Interval = Sequence[float | None] | None
 Curve = str | Callable[[float], float]
+MAX_SCALE = 1e6  # beyond it float32 images are noise at best
 
 # Factors on a strength as a function of the angle u = 2 / pi arctan(sigma / alpha), 1 at pure noise and 0 at the data
 # (Wang et al. 2024, arXiv:2404.13040, section 3: both rise towards the data, and keep the mean of 1 over u)
@@ -22,8 +23,8 @@ CURVES: dict[str, Callable[[float], float]] = {
 
 
 def check_scale(what: str, scale: Any) -> None:
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < math.inf:
-        raise ValueError(f"{what} must be a finite number, not negative; got {scale!r}")
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale <= MAX_SCALE:
+        raise ValueError(f"{what} must be a finite number, not negative, at most {MAX_SCALE:g}; got {scale!r}")
 
 
 def check_interval(what: str, interval: Interval) -> None:

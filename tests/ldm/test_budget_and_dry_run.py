@@ -61,7 +61,7 @@ def test_rates_that_end_at_a_step_take_no_budget():
             TrainingConfig(train_seconds=5, lr_scheduler=schedule)
     fingerprint = TrainingConfig(train_seconds=5, lr_scheduler="inverse_sqrt", dry_run=True).fingerprint()
     assert not {"train_seconds", "dry_run"} & fingerprint.keys()
-    with pytest.raises(UserError, match="`train_seconds`: must be 0 or more"):
+    with pytest.raises(UserError, match="`train_seconds`: expected 0 or more"):
         TrainingConfig(train_seconds=-1)
 
 

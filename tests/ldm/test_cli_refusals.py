@@ -35,7 +35,7 @@ def test_unknown_key_of_a_settings_file(models, refused, tmp_path):
         "training: {learning_rat: 1}": ["unknown key 'training.learning_rat'", 'did you mean "learning_rate"?'],
         "unett: {}": ["unknown key 'unett'", 'did you mean "unet"?'],
         "training: {learning_rate: fast}": ["training.learning_rate", "fast"],
-        "training: {learning_rate: -1}": ["--learning-rate: must be above 0"],
+        "training: {learning_rate: -1}": ["--learning-rate: expected above 0"],
         "training: [": ["not valid YAML", "line 2"],
         "training: ${oc.env:HOME}": ["interpolation"],
         "a: &a [1]\nb: *a": ["aliases"],

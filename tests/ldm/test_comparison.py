@@ -121,7 +121,7 @@ def test_methods_that_the_model_does_not_support(data, fake_pipeline):
         planned(fake_pipeline(data), ("classifier",), other)
     with pytest.raises(UserError, match='did you mean "cfg"'):
         ComparisonConfig(methods=("cgf",))
-    with pytest.raises(UserError, match="scales of 0 or more"):
+    with pytest.raises(UserError, match="expected 0 or more"):
         ComparisonConfig(guidance_scales=(float("nan"),))
     with pytest.raises(UserError, match="give them as `guidance_scales`"):
         planned(fake_pipeline(data), scale=2.0)

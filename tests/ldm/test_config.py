@@ -105,7 +105,7 @@ def test_a_small_file_cannot_stand_for_a_large_one(file):
         read_settings(Outer, file("\n".join(lines)))
     with pytest.raises(UserError, match=r"not valid YAML|nested"):
         read_settings(Outer, file("name: " + "[" * 1000 + "]" * 1000))
-    with pytest.raises(UserError, match="larger than 1048576 bytes"):
+    with pytest.raises(UserError, match="larger than 131072 bytes"):
         read_settings(Outer, file("#" * (2**20 + 1)))
 
 

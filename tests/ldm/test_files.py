@@ -5,6 +5,7 @@ import os
 import threading
 
 import pytest
+import torch
 
 from ldm.comparison.image_grid import _read
 from ldm.data.latent_layout import Layout, map_shard
@@ -21,7 +22,7 @@ from ldm.runtime.files import (
     replace_folder,
     sha256_of_file,
 )
-from ldm.runtime.tensors import open_tensors, read_tensors
+from ldm.runtime.tensors import open_tensors, read_tensors, save_tensors, write_tensors
 from ldm.runtime.text import suggest
 from ldm.sampling.source_image import read_image
 
@@ -133,7 +134,7 @@ def test_json_that_is_not_there_or_too_large(tmp_path):
         read_json(tmp_path / "x.json")
     with open(tmp_path / "x.json", "wb") as stream:
         stream.truncate(2**26 + 1)  # sparse
-    with pytest.raises(UserError, match="larger than 67108864 bytes"):
+    with pytest.raises(UserError, match="larger than 33554432 bytes"):
         read_json(tmp_path / "x.json")
 
 
@@ -178,3 +179,19 @@ def test_only_regular_files_are_read(tmp_path, reader, kind):
         path.mkdir()
     with pytest.raises(UserError, match=f"{kind}; expected a regular file"):
         READERS[reader](path)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_what_is_written_has_the_permissions_that_the_umask_gives(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        atomic_write_json(tmp_path / "a.json", {})
+        save_tensors(tmp_path / "a.safetensors", {"w": torch.zeros(2)})
+        with atomic_folder(tmp_path / "model") as folder:
+            write_tensors(folder / "b.safetensors", {"w": torch.zeros(2)})
+            (folder / "part").mkdir()
+            write_tensors(folder / "part" / "c.safetensors", {"w": torch.zeros(2)})
+    finally:
+        os.umask(before)
+    for path in tmp_path.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~mask, path

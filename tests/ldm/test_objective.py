@@ -142,7 +142,7 @@ def test_defaults_leave_no_fact_and_contradictions_are_refused():
     with pytest.raises(UserError, match="add `time_sampling` log_normal"):
         Objective(ObjectiveConfig(time_mean=0.0), VP, None)
     Objective(ObjectiveConfig(time_mean=0.0), EDM, None)
-    with pytest.raises(UserError, match="`offset_noise`: must be 0 or more"):
+    with pytest.raises(UserError, match="`offset_noise`: expected 0 or more"):
         ObjectiveConfig(offset_noise=-1)
 
 

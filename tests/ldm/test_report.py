@@ -164,7 +164,7 @@ def test_a_grid_of_samplers_and_steps(fake_pipeline):
     [
         ({"samplers": ("ddin",)}, "`samplers`.*ddin.*ddim"),
         ({"steps": (0,)}, "`steps`: expected 1 or more"),
-        ({"budget_evaluations": 0.0}, "`budget_evaluations`: expected a number above 0"),
+        ({"budget_evaluations": 0.0}, "`budget_evaluations`: expected above 0"),
     ],
 )
 def test_grids_are_refused_in_one_line(settings, words):

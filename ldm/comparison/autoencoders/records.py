@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from ldm.comparison.tables import align_columns, to_csv
-from ldm.evaluation.records import EvaluationResult, MetricValue, finite
+from ldm.evaluation.records import EvaluationResult, MetricValue, StoredResult
+from ldm.runtime.schema import convert, finite
 
 _COLUMNS = {  # in the table: metric -> (title, digits)
     "psnr": ("PSNR", ".2f"),
@@ -19,6 +20,18 @@ _COLUMNS = {  # in the table: metric -> (title, digits)
     "codebook/perplexity": ("perplexity", ".4g"),
     "active_units": ("active units", ".0f"),
 }
+
+
+class _StoredRecord(TypedDict):
+    name: str
+    bottleneck: str
+    coder: str
+    latents: tuple[int, int, int]
+    encoder_parameters: int
+    decoder_parameters: int
+    steps: int | None
+    seconds: float | None
+    result: StoredResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +67,10 @@ class AutoencoderRecord:
         return finite({**asdict(self), "result": self.result.to_json()})
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> AutoencoderRecord:
-        """The inverse of `to_json`."""
-        result = EvaluationResult.from_json(value["result"])
-        return cls(**{**value, "latents": tuple(value["latents"]), "result": result})
+    def from_json(cls, value: object) -> AutoencoderRecord:
+        """The inverse of `to_json`; `ValueError` names the place of what it did not give."""
+        stored: dict[str, Any] = dict(convert(value, _StoredRecord))
+        return cls(**{**stored, "result": EvaluationResult.from_json(stored["result"])})
 
 
 @dataclass(frozen=True, slots=True)

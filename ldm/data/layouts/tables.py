@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ldm.data.listing import MAX_LINE
 from ldm.runtime.errors import UserError
+from ldm.runtime.schema import parse_json
 from ldm.runtime.text import printable
 
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -50,8 +50,8 @@ def read_large_json(path: Path) -> Any:
     if path.stat().st_size > MAX_JSON:
         raise UserError(f"{printable(path)}: larger than {MAX_JSON} bytes", remedy="write it as JSON lines")
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        return parse_json(path.read_bytes(), limit=MAX_JSON)
+    except ValueError as error:
         raise UserError(f"{printable(path)}: not valid JSON ({printable(error)})") from None
 
 
@@ -68,8 +68,8 @@ def _json_rows(stream: Any, path: Path) -> Iterator[Row]:
         if not text.strip():
             continue
         try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(text)
+        except ValueError as error:
             raise UserError(f"{printable(path)}, line {line}: not valid JSON ({printable(error)})") from None
         if not isinstance(row, dict):
             problem = f'expected {{"file_name": ..., "text": ...}}, got {printable(text, 60)}'

@@ -15,7 +15,9 @@ from typing import Any
 from ldm.data.decode import ENDINGS
 from ldm.data.report import PassedOver
 from ldm.runtime.errors import UserError
-from ldm.runtime.text import printable
+from ldm.runtime.text import is_utf8, printable
+
+_LISTS = (".jsonl", ".csv", ".tsv", ".parquet", ".tar")  # they are looked for by name
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Tree:
     hidden: tuple[str, ...]
     repeated: tuple[str, ...]  # folders that a link leads to once more
     empty: tuple[str, ...]  # folders without anything
+    others: tuple[str, ...] = ()  # neither file nor folder
 
     @cached_property
     def known(self) -> frozenset[str]:
@@ -43,6 +46,7 @@ class Tree:
             ("hidden file or folder", self.hidden, "its name begins with a dot"),
             ("folder", self.repeated, "a link to a folder that is read already"),
             ("folder", self.empty, "empty"),
+            ("name", self.others, "a broken link, a pipe or a device"),
         )
         return [PassedOver(what, len(names), reason, names[0]) for what, names, reason in kinds if names]
 
@@ -54,6 +58,7 @@ def scan(folder: Path) -> Tree:
     hidden: list[str] = []
     repeated: list[str] = []
     empty: list[str] = []
+    others: list[str] = []
     waiting = [(str(folder), "")]
     while waiting:
         path, prefix = waiting.pop()
@@ -67,13 +72,27 @@ def scan(folder: Path) -> Tree:
             for entry in entries:
                 if entry.name.startswith(".") or entry.name == "__MACOSX":
                     hidden.append(prefix + entry.name)
-                elif entry.is_dir():
+                elif (kind := _kind(entry)) == "folder":
                     waiting.append((entry.path, f"{prefix}{entry.name}/"))
-                elif entry.is_file():
+                elif kind == "file":
                     files.append(prefix + entry.name)
+                elif Path(entry.name).suffix in _LISTS:
+                    raise UserError(f"{printable(entry.path)}: a broken link, a pipe or a device; expected a file")
+                else:
+                    others.append(prefix + entry.name)
             if prefix and before == (len(files), len(waiting)):
                 empty.append(prefix.rstrip("/"))
-    return Tree(folder, *(tuple(sorted(names)) for names in (files, hidden, repeated, empty)))
+    return Tree(folder, *(tuple(sorted(names)) for names in (files, hidden, repeated, empty, others)))
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """folder, file or "" for another; a link is what it leads to. `UserError` for a name that is not UTF-8 text."""
+    if not is_utf8(entry.name):
+        raise UserError(f"{printable(entry.path)}: its name is not UTF-8 text", remedy="rename it")
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else ""
+    except OSError:  # a link that leads to itself
+        return ""
 
 
 def inside(tree: Tree, parent: str, name: Any, where: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.registry import autoencoder_metrics as registry
-from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.errors import LARGEST_BATCH, LARGEST_SEED, TINY, UserError, at_least, in_range
 
 
 @dataclass(frozen=True)
@@ -48,16 +47,15 @@ class AutoencoderEvaluationConfig:
     def __post_init__(self) -> None:
         for name in self.metrics:
             registry.check(name)
-        at_least(self, num_images=4, seed=0, batch_size=1, iwae_images=2)
+        at_least(self, num_images=4, iwae_images=2)
+        in_range(self, seed=(0, LARGEST_SEED), batch_size=(1, LARGEST_BATCH), likelihood_scale=(TINY, 1e6))
+        in_range(self, iwae_samples=(1, 2**20))
         self.features()  # refuses an extractor that is none
         largest = max(self.iwae_samples, default=0)
         if not self.iwae_samples or min(self.iwae_samples) < 1 or any(largest % count for count in self.iwae_samples):
             given = " ".join(map(str, self.iwae_samples)) or "none"
             problem = f"expected numbers from 1 that divide the largest of them, got {given}"
             raise UserError(problem, setting="iwae_samples")
-        scale = self.likelihood_scale
-        if scale is not None and not (math.isfinite(scale) and scale > 0):
-            raise UserError(f"expected a number above 0, got {scale}", setting="likelihood_scale")
 
     def features(self) -> EvaluationConfig:
         """The settings of the extractor of rfid."""

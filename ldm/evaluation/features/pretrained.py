@@ -104,8 +104,7 @@ class PretrainedExtractor(Extractor):
     def __init__(self, folder: Path, title: str, device: torch.device | str = "cpu") -> None:
         """`folder` is local; `title` goes into the name, with the fingerprint of the weights."""
         self.device, self.folder = torch.device(device), folder
-        config = read_json(folder / "config.json")
-        self.kind = str(config.get("model_type")) if isinstance(config, dict) else ""
+        self.kind = str(read_json(folder / "config.json").get("model_type"))
         if self.kind not in NAMES:
             problem = f"expected a model of type dinov2 or clip, found {printable(self.kind)!r}"
             raise UserError(f"{printable(folder)}: {problem}")

@@ -19,6 +19,7 @@ from ldm.runtime.errors import UserError
 from ldm.runtime.files import cache_folder, fingerprint
 from ldm.runtime.images import to_uint8
 from ldm.runtime.progress import progress
+from ldm.runtime.schema import convert, parse_json
 from ldm.runtime.tensors import load_expected, metadata_text, save_with_digest
 from ldm.runtime.text import counted, printable
 
@@ -192,12 +193,11 @@ def _load(path: Path) -> tuple[SmallNetwork, NetworkMetadata] | None:
     if not path.is_file():
         return None
     try:
-        metadata = json.loads(metadata_text(path, "facts"))
-        metadata["heads"] = {name: tuple(values) for name, values in metadata["heads"].items()}
+        metadata = convert(parse_json(metadata_text(path, "facts")), NetworkMetadata)
         with torch.random.fork_rng(devices=[]):
-            network = SmallNetwork(metadata["image_size"], metadata["heads"])
+            network = SmallNetwork(metadata.image_size, metadata.heads)
         network.load_state_dict(load_expected(path, network.state_dict(), described_by="its metadata"))
-        return network, NetworkMetadata(**metadata)
+        return network, metadata
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         logger.warning("the stored network of the data is damaged and is trained anew (%s)", printable(error))
         return None

@@ -14,6 +14,7 @@ from autoencoders.losses import adaptive_weight
 from ldm.data.dataset import ImageData
 from ldm.data.selection import even_indices, plain_batches, shuffled_indices
 from ldm.evaluation.metrics.image_quality import psnr, ssim
+from ldm.models.size import build_within
 from ldm.runtime.errors import UserError
 from ldm.runtime.text import counted
 from ldm.training.randomness import StepRandom
@@ -51,7 +52,8 @@ class AutoencoderTask(ImageTask):
             raise UserError(problem, setting="discriminator_start", value=start)
         self.config, self.data, self.validation, self.device = config, data, validation, device
         size = config.autoencoder.sample_size or data.image_size  # `ldm sample` draws images of this size
-        self.model = Autoencoder(dataclasses.replace(config.autoencoder, sample_size=size), seed=config.training.seed)
+        architecture, seed = dataclasses.replace(config.autoencoder, sample_size=size), config.training.seed
+        self.model = build_within(config.training.max_parameters, lambda: Autoencoder(architecture, seed=seed))
         check_divisible(data.image_size, self.model.factor)
         self.model.gradient_checkpointing = config.training.gradient_checkpointing
         self.adversary = self._discriminator()

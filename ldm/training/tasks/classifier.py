@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from ldm.data.dataset import ImageData
 from ldm.data.selection import shuffled_indices
 from ldm.models.classifier import NoisyClassifier
+from ldm.models.size import build_within
 from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json
@@ -52,7 +53,9 @@ class ClassifierTask(LatentTask):
                 num_classes=len(data.class_names),
             )
             try:
-                self.model = NoisyClassifier(built)
+                self.model = build_within(config.training.max_parameters, lambda: NoisyClassifier(built))
+            except UserError:
+                raise
             except ValueError as error:
                 raise UserError(f"classifier settings: {error}") from None
         self.fingerprint = {

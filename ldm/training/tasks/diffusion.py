@@ -17,6 +17,7 @@ from ldm.data.selection import shuffled_indices
 from ldm.evaluation.periodic import PeriodicEvaluator
 from ldm.evaluation.periodic_config import DiffusionEvalConfig
 from ldm.models.backbone import Backbone
+from ldm.models.size import build_within
 from ldm.models.unet import UNet
 from ldm.runtime.errors import UserError
 from ldm.sampling.config import SamplingConfig
@@ -70,7 +71,10 @@ class DiffusionTask(LatentTask):
                 cross_attention_dim=conditioner.context_dim,
             )
             try:
-                self.model = DiffusionModel(UNet(unet_config), conditioner)
+                unet = build_within(config.training.max_parameters, lambda: UNet(unet_config))
+                self.model = DiffusionModel(unet, conditioner)
+            except UserError:
+                raise
             except ValueError as error:
                 raise UserError(f"unet settings: {error}") from None
         self.model.unet.gradient_checkpointing = config.training.gradient_checkpointing

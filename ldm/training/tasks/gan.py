@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from autoencoders import Generator
 from ldm.data.dataset import ImageData
 from ldm.data.selection import even_indices, plain_batches
+from ldm.models.size import build_within
 from ldm.runtime.errors import UserError
 from ldm.training.randomness import StepRandom, key
 from ldm.training.task import Loss
@@ -45,7 +46,7 @@ class GanTask(ImageTask):
             raise UserError("`train_batch_size`: batch normalisation needs 2 images or more in each forward call")
         self.config, self.data, self.validation, self.device = config, data, validation, device
         seed, rounds = config.training.seed, config.discriminator_rounds
-        self.model = Generator(config.generator, seed=seed)
+        self.model = build_within(config.training.max_parameters, lambda: Generator(config.generator, seed=seed))
         self.adversary = Discriminator(config.discriminator, size, seed, rounds=rounds, generate=self._generate)
         self.frechet = FrechetMeasure(data, device) if config.validation_fid else None
         self.best_by = "F" if config.validation_fid else ""

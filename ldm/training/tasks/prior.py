@@ -21,6 +21,7 @@ from ldm.data.dataset import ImageData
 from ldm.data.report import DataReport
 from ldm.data.selection import even_indices, image_batches, plain_batches, to_device
 from ldm.evaluation.periodic import PeriodicEvaluator
+from ldm.models.size import build_within
 from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError
 from ldm.sampling.code_prior import PRIOR, CodePriorModel, bits_of_codes, prior_condition
@@ -75,7 +76,8 @@ class PriorTask(Task):
         self.conditions = TrainingConditions(config.conditioning, data, first, seed)
         conditioner = self.conditions.conditioner
         shape = PriorShape(self.levels, conditioner.num_classes, conditioner.context_dim)
-        self.model = PriorModel(CodePriors(config.prior, shape, seed=seed), conditioner)
+        priors = build_within(config.training.max_parameters, lambda: CodePriors(config.prior, shape, seed=seed))
+        self.model = PriorModel(priors, conditioner)
         self.folder = Path(config.codes) if config.codes else Path(config.training.output_dir) / "codes"
         check_code_folder(self.folder, CacheKey.of(self.autoencoder, data))
         self.labels = torch.tensor([data.label(index) for index in range(len(data))])

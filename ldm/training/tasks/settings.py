@@ -21,8 +21,10 @@ from ldm.data.config import DataConfig
 from ldm.evaluation.periodic_config import DiffusionEvalConfig, EvalConfig
 from ldm.models.classifier import ClassifierConfig
 from ldm.models.unet_config import UNetConfig
-from ldm.runtime.errors import UserError, at_least
+from ldm.runtime.errors import TINY, UserError, at_least, in_range
 from ldm.training.config import AveragesConfig, TrainingConfig
+from samplers.guidance.base import MAX_SCALE
+from samplers.schedule import MAX_TIMESTEPS
 
 _PREDICTIONS: dict[str, tuple[str, ...]] = {"flow": ("flow_prediction",), "edm": ("edm",)}  # of their schedules
 _VARIANCE_PRESERVING = ("epsilon", "v_prediction", "sample")  # of all others, the default first
@@ -48,11 +50,9 @@ class DiffusionConfig:
     """min-SNR weighting of the loss with this gamma (5 in the paper); unset: unweighted."""
 
     def __post_init__(self) -> None:
-        at_least(self, num_train_timesteps=2)
+        in_range(self, num_train_timesteps=(2, MAX_TIMESTEPS), snr_gamma=(TINY, 1e6))
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise UserError(f"need 0 < `beta_start` <= `beta_end` < 1, got {self.beta_start} and {self.beta_end}")
-        if self.snr_gamma is not None and not self.snr_gamma > 0:
-            raise UserError(f"must be above 0, got {self.snr_gamma}", setting="snr_gamma")
         if self.prediction_type not in ("auto", *self._predictions):
             problem = f"with `beta_schedule` {self.beta_schedule} it must be {' or '.join(self._predictions)}"
             raise UserError(problem, setting="prediction_type", value=self.prediction_type)
@@ -91,14 +91,8 @@ class ObjectiveConfig:
     """More noise in the network's input than in its target, by this factor (0.1 in Ning et al. 2023)."""
 
     def __post_init__(self) -> None:
-        for name in ("p2_gamma", "offset_noise", "input_perturbation"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise UserError(f"must be 0 or more, got {value}", setting=name)
-        for name in ("p2_k", "time_std"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise UserError(f"must be above 0, got {value}", setting=name)
+        in_range(self, p2_gamma=(0, 100), offset_noise=(0, 100), input_perturbation=(0, 100))
+        in_range(self, p2_k=(TINY, 1e6), time_std=(TINY, 100), time_mean=(-100, 100))
 
     def fingerprint(self) -> dict[str, Any]:
         """What differs from the defaults: a run from before these settings goes on."""
@@ -170,8 +164,11 @@ class DiffusionRun(LatentOptions):
     """Sampling steps of the previews."""
 
     def __post_init__(self) -> None:
-        at_least(self, validation_images=1, preview_images=0, preview_steps=1, preview_guidance_scale=0)
-        _check_probability(self.first_caption_probability)
+        at_least(self, validation_images=1)
+        in_range(
+            self, preview_images=(0, 4096), preview_steps=(1, MAX_TIMESTEPS), preview_guidance_scale=(0, MAX_SCALE)
+        )
+        in_range(self, first_caption_probability=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -217,8 +214,8 @@ class PriorRun:
     """Samples drawn for each preview image, on fixed seeds."""
 
     def __post_init__(self) -> None:
-        at_least(self, validation_images=1, preview_images=0)
-        _check_probability(self.first_caption_probability)
+        at_least(self, validation_images=1)
+        in_range(self, preview_images=(0, 4096), first_caption_probability=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -240,8 +237,3 @@ class GanRun:
 
     def __post_init__(self) -> None:
         at_least(self, validation_images=4, discriminator_rounds=1)
-
-
-def _check_probability(value: float) -> None:
-    if not 0 <= value <= 1:
-        raise UserError(f"must be in [0, 1], got {value}", setting="first_caption_probability")
