@@ -45,6 +45,11 @@ class DataConfig:
     """A .txt or .caption file of several lines is one caption, or each line is one. auto: such a file is refused."""
     folder_classes: Literal["auto", "yes", "no"] = "auto"
     """Whether sub-folders are classes. auto: if there are several and no list of the whole folder."""
+    tar_fields: tuple[str, ...] = ()
+    """The members of a sample in a tar shard, by the ends of their names, where these or the keys have dots (seg.png
+    caption.txt; jpg for 0.5_a.jpg). Unset: an image, and cls, txt, cap, caption or json, after the first dot."""
+    tar_keys: Literal["unique", "per_shard"] = "unique"
+    """unique: a key in two shards is refused, for it may be one sample twice. per_shard: each shard has its own."""
     layout_version: Literal[1, 2] = 2
     """The rules by which folders and shards are read; a run that was made by those of version 1 keeps them."""
     max_bad_images: int = 0
@@ -64,7 +69,7 @@ class DataConfig:
             raise UserError(f'expected "center" or "random", got "{self.crop}"', setting="crop")
         for name, known in (
             ("folder_classes", ("auto", "yes", "no")), ("caption_lines", ("auto", "one", "each")),
-            ("layout_version", (1, 2)),
+            ("tar_keys", ("unique", "per_shard")), ("layout_version", (1, 2)),
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise UserError(f"expected {', '.join(map(str, known))}", setting=name, value=getattr(self, name))

@@ -61,6 +61,7 @@ class MemoryBudget:
 
 
 _decoding = MemoryBudget(DECODE_BYTES)
+Image.core.set_block_size(64 * 2**20)  # above the largest size that glibc keeps for the thread when it is freed
 
 
 def decode_rgb(content: bytes, background: str = "white") -> Image.Image:
@@ -88,6 +89,14 @@ def decode_rgb(content: bytes, background: str = "white") -> Image.Image:
         raise BadImageError("not an image" if content else "empty file") from None
     except Exception as error:  # what Pillow's decoders raise on hostile bytes has no common type
         raise BadImageError(str(error) or type(error).__name__) from None
+
+
+def decoding_bytes(content: bytes) -> int:
+    """What `decode_rgb` takes at most, by the header; 0 for what it refuses."""
+    try:
+        return check_bytes(_opened(content))
+    except Exception:  # decoding raises the reason
+        return 0
 
 
 def upright_size(content: bytes) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from ldm.data.decode import MAX_BYTES, BadImageError
 from ldm.data.pixels import FileStat, file_stat
+from ldm.data.report import NOTHING_PASSED_OVER, PassedOver, Reading
 from ldm.runtime.files import atomic_write, cache_folder
 from ldm.runtime.text import printable
 
@@ -41,6 +43,9 @@ class _Index(TypedDict):
 
     samples: list[Sample]
     class_names: tuple[str, ...]
+    layout: str
+    fields: tuple[str, ...]
+    passed_over: tuple[PassedOver, ...]
 
 
 class Shard(NamedTuple):
@@ -50,6 +55,7 @@ class Shard(NamedTuple):
     source: Path  # the file that the user named: another one for parquet, whose images are unpacked
     samples: list[Sample]
     class_names: tuple[str, ...] = ()  # of its number labels, where the file has them
+    reading: Reading = NOTHING_PASSED_OVER
 
 
 class PackedContents:
@@ -94,8 +100,11 @@ def index_path(shard: Path, kind: str, *settings: str) -> Path:
     return cache_folder() / f"{kind}-{digest}.json"
 
 
-def read_index(path: Path) -> tuple[list[Sample], tuple[str, ...]] | None:
-    """The samples and class names of an index file; None where it is absent or not one."""
+Index = tuple[list[Sample], tuple[str, ...], Reading]  # of a shard: samples, class names, how they were found
+
+
+def read_index(path: Path) -> Index | None:
+    """The content of an index file; None where it is absent or not one."""
     if not path.is_file():
         return None
     try:
@@ -103,16 +112,18 @@ def read_index(path: Path) -> tuple[list[Sample], tuple[str, ...]] | None:
         if hashlib.sha256(text).hexdigest().encode() != digest:
             raise ValueError("it differs from its SHA-256")
         content = msgspec.json.decode(text, type=_Index)
-        return content["samples"], content["class_names"]
+        reading = Reading(content["layout"], content["fields"], content["passed_over"])
+        return content["samples"], content["class_names"], reading
     except (OSError, ValueError) as error:  # msgspec's among them
         logger.warning("%s: damaged (%s), the shard is indexed again", path, printable(error, 80))
         return None
 
 
-def write_index(path: Path, samples: list[Sample], class_names: tuple[str, ...]) -> None:
+def write_index(path: Path, samples: list[Sample], class_names: tuple[str, ...], reading: Reading) -> None:
     """Write an index file; a cache folder that cannot be written is only logged."""
     try:
-        text = json.dumps({"samples": samples, "class_names": class_names}).encode()
+        content = {"samples": samples, "class_names": class_names, **asdict(reading)}
+        text = json.dumps(content).encode()
         atomic_write(path, hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
     except OSError as error:
         logger.info("the index of a shard cannot be cached: %s", error)

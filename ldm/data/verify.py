@@ -21,7 +21,17 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from ldm.data.decode import VERSION, BadImageError, MemoryBudget, crop_square, decode_rgb, fit, unscaled_bits
+from ldm.data.decode import (
+    DECODE_BYTES,
+    VERSION,
+    BadImageError,
+    MemoryBudget,
+    crop_square,
+    decode_rgb,
+    decoding_bytes,
+    fit,
+    unscaled_bits,
+)
 from ldm.data.listing import Listing
 from ldm.data.pixels import CropPosition, FilePixels, FileStat, Pixels, RamPixels
 from ldm.data.report import Size
@@ -85,7 +95,8 @@ def _verify(listing: Listing, stats: list[FileStat], size: int, crop: str, max_b
     if not to_ram:
         checked.load()
 
-    reading, unscaled = MemoryBudget(_READ_BYTES), list[tuple[str, int]]()
+    threads = 1 if sum(length for length, _ in stats) < _SMALL_FILE * len(stats) else _cpus()
+    reading, decoding, unscaled = MemoryBudget(_READ_BYTES), MemoryBudget(DECODE_BYTES), list[tuple[str, int]]()
 
     def decode(index: int) -> DecodeResult:
         known = checked.get(listing.names[index], stats[index])
@@ -94,16 +105,18 @@ def _verify(listing: Listing, stats: list[FileStat], size: int, crop: str, max_b
         try:
             with reading.reserved(stats[index][0]):
                 content = listing.contents.read(index)
-                image = decode_rgb(content)
-            if bits := unscaled_bits(image):
+                with decoding.reserved(decoding_bytes(content) if threads > 1 else 0):
+                    image = decode_rgb(content)
+                    array, stored = fit(image, size), (image.height, image.width)
+                    bits = unscaled_bits(image)
+                    del image  # before another thread takes its memory
+            if bits:
                 unscaled.append((listing.names[index], bits))
-            array = fit(image, size)
         except BadImageError as error:
-            return error
+            return BadImageError(str(error))  # whose traceback does not hold the content
         array = array if crop == "random" else crop_square(array)
-        return (content_digest(content), (image.height, image.width)), array if to_ram else None
+        return (content_digest(content), stored), array if to_ram else None
 
-    threads = 1 if sum(length for length, _ in stats) < _SMALL_FILE * len(stats) else _cpus()
     results = progress(_in_order(decode, len(stats), threads), "checking images", total=len(stats))
     pixels, shapes = bytearray(), []
     indices: list[int] = []

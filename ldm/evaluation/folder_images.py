@@ -151,7 +151,7 @@ class FolderImages:
             try:
                 decode_rgb(read_file(self.folder / name))
             except BadImageError as error:
-                bad[name] = error
+                bad[name] = BadImageError(str(error))  # whose traceback does not hold the content
         report_bad(self.folder, len(self.names), bad, max_bad)
         self.names = tuple(name for name in self.names if name not in bad)
         if bad:

@@ -1,7 +1,9 @@
-"""The peak memory of a block of code."""
+"""The peak memory of a block of code, and a limit for one."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -45,3 +47,31 @@ def _status(name: str) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
+
+
+@contextlib.contextmanager
+def bounded_memory(extra: int) -> Iterator[Callable[[], None]]:
+    """`MemoryError` where this process takes over `extra` bytes more than it holds: for libraries of unknown need.
+
+    The function that is given counts from now on instead, so that what is kept of a long reading does not add up. The
+    kernel holds the limit (Linux; elsewhere there is none).
+    """
+    try:
+        import resource
+
+        before = resource.getrlimit(resource.RLIMIT_DATA)
+    except (ImportError, AttributeError, OSError):
+        yield lambda: None
+        return
+
+    def renew() -> None:
+        used, (soft, hard) = _status("VmData"), before
+        limit = used + extra if soft == resource.RLIM_INFINITY else min(soft, used + extra)
+        if used:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+    renew()
+    try:
+        yield renew
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
