@@ -9,8 +9,11 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
+from ldm.runtime.disk import is_full, room_line
 from ldm.runtime.errors import LostProcessError, StoppedByOtherProcess, UserError
+from ldm.runtime.exhaustion import ExhaustedError, exhausted
 from ldm.runtime.locks import remove_own
 from ldm.runtime.stopping import Interrupted, interrupting_signals
 from ldm.runtime.text import is_utf8, printable, replace_settings, suggest
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(2, str(error))
     except StoppedByOtherProcess as leaving:
         return leaving.code
-    except (FloatingPointError, LostProcessError) as error:
+    except (FloatingPointError, LostProcessError, ExhaustedError) as error:
         return _fail(1, str(error))
     except Interrupted as stop:
         return _fail(128 + stop.signal_number, str(stop))
@@ -68,11 +71,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in _REFUSALS or (error.errno in _PATHS and error.filename is None):
             raise
         reason = error.strerror or os.strerror(error.errno)
+        if is_full(error) and error.filename and " free " not in reason:
+            reason += f" ({room_line(Path(os.fsdecode(error.filename)).parent)})"
         return _fail(_REFUSALS[error.errno], f"{error.filename or 'output'}: {reason}")
-    except RuntimeError as error:
-        if not str(error).startswith("Symlink loop"):  # of `Path.resolve`
+    except (MemoryError, RuntimeError) as error:
+        if str(error).startswith("Symlink loop"):  # of `Path.resolve`
+            return _fail(2, f"{error}; expected a link that leads to a file or folder")
+        if not (problem := exhausted(error)):
             raise
-        return _fail(2, f"{error}; expected a link that leads to a file or folder")
+        return _fail(1, f"{problem}; lower `batch_size` (in training `train_batch_size`), `image_size` or the workers")
     finally:
         remove_own()
 

@@ -26,6 +26,7 @@ from ldm.data.latent_layout import (
 )
 from ldm.data.latent_sums import SUMS, encoded_sums
 from ldm.data.selection import image_batches
+from ldm.runtime.disk import check_free
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, sha256_of_file
@@ -281,4 +282,6 @@ def _begin(folder: Path, layout: Layout, key: CacheKey) -> list[int]:
     for path in folder.iterdir():
         if path not in keep:
             path.unlink()
-    return [shard for shard in range(layout.shards) if shard not in whole]
+    missing = [shard for shard in range(layout.shards) if shard not in whole]
+    check_free(folder, sum(len(layout.rows(shard)) for shard in missing) * layout.example_bytes, "its latents")
+    return missing

@@ -94,9 +94,9 @@ def _columns(schema: Any, config: DataConfig, path: Path) -> _Columns:
     usual = (IMAGES, LABELS, TEXTS) if config.layout_version > 1 else _FIRST_VERSION
     where, kinds = printable(path), ("image", "label", "text")
     if config.layout_version > 1:
-        image, label, text = (choose(*each, schema.names, where) for each in zip(kinds, given, usual, strict=True))
+        image, label, text = (choose(*names, schema.names, where) for names in zip(kinds, given, usual, strict=True))
     else:
-        image, label, text = (_first(*each, schema.names, where) for each in zip(kinds, given, usual, strict=True))
+        image, label, text = (_first(*names, schema.names, where) for names in zip(kinds, given, usual, strict=True))
     if not image.column:
         problem = f"{where}: no column of images; name it by `image_column`"
         raise UserError(problem, remedy=suggest("image", schema.names))

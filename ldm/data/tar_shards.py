@@ -112,11 +112,11 @@ class _Annotations:
         self.keys: Counter[str] = Counter()  # of all .json members
         self.rows: dict[str, dict[str, Any]] = {}  # by the .json member's name: what may be a label or a caption
         self.no_objects: list[str] = []
-        wanted = {*LABELS, *TEXTS, config.label_column, config.text_column}
+        usual_keys = {*LABELS, *TEXTS, config.label_column, config.text_column}
         for sample in fields.samples.values():
             for field in fields.json:
                 if field in sample:
-                    self._read_json(sample[field], wanted)
+                    self._read_json(sample[field], usual_keys)
         self.text = self._choose("text", config.text_column, TEXTS, fields.texts, config)
         self.label = self._choose("label", config.label_column, LABELS, fields.labels, config)
 
@@ -133,7 +133,7 @@ class _Annotations:
             self.lines.append(choice.line.replace("in column", "in .json, key", 1))
         return choice
 
-    def _read_json(self, member: Member, wanted: set[str]) -> None:
+    def _read_json(self, member: Member, usual_keys: set[str]) -> None:
         try:
             row = parse_json(self._text(member))
         except ValueError as error:
@@ -143,7 +143,9 @@ class _Annotations:
             return
         self.keys.update(row)
         self.rows[member[0]] = {
-            key: value for key, value in row.items() if value is not None and (key in wanted or key.lower() in wanted)
+            key: value
+            for key, value in row.items()
+            if value is not None and (key in usual_keys or key.lower() in usual_keys)
         }
 
     def of(self, sample: Mapping[str, Member]) -> tuple[int | str | None, tuple[str, ...] | None]:

@@ -13,11 +13,12 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from safetensors import SafetensorError
 
 from ldm.runtime import locks
+from ldm.runtime.disk import full_disk, is_full
 from ldm.runtime.errors import UserError
 from ldm.runtime.schema import JSON_LIMIT, convert, finite, parse_json
 
@@ -33,7 +34,7 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> io.BufferedReader:
     """A file that a user named, open for reading; `UserError` for a folder, a pipe or a device.
 
     Opening a pipe may wait without end, and reading a device such as /dev/zero does not end.
@@ -79,12 +80,12 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     with locks.temporary(target, Path.mkdir) as folder:
         mode = folder.stat().st_mode
-        with _system_errors(target):
+        with _system_errors(target, folder):
             yield folder
-        for path in sorted(folder.rglob("*")):
-            _as_umask(path, mode)
-            fsync_path(path)
-        fsync_path(folder)
+            for path in sorted(folder.rglob("*")):
+                _as_umask(path, mode)
+                fsync_path(path)
+            fsync_path(folder)
         replace_folder(folder, target)
 
 
@@ -119,10 +120,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with locks.temporary(path, _new_file) as temporary:
         mode = temporary.stat().st_mode
-        with _system_errors(path):
+        with _system_errors(path, temporary):
             yield temporary
-        _as_umask(temporary, mode)
-        fsync_path(temporary)
+            _as_umask(temporary, mode)
+            fsync_path(temporary)
         os.replace(temporary, path)
         fsync_path(path.parent)
 
@@ -138,8 +139,19 @@ def _new_file(path: Path) -> None:
 
 
 @contextmanager
-def _system_errors(target: Path) -> Iterator[None]:
-    """What the system refuses while safetensors writes, such as a full disk, as `OSError`."""
+def _system_errors(target: Path, temporary: Path) -> Iterator[None]:
+    """What the system refuses while safetensors writes, as `OSError`; a full disk with the room on it."""
+    try:
+        with _safetensors_errors(target):
+            yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise full_disk(error, target, temporary) from None
+
+
+@contextmanager
+def _safetensors_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:

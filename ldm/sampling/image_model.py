@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ldm.conditioning.conditioner import class_index
 from ldm.runtime.errors import UserError
+from ldm.runtime.exhaustion import exhausted, explain_exhaustion
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.effects import Effect
 from samplers import Step
@@ -25,6 +27,7 @@ class Plan:
     config: SamplingConfig
 
 
+logger = logging.getLogger("ldm")
 PlanT = TypeVar("PlanT", bound=Plan)
 OnStep: TypeAlias = Callable[[Step], None] | None  # called after each step of a solver
 
@@ -106,23 +109,46 @@ class ImageModel(ABC, Generic[PlanT]):
     ) -> Iterator[Tensor]:
         """Draw one image a request: batches (b, 3, H, W) in [-1, 1] on the device, in order.
 
-        Sample i depends on (seed, first_index + i) and its request alone, not on the batch size. `batches` are the
-        numbers of those to draw; all by default. With `shard` (rank, count) only every count-th of them is drawn, from
-        the `rank`-th on. `on_step` is called after each step of a solver. Raises `UserError` as `check`, before the
-        first batch.
+        Sample i depends on (seed, first_index + i) and its request alone, not on the batch size: where memory does not
+        suffice the first time, half of the images are drawn at once from then on, and a warning says so. `batches` are
+        the numbers of those to draw; all by default. With `shard` (rank, count) only every count-th of them is drawn,
+        from the `rank`-th on. `on_step` is called after each step of a solver. Raises `UserError` as `check`, before
+        the first batch.
         """
         plan = self.resolve(sampling)
         self.check(requests, plan)
         self.evaluations = 0
-        all_requests = list(requests)
+        all_requests, at_once = list(requests), batch_size
+
+        def images_of(batch: Sequence[Request], position: int) -> Tensor:
+            pieces = []
+            for start in range(0, len(batch), at_once):
+                with torch.no_grad():
+                    piece = batch[start : start + at_once]
+                    pieces.append(self.sample_batch(piece, plan, seed, first_index, position + start, on_step))
+            return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
         numbers = range(-(-len(all_requests) // batch_size)) if batches is None else batches
 
         def sampled() -> Iterator[Tensor]:
+            nonlocal at_once
             for position in (number * batch_size for number in numbers[shard[0] :: shard[1]]):
                 batch = all_requests[position : position + batch_size]
-                with torch.no_grad():
-                    images = self.sample_batch(batch, plan, seed, first_index, position, on_step)
+                evaluations = self.evaluations
+                try:
+                    images = images_of(batch, position)
+                except (MemoryError, RuntimeError) as error:
+                    if not exhausted(error) or at_once < batch_size or len(batch) == 1:
+                        raise
+                    images = None
+                if images is None:  # here, where the error no longer holds the tensors of the failed call
+                    at_once, self.evaluations = -(-len(batch) // 2), evaluations
+                    logger.warning("out of memory with %d images at once: going on with %d", len(batch), at_once)
+                    images = images_of(batch, position)
                 yield images
 
-        return sampled()
+        def explained() -> Iterator[Tensor]:
+            with explain_exhaustion("lower `batch_size`, or decode in pieces by `slicing` and `tile`"):
+                yield from sampled()
+
+        return explained()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import random
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from ldm.runtime.disk import is_full, room_line
 from ldm.runtime.distributed import Processes
 
 logger = logging.getLogger("ldm")
@@ -33,14 +33,15 @@ def preserve_random_state() -> Iterator[None]:
 
 
 @contextmanager
-def explain_full_disk(run: str) -> Iterator[None]:
-    """While a run folder is written: the error of a full disk says what is left of the run."""
+def explain_full_disk(run: str, need: int) -> Iterator[None]:
+    """While a run folder is written: the error of a full disk says what is left of the run, and the bytes it needs."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise
-        text = f"{os.strerror(error.errno)}; what was saved before is whole: make room, and the same command goes on"
+        text = f"{os.strerror(error.errno or 0)}; what was saved before is whole: make room ({room_line(run, need)}), "
+        text += "and the same command goes on"
         raise OSError(error.errno, text, error.filename or run) from error
 
 

@@ -15,8 +15,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ldm.runtime.compilation import check_compiler
+from ldm.runtime.disk import check_free
 from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError
+from ldm.runtime.exhaustion import explain_exhaustion
 from ldm.runtime.progress import progress
 from ldm.runtime.stopping import GOES_ON, Interrupted
 from ldm.runtime.text import counted
@@ -25,6 +27,7 @@ from ldm.training.checkpoint import check_not_past, checkpoint_to_resume
 from ldm.training.config import TrainingConfig
 from ldm.training.evaluations import Evaluations
 from ldm.training.guards import explain_full_disk, preserve_random_state, stop_signals
+from ldm.training.needs import WITH_LESS_MEMORY, bytes_to_write
 from ldm.training.observer import Observer
 from ldm.training.optimizers import clip_gradients, scheduled_rate
 from ldm.training.processes import make_accelerator, report_lost_process, shard_of
@@ -45,11 +48,12 @@ def train(task: Task, config: TrainingConfig, settings: str, device: torch.devic
     accelerator = make_accelerator(config, device)
     shard = shard_of(config, accelerator)
     _check(task, config, accelerator, device)
-    processes = current_processes()
+    processes, need = current_processes(), bytes_to_write(task, config)
 
     def claim() -> RunFolder | None:
         if not accelerator.is_main_process:
             return None
+        check_free(config.output_dir, need, "its checkpoints", "make room, or lower `checkpoints_total_limit`")
         return RunFolder.claim(config.output_dir, task.kind, settings, task.fingerprint, command)
 
     run = processes.run_on_all(claim)  # if one process refuses, all stop together
@@ -58,7 +62,8 @@ def train(task: Task, config: TrainingConfig, settings: str, device: torch.devic
             preserve_random_state(),
             stop_signals() as stop,
             report_lost_process(processes),
-            explain_full_disk(config.output_dir),
+            explain_full_disk(config.output_dir, need),
+            explain_exhaustion(WITH_LESS_MEMORY),
         ):
             return TrainingLoop(TrainingState(task, config, accelerator, shard, run), stop).run()
     finally:
