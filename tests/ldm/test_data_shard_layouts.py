@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm.data import parquet_file
 from ldm.data.config import DataConfig
 from ldm.data.open import open_data
 from ldm.runtime.errors import UserError
@@ -219,8 +220,8 @@ def dictionary_of_one_large_value(path):
     parquet.write_table(pyarrow.table({"image": value}), path, compression="zstd", dictionary_pagesize_limit=2**30)
 
 
-def one_large_page(path):
-    values = pyarrow.array([bytes(100 * 2**20)] * 5, pyarrow.large_binary())
+def one_large_page(path, size=500):
+    values = pyarrow.array([bytes(size * 2**18)] * 4, pyarrow.large_binary())
     parquet.write_table(pyarrow.table({"image": values}), path, compression="zstd", use_dictionary=False)
 
 
@@ -320,9 +321,10 @@ def test_memory_of_hostile_shards_stays_below_a_gigabyte(tmp_path, name):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's limit")
-def test_a_page_that_unpacks_to_too_much_is_refused_and_the_limit_is_taken_back(tmp_path):
+def test_a_page_that_unpacks_to_too_much_is_refused_and_the_limit_is_taken_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_file, "_MEMORY", 24 * 2**20)
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    one_large_page(tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="takes more than 384 MiB of memory; write it with smaller pages"):
+    one_large_page(tmp_path / "a.parquet", size=40)
+    with pytest.raises(UserError, match="takes more than 24 MiB of memory; write it with smaller pages"):
         opened(tmp_path / "a.parquet")
     assert resource.getrlimit(resource.RLIMIT_DATA) == before and not list((tmp_path / "cache").glob("*"))
