@@ -62,7 +62,7 @@ class _FolderReader:
         splits = find_splits(tree.images, config.folder_classes, self.where)
         if self.images_only and not splits.validation:
             splits = Splits()
-        lists, files = read_lists(tree, config, splits.unused)
+        lists, files = read_lists(tree, config, splits.unused, names_only=self.images_only)
         self.used |= files
         names = self._of_splits(self._named(lists, splits), splits)
         if not names:
@@ -75,7 +75,7 @@ class _FolderReader:
         settings = [PassedOver(f"setting (`{name}`)", 1, why, condition=True) for name in unused]
         passed = [*settings, *self.conditions, *left_over(tree, self.used, self.left_images)]
         if self.images_only:
-            passed = [replace(item, condition=False) for item in passed]
+            passed = [replace(item, condition=False) for item in passed if not item.what.startswith("column")]
         numbers, class_names = number_classes([labels[name] for name in names] if labels else [], tree.folder)
         held_out = frozenset(name for name in names if splits.validation and name.startswith(splits.validation))
         texts = tuple(captions.get(name, ("",)) for name in names) if captions else None

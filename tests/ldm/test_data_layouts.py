@@ -11,6 +11,7 @@ from PIL import Image
 
 from ldm.data.config import DataConfig
 from ldm.data.open import open_data
+from ldm.evaluation.folder_images import FolderImages
 from ldm.runtime.errors import UserError
 from ldm.training.run_folder import recorded_settings
 from ldm.training.tasks.settings import AutoencoderRun
@@ -363,6 +364,20 @@ def test_two_readings_are_refused_with_the_setting_that_decides(tmp_path: Path, 
     with pytest.raises(UserError, match=message) as caught:
         open_data(DataConfig(data=str(folder), image_size=8))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", TWO_READINGS)
+def test_the_images_of_a_folder_are_evaluated_whatever_its_captions_and_classes(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    TWO_READINGS[name][0](folder)
+    refused = {"splits or classes", "two validation splits", "no training split", "other classes held out"}
+    if name in refused | {"one COCO image in two folders", "two columns of one name"}:
+        with pytest.raises(UserError):
+            FolderImages(folder)
+        return
+    images = FolderImages(folder)
+    assert len(images) >= 3 and not images.report.warnings()
 
 
 @pytest.mark.parametrize(

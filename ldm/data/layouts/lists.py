@@ -15,16 +15,19 @@ from ldm.runtime.errors import UserError
 from ldm.runtime.text import printable
 
 
-def read_lists(tree: Tree, config: DataConfig, unused: Iterable[str] = ()) -> tuple[Annotations | None, set[str]]:
+def read_lists(
+    tree: Tree, config: DataConfig, unused: Iterable[str] = (), *, names_only: bool = False
+) -> tuple[Annotations | None, set[str]]:
     """What all lists together say, None where there is none; and the files that were read.
 
-    `unused` are the sub-folders whose images are not read. `UserError` where lists contradict each other.
+    `unused` are the sub-folders whose images are not read; with `names_only` neither captions nor labels are read.
+    `UserError` where lists contradict each other.
     """
     if config.metadata_file == "none":
         return None, set()
     if config.metadata_file:
         file = _named(tree, config.metadata_file)
-        return _read(tree, file, config), {file}
+        return _read(tree, file, config, names_only), {file}
     left_out = tuple(unused)
     files = [file for file in tree.files if not file.startswith(left_out)]
     by_folder: dict[str, list[str]] = defaultdict(list)
@@ -32,11 +35,12 @@ def read_lists(tree: Tree, config: DataConfig, unused: Iterable[str] = ()) -> tu
         if PurePosixPath(file).name in metadata.NAMES:
             by_folder[file.rpartition("/")[0]].append(file)
     for folder, several in by_folder.items():
-        if len(several) > 1:
+        if len(several) > 1 and not names_only:
             names = " and ".join(PurePosixPath(file).name for file in several)
             where = printable(tree.folder / folder)
             raise UserError(f"{where}: holds both {names}", remedy="keep one, or name one by `metadata_file`")
-    parts = {file: metadata.read_metadata(tree, file, config) for several in by_folder.values() for file in several}
+    tables = [file for several in by_folder.values() for file in several]
+    parts = {file: metadata.read_metadata(tree, file, config, names_only=names_only) for file in tables}
     for file in files:
         name = PurePosixPath(file).name
         if name == stylegan.NAME and stylegan.is_stylegan(content := read_large_json(tree.folder / file)):
@@ -48,6 +52,9 @@ def read_lists(tree: Tree, config: DataConfig, unused: Iterable[str] = ()) -> tu
         missing = sum(item.count for item in part.passed_over)
         problem = f"{printable(tree.folder / file)}: none of its {missing} images is in {printable(tree.folder)}"
         raise UserError(problem, remedy="name the folder that holds the list and the images by `data`")
+    if names_only:
+        for part in parts.values():
+            part.captions, part.labels = {}, {}
     return merged(list(parts.values())), set(parts)
 
 
@@ -64,10 +71,10 @@ def _named(tree: Tree, given: str) -> str:
     raise UserError("no such file in the folder", remedy=remedy, setting="metadata_file", value=printable(given))
 
 
-def _read(tree: Tree, file: str, config: DataConfig) -> Annotations:
+def _read(tree: Tree, file: str, config: DataConfig, names_only: bool) -> Annotations:
     ending = PurePosixPath(file).suffix
     if ending in TABLES:
-        return metadata.read_metadata(tree, file, config)
+        return metadata.read_metadata(tree, file, config, names_only=names_only)
     content = read_large_json(tree.folder / file) if ending == ".json" else None
     if coco.is_coco(content):
         return coco.read_coco(tree, file, content)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import PurePosixPath
 
-from ldm.data.columns import FILE_NAMES, LABELS, TEXTS, choose, unused_columns
+from ldm.data.columns import FILE_NAMES, LABELS, TEXTS, Choice, choose, unused_columns
 from ldm.data.config import DataConfig
 from ldm.data.layouts.annotations import Annotations
 from ldm.data.layouts.tables import table_columns, table_rows
@@ -18,15 +18,17 @@ from ldm.runtime.text import counted, printable
 NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
-def read_metadata(tree: Tree, file: str, config: DataConfig) -> Annotations:
+def read_metadata(tree: Tree, file: str, config: DataConfig, *, names_only: bool = False) -> Annotations:
     """The rows of a table; several rows of one image are several captions. `UserError` names file and line."""
     path = tree.folder / file
     parent = file[: -len(PurePosixPath(file).name)]
     listed = Annotations(file)
     present, where = table_columns(path), printable(path)
     image = choose("image", config.image_column, FILE_NAMES, present, where)
-    label = choose("label", config.label_column, LABELS, present, where)
-    text = choose("text", config.text_column, TEXTS, [name for name in present if name != image.column], where)
+    label = text = Choice("")
+    if not names_only:
+        label = choose("label", config.label_column, LABELS, present, where)
+        text = choose("text", config.text_column, TEXTS, [name for name in present if name != image.column], where)
     if not image.column and present:
         problem = f"{where}: no column with file names ({', '.join(FILE_NAMES[:5])}, ...), got "
         raise UserError(problem + printable(", ".join(present)), remedy="name it by `image_column`")
