@@ -260,6 +260,10 @@ LAYOUTS = {
         unread, said=('1 file ending .txt: neither an image nor a list, such as "LICENSE.txt"',),
         warned=("1 file ending .json: beside images", "1 file ending .svg: an image", "1 file ending .csv: may hold"),
     ),
+    "links to nothing": Layout(
+        lambda folder: (images(folder, *ABC) / "d.png").symlink_to("../blobs/gone"),
+        warned=("1 name: a broken link, a pipe or a device",),
+    ),
     "a setting without effect": Layout(
         lambda folder: images(folder, *ABC), settings={"text_column": "words"},
         warned=("1 setting (`text_column`): this folder has no list with columns",),

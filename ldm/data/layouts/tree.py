@@ -46,9 +46,12 @@ class Tree:
             ("hidden file or folder", self.hidden, "its name begins with a dot"),
             ("folder", self.repeated, "a link to a folder that is read already"),
             ("folder", self.empty, "empty"),
-            ("name", self.others, "a broken link, a pipe or a device"),
         )
-        return [PassedOver(what, len(names), reason, names[0]) for what, names, reason in kinds if names]
+        passed = [PassedOver(what, len(names), reason, names[0]) for what, names, reason in kinds if names]
+        if self.others:
+            reason = "a broken link, a pipe or a device"
+            passed.append(PassedOver("name", len(self.others), reason, self.others[0], condition=True))
+        return passed
 
 
 def scan(folder: Path) -> Tree:
