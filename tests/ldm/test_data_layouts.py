@@ -437,9 +437,15 @@ def test_the_rules_of_version_1_are_kept(tmp_path: Path) -> None:
         assert open_data(config).fingerprint[:12] != GOLDEN[name][0]
 
 
-def test_a_run_from_before_keeps_its_reading(ldm, models, tmp_path: Path) -> None:
+def test_a_run_from_before_keeps_its_reading(ldm, tmp_path: Path) -> None:
     folder = images(tmp_path / "data" / "images", *(f"{kind}/{n}.png" for kind in "ab" for n in range(8)), size=16)
-    command = models.command("autoencoder", tmp_path / "run", "--data", folder.parent, steps=2)
+    tiny = (
+        "--image-size", 16, "--device", "cpu", "--train-batch-size", 8, "--validation-images", 2,
+        "--norm-num-groups", 4, "--block-out-channels", 8, 8, "--no-attention", "--latent-channels", 4,
+        "--calibration-images", 8,
+    )  # fmt: skip
+    start = ("train", "autoencoder", "--data", folder.parent, *tiny)
+    command = (*start, "--max-train-steps", 2, "--output-dir", tmp_path / "run")
     assert ldm(*command, "--layout-version", 1, "--train-seconds", 0.001).code == 0
     recorded = tmp_path / "run" / "config.yaml"
     new = ("layout_version", "metadata_file", "captions_from", "caption_lines", "folder_classes")
@@ -448,7 +454,7 @@ def test_a_run_from_before_keeps_its_reading(ldm, models, tmp_path: Path) -> Non
     again = ldm(*command, "--train-seconds", 0)
     assert again.code == 0 and "by the rules of --layout-version 1" in again.out, again.err
     assert recorded_settings(AutoencoderRun, tmp_path / "run").dataset.layout_version == 1
-    other = ldm(*models.command("autoencoder", tmp_path / "new", "--data", folder.parent, steps=1))
+    other = ldm(*start, "--max-train-steps", 1, "--output-dir", tmp_path / "new")
     assert other.code == 0 and "classes: 2: a 8, b 8" in other.out
     evaluated = ldm("evaluate", tmp_path / "run", "--metrics", "psnr", "--split", "train")
     assert evaluated.code == 0 and "by the rules of --layout-version 1" in evaluated.out, evaluated.err
