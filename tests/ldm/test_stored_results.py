@@ -10,11 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ldm.comparison.folder import load_record
-from ldm.comparison.runner import NO_STATS, load_stats, save_stats
 from ldm.data.packed import Sample, read_index, write_index
 from ldm.evaluation.features.archive import save_archive
 from ldm.evaluation.features.feature_cache import _read
-from ldm.evaluation.measure import SampleStats
+from ldm.evaluation.sample_stats import SampleStats, load_stats, save_stats
 from ldm.runtime.errors import UserError
 from ldm.runtime.tensors import metadata_text, save_with_digest
 from ldm.training.averages import PowerAverages, reconstruct
@@ -39,7 +38,7 @@ def record(path):
 
 def stats(path):
     save_stats(path, SampleStats(2, torch.ones(2, 3), torch.ones(2, 3), torch.ones(2)), None)
-    return lambda: None if (loaded := load_stats(path, 2)) == NO_STATS else loaded
+    return lambda: loaded if (loaded := load_stats(path, 2)[0]).count else None
 
 
 def features(path):
