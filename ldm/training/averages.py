@@ -87,13 +87,16 @@ def inner(a: float, gamma_a: float, b: float, gamma_b: float) -> float:
 def coefficients(basis: Sequence[tuple[float, float]], target: tuple[float, float]) -> tuple[np.ndarray, float]:
     """Factors of the basis profiles (time, gamma) whose sum is nearest to the target profile in the mean square.
 
-    The second is the distance that is left, relative to the target's norm: 0 if it is in the basis.
+    They are divided by their sum, as in EDM2's own code: every profile has mass 1, so a weight that stays the same
+    during the training is reconstructed as it is. The second is the distance that is left, relative to the target's
+    norm: 0 if it is in the basis.
     """
     gram = np.array([[inner(*p, *q) for q in basis] for p in basis])  # (K, K)
     right = np.array([inner(*p, *target) for p in basis])  # (K,)
     norm = np.sqrt(np.diag(gram))
     scaled, *_ = np.linalg.lstsq(gram / norm[:, None] / norm, right / norm, rcond=1e-14)
     factors, squared = scaled / norm, inner(*target, *target)
+    factors = factors / factors.sum()
     residual = squared - 2 * factors @ right + factors @ gram @ factors
     return factors, math.sqrt(max(0.0, residual) / squared)
 

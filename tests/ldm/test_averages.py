@@ -127,8 +127,8 @@ def test_an_earlier_step_is_reconstructed_from_what_was_known_then(tmp_path):
     assert distance(found, own[0.05]) < 1e-6 and found.snapshots == 6
 
 
-def test_the_factors_are_the_least_squares_of_sampled_profiles():
-    """Against numpy on profiles written out on a fine grid."""
+def test_the_factors_are_the_least_squares_of_sampled_profiles_divided_by_their_sum():
+    """Against numpy on profiles written out on a fine grid; the division is that of EDM2's own code."""
     known, wanted = [(1.0, 5.0), (2.0, 5.0), (2.0, 20.0), (3.0, 9.0)], (3.0, 13.0)
     tau = (np.arange(200_000) + 0.5) / 200_000 * 3
 
@@ -136,10 +136,24 @@ def test_the_factors_are_the_least_squares_of_sampled_profiles():
         return np.where(tau <= t, (gamma + 1) * (tau / t) ** gamma / t, 0)
 
     expected, *_ = np.linalg.lstsq(np.stack([sampled(*p) for p in known], 1), sampled(*wanted), rcond=None)
+    assert abs(expected.sum() - 1) > 1e-3, "the test can see a sum that is not 1"
+    expected = expected / expected.sum()
     found, error = coefficients(known, wanted)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
     left = sampled(*wanted) - np.stack([sampled(*p) for p in known], 1) @ expected
     assert error == pytest.approx(np.linalg.norm(left) / np.linalg.norm(sampled(*wanted)), rel=1e-3)
+
+
+@pytest.mark.parametrize("lengths", [(0.1,), (0.05, 0.2)])
+def test_a_weight_that_stays_the_same_is_reconstructed_as_it_is(tmp_path, lengths):
+    model = nn.Linear(4, 3)
+    averages = PowerAverages(model, AveragesConfig(lengths, ema_snapshot_steps=10, ema_snapshot_precision="float32"))
+    for step in range(1, 101):
+        averages.update(model, step)
+        averages.snapshot(Folder(tmp_path), step, last=step == 100)
+    for length in (0.01, 0.03, 0.07, 0.15, 0.25, 12**-0.5):
+        for name, value in reconstruct(tmp_path, length).weights.items():
+            assert torch.equal(value, model.get_parameter(name)), length
 
 
 FLAGS = (
