@@ -30,7 +30,8 @@ def _betas(kind: str, T: int, start: float, end: float) -> list[float]:
 
 
 class DiscreteSchedule(Schedule):
-    """The variance-preserving schedule of DDPM: T betas, alpha_bar_t = prod(1 - beta), between them linear in log-SNR.
+    """The variance-preserving schedule of DDPM: T betas, alpha_bar_t = prod(1 - beta), between them linear in log-SNR
+    (before a level of pure noise, where that is infinite, in alpha).
 
     `linear` is linear in beta (Ho et al. 2020), `scaled_linear` in sqrt(beta) (latent diffusion calls that "linear"),
     `cosine` follows Nichol & Dhariwal 2021, `sigmoid` GeoDiff. `rescale_zero_snr` makes the last level pure noise (Lin
@@ -79,8 +80,11 @@ class DiscreteSchedule(Schedule):
         # linear in log-SNR: alpha / sigma is the weighted geometric mean of its two neighbours
         alpha, sigma = a0 ** (1 - w) * a1**w, s0 ** (1 - w) * s1**w
         norm = torch.hypot(alpha, sigma)
+        to_noise = (1 - w) * a0  # alpha before a level of pure noise
+        alpha = torch.where(a1 > 0, alpha / norm, to_noise)
+        sigma = torch.where(a1 > 0, sigma / norm, (1 - to_noise**2).sqrt())
         whole = w == 0
-        return torch.where(whole, a0, alpha / norm).to(dtype), torch.where(whole, s0, sigma / norm).to(dtype)
+        return torch.where(whole, a0, alpha).to(dtype), torch.where(whole, s0, sigma).to(dtype)
 
     def level(self, t: float) -> Level:
         _check_time(t, self.num_train_timesteps)
@@ -88,6 +92,9 @@ class DiscreteSchedule(Schedule):
         if low == t:
             return self._levels[low]
         a, b, w = self._levels[low], self._levels[low + 1], t - low
+        if b.alpha == 0:
+            alpha = (1 - w) * a.alpha
+            return Level(float(t), alpha, math.sqrt(1 - alpha**2), self)
         alpha, sigma = a.alpha ** (1 - w) * b.alpha**w, a.sigma ** (1 - w) * b.sigma**w
         norm = math.hypot(alpha, sigma)
         return Level(float(t), alpha / norm, sigma / norm, self)
@@ -103,7 +110,9 @@ class DiscreteSchedule(Schedule):
         if high == 0 or high == T:
             return float(min(high, T - 1))
         a, b = self._log_snr[high - 1], self._log_snr[high]
-        return high - 1 + (a - log_snr) / (a - b) if math.isfinite(b) else float(high - 1 if log_snr > a - 1 else high)
+        if math.isfinite(b):
+            return high - 1 + (a - log_snr) / (a - b)
+        return high - 1 + (1 - math.hypot(1, math.exp(-a)) / math.hypot(1, math.exp(-log_snr)))
 
     def times_of(self, log_snr: Tensor) -> Tensor:
         dtype = torch.float32 if log_snr.device.type == "mps" else torch.float64
@@ -111,7 +120,8 @@ class DiscreteSchedule(Schedule):
         target = -log_snr.to(dtype)
         high = torch.searchsorted(noise, target).clamp(1, self.num_train_timesteps - 1)
         a, b = noise[high - 1], noise[high]
-        between = torch.where(b.isfinite(), (target - a) / (b - a), (target > a + 1).to(dtype))
+        to_noise = 1 - torch.hypot(torch.ones_like(a), a.exp()) / torch.hypot(torch.ones_like(a), target.exp())
+        between = torch.where(b.isfinite(), (target - a) / (b - a), to_noise)
         return (high - 1 + between.clamp(0, 1)).to(log_snr.dtype)
 
     def config(self) -> dict[str, Any]:

@@ -37,14 +37,15 @@ def make_levels(
 ) -> tuple[Level, ...]:
     """The num_steps + 1 levels that a solver visits, from the noisiest one down to `final`.
 
-    final: "zero" ends at sigma = 0, "first" at the level of t = 0 (Stable Diffusion's DDIM, set_alpha_to_one=False).
+    final: "zero" ends at sigma = 0, "first" at the level of t = 0 (Stable Diffusion's DDIM, set_alpha_to_one=False);
+    where a spacing visits t = 0 itself, that level is then there twice, the same to the last bit.
     By time (see `spaced_times`): leading, trailing, linspace, quadratic, beta. By noise ratio r = sigma / alpha,
     between the ends of the whole schedule: karras (with `rho`); exponential, equal steps in log r, both ends among the
     num_steps; log_snr, equal steps of which the last one would end at t = 0. ays_sd, ays_sdxl, ays_svd: the published
-    Align-Your-Steps tables, interpolated in log r where num_steps is not 10. There the time is fractional, or with
-    `round_times` the nearest whole one, as in some diffusers schedulers. `shift` moves whole-time
-    spacings towards noise: s -> shift s / (1 + (shift - 1) s) of s = (t + 1) / T (Esser et al. 2024, arXiv:2403.03206,
-    eq. 23).
+    Align-Your-Steps tables, interpolated in log r where num_steps is not 10, and cut at t = 0 where that is final. There
+    the time is fractional, or with `round_times` the nearest whole one, as in some diffusers schedulers. `shift` moves
+    whole-time spacings towards noise: s -> shift s / (1 + (shift - 1) s) of s = (t + 1) / T (Esser et al. 2024,
+    arXiv:2403.03206, eq. 23).
     """
     T = schedule.num_train_timesteps
     if spacing not in get_args(Spacing):
@@ -55,13 +56,16 @@ def make_levels(
     if spacing in ("leading", "trailing", "linspace", "quadratic", "beta"):
         times = spaced_times(T, num_steps, spacing, steps_offset=steps_offset, drop_last=drop_last)
         if shift != 1:
-            times = [T * shift * (t + 1) / (T + (shift - 1) * (t + 1)) - 1 for t in times]
+            times = _shifted(times, T, shift)
         return levels_at(schedule, times, final)
     _check_steps(num_steps, T)
-    levels = [schedule.level_of(-math.log(ratio)) for ratio in _ratios(schedule, num_steps, spacing, rho)]
+    last = _final_level(schedule, final)
+    levels = [schedule.level_of(-math.log(r)) for r in _ratios(schedule, num_steps, spacing, rho, last.noise_ratio)]
     if round_times:
         levels = [replace(level, t=float(round(level.t))) for level in levels]
-    return (*levels, _final_level(schedule, final))
+    if final == "first" and spacing in ("karras", "exponential") and num_steps > 1:
+        levels[-1] = last  # they visit t = 0; by way of the ratio it would differ in its last digits
+    return (*levels, last)
 
 
 def levels_at(schedule: Schedule, times: Sequence[float], final: Final = "zero") -> tuple[Level, ...]:
@@ -130,9 +134,22 @@ def _beta_cdf(x: float, a: float, b: float) -> float:
     return total * x**a * math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b))
 
 
-def _ratios(schedule: Schedule, num_steps: int, spacing: str, rho: float) -> list[float]:
+def _shifted(times: Sequence[float], T: int, shift: float) -> list[float]:
+    """The times towards noise where `shift` is above 1; ValueError where two of them are the first one below 1."""
+    shifted = [T * shift * (t + 1) / (T + (shift - 1) * (t + 1)) - 1 for t in times]
+    within = [min(max(t, 0.0), T - 1.0) for t in shifted]
+    if len(set(within)) < len(within):
+        raise ValueError(f"shift {shift} moves several of these times below 0: take fewer steps or a larger shift")
+    return within
+
+
+def _ratios(schedule: Schedule, num_steps: int, spacing: str, rho: float, final: float) -> list[float]:
+    """Falling noise ratios, all of them above `final` or, the last of karras and exponential, at the first level's."""
     if spacing in ALIGN_YOUR_STEPS:
-        return _interpolate([math.log(r) for r in ALIGN_YOUR_STEPS[spacing]], num_steps)
+        table = ALIGN_YOUR_STEPS[spacing]
+        if final > table[-1]:
+            table = (*(ratio for ratio in table if ratio > final), final)
+        return _interpolate([math.log(ratio) for ratio in table], num_steps)
     smallest, largest = schedule.level(0).noise_ratio, schedule.level(schedule.num_train_timesteps - 1).noise_ratio
     if not math.isfinite(largest):
         raise ValueError(f"{spacing} spacing needs a finite last sigma / alpha; this schedule ends in pure noise")

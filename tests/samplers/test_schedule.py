@@ -86,7 +86,12 @@ def test_at_and_level_agree_and_are_smooth(schedule):
 def test_zero_terminal_snr_between_the_last_two_times():
     alpha, sigma = ALL[3].at(torch.tensor([998.5, 999.0], dtype=torch.float64))
     assert torch.isfinite(alpha).all() and torch.isfinite(sigma).all() and alpha[1] == 0
-    assert ALL[3].level(998.5).alpha == alpha[0].item()
+    level = ALL[3].level(998.5)
+    assert level.alpha == alpha[0].item() == pytest.approx(ALL[3].level(998).alpha / 2)
+    assert level.sigma == pytest.approx(sigma[0].item()) == pytest.approx(math.sqrt(1 - level.alpha**2))
+    assert ALL[3].time_of(level.log_snr) == pytest.approx(998.5)
+    assert ALL[3].times_of(torch.tensor([level.log_snr], dtype=torch.float64)).item() == pytest.approx(998.5)
+    assert ALL[3].time_of(-math.inf) == 999
 
 
 def test_spacings():
