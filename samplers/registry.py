@@ -26,11 +26,15 @@ _T = TypeVar("_T", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class SamplerInfo:
-    """One solver: `order` of convergence, `evaluations` of the denoiser a step, `options` with their defaults."""
+    """One solver: `order` of convergence with its default options from its own start, `evaluations` of the denoiser a
+    step, `options` with their defaults. `full_order` is the order of its steps between the first and last ones, where
+    that is higher: what a long run shows whose first steps are short or change little.
+    """
 
     name: str
     function: Solver
     order: int
+    full_order: int
     deterministic: bool
     evaluations: int
     source: str
@@ -58,10 +62,18 @@ class _DuplicateError(ValueError):
 
 
 def sampler(
-    name: str, *, order: int, source: str, evaluations: int = 1, draws: bool | str = False, between: bool | str = False
+    name: str,
+    *,
+    order: int,
+    source: str,
+    full_order: int | None = None,
+    evaluations: int = 1,
+    draws: bool | str = False,
+    between: bool | str = False,
 ) -> Callable[[_T], _T]:
     """Registers a solver `f(denoise, x, levels, *, noise, **options)`; its arguments are checked before its first step.
 
+    `order` and `full_order` are those of `SamplerInfo`.
     `draws`: whether it draws noise at its steps, or the name of the option that makes it so where it is above 0.
     `between`: likewise, whether it evaluates between the levels. Options are checked by their annotation: a number
     must be finite and not negative, a Literal one of its values.
@@ -85,7 +97,8 @@ def sampler(
             return function(denoise, x, levels, noise=no_noise if noise is None else noise, **given)
 
         deterministic = not (options[draws] if isinstance(draws, str) else draws)
-        info = SamplerInfo(name, checked, order, deterministic, evaluations, source, MappingProxyType(options))
+        full, table = full_order or order, MappingProxyType(options)
+        info = SamplerInfo(name, checked, order, full, deterministic, evaluations, source, table)
         _add(_samplers, info)
         return typing.cast(_T, checked)
 

@@ -13,7 +13,7 @@ from ldm.evaluation.registry import autoencoder_metrics, metrics
 from ldm.runtime.errors import UserError
 from ldm.runtime.settings import config_names
 from ldm.runtime.text import suggest
-from samplers import GuidanceInfo, guidances, parse_guidance, samplers
+from samplers import GuidanceInfo, SamplerInfo, guidances, parse_guidance, samplers
 
 Info = TypeVar("Info")
 KINDS = ("samplers", "guidances", "bottlenecks", "metrics", "configs")
@@ -34,7 +34,7 @@ def run(arguments: list[str]) -> int:
     if arguments[0] == "samplers":
         head = ("name", "order", "random", "evaluations a step", "options", "source")
         rows = [
-            (i.name, i.order, "no" if i.deterministic else "yes", i.evaluations, _options(i.options), i.source)
+            (i.name, _order(i), "no" if i.deterministic else "yes", i.evaluations, _options(i.options), i.source)
             for i in _entries(samplers)
         ]
     elif arguments[0] == "bottlenecks":
@@ -52,7 +52,13 @@ def run(arguments: list[str]) -> int:
         head = ("name", "evaluations", "options", "needs", "source")
         rows = [(i.name, f"+{i.evaluations}", _options(i.options), _needs(i), i.source) for i in _entries(guidances)]
     print(wrapped_table(head, rows, terminal_width()))
+    if arguments[0] == "samplers":
+        print("order: of convergence from the sampler's own start; inside: of its steps between the first and the last")
     return 0
+
+
+def _order(info: SamplerInfo) -> str:
+    return str(info.order) + (f" (inside {info.full_order})" if info.full_order > info.order else "")
 
 
 def _entries(table: Callable[[], Mapping[str, Info]]) -> list[Info]:

@@ -12,7 +12,9 @@ from samplers.registry import sampler
 
 @sampler("plms", order=2, source="Liu et al. 2022, arXiv:2202.09778, eq. 12 (PNDM), Heun start as in Stable Diffusion")
 def plms(denoise: Denoise, x: Tensor, levels: Levels, *, noise: Noise = no_noise) -> Iterator[Step]:
-    """Adams-Bashforth's weights for equal steps, whatever the steps; the first step evaluates twice."""
+    """Adams-Bashforth's weights for equal steps, whatever the steps: of order 2 unless sigma / alpha falls in equal
+    steps. The first step evaluates twice.
+    """
     weights = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
     past: list[Tensor] = []  # newest first
     for i, now, next in pairs(levels):
@@ -25,11 +27,14 @@ def plms(denoise: Denoise, x: Tensor, levels: Levels, *, noise: Noise = no_noise
         yield Step(x, next, p.denoised, i)
 
 
-@sampler("lms", order=4, source="k-diffusion's linear multistep method, 2022")
+@sampler("lms", order=2, full_order=4, source="k-diffusion's linear multistep method, 2022")
 def lms(
     denoise: Denoise, x: Tensor, levels: Levels, *, noise: Noise = no_noise, order: Literal[1, 2, 3, 4] = 4
 ) -> Iterator[Step]:
-    """The integral over r of the polynomial in r through the last `order` eps."""
+    """The integral over r of the polynomial in r through the last `order` eps.
+
+    It starts with a step of order 1 and one of order 2, whose errors leave order 2 in all.
+    """
     past: list[tuple[float, Tensor]] = []  # (r, eps), newest first
     for i, now, next in pairs(levels):
         p = denoise(x, now)
@@ -45,7 +50,7 @@ def lms(
         yield Step(x, next, p.denoised, i)
 
 
-@sampler("deis", order=3, source="Zhang & Chen 2023, arXiv:2204.13902, eq. 15 in log rho (tAB-DEIS)")
+@sampler("deis", order=2, full_order=3, source="Zhang & Chen 2023, arXiv:2204.13902, eq. 15 in log rho (tAB-DEIS)")
 def deis(
     denoise: Denoise,
     x: Tensor,
@@ -55,7 +60,10 @@ def deis(
     order: Literal[1, 2, 3] = 3,
     lower_order_final: bool = True,
 ) -> Iterator[Step]:
-    """The integral over r of the polynomial in log r through the last `order` eps (fewer at the end of few steps)."""
+    """The integral over r of the polynomial in log r through the last `order` eps (fewer at the end of few steps).
+
+    Its first step is of order 1, which leaves order 2 in all.
+    """
     past: list[tuple[float, Tensor]] = []  # (log r, eps), newest first
     steps = len(levels) - 1
     for i, now, next in pairs(levels):

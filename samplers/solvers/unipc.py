@@ -10,7 +10,12 @@ from samplers.level import Denoise, Level, Levels, Noise, Step, Tensor, ddim_ste
 from samplers.registry import sampler
 
 
-@sampler("unipc", order=3, source="Zhao et al. 2023, arXiv:2302.04867, Algorithms 5 and 6 (multistep, data prediction)")
+@sampler(
+    "unipc",
+    order=2,
+    full_order=3,
+    source="Zhao et al. 2023, arXiv:2302.04867, Algorithms 5 and 6 (multistep, data prediction)",
+)
 def unipc(
     denoise: Denoise,
     x: Tensor,
@@ -24,7 +29,8 @@ def unipc(
     """Each evaluation, at the predicted x, first corrects that x and then serves the next prediction.
 
     Steps are yielded as predicted. The corrector lifts the order by one; the last steps are of lower order if
-    `lower_order_final`.
+    `lower_order_final`, the very last one of order 1, which leaves order 2 in all. Without it the start, of order 1 and
+    corrected, leaves order 3 with `order` 2 as with 3.
     """
     past: list[tuple[Level, Tensor]] = []  # levels and x0, newest first
     start: tuple[Tensor, int] | None = None  # the x from where the last step went, and its order

@@ -1,6 +1,9 @@
 """PLMS and DDIM inversion against diffusers, to 1e-8."""
 
+import math
+
 import pytest
+import torch
 from diffusers import (
     DDIMInverseScheduler,
     PNDMScheduler,
@@ -8,6 +11,7 @@ from diffusers import (
 
 from samplers import (
     DiscreteSchedule,
+    Prediction,
     ddim,
     ddim_inversion,
     make_levels,
@@ -33,7 +37,7 @@ class Gap:
 @pytest.mark.parametrize("n", STEPS)
 @pytest.mark.parametrize("spacing", SPACINGS[:3])
 def test_plms(float64_scheduler, toy, start, run, spacing, n, assert_close, config):
-    """For v diffusers averages the v of different levels, which is not PNDM; so epsilon alone is compared."""
+    """For v diffusers averages the v of different levels, which is not PNDM (the next test): epsilon is compared."""
     options = config("epsilon", spacing)
     del options["use_karras_sigmas"]
     theirs = float64_scheduler(PNDMScheduler, **options, skip_prk_steps=True)
@@ -51,6 +55,42 @@ def test_plms(float64_scheduler, toy, start, run, spacing, n, assert_close, conf
     if spacing == "leading":  # the last step has no length
         assert levels[-1] == levels[-2]
     assert_close(run(plms(net, start, levels)), x)
+
+
+@pytest.mark.parametrize(("target", "their_order"), [("epsilon", 2), ("v_prediction", 1)])
+def test_diffusers_plms_mixes_raw_v_of_several_times_and_falls_to_order_1(
+    float64_scheduler, mixture, run, target, their_order
+):
+    """A known fault of diffusers (0.42): it combines v before it makes eps of it at the newest level. Ours combines eps.
+
+    Orders by halving: the change from n to 2 n steps over that from 2 n to 4 n, up to t = T / 5.
+    """
+    T = 4000
+    betas = {"beta_schedule": "linear", "beta_start": 0.5 / T, "beta_end": 10 / T}
+    schedule = DiscreteSchedule(num_train_timesteps=T, **betas)
+    start = torch.tensor([-2.0, -0.5, 0.3, 1.0, 2.2], dtype=torch.float64)
+
+    def denoise(x, level):
+        return Prediction(x, level, mixture.x0(x, level))
+
+    def theirs(n):
+        options = {"prediction_type": target, "timestep_spacing": "trailing", "skip_prk_steps": True}
+        scheduler, x = float64_scheduler(PNDMScheduler, num_train_timesteps=T, **betas, **options), start
+        scheduler.set_timesteps(n)
+        for t in scheduler.timesteps.tolist()[: 4 * n // 5 + 1]:  # its first step is evaluated twice
+            p = denoise(x, schedule.level(t))
+            x = scheduler.step(p.eps if target == "epsilon" else p.velocity, t, x).prev_sample
+        return x
+
+    def ours(n):
+        return run(plms(denoise, start, make_levels(schedule, n)[: 4 * n // 5 + 1]))
+
+    def order(method):
+        coarse, middle, fine = (method(n) for n in (40, 80, 160))
+        return math.log2((coarse - middle).abs().max() / (middle - fine).abs().max())
+
+    assert order(theirs) == pytest.approx(their_order, abs=0.15)
+    assert order(ours) == pytest.approx(2, abs=0.15)
 
 
 @pytest.mark.parametrize("n", STEPS)

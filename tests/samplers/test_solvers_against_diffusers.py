@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-from samplers import DiscreteSchedule, ddim, ddpm, dpmpp_2m, levels_at, make_levels, spaced_times
+from samplers import DiscreteSchedule, Prediction, ddim, ddpm, dpmpp_2m, levels_at, make_levels, spaced_times
 
 TARGETS = ["epsilon", "v_prediction", "sample"]
 SPACINGS = ["leading", "trailing", "linspace"]
@@ -68,7 +68,7 @@ def test_ddpm(float64_scheduler, toy, start, target, spacing, n, variance, share
         x = theirs.step(net.output(x, t), t, x, generator=generator).prev_sample
         expected.append(x)
     ours = [step.x for step in ddpm(net, start, levels, noise=shared_noise(3), variance=variance)]
-    # With the large variance diffusers adds noise to the finished sample unless the last time is 0; we never do.
+    # diffusers' noise on the finished sample: see the test below
     steps = n if variance == "small" or times[-1] == 0 else n - 1
     for a, b in zip(ours[:steps], expected[:steps], strict=True):
         assert_close(a, b)
@@ -115,14 +115,42 @@ def test_ddpm_with_learned_variance(float64_scheduler, toy, start, run, target, 
         return replace(net(x, level), variance_fraction=fraction(x))
 
     steps = ddpm(denoise, start, make_levels(SCHEDULE, n), noise=shared_noise(3), variance="learned")
-    for t, step in list(zip(theirs.timesteps.tolist(), steps, strict=True))[
-        :-1
-    ]:  # it adds noise to the finished sample
+    for t, step in list(zip(theirs.timesteps.tolist(), steps, strict=True))[:-1]:  # for the last see the next test
         output = torch.cat([net.output(x, t), 2 * fraction(x) - 1], 1)
         x = theirs.step(output, t, x, generator=generator).prev_sample
         assert_close(step.x, x)
     with pytest.raises(ValueError, match=r"predicts Prediction\.variance_fraction"):
         run(ddpm(net, start, make_levels(SCHEDULE, n), noise=shared_noise(3), variance="learned"))
+
+
+@pytest.mark.parametrize(("spacing", "last"), [("trailing", 99), ("leading", 0)])
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
+def test_diffusers_ddpm_adds_noise_to_the_finished_sample_where_the_last_time_is_above_0(
+    float64_scheduler, start, variance, spacing, last
+):
+    """A known fault of diffusers (0.42): it asks whether t > 0, not whether the step ends at sigma = 0 as ours does."""
+    theirs = float64_scheduler(
+        DDPMScheduler, **config("epsilon", spacing), clip_sample=False, variance_type=variance
+    )
+    theirs.set_timesteps(10)
+    assert theirs.timesteps[-1] == last
+    output = torch.cat([start, torch.ones_like(start)], 1) if variance == "learned_range" else start
+
+    def finished(seed):
+        return theirs.step(output, last, start, generator=torch.Generator().manual_seed(seed)).prev_sample
+
+    noise = (finished(0) - finished(1)).abs().max()
+    assert (noise > 1e-2) == (last > 0 and variance != "fixed_small")
+
+    def draws(like, *_):
+        raise AssertionError("the last step draws nothing")
+
+    def denoise(x, level):
+        return Prediction(x, level, x, variance_fraction=torch.ones_like(x))
+
+    ours = {"fixed_small": "small", "fixed_large": "large", "learned_range": "learned"}[variance]
+    (step,) = ddpm(denoise, start, make_levels(SCHEDULE, 10, spacing)[-2:], noise=draws, variance=ours)
+    assert step.level.sigma == 0 and torch.equal(step.x, start)
 
 
 def test_ddim_with_all_steps_and_eta_1_is_ddpm_with_the_small_variance(toy, start, run, shared_noise, assert_close):
