@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
+MAX_TIMESTEPS = 100_000  # a table of the schedule has a row a time
+
 if TYPE_CHECKING:
     from torch import Tensor
 else:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samplers.level import Denoise, Level, Levels, Noise, check_levels, pairs
+from samplers.level import Denoise, Level, Levels, Noise, check_levels, exp_neg_h, pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,9 @@ def variational_bound(denoise: Denoise, x0: Tensor, levels: Levels, *, noise: No
     """An unbiased estimate of the bound of the ancestral sampler over these falling levels, that end above sigma = 0.
 
     A step costs (SNR(s) - SNR(t)) / 2 |x0 - x0_hat|^2 (Kingma et al. 2021, arXiv:2107.00630, eq. 13; DDPM's L_t with
-    the small variance). The last level is decoded by N(x0_hat, sigma^2 / alpha^2): as a density, or with `bins` as the
-    probability of the one of `bins` equal values from -1 to 1 that x0 is (Ho et al. 2020, eq. 13).
+    the small variance), or the divergence to the learned variance, where there is one. The last level is decoded by
+    N(x0_hat, sigma^2 / alpha^2): as a density, or with `bins` as the probability of the one of `bins` equal values from
+    -1 to 1 that x0 is (Ho et al. 2020, eq. 13).
     """
     levels = check_levels(levels)
     if levels[-1].sigma == 0:
@@ -53,11 +54,28 @@ def variational_bound(denoise: Denoise, x0: Tensor, levels: Levels, *, noise: No
     for _, now, next in pairs(levels):
         x = now.alpha * x0 + now.sigma * noise(x0, now, next)
         gain = math.exp(2 * next.log_snr) - (math.exp(2 * now.log_snr) if now.alpha > 0 else 0.0)
-        diffusion = diffusion + 0.5 * gain * _sum((x0 - denoise(x, now).denoised) ** 2)
+        p = denoise(x, now)
+        squared = (x0 - p.denoised) ** 2
+        if p.variance_fraction is None or next == now:
+            diffusion = diffusion + 0.5 * gain * _sum(squared)
+        else:
+            keep = exp_neg_h(now, next) ** 2
+            small, large = next.sigma**2 * (1 - keep), now.sigma**2 * (1 - keep)
+            log_excess = p.variance_fraction * (math.log(large) - math.log(small))
+            diffusion = diffusion + _sum(step_divergence(gain * squared, log_excess))
     last = levels[-1]
     x = last.alpha * x0 + last.sigma * noise(x0, last, last)
-    reconstruction = _decoder(x0, denoise(x, last).denoised, last.noise_ratio, bins)
+    reconstruction = decoder_nll(x0, denoise(x, last).denoised, last.noise_ratio, bins)
     return Bound(_sum(prior), diffusion, _sum(reconstruction))
+
+
+def step_divergence(squared: Tensor, log_excess: Tensor) -> Tensor:
+    """KL(N(m, v) || N(m', v')) elementwise, of `squared` = (m - m')^2 / v and `log_excess` = log(v' / v).
+
+    Of a step of the sampler: from the posterior of x0, whose variance is the small one, to the model's, with the
+    variance that it learned (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 4 and 15).
+    """
+    return 0.5 * (torch.expm1(-log_excess) + log_excess + squared * torch.exp(-log_excess))
 
 
 def flow_log_likelihood(
@@ -65,7 +83,7 @@ def flow_log_likelihood(
 ) -> Tensor:
     """log p(x0), (B,), by the probability flow (Song et al. 2021, arXiv:2011.13456, eq. 39) over rising levels.
 
-    Heun's method.     In y = x / alpha and r = sigma / alpha, dy / dr = eps, and log p gains the integral of its
+    Heun's method. In y = x / alpha and r = sigma / alpha, dy / dr = eps, and log p gains the integral of its
     divergence (over log r, where it is smooth), which Hutchinson's estimator finds as v . J v for each of `probes` (by
     default one of random signs). x0 is taken as y at the first level, so that should have little noise. `denoise` must
     let autograd see from x to x0.
@@ -100,10 +118,11 @@ def _flow(denoise: Denoise, y: Tensor, level: Level, probes: Sequence[Tensor]) -
     return (y - x0).detach() / level.noise_ratio, y[0].numel() - torch.stack(traces).mean(0)
 
 
-def _decoder(x0: Tensor, mean: Tensor, std: float, bins: int | None) -> Tensor:
-    """-log p(x0 | mean, std), elementwise."""
+def decoder_nll(x0: Tensor, mean: Tensor, std: float | Tensor, bins: int | None) -> Tensor:
+    """-log p(x0 | mean, std), elementwise: of a density, or with `bins` of one of as many equal values from -1 to 1."""
     if bins is None:
-        return 0.5 * ((x0 - mean) / std) ** 2 + math.log(std * math.sqrt(2 * math.pi))
+        scale = std * math.sqrt(2 * math.pi)
+        return 0.5 * ((x0 - mean) / std) ** 2 + (scale.log() if isinstance(scale, Tensor) else math.log(scale))
     half = 1 / (bins - 1)
     above = torch.where(x0 > 1 - half, math.inf, (x0 + half - mean) / std)
     below = torch.where(x0 < -1 + half, -math.inf, (x0 - half - mean) / std)

@@ -10,11 +10,10 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from samplers.level import Level, Schedule
+from samplers.level import MAX_TIMESTEPS, Level, Schedule
 
 BetaSchedule = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
 
-MAX_TIMESTEPS = 100_000  # a table of the schedule has a row a time
 _DIFFUSERS_COSINE = "squaredcos_cap_v2"
 
 

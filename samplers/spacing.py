@@ -42,9 +42,9 @@ def make_levels(
     By time (see `spaced_times`): leading, trailing, linspace, quadratic, beta. By noise ratio r = sigma / alpha,
     between the ends of the whole schedule: karras (with `rho`); exponential, equal steps in log r, both ends among the
     num_steps; log_snr, equal steps of which the last one would end at t = 0. ays_sd, ays_sdxl, ays_svd: the published
-    Align-Your-Steps tables, interpolated in log r where num_steps is not 10, and cut at t = 0 where that is final. There
-    the time is fractional, or with `round_times` the nearest whole one, as in some diffusers schedulers. `shift` moves
-    whole-time spacings towards noise: s -> shift s / (1 + (shift - 1) s) of s = (t + 1) / T (Esser et al. 2024,
+    Align-Your-Steps tables, interpolated in log r where num_steps is not 10, and cut at t = 0 where that is final.
+    There the time is fractional, or with `round_times` the nearest whole one, as in some diffusers schedulers. `shift`
+    moves whole-time spacings towards noise: s -> shift s / (1 + (shift - 1) s) of s = (t + 1) / T (Esser et al. 2024,
     arXiv:2403.03206, eq. 23).
     """
     T = schedule.num_train_timesteps
@@ -146,7 +146,7 @@ def _shifted(times: Sequence[float], T: int, shift: float) -> list[float]:
 def _ratios(schedule: Schedule, num_steps: int, spacing: str, rho: float, final: float) -> list[float]:
     """Falling noise ratios, all of them above `final` or, the last of karras and exponential, at the first level's."""
     if spacing in ALIGN_YOUR_STEPS:
-        table = ALIGN_YOUR_STEPS[spacing]
+        table: tuple[float, ...] = ALIGN_YOUR_STEPS[spacing]
         if final > table[-1]:
             table = (*(ratio for ratio in table if ratio > final), final)
         return _interpolate([math.log(ratio) for ratio in table], num_steps)

@@ -61,7 +61,7 @@ def sample_codes(
 
     Map i depends on its generator and its condition alone, and takes N numbers from it. `null` is the condition of the
     unconditional branch, which costs nothing where guidance_scale is 1, as the conditional one where it is 0. The
-    prior must be in evaluation mode.
+    prior must be in evaluation mode. `FloatingPointError` where its logits are not finite.
     """
     sampling, batch = sampling or CodeSampling(), len(generators)
     if prior.training:
@@ -79,6 +79,7 @@ def sample_codes(
         branches["cond"] = prior.decoder(condition, batch)
     if guidance_scale != 1 and null is not None:
         branches["null"] = prior.decoder(null, batch)
+    first_bad = torch.full((), grid.length, device=exact)  # position of logits that are not finite
     codes = torch.zeros(batch, grid.height, grid.width, dtype=torch.int64, device=device)
     for n in range(grid.length):
         outputs = {name: decode(codes, n).to(exact).double() for name, decode in branches.items()}  # (B, K) each
@@ -86,6 +87,10 @@ def sample_codes(
             logits = guided(outputs["cond"], outputs["null"], guidance_scale)
         else:
             (logits,) = outputs.values()
+        first_bad = torch.where(logits.isfinite().all(), first_bad, first_bad.clamp(max=n))
         row, column = divmod(n, grid.width)
         codes[:, row, column] = sample_indices(probabilities(logits, sampling), uniform[:, n]).to(device)
+    if first_bad < grid.length:
+        scale = f", guided by scale {guidance_scale:g}," if len(branches) == 2 else ""
+        raise FloatingPointError(f"the logits of code {int(first_bad) + 1} of {grid.length}{scale} are not finite")
     return codes

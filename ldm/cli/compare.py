@@ -6,25 +6,28 @@ import importlib
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from ldm.cli.data_report import show_data
 from ldm.cli.evaluate import check_size, parse_for_model
 from ldm.cli.model_options import ModelOptions
 from ldm.cli.parsing import require
 from ldm.cli.tables import terminal_width
-from ldm.comparison import Comparison, ComparisonConfig, compare, rank_comparison
+from ldm.comparison import ComparisonConfig
 from ldm.comparison.config import METRICS_OF_COMPARISONS
 from ldm.data.config import DataConfig
-from ldm.data.dataset import ImageData
-from ldm.data.open import other_split
 from ldm.evaluation.config import EvaluationConfig
+from ldm.runtime.device import check_device, resolve_device
 from ldm.runtime.distributed import torchrun_processes
 from ldm.runtime.text import counted
-from ldm.sampling.config import SamplingConfig
-from ldm.sampling.identity import identity_of
-from ldm.sampling.pipeline import Pipeline
+from ldm.sampling.config import SamplingConfig, check_names
+
+if TYPE_CHECKING:  # wrong flags are refused before torch is imported
+    import torch
+
+    from ldm.comparison import Comparison
+    from ldm.data.dataset import ImageData
+    from ldm.sampling.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,10 @@ def run(arguments: list[str]) -> None:
             module = importlib.import_module(f"ldm.cli.compare_{arguments[0]}")
             return processes.run_on_main_and_broadcast(lambda: module.run(arguments[1:]))
         settings, device = processes.run_on_all(lambda: _settings(arguments))
+        from ldm.comparison.compare import compare
+        from ldm.data.open import other_split
+        from ldm.sampling.identity import identity_of
+
         pipeline, reference, train = processes.run_on_all(lambda: _load(settings, processes.device(device)))
         show_data(reference.report)
         comparison = compare(
@@ -72,15 +79,16 @@ def run(arguments: list[str]) -> None:
 
 def _settings(arguments: list[str]) -> tuple[CompareRun, torch.device]:
     settings = parse_for_model(CompareRun, arguments, "compare")
-    from ldm.runtime.device import resolve_device
-
     require(settings.model, "MODEL", "a model folder or the output folder of `ldm train diffusion`")
     require(settings.output_dir, "--output-dir", "the folder to write to")
+    check_names(settings.sampling)
+    check_device(settings.device)
     return settings, resolve_device(settings.device)
 
 
 def _load(settings: CompareRun, device: torch.device) -> tuple[Pipeline, ImageData, ImageData]:
     from ldm.data.open import open_data
+    from ldm.sampling.pipeline import Pipeline
 
     pipeline = Pipeline.load(settings.model, **settings.loading(device))
     reference, train = open_data(settings.dataset, settings.split), open_data(settings.dataset, "train")
@@ -89,6 +97,8 @@ def _load(settings: CompareRun, device: torch.device) -> tuple[Pipeline, ImageDa
 
 
 def _print(settings: CompareRun, comparison: Comparison) -> None:
+    from ldm.comparison import rank_comparison
+
     for round_ in comparison.rounds:
         left = f"; left: {', '.join(round_.eliminated)}" if round_.eliminated else ""
         print(f"{counted(round_.num_images, 'sample')} of each of {counted(len(round_.runs), 'run')}{left}")

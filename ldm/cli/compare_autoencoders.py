@@ -16,6 +16,7 @@ from ldm.cli.parsing import parse, require
 from ldm.cli.tables import terminal_width
 from ldm.data.config import DataConfig
 from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
+from ldm.runtime.device import check_device, resolve_device
 from ldm.runtime.errors import UserError, at_least
 from ldm.runtime.files import log_entries
 from ldm.runtime.text import printable
@@ -56,12 +57,12 @@ class CompareAutoencodersRun:
 def run(arguments: list[str]) -> None:
     """Compare and print the table."""
     settings = parse(CompareAutoencodersRun, arguments, "compare autoencoders")
-    from ldm.comparison.autoencoders.compare import compare_autoencoders
-    from ldm.data.open import open_data
-    from ldm.runtime.device import resolve_device
-
     require(settings.runs, "RUN", "the output folders of `ldm train autoencoder`")
     require(settings.output_dir, "--output-dir", "the folder to write to")
+    check_device(settings.device)
+    from ldm.comparison.autoencoders.compare import compare_autoencoders
+    from ldm.data.open import open_data
+
     _check_output(settings.output_dir, settings.runs)
     names = names_of(settings.runs)
     models = [load_autoencoder(folder, ignore_manifest=settings.ignore_manifest) for folder in settings.runs]

@@ -9,7 +9,6 @@ import tyro
 
 from ldm.cli.parsing import check_file, parse, require
 from ldm.cli.tables import terminal_width
-from ldm.comparison.results import gather_results
 from ldm.runtime.files import atomic_write
 
 
@@ -30,6 +29,8 @@ def run(arguments: list[str]) -> None:
     settings = parse(CompareResultsRun, arguments, "compare results")
     require(settings.files, "FILE", "files of `ldm evaluate --output` or folders of `ldm compare`")
     check_file(settings.output, "figures.csv")
+    from ldm.comparison.results import gather_results
+
     results = gather_results(settings.files, allow_different=settings.allow_different)
     print(results.table(terminal_width()))
     if settings.output:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
-
-from ldm.evaluation.metrics.image_quality import psnr
 from ldm.runtime.errors import UserError
-from ldm.sampling.config import Request, SamplingConfig
-from ldm.sampling.editing import MAX_ITERATIONS, Edit, Unmasked, check_strength, image_to_image, invert
-from ldm.sampling.pipeline import Pipeline
-from ldm.sampling.plan import SamplingPlan
-from ldm.sampling.source_image import SourceImage, read_image, read_mask
+from ldm.sampling.config import MAX_ITERATIONS, Request, SamplingConfig, Unmasked, check_strength
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ldm.sampling.editing import Edit
+    from ldm.sampling.pipeline import Pipeline
+    from ldm.sampling.plan import SamplingPlan
+    from ldm.sampling.source_image import SourceImage
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,9 @@ def prepare(
     """Read the images, refuse what cannot be, then encode or invert; None where the flags name no image."""
     if not (flags.init_image or flags.invert):
         return None
+    from ldm.sampling.editing import image_to_image
+    from ldm.sampling.source_image import read_image, read_mask
+
     setting, path = ("invert", flags.invert) if flags.invert else ("init_image", flags.init_image)
     source = read_image(path, pipeline.image_size, setting)
     mask, mask_sha256 = read_mask(flags.mask, source) if flags.mask else (None, "")
@@ -148,6 +152,9 @@ def prepare(
 def _inverted(
     flags: EditFlags, pipeline: Pipeline, requests: list[Request], sampling: SamplingConfig, source: SourceImage
 ) -> PreparedEdit:
+    from ldm.evaluation.metrics.image_quality import psnr
+    from ldm.sampling.editing import Edit, invert
+
     prompt = requests[0].prompt if flags.source_prompt is None else flags.source_prompt
     label = requests[0].class_label if flags.source_class is None else pipeline.class_index(flags.source_class)
     condition = Request(prompt=prompt, class_label=label if pipeline.has_classes else None)

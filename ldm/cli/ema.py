@@ -9,8 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from ldm.cli.parsing import check_new_folder, parse, require
+from ldm.cli.parsing import check_model_folder, check_new_folder, parse, require
 from ldm.runtime.text import counted
+from ldm.training.config import check_length
 
 _LARGE_ERROR = 0.1  # of the profile, above which the user is warned
 
@@ -38,6 +39,8 @@ def run(arguments: list[str]) -> None:
     require(settings.run, "RUN", "the output folder of `ldm train diffusion`")
     require(settings.output_dir, "--output-dir", "the folder for the model")
     check_new_folder(settings.output_dir, "--output-dir")
+    check_length(settings.length, "length")
+    check_model_folder(settings.run)
     from ldm.training.averages import reconstruct
     from ldm.training.tasks.published import write_reconstruction
 

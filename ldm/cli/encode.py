@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from autoencoders import Autoencoder, Tiling
+from autoencoders import Tiling
 from ldm.cli.data_report import show_data
 from ldm.cli.outputs import check_tiling
 from ldm.cli.parsing import parse, require
-from ldm.data.cache_key import check_cache_folder
 from ldm.data.config import DataConfig
-from ldm.data.dataset import ImageData
-from ldm.data.latent_cache import encode_latents
-from ldm.data.open import open_data
-from ldm.runtime.device import resolve_device
+from ldm.runtime.device import check_device, resolve_device
 from ldm.runtime.distributed import torchrun_processes
 from ldm.runtime.errors import LARGEST_BATCH, MOST_WORKERS, UserError, in_range
 from ldm.runtime.text import counted
-from ldm.training.tasks.latents import load_autoencoder
+
+if TYPE_CHECKING:  # wrong flags are refused before torch is imported
+    import torch
+
+    from autoencoders import Autoencoder
+    from ldm.data.dataset import ImageData
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ def run(arguments: list[str]) -> None:
     """Write the cache and print its path; under torchrun the processes divide the work."""
     with torchrun_processes() as processes:
         settings = processes.run_on_all(lambda: _settings(arguments))
+        from ldm.data.latent_cache import encode_latents
+
         device = processes.device(resolve_device(settings.device))
         autoencoder, data = processes.run_on_all(lambda: _prepare(settings, device))
         show_data(data.report)
@@ -70,10 +72,15 @@ def _settings(arguments: list[str]) -> EncodeRun:
     require(settings.autoencoder, "--autoencoder", "the output folder of `ldm train autoencoder`")
     require(settings.output_dir, "--output-dir", "the folder of the cache")
     in_range(settings, dataloader_num_workers=(0, MOST_WORKERS), batch_size=(1, LARGEST_BATCH))
+    check_device(settings.device)
     return settings
 
 
 def _prepare(settings: EncodeRun, device: torch.device) -> tuple[Autoencoder, ImageData]:
+    from ldm.data.cache_key import check_cache_folder
+    from ldm.data.open import open_data
+    from ldm.training.tasks.latents import load_autoencoder
+
     autoencoder, _ = load_autoencoder(settings.autoencoder, device, settings.ignore_manifest)
     if autoencoder.is_identity:
         raise UserError(f"--autoencoder {settings.autoencoder}: pixels need no cache; train without `ldm encode`")

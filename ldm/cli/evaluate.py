@@ -5,36 +5,36 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeAlias, TypeVar
 
-import torch
 import tyro
 
 from ldm.cli import evaluate_autoencoder
 from ldm.cli.data_report import show_data
 from ldm.cli.model_options import ModelOptions
-from ldm.cli.parsing import check_file, parse
+from ldm.cli.parsing import check_file, check_model_folder, parse
 from ldm.cli.sample_settings import check_supported
 from ldm.cli.show_figures import show
 from ldm.data.config import DataConfig
-from ldm.data.dataset import ImageData
-from ldm.data.open import other_split
 from ldm.evaluation.config import EvaluationConfig, LikelihoodConfig
-from ldm.evaluation.evaluate import evaluate_model
-from ldm.evaluation.folders import evaluate_folders
 from ldm.evaluation.records import EvaluationResult
-from ldm.evaluation.sample_stats import StatsStore, remove_abandoned
+from ldm.runtime.device import check_device, resolve_device
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes, torchrun_processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, cache_folder, fingerprint
 from ldm.runtime.locks import FolderLock
 from ldm.runtime.stopping import GOES_ON, kept_when_stopped
-from ldm.sampling.checks import check_used
-from ldm.sampling.code_prior import SUPPORTED_SETTINGS, CodePriorModel, holds_prior
-from ldm.sampling.config import SamplingConfig
-from ldm.sampling.identity import identity_of
-from ldm.sampling.pipeline import Pipeline
-from ldm.training.tasks.published import dataset_of
+from ldm.sampling.config import SamplingConfig, check_names
+
+if TYPE_CHECKING:  # wrong flags are refused before torch is imported
+    import torch
+
+    from ldm.data.dataset import ImageData
+    from ldm.evaluation.sample_stats import StatsStore
+    from ldm.sampling.code_prior import CodePriorModel
+    from ldm.sampling.pipeline import Pipeline
+
+    Loaded: TypeAlias = tuple[Pipeline | CodePriorModel, ImageData, ImageData, ImageData | None]
 
 Settings = TypeVar("Settings")
 
@@ -63,9 +63,6 @@ class EvaluateRun(ModelOptions):
     """A JSON file for figures and manifest."""
 
 
-Loaded = tuple[Pipeline | CodePriorModel, ImageData, ImageData, ImageData | None]
-
-
 def run(arguments: list[str]) -> None:
     """Evaluate and print the figures with what they hold for; under torchrun on all its processes."""
     with torchrun_processes() as processes:
@@ -76,6 +73,9 @@ def run(arguments: list[str]) -> None:
         if evaluate_autoencoder.autoencoder_among(arguments):
             return processes.run_on_main_and_broadcast(lambda: evaluate_autoencoder.run(arguments))
         settings, device = processes.run_on_all(lambda: _settings(arguments))
+        from ldm.evaluation.folders import evaluate_folders
+        from ldm.sampling.code_prior import holds_prior
+
         if settings.fake:
             result = processes.run_on_main_and_broadcast(
                 lambda: evaluate_folders(
@@ -108,8 +108,6 @@ def _publish(settings: EvaluateRun, result: EvaluationResult, processes: Process
 
 def _settings(arguments: list[str]) -> tuple[EvaluateRun, torch.device]:
     settings = parse_for_model(EvaluateRun, arguments, "evaluate")
-    from ldm.runtime.device import resolve_device
-
     folders = bool(settings.real or settings.fake)
     if folders == bool(settings.model):
         raise UserError("give either a model folder, or --real FOLDER and --fake FOLDER")
@@ -122,6 +120,11 @@ def _settings(arguments: list[str]) -> tuple[EvaluateRun, torch.device]:
         what = f"expected 1 to 4096 pixels, got {settings.resize}" if folders else "is for folders; leave it out"
         raise UserError(f"--resize: {what}")
     check_file(settings.output, "figures.json")
+    check_names(settings.sampling)
+    check_device(settings.device)
+    from ldm.sampling.checks import check_used
+    from ldm.sampling.code_prior import holds_prior
+
     if not holds_prior(settings.model):
         check_used(settings.sampling)
     return settings, resolve_device(settings.device)
@@ -129,6 +132,8 @@ def _settings(arguments: list[str]) -> tuple[EvaluateRun, torch.device]:
 
 def _model(settings: EvaluateRun, device: torch.device, processes: Processes = SINGLE_PROCESS) -> None:
     """Evaluate and publish; what is finished meanwhile is kept in the user's cache folder until then."""
+    from ldm.evaluation.sample_stats import StatsStore, remove_abandoned
+
     loaded = processes.run_on_all(lambda: _load(settings, device))
     key = processes.run_on_main_and_broadcast(lambda: _key(settings, loaded, device))
     stores = cache_folder() / "evaluations"
@@ -156,6 +161,8 @@ def _model(settings: EvaluateRun, device: torch.device, processes: Processes = S
 
 def _key(settings: EvaluateRun, loaded: Loaded, device: torch.device) -> str:
     """The fingerprint of all that samples and metrics depend on."""
+    from ldm.sampling.identity import identity_of
+
     model, reference, train, other = loaded
     data = [(split.fingerprint, split.split) for split in (reference, train, other) if split is not None]
     parts = (settings.sampling, settings.evaluation, settings.likelihood, settings.dataset)
@@ -165,7 +172,9 @@ def _key(settings: EvaluateRun, loaded: Loaded, device: torch.device) -> str:
 
 def _load(settings: EvaluateRun, device: torch.device) -> Loaded:
     """The model, the reference, the training images, and the other split."""
-    from ldm.data.open import open_data
+    from ldm.data.open import open_data, other_split
+    from ldm.sampling.code_prior import SUPPORTED_SETTINGS, CodePriorModel, holds_prior
+    from ldm.sampling.pipeline import Pipeline
 
     model: Pipeline | CodePriorModel
     if holds_prior(settings.model):
@@ -181,6 +190,8 @@ def _load(settings: EvaluateRun, device: torch.device) -> Loaded:
 
 
 def _evaluate(settings: EvaluateRun, loaded: Loaded, store: StatsStore, processes: Processes) -> EvaluationResult:
+    from ldm.evaluation.evaluate import evaluate_model
+
     model, reference, train, other = loaded
     show_data(reference.report)
     return evaluate_model(
@@ -209,7 +220,12 @@ def parse_for_model(schema: type[Settings], arguments: list[str], command: str) 
     """Settings whose data are by default those that the model, if it is a run folder, was trained on."""
     settings = parse(schema, arguments, command)
     model = settings.model  # type: ignore[attr-defined]
-    dataset = dataset_of(model) if model else None
+    if not model:
+        return settings
+    check_model_folder(model)
+    from ldm.training.tasks.published import dataset_of
+
+    dataset = dataset_of(model)
     return settings if dataset is None else parse(schema, arguments, command, schema(dataset=dataset))  # type: ignore[call-arg]
 
 

@@ -14,8 +14,7 @@ from ldm.data.config import DataConfig
 from ldm.evaluation.autoencoder.config import AutoencoderEvaluationConfig
 from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import atomic_write_json, read_json
-from ldm.sampling.model_folder import INDEX, read_autoencoder
-from ldm.sampling.publication import reading
+from ldm.sampling.config import INDEX
 from ldm.training.run_folder import RUN_FILE, read_run, recorded_settings
 
 if TYPE_CHECKING:
@@ -94,6 +93,9 @@ def load_autoencoder(folder: str | Path, *, ignore_manifest: bool = False) -> Au
         else:
             hint = "there is no autoencoder in it"
         raise UserError(f"{folder}: {hint}; give the output folder of `ldm train autoencoder`")
+    from ldm.sampling.model_folder import read_autoencoder
+    from ldm.sampling.publication import reading
+
     with user_errors(), reading(folder):
         return read_autoencoder(vae, ignore_manifest=ignore_manifest)
 

@@ -11,7 +11,6 @@ import tyro
 from ldm.cli.data_report import show_data
 from ldm.cli.parsing import parse, require
 from ldm.data.config import DataConfig
-from ldm.data.open import other_split
 from ldm.evaluation.config import EvaluationConfig
 from ldm.runtime.errors import UserError
 from ldm.runtime.text import counted
@@ -37,7 +36,7 @@ class ReferenceRun:
 def run(arguments: list[str]) -> None:
     """Make the file and print what is in it."""
     settings = parse(ReferenceRun, arguments, "evaluate reference")
-    from ldm.data.open import open_data
+    from ldm.data.open import open_data, other_split
     from ldm.evaluation.evaluators import prepare_extractor
     from ldm.evaluation.references import save_reference
     from ldm.runtime.device import resolve_device

@@ -19,10 +19,7 @@ from ldm.data.config import DataConfig
 from ldm.reports.history import RunRecord
 from ldm.runtime.errors import LARGEST, UserError
 from ldm.runtime.files import is_there, read_json
-from ldm.runtime.tensors import open_tensors, tensor_shapes
-from ldm.runtime.text import counted, printable
-from ldm.sampling.model_manifest import read_manifest
-from ldm.sampling.publication import complete
+from ldm.runtime.text import counted, printable, replace_settings
 
 _PARTS = ("vae", "unet", "text_encoder", "prior", "generator", "classifier", "weak_unet")
 _LISTED = {  # the keys of each part's config.json to print
@@ -30,7 +27,7 @@ _LISTED = {  # the keys of each part's config.json to print
     "unet": ("sample_size", "in_channels", "block_out_channels", "cross_attention_dim", "num_class_embeds"),
     "classifier": ("sample_size", "block_out_channels", "num_classes"),
     "generator": ("noise_channels", "noise_size", "block_out_channels"),
-    "scheduler": ("_class_name", "beta_schedule", "num_train_timesteps", "prediction_type"),
+    "scheduler": ("_class_name", "beta_schedule", "num_train_timesteps", "prediction_type", "variance_type"),
 }
 
 
@@ -52,10 +49,12 @@ def run(arguments: list[str]) -> None:
     settings = parse(InfoRun, arguments, "info")
     require(settings.folder, "FOLDER", "a run folder, a model folder or data")
     root = Path(settings.folder)
-    complete(root)
-    lines = [*_training(root), *_model(root), *_quickstart(root)] if root.is_dir() else []
     if not root.exists() and "/" in settings.folder and not set(settings.folder) & set("*?[{"):
         raise UserError(f"{printable(root)}: no such folder")
+    from ldm.sampling.publication import complete
+
+    complete(root)
+    lines = [*_training(root), *_model(root), *_quickstart(root)] if root.is_dir() else []
     if lines or settings.verify:
         for line in itertools.chain(lines, verified(root) if settings.verify else ()):
             print(printable(line, None))
@@ -104,6 +103,8 @@ def _training(root: Path) -> Iterator[str]:
         metrics = {name: value for name, value in history.last.items() if isinstance(value, float)}
         if metrics:
             yield f"held out: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}"
+        for note in history.notes:
+            yield f"warning: {replace_settings(note, lambda setting: '--' + setting.replace('_', '-'))}"
     if is_there(root / "best" / "best.json") or is_there(root / "best.json"):
         yield "best: stored in best/"
 
@@ -131,6 +132,8 @@ def _model(root: Path) -> Iterator[str]:
     if is_there(root / "scheduler" / "scheduler_config.json"):
         scheduler = read_json(root / "scheduler" / "scheduler_config.json", non_finite=True)
         yield "scheduler: " + ", ".join(f"{key} {scheduler[key]}" for key in _LISTED["scheduler"] if key in scheduler)
+    from ldm.sampling.model_manifest import read_manifest
+
     if (manifest := read_manifest(root)) is not None and manifest.step is not None:
         yield f"published: after step {manifest.step}"
     if is_there(root / "conditioning.json"):
@@ -143,6 +146,8 @@ def _model(root: Path) -> Iterator[str]:
 
 
 def _part(folder: Path, name: str) -> str:
+    from ldm.runtime.tensors import open_tensors, tensor_shapes
+
     config = read_json(folder / "config.json")
     key = name if name in _LISTED else "classifier" if name.startswith("classifiers/") else "vae"
     options = [f"{option} {config[option]}" for option in _LISTED[key] if config.get(option) is not None]

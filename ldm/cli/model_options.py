@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import tyro
 
 from ldm.cli.parsing import Repeated
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from PIL import Image
 
-from autoencoders import Autoencoder, Tiling
+from autoencoders import Tiling
 from ldm.cli.editing import EditRecord
 from ldm.data.decode import check_bytes
 from ldm.runtime.errors import UserError
@@ -14,6 +14,9 @@ from ldm.runtime.files import open_regular
 from ldm.runtime.schema import convert, parse_json
 from ldm.runtime.settings import from_mapping
 from ldm.sampling.config import Request, SamplingConfig
+
+if TYPE_CHECKING:  # wrong flags are refused before torch is imported
+    from autoencoders import Autoencoder
 
 _METADATA_LIMIT = 100_000  # characters of PNG text
 

@@ -18,15 +18,24 @@ Settings = TypeVar("Settings")
 Repeated = tyro.conf.UseAppendAction[tuple[str, ...]]  # a flag that is given once for each of its values
 
 
-def parse(schema: type[Settings], arguments: Sequence[str], command: str, base: Settings | None = None) -> Settings:
+def parse(
+    schema: type[Settings],
+    arguments: Sequence[str],
+    command: str,
+    base: Settings | None = None,
+    *,
+    required: str = "",
+) -> Settings:
     """Settings from `base` (or the defaults), then `--config NAME_OR_FILE`, then flags; the last value wins.
 
     `_` and `-` in flags are the same; a flag that takes several strings may be repeated.
 
-    `UserError` in one line for arguments that cannot be parsed; `--help` prints and exits.
+    `UserError` in one line for arguments that cannot be parsed; `--help` prints and exits, and begins with the
+    `required` flags.
     """
     names, rest = _take_option(_merge_repeated(list(arguments), _string_lists(schema)), "--config")
     default = read_settings(schema, find_config(names[-1]), base) if names else base
+    about, needed = (schema.__doc__ or "").strip(), f"{required} must be given. " if required else ""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -36,7 +45,7 @@ def parse(schema: type[Settings], arguments: Sequence[str], command: str, base: 
                 default=default,
                 prog=f"ldm {command}",
                 config=(tyro.conf.OmitArgPrefixes,),
-                description=f"{(schema.__doc__ or '').strip()} --config NAME_OR_FILE reads settings from a YAML file.",
+                description=f"{about} {needed}--config NAME_OR_FILE reads settings from a YAML file.",
             )
     except SystemExit as leaving:
         if leaving.code in (0, None):
@@ -48,6 +57,13 @@ def require(value: object, name: str, hint: str) -> None:
     """`UserError` unless the argument of this name was given."""
     if not value:
         raise UserError(f"{name} is missing: give {hint}")
+
+
+def check_model_folder(folder: str) -> None:
+    """`UserError` for a model that is no folder; what is in it is checked when it is loaded."""
+    if not Path(folder).is_dir():
+        remedy = "give a model folder or the output folder of `ldm train diffusion`"
+        raise UserError(f"{folder}: no such folder", remedy=remedy)
 
 
 def check_file(output: str | Path, example: str) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypedDict
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ldm.cli.sample_folder import SETTINGS, SampleFolder
-from ldm.data.dataset import ImageData
 from ldm.runtime.files import atomic_write_json, read_json, sha256_of_file
 from ldm.runtime.locks import FolderLock
 from ldm.runtime.progress import progress
 from ldm.sampling.config import Request, SamplingConfig
-from ldm.sampling.pipeline import Pipeline
+
+if TYPE_CHECKING:  # wrong flags are refused before torch is imported
+    from torch import Tensor
+
+    from ldm.data.dataset import ImageData
+    from ldm.sampling.pipeline import Pipeline
 
 _SEED, _BATCH_SIZE = 1, 64
 

@@ -7,31 +7,27 @@ import logging
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from autoencoders import Tiling
 from ldm.cli.editing import PreparedEdit, prepare
-from ldm.cli.outputs import check_tiling, read_settings_of
-from ldm.cli.parsing import parse, require
+from ldm.cli.parsing import check_model_folder, parse, require
 from ldm.cli.sample_folder import SampleFolder, check_output
 from ldm.cli.sample_settings import SampleRun, check_without_diffusion, requests_of
-from ldm.runtime.device import resolve_device
+from ldm.runtime.device import check_device, resolve_device
 from ldm.runtime.distributed import Processes, torchrun_processes
 from ldm.runtime.errors import LARGEST, LARGEST_BATCH, LARGEST_SEED, UserError, in_range
 from ldm.runtime.files import sha256_of_file
 from ldm.runtime.progress import progress
 from ldm.runtime.stopping import GOES_ON, kept_when_stopped
 from ldm.runtime.text import counted
-from ldm.sampling.checks import check_used
-from ldm.sampling.config import Request
-from ldm.sampling.energies import files_of
-from ldm.sampling.identity import identity_of
-from ldm.sampling.image_model import ImageModel, Plan
-from ldm.sampling.loading import load_model
-from ldm.sampling.pipeline import Pipeline
+from ldm.sampling.config import Request, check_names
 from samplers import parse_call
+
+if TYPE_CHECKING:  # wrong flags are refused before torch is imported
+    import torch
+
+    from ldm.sampling.image_model import ImageModel, Plan
 
 logger = logging.getLogger("ldm")
 
@@ -66,6 +62,9 @@ def _settings(arguments: list[str]) -> tuple[SampleRun, torch.device]:
     in_range(settings, seed=(-LARGEST_SEED, LARGEST_SEED))
     settings.editing.check()
     check_output(settings.output_dir)
+    check_names(settings.sampling)
+    check_device(settings.device)
+    check_model_folder(settings.model)
     return settings, resolve_device(settings.device)
 
 
@@ -80,6 +79,12 @@ def _refuse_text(arguments: list[str]) -> None:
 
 
 def _prepare(settings: SampleRun, device: torch.device) -> Ready:
+    from ldm.cli.outputs import check_tiling, read_settings_of
+    from ldm.sampling.checks import check_used
+    from ldm.sampling.energies import files_of
+    from ldm.sampling.loading import load_model
+    from ldm.sampling.pipeline import Pipeline
+
     model = load_model(settings.model, **settings.loading(device))
     sampling, seed, first = settings.sampling, settings.seed, settings.first_index
     flags, record = settings.editing, None
@@ -111,6 +116,8 @@ def _prepare(settings: SampleRun, device: torch.device) -> Ready:
 
 
 def _sample(settings: SampleRun, ready: Ready, processes: Processes) -> None:
+    from ldm.sampling.pipeline import Pipeline
+
     start, edit, model, size = time.monotonic(), ready.edit, ready.model, settings.batch_size
     total, folder = len(ready.requests), _folder(settings, ready)
     with processes.lock(ready.folder, "sampling"), kept_when_stopped(lambda: _stopped(folder)):
@@ -154,6 +161,9 @@ def _sample(settings: SampleRun, ready: Ready, processes: Processes) -> None:
 
 
 def _folder(settings: SampleRun, ready: Ready) -> SampleFolder:
+    from ldm.sampling.identity import identity_of
+    from ldm.sampling.pipeline import Pipeline
+
     edit, loaded = ready.edit, {}
     if isinstance(ready.model, Pipeline):
         loaded = {"classifier": list(settings.classifier), "weak": settings.weak}

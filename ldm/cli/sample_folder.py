@@ -11,20 +11,20 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from ldm.cli.editing import EditRecord
 from ldm.cli.parsing import require
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, read_json
-from ldm.runtime.images import PngWriter, enlarged, from_pil, grid, save_png, to_pil
 from ldm.runtime.locks import is_begun
 from ldm.sampling.config import Request, SamplingConfig, caveats
 from ldm.training.run_folder import flat
+
+if TYPE_CHECKING:  # wrong flags are refused before torch is imported
+    from torch import Tensor
 
 SETTINGS, UNFINISHED, GRID = "settings.json", "unfinished.json", "grid.png"
 _IMAGE = re.compile(r"(\d{6,})\.png")
@@ -110,11 +110,17 @@ class SampleFolder:
 
     def images(self, most: int | None = None) -> Tensor:
         """The images, or the first of them, as they are in their files: (N, 3, H, W) in [-1, 1]."""
+        import torch
+
+        from ldm.runtime.images import from_pil
+
         numbers = range(len(self.requests))[:most]
         return torch.stack([from_pil(Image.open(self.folder / f"{number:06d}.png")) for number in numbers])
 
     def write(self, batches: Iterable[Tensor], numbers: Sequence[int], batch_size: int) -> None:
         """Write the images (b, 3, H, W) of the batches of these numbers; those that are there stay as they are."""
+        from ldm.runtime.images import PngWriter
+
         with PngWriter() as writer:
             for images, number in zip(batches, numbers, strict=True):
                 if number == numbers[0]:
@@ -126,6 +132,8 @@ class SampleFolder:
 
     def finish(self) -> Path:
         """Write the grid, the images beside and settings.json; returns the grid's path."""
+        from ldm.runtime.images import enlarged, grid, save_png, to_pil
+
         path = self.folder / GRID
         if not (self.folder / UNFINISHED).is_file() and path.is_file():
             return path

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoencoders import Tiling
 from ldm.cli.editing import EditFlags, path_of
 from ldm.cli.model_options import ModelOptions
 from ldm.cli.parsing import Repeated
 from ldm.runtime.errors import UserError
-from ldm.sampling.config import Request, SamplingConfig
-from ldm.sampling.image_model import ImageModel
-from ldm.sampling.loading import INSTEAD, WITHOUT_DIFFUSION
+from ldm.sampling.config import INSTEAD, WITHOUT_DIFFUSION, Request, SamplingConfig
+
+if TYPE_CHECKING:
+    from ldm.sampling.image_model import ImageModel
 
 
 @dataclass(frozen=True)

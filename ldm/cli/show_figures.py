@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from ldm.evaluation.baseline import baseline_line
-from ldm.evaluation.records import EvaluationResult
+if TYPE_CHECKING:
+    from ldm.evaluation.records import EvaluationResult
 
 _SETTINGS = (  # of the manifest, in this order
     *("extractor", "preprocessing", "data", "split", "real", "fake", "resized"),
@@ -23,6 +24,8 @@ def show(result: EvaluationResult) -> None:
         print(f"{figure.name}: {figure.value:.5g}{error}{between}{baseline}")
     manifest = result.manifest
     if manifest.get("floor"):
+        from ldm.evaluation.baseline import baseline_line
+
         print(baseline_line(manifest["floor"]))
     print(_listed({name: manifest[name] for name in _SETTINGS if name in manifest}))
     if "reference" in manifest:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import shlex
 from pathlib import Path
 from typing import Any
 
 from ldm.cli.data_report import show_data
 from ldm.cli.parsing import parse, require
+from ldm.runtime.device import check_device, resolve_device
 from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.settings import to_yaml
 from ldm.runtime.text import counted, suggest
+from ldm.training.run_folder import RunFolder
 
 KINDS = ("autoencoder", "diffusion", "classifier", "prior", "gan")
 
@@ -26,7 +29,13 @@ def run(arguments: list[str]) -> int:
     kind, rest = arguments[0], arguments[1:]
     if kind not in KINDS:
         raise UserError(f"cannot train {kind!r}", remedy=suggest(kind, KINDS))
-    settings = parse(_schema(kind), rest, f"train {kind}")
+    needs = {"autoencoder": "--output-dir", "gan": "--output-dir"}.get(kind, "--autoencoder and --output-dir")
+    settings = parse(_schema(kind), rest, f"train {kind}", required=needs)
+    require(settings.training.output_dir, "--output-dir", "the folder to write to")
+    if kind not in ("autoencoder", "gan"):
+        require(settings.autoencoder, "--autoencoder", "the output folder of `ldm train autoencoder`, or identity")
+    check_device(settings.training.device)
+    RunFolder.check(settings.training.output_dir, kind)
     if settings.training.dry_run:
         return _dry_run(kind, settings)
     measures = train_with(kind, settings, shlex.join(["ldm", "train", *arguments]))
@@ -34,7 +43,8 @@ def run(arguments: list[str]) -> int:
         if isinstance(value, float):
             print(f"{name}: {value:.4g}")
     for row in measures.get("accuracy_by_noise", ()):
-        print(f"  t {row['t']:4.0f}  sigma/alpha {row['noise_ratio']:8.3f}  accuracy {row['accuracy']:.3f}")
+        ratio = math.inf if row["noise_ratio"] is None else row["noise_ratio"]  # JSON has no infinity
+        print(f"  t {row['t']:4.0f}  sigma/alpha {ratio:8.3f}  accuracy {row['accuracy']:.3f}")
     if current_processes().is_main:
         print(f"wrote {settings.training.output_dir}")
     return 0
@@ -66,14 +76,9 @@ def train_with(kind: str, settings: Any, command: str = "") -> dict[str, Any]:
 def _task(kind: str, settings: Any) -> tuple[Any, Any]:
     """The task with its data and networks, and the device."""
     from ldm.data.open import open_data
-    from ldm.runtime.device import resolve_device
     from ldm.training.checkpoint import check_not_past
-    from ldm.training.run_folder import RunFolder
     from ldm.training.tracking import check_trackers
 
-    require(settings.training.output_dir, "--output-dir", "the folder to write to")
-    if kind not in ("autoencoder", "gan"):
-        require(settings.autoencoder, "--autoencoder", "the output folder of `ldm train autoencoder`, or identity")
     check_trackers(settings.training.report_to)
     device = resolve_device(settings.training.device)
     RunFolder.check(settings.training.output_dir, kind)

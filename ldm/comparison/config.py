@@ -6,7 +6,7 @@ from ldm.runtime.errors import TINY, UserError, in_range, user_errors
 from ldm.runtime.text import suggest
 from samplers import get_sampler, parse_guidance, parse_sampler
 from samplers.guidance.base import MAX_SCALE
-from samplers.schedule import MAX_TIMESTEPS
+from samplers.level import MAX_TIMESTEPS
 
 METRICS_OF_COMPARISONS = ("fid", "kid", "precision", "recall", "coverage")
 METHODS = {

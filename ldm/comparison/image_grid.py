@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ldm.runtime.files import open_regular
-from ldm.runtime.images import save_png, to_pil, to_uint8
+from ldm.runtime.images import check_finite, save_png, to_pil, to_uint8
 from ldm.runtime.text import replace_unprintable
 
 _MIN_SIDE = 96  # pixels; smaller images are magnified
@@ -24,6 +24,7 @@ _LABEL_WIDTH = 160  # of the rows' labels
 
 def save_sample_row(images: Tensor, path: Path) -> None:
     """Store images (N, 3, H, W) in [-1, 1] as one lossless PNG, below each other."""
+    check_finite(images)
     column = torch.cat(list(to_uint8(images)), dim=1)  # (3, N H, W)
     save_png(to_pil(column), path)
 

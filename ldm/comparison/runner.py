@@ -31,6 +31,7 @@ from ldm.runtime.files import atomic_write_json, read_json
 from ldm.runtime.memory import PeakMemory
 from ldm.runtime.progress import CostProgress
 from ldm.sampling.config import SamplingConfig
+from ldm.sampling.finite import NonFiniteSamplesError
 from ldm.sampling.pipeline import Pipeline
 from ldm.sampling.plan import SamplingPlan
 from samplers import get_sampler, parse_sampler
@@ -129,18 +130,21 @@ def measure_run(context: ComparisonContext, variant: Variant, num_images: int, o
     parts = context.store(variant, num_images)
     with PeakMemory(context.pipeline.device) as peak:
         if count < num_images:
-            new_stats = sample_and_extract(
-                context.pipeline,
-                conditions,
-                plan,
-                context.evaluation,
-                context.evaluators,
-                first=count,
-                keep=context.num_rows,
-                on_batch=lambda batch_size: on_cost(batch_size * _cost(plan)),
-                store=parts,
-                processes=processes,
-            )
+            try:
+                new_stats = sample_and_extract(
+                    context.pipeline,
+                    conditions,
+                    plan,
+                    context.evaluation,
+                    context.evaluators,
+                    first=count,
+                    keep=context.num_rows,
+                    on_batch=lambda batch_size: on_cost(batch_size * _cost(plan)),
+                    store=parts,
+                    processes=processes,
+                )
+            except NonFiniteSamplesError as error:
+                raise NonFiniteSamplesError(f"{variant.label}: {error}") from None
             stats = SampleStats.joined([stats, new_stats])
     peaks = [peak_bytes for peak_bytes in (*processes.gather(peak.bytes), peak_before) if peak_bytes is not None]
     peak_memory = max(peaks, default=None)

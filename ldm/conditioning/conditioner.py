@@ -8,15 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioning.condition import Condition
-from ldm.conditioning.config import ConditioningConfig
+from ldm.conditioning.config import CONDITIONING_FILE, ConditioningConfig
 from ldm.conditioning.metadata import guess_metadata, read_metadata
 from ldm.conditioning.text_encoder import TextEncoder, embedded_encoder, frozen_encoder, printable_utf8
 from ldm.conditioning.words import TrainingWords
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, is_there
 from ldm.runtime.text import replace_unprintable, suggest
-
-CONDITIONING_FILE = "conditioning.json"
 
 
 class Conditioner(nn.Module):

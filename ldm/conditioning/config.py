@@ -7,6 +7,8 @@ from ldm.runtime.errors import UserError, in_range
 
 _LARGEST_ENCODER = 2**28  # about 3e9 parameters
 
+CONDITIONING_FILE = "conditioning.json"  # of a model folder
+
 
 @dataclass(frozen=True)
 class ConditioningConfig:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from autoencoders.weight_file import not_finite, refuse
-from ldm.conditioning.tokenizer import DEFAULT_LIMIT, default_length, train_tokenizer
+from ldm.conditioning.tokenizer import DEFAULT_LIMIT, VOCABULARIES, default_length, train_tokenizer
 from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import atomic_folder, check_regular_folder, read_json
 from ldm.runtime.tensors import open_tensors
-from ldm.runtime.text import printable
+from ldm.runtime.text import one_line, printable
 
 logger = logging.getLogger("ldm")
 Kind = Literal["embedded", "frozen"]
@@ -221,6 +221,9 @@ def _load_tokenizer(where: str, local: bool) -> Any:
 
     if local and Path(where).is_dir():
         check_regular_folder(where)
+        if not any((Path(where) / name).is_file() for name in VOCABULARIES):
+            remedy = f"expected {', '.join(VOCABULARIES[:-1])} or {VOCABULARIES[-1]} (with merges.txt for a CLIP)"
+            raise UserError(f"text_encoder: {where}: no vocabulary of a tokenizer in it", remedy=remedy)
     with quietly(), _refused(where, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local, trust_remote_code=False)
     if tokenizer.pad_token is None:
@@ -236,8 +239,7 @@ def _refused(where: str, part: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"text_encoder: {where}: cannot read its {part}: {reason}") from error
+        raise UserError(f"text_encoder: {where}: cannot read its {part}: {one_line(error)}") from error
 
 
 @contextmanager

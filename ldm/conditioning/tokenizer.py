@@ -13,6 +13,8 @@ from ldm.runtime.errors import UserError
 START, END = "<|startoftext|>", "<|endoftext|>"
 BASE_SIZE = 2 * 256 + 2  # every byte, within and at the end of a word, so that no text is unknown; the two marks
 DEFAULT_LIMIT = 77  # tokens, CLIP's
+# Without one of these transformers reads no vocabulary, and may raise nothing
+VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Any:

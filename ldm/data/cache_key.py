@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from autoencoders import Autoencoder
-from ldm.data.dataset import ImageData
 from ldm.data.latent_layout import is_ours
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import fingerprint
+
+if TYPE_CHECKING:
+    from autoencoders import Autoencoder
+    from ldm.data.dataset import ImageData
 
 ENCODE_AGAIN = "remove the folder and encode again"  # the remedy for a damaged cache
 

@@ -18,8 +18,10 @@ from ldm.evaluation.metrics.base import Samples, measure_samples
 from ldm.evaluation.records import EvaluationResult, MetricValue
 from ldm.evaluation.sample_stats import SampleStats, StatsStore
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes
+from ldm.runtime.errors import StoppedByOtherProcess
 from ldm.runtime.progress import progress
 from ldm.sampling.config import SamplingConfig
+from ldm.sampling.finite import NonFiniteSamplesError
 from ldm.sampling.image_model import ImageModel, Plan
 
 
@@ -85,7 +87,8 @@ def sample_and_extract(
 
     The main process gets the whole, in order; the others get nothing. `on_batch` gets the number of samples of each
     batch, and takes the place of the progress bar named `label`. `EvaluationStopped` as soon as `stop()` is true after
-    a batch. Batches that are in the `store` are read, the others stored there.
+    a batch; `NonFiniteSamplesError` (in the other processes `StoppedByOtherProcess`) for samples that are not finite.
+    Batches that are in the `store` are read, the others stored there.
     """
     remaining = list(conditions[first:])
     requests, size, shard = [condition.request for condition in remaining], config.batch_size, processes.shard
@@ -109,9 +112,14 @@ def sample_and_extract(
         if processes.count == 1
         else progress(own, label)
     )
+    failure: NonFiniteSamplesError | None = None
     for start in bar if processes.is_main and on_batch is None else own:
         started = time.perf_counter()
-        images = next(batches)  # (b, 3, H, W)
+        try:
+            images = next(batches)  # (b, 3, H, W)
+        except NonFiniteSamplesError as error:
+            failure = error
+            break
         if stop():
             raise EvaluationStopped
         _wait(images.device)
@@ -129,6 +137,9 @@ def sample_and_extract(
         parts.append((start, stats))
         if on_batch is not None:
             on_batch(min(processes.count * size, len(remaining) - start))
+    messages = [message for message in processes.all_gather(failure and str(failure)) if message]
+    if messages:
+        raise NonFiniteSamplesError(messages[0]) if processes.is_main else StoppedByOtherProcess(2)
     for _ in batches:
         raise RuntimeError("more batches than conditions")
     if processes.count > 1:

@@ -11,7 +11,7 @@ from ldm.runtime.errors import LARGEST_BATCH, LARGEST_SEED, UserError, at_least,
 from ldm.runtime.text import suggest
 from ldm.sampling.config import SamplingConfig
 from samplers.guidance.base import MAX_SCALE
-from samplers.schedule import MAX_TIMESTEPS
+from samplers.level import MAX_TIMESTEPS
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from ldm.evaluation.registry import metrics as registry
 from ldm.runtime.errors import UserError
 from ldm.runtime.schema import convert, parse_json
 from ldm.runtime.settings import from_mapping
-from ldm.runtime.text import printable
+from ldm.runtime.text import one_line, printable
 
 _NETWORK = "network."
 _MOST_CLASSES = 100_000
@@ -110,7 +110,7 @@ class ReferenceFile:
         except UserError:
             raise
         except (ValueError, KeyError, RuntimeError) as error:
-            raise self._refusal(f"the network in it cannot be used ({str(error).splitlines()[0]})") from None
+            raise self._refusal(f"the network in it cannot be used ({one_line(error)})") from None
         extractor = TrainedExtractor(network.requires_grad_(False), replace(metadata, heads=heads), device)
         if extractor.name != self.metadata.extractor:
             raise self._refusal(f"the network in it is {extractor.name}, not {self.metadata.extractor}")

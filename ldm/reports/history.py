@@ -56,6 +56,12 @@ class History:
         """The newest metrics on held-out data; {} before the first."""
         return self.validations[-1] if self.validations else {}
 
+    @property
+    def notes(self) -> list[str]:
+        """Warnings about the newest metrics, such as of a collapsed codebook."""
+        notes = self.last.get("notes")
+        return [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
+
 
 def read_history(run: str | Path) -> History:
     """The history of a run folder; `UserError` for a folder that is not one, or that has logged nothing.

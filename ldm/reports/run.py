@@ -47,7 +47,8 @@ def _sentence(history: History) -> str:
     if metrics := _latest(history):
         values = ", ".join(f"{name} {value}" for name, value in metrics.items())
         text += f" On held-out data at step {history.last['step']}: {values}."
-    return text + (f" Best by {best.metric}: {best.value:.4g} at step {best.step}." if best else "")
+    text += f" Best by {best.metric}: {best.value:.4g} at step {best.step}." if best else ""
+    return text + "".join(f" Warning: {note}." for note in history.notes)
 
 
 def _latest(history: History) -> dict[str, str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, Literal
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from ldm.runtime.errors import UserError
+from ldm.runtime.text import one_line
+
+if TYPE_CHECKING:  # the names of the modes are settings, which are parsed without torch
+    import torch
+    from torch import nn
 
 Mode = Literal["none", "default", "reduce-overhead"]
 
@@ -43,6 +45,8 @@ def compile_network(network: nn.Module, mode: Mode) -> None:
     The results are those of the uncompiled network to the rounding of its dtype. A network that cannot be compiled as
     one graph is a `UserError` at the first call; it never falls back to eager mode in silence.
     """
+    import torch
+
     if _modes.get(network, "none") == mode:
         return
     _modes[network] = mode
@@ -61,9 +65,9 @@ def compile_network(network: nn.Module, mode: Mode) -> None:
         try:
             result = compiled(*inputs, **named)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-            problem = f"this network cannot be compiled ({str(error).strip().splitlines()[0]})"
+            problem = f"this network cannot be compiled ({one_line(error)})"
             raise UserError(problem, remedy="use `compile` none", setting="compile", value=mode) from None
-        is_reused = mode == "reduce-overhead" and isinstance(result, Tensor) and not result.requires_grad
+        is_reused = mode == "reduce-overhead" and isinstance(result, torch.Tensor) and not result.requires_grad
         return result.clone() if is_reused else result  # a sampler needs it after the next call
 
     network._compiled_call_impl = call  # type: ignore[assignment]

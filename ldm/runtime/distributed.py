@@ -13,13 +13,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ldm.runtime.errors import LostProcessError, StoppedByOtherProcess, UserError
 from ldm.runtime.locks import FolderLock
+
+if TYPE_CHECKING:  # settings are parsed, and refused, without torch
+    import torch
 
 T = TypeVar("T")
 logger = logging.getLogger("ldm")
@@ -57,12 +57,16 @@ class Processes:
         """The GPU of this process, where there are several."""
         if self.count == 1 or device.type != "cuda" or device.index is not None:
             return device
+        import torch
+
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", self.rank)) % torch.cuda.device_count())
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes in order, on the main one; [] on the others."""
         if self.count == 1:
             return [value]
+        import torch.distributed as dist
+
         values: list[Any] | None = [None] * self.count if self.is_main else None
         with _connection_errors():
             dist.gather_object(value, values)
@@ -72,6 +76,8 @@ class Processes:
         """The result of `work`, which the main process alone computes; an exception there stops all processes."""
         if self.count == 1:
             return work()
+        import torch.distributed as dist
+
         result, failure = _attempt(work) if self.is_main else (None, None)
         message = [(result, _summary(failure))]
         with _connection_errors():
@@ -93,12 +99,16 @@ class Processes:
         """The values of all processes in order, on all of them."""
         if self.count == 1:
             return [value]
+        import torch.distributed as dist
+
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value)
         return values
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """A tensor summed over the processes, in place."""
+        import torch.distributed as dist
+
         if self.count > 1:
             dist.all_reduce(values)
         return values
@@ -109,6 +119,8 @@ class Processes:
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether a flag is set on any process; `device` is one that the processes communicate from."""
+        import torch
+
         return flag if self.count == 1 else bool(self.sum(torch.tensor(float(flag), device=device)) > 0)
 
     def main_process_first(self, work: Callable[[], T]) -> T:
@@ -134,7 +146,7 @@ class Processes:
             yield from batches
             return
         for _ in range(-(-number // self.count)):
-            own = next(batches, None)
+            own = self.run_on_all(lambda: next(batches, None))
             for batch in self.gather(None if own is None else own.cpu()):
                 if batch is not None:
                     yield batch
@@ -172,6 +184,8 @@ def torchrun_processes() -> Iterator[Processes]:
     if int(world_size) < 2:
         yield SINGLE_PROCESS
         return
+    import torch.distributed as dist
+
     try:
         seconds = float(os.environ.get(TIMEOUT, _SECONDS))
         with _connection_errors():
@@ -186,6 +200,8 @@ def torchrun_processes() -> Iterator[Processes]:
 
 def current_processes() -> Processes:
     """The processes of the process group that is set up, such as a training's; otherwise this one alone."""
+    import torch.distributed as dist
+
     is_set_up = dist.is_available() and dist.is_initialized()
     return Processes(dist.get_rank(), dist.get_world_size()) if is_set_up else SINGLE_PROCESS
 

@@ -24,14 +24,22 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """One image (C, H, W) in [-1, 1], or already uint8, with C of 1 or 3."""
+    """One image (C, H, W) in [-1, 1], or already uint8, with C of 1 or 3; `FloatingPointError` if it is not finite."""
+    check_finite(image)
     pixels = image if image.dtype == torch.uint8 else to_uint8(image)
     array = pixels.permute(1, 2, 0).cpu().numpy()  # (H, W, C)
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
+def check_finite(images: Tensor) -> None:
+    """A byte has no NaN: it would be black."""
+    if not images.isfinite().all():
+        raise FloatingPointError("an image has numbers that are not finite")
+
+
 def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
-    """Images (N, 3, H, W) in [-1, 1] row by row on white: bytes (3, H', W')."""
+    """Images (N, 3, H, W) in [-1, 1] row by row on white: bytes (3, H', W'); `FloatingPointError` if not finite."""
+    check_finite(images)
     pixels = to_uint8(images).cpu()
     count, channels, height, width = pixels.shape
     columns = columns or math.ceil(math.sqrt(count))

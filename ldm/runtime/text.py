@@ -24,6 +24,15 @@ def is_utf8(text: str) -> bool:
     return True
 
 
+def one_line(error: BaseException | str, limit: int = 300) -> str:
+    """The text of an exception of any library in one line, whole words of it; its type where it has none.
+
+    Not its first line: that often ends in "one of:".
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0] + " ..."
+
+
 def suggest(word: str, known: Iterable[object]) -> str:
     """The remedy of a message about an unknown word: `known: a, b; did you mean "a"?`."""
     names = sorted(str(name) for name in known)

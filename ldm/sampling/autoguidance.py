@@ -117,6 +117,9 @@ def read_guiding_model(root: Path, unet: Backbone) -> GuidingModel | None:
 def _check_latents(weak: Backbone, unet: Backbone, what: str) -> None:
     for name in ("in_channels", "out_channels", "sample_size"):
         theirs, ours = getattr(weak.config, name), getattr(unet.config, name)
+        channels = unet.config.in_channels
+        if name == "out_channels" and {theirs, ours} <= {channels, 2 * channels}:
+            continue  # one of them has a learned variance, which guides nothing
         if theirs != ours and None not in (theirs, ours):
             raise UserError(f"{what}: its U-Net has {name} {theirs}, this model's has {ours}")
 

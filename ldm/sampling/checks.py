@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from ldm.models.backbone import Backbone
 from ldm.runtime.errors import UserError
 from ldm.runtime.text import is_utf8
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.energies import energy_names
+from ldm.sampling.forward_process import Process
 from ldm.sampling.networks import Networks
 from ldm.sampling.plan import SamplingPlan, named_branches, parse_guidances
 
@@ -33,6 +36,18 @@ def check_requests(requests: Sequence[Request], plan: SamplingPlan, networks: Ne
         raise UserError("classifier guidance needs to know towards what: give `class_label`")
     if "weak" in needed and guiding_model is not None:
         guiding_model.check({request.class_label for request in requests}, networks.class_names)
+
+
+def check_channels(folder: Path, unet: Backbone, channels: int, process: Process) -> None:
+    """`UserError` for a U-Net that is not of latents of this many channels, with or without a learned variance."""
+    takes, gives = unet.config.in_channels, unet.config.out_channels
+    expected = (2 * channels,) if process.learned_variance else (channels, 2 * channels)
+    if takes == channels and gives in expected:
+        return
+    what = f"expected {channels} in and {' or '.join(map(str, expected))} out"
+    what += " (its scheduler says learned_range)" if process.learned_variance else " (with a learned variance)"
+    problem = f"{folder}: its U-Net takes {takes} channels and gives {gives}, its autoencoder's latents have {channels}"
+    raise UserError(problem, remedy=what)
 
 
 def _check_request(request: Request, config: SamplingConfig, networks: Networks, uses_labels: bool) -> None:

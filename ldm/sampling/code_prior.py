@@ -125,6 +125,12 @@ class CodePriorModel(ImageModel[CodePlan]):
     def drawn_classes(self) -> list[int]:
         return self.conditioner.trained_classes
 
+    def where_not_finite(
+        self, requests: Sequence[Request], plan: CodePlan, seed: int, first_index: int, position: int
+    ) -> str:
+        """The exception that `codes` raises names the code; else it is the decoder."""
+        return ""
+
     def codes(
         self, requests: Sequence[Request], generators: Sequence[torch.Generator], plan: CodePlan | None = None
     ) -> tuple[Tensor, ...]:
@@ -150,7 +156,7 @@ class CodePriorModel(ImageModel[CodePlan]):
         generators = [stream(seed, first_index + position + row, "codes") for row in range(len(requests))]
         branches = 1 if self._scale(requests, plan) in (0, 1) else 2
         self.evaluations += len(requests) * branches * sum(level.length for level in self.priors.shape.levels)
-        return self.autoencoder.decode_codes(self.codes(requests, generators, plan)).float().clamp(-1, 1)
+        return self.autoencoder.decode_codes(self.codes(requests, generators, plan)).float()
 
 
 def holds_prior(folder: str | Path) -> bool:

@@ -1,9 +1,17 @@
 """What to sample, and how."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ldm.runtime.compilation import Mode
-from samplers import Spacing
+from ldm.runtime.errors import UserError, user_errors
+from samplers import Spacing, parse_guidance, parse_sampler
+
+INDEX = "model_index.json"  # of a model folder
+MAX_ITERATIONS = 100  # of the fixed point of an inversion; 10 leave nothing but rounding
+Unmasked = Literal["reconstruction", "original"]  # where pixels that inpainting keeps come from
+WITHOUT_DIFFUSION = "this model draws without diffusion"
+INSTEAD = "leave it out, or give the output folder of `ldm train diffusion`"
 
 
 @dataclass(frozen=True)
@@ -74,3 +82,18 @@ def caveats(sampling: SamplingConfig) -> tuple[str, ...]:
     if sampling.feature_cache == 1:
         return ()
     return (f"lossy: `feature_cache` {sampling.feature_cache} runs the whole U-Net at every such step only",)
+
+
+def check_names(sampling: SamplingConfig) -> None:
+    """`UserError` for a sampler or guidance that there is not, or whose options are wrong: before a model is loaded."""
+    with user_errors(setting="sampler", value=sampling.sampler):
+        parse_sampler(sampling.sampler)
+    with user_errors():
+        for text in sampling.guidance:
+            parse_guidance(text)
+
+
+def check_strength(strength: float) -> None:
+    """`UserError` unless 0 < strength <= 1."""
+    if not 0 < strength <= 1:
+        raise UserError(f"expected above 0 and up to 1 (from pure noise), got {strength}", setting="strength")

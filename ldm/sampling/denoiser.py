@@ -81,12 +81,17 @@ class Denoiser:
             else:
                 by_model.setdefault(branch.model, {})[name] = branch
         for model, branches in by_model.items():
-            for name, x0 in zip(branches, self._denoised(model, branches, x, level), strict=True):
-                predictions[name] = Prediction(x, level, x0)
+            estimates, fractions = self._denoised(model, branches, x, level)
+            for name, x0, fraction in zip(branches, estimates, fractions, strict=True):
+                predictions[name] = Prediction(x, level, x0, variance_fraction=fraction)
         return {name: predictions[self.same_as.get(name, name)] for name in names}
 
-    def _denoised(self, model: nn.Module, branches: Mapping[str, Branch], x: Tensor, level: Level) -> Sequence[Tensor]:
-        """The denoised estimates (B, C, h, w) of all branches of one model, by one call of it."""
+    def _denoised(
+        self, model: nn.Module, branches: Mapping[str, Branch], x: Tensor, level: Level
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+        """The denoised estimates (B, C, h, w) of all branches of one model, by one call of it, and the fractions of
+        their learned variance, or None each.
+        """
         process = next(iter(branches.values())).process or self.process
         own, scale = self._level_on(process.schedule, level)
         repeated = (x if scale == 1 else scale * x).repeat(len(branches), 1, 1, 1)  # (branches * B, C, h, w)
@@ -98,7 +103,9 @@ class Denoiser:
             network = self._feature_caches.setdefault(model, FeatureCache(model, self.feature_cache))
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
             output = network(model_input, t, **inputs)
-        return process.prediction.x0(output.to(x.dtype), repeated, own.alpha, own.sigma).chunk(len(branches))
+        output, fraction = split_variance(output.to(x.dtype), x.shape[1])
+        x0 = process.prediction.x0(output, repeated, own.alpha, own.sigma).chunk(len(branches))
+        return x0, [None] * len(branches) if fraction is None else fraction.chunk(len(branches))
 
     def _fixed_inputs(self, model: nn.Module, branches: Mapping[str, Branch], x: Tensor) -> dict[str, Any]:
         """The conditions and perturbations of these branches as inputs of their model, the same at every step."""
@@ -152,6 +159,17 @@ def _same_branches(branches: Mapping[str, Branch | ClassifierBranch]) -> dict[st
                 same[name] = same.get(other, other)
                 break
     return same
+
+
+def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
+    """What a network predicts of x (B, C, h, w), and of an output (B, 2 C, h, w) the fraction of its learned variance.
+
+    That is 0 where the variance is the small one, 1 where it is the large one.
+    """
+    if output.shape[1] != 2 * channels:
+        return output, None
+    prediction, values = output.chunk(2, dim=1)
+    return prediction, (values + 1) / 2
 
 
 def _branch_mask(index: int, count: int, x: Tensor) -> Tensor:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ldm.runtime.errors import UserError
-from ldm.sampling.config import Request, SamplingConfig
+from ldm.sampling.config import MAX_ITERATIONS, Request, SamplingConfig, Unmasked, check_strength
+from ldm.sampling.finite import NonFiniteSamplesError, are_finite
 from ldm.sampling.pipeline import Pipeline
 from ldm.sampling.start import Start
 from samplers import ddim, ddim_inversion, guide
-
-MAX_ITERATIONS = 100  # of the fixed point; 10 leave nothing but rounding
-Unmasked = Literal["reconstruction", "original"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +32,6 @@ class Inversion:
     reconstruction: Tensor  # drawn again from the noise, under the condition of the inversion
     plain: Tensor  # what the autoencoder alone makes of the image
     evaluations: int
-
-
-def check_strength(strength: float) -> None:
-    """`UserError` unless 0 < strength <= 1."""
-    if not 0 < strength <= 1:
-        raise UserError(f"expected above 0 and up to 1 (from pure noise), got {strength}", setting="strength")
 
 
 def image_to_image(
@@ -97,5 +88,7 @@ def invert(
         noise = x
         for step in ddim(denoise, x, levels):
             x = step.x
+    if not are_finite(noise, x):
+        raise NonFiniteSamplesError("the noise of this image is not finite numbers under this model", setting="invert")
     start = Start(noise[0], sampling.num_inference_steps, inverted=True)
     return Inversion(start, pipeline.decode(x)[0], pipeline.decode(latents)[0], denoiser.evaluations)

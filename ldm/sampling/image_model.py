@@ -17,6 +17,7 @@ from ldm.runtime.errors import UserError
 from ldm.runtime.exhaustion import exhausted, explain_exhaustion
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.effects import Effect
+from ldm.sampling.finite import NonFiniteSamplesError
 from samplers import Step
 
 
@@ -67,7 +68,15 @@ class ImageModel(ABC, Generic[PlanT]):
     def sample_batch(
         self, requests: Sequence[Request], plan: PlanT, seed: int, first_index: int, position: int, on_step: OnStep
     ) -> Tensor:
-        """The images of one batch, on the device; its first request is number `position` of the whole call."""
+        """The images of one batch, on the device, not clipped; its first request is number `position` of the whole
+        call. Where a number is not finite the images are not either, or `FloatingPointError` says so.
+        """
+
+    def where_not_finite(
+        self, requests: Sequence[Request], plan: PlanT, seed: int, first_index: int, position: int
+    ) -> str:
+        """Where the numbers of a batch whose images are not finite cease to be so."""
+        return "the output of the network"
 
     def check(self, requests: Sequence[Request], sampling: SamplingConfig | PlanT | None = None) -> None:
         """Refuse, before any work, what this model cannot do; `UserError` says what would be right."""
@@ -113,7 +122,7 @@ class ImageModel(ABC, Generic[PlanT]):
         suffice the first time, half of the images are drawn at once from then on, and a warning says so. `batches` are
         the numbers of those to draw; all by default. With `shard` (rank, count) only every count-th of them is drawn,
         from the `rank`-th on. `on_step` is called after each step of a solver. Raises `UserError` as `check`, before
-        the first batch.
+        the first batch, and `NonFiniteSamplesError` instead of images that are not finite.
         """
         plan = self.resolve(sampling)
         self.check(requests, plan)
@@ -123,9 +132,8 @@ class ImageModel(ABC, Generic[PlanT]):
         def images_of(batch: Sequence[Request], position: int) -> Tensor:
             pieces = []
             for start in range(0, len(batch), at_once):
-                with torch.no_grad():
-                    piece = batch[start : start + at_once]
-                    pieces.append(self.sample_batch(piece, plan, seed, first_index, position + start, on_step))
+                piece = batch[start : start + at_once]
+                pieces.append(self._finite_batch(piece, plan, seed, first_index, position + start, on_step))
             return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
         numbers = range(-(-len(all_requests) // batch_size)) if batches is None else batches
@@ -152,3 +160,20 @@ class ImageModel(ABC, Generic[PlanT]):
                 yield from sampled()
 
         return explained()
+
+    @torch.no_grad()
+    def _finite_batch(
+        self, requests: Sequence[Request], plan: PlanT, seed: int, first_index: int, position: int, on_step: OnStep
+    ) -> Tensor:
+        origin = "the decoder"
+        try:
+            images = self.sample_batch(requests, plan, seed, first_index, position, on_step)
+            if images.isfinite().all():  # a batch waits for its device here, once
+                return images.clamp(-1, 1)
+        except FloatingPointError as error:
+            origin = str(error)
+        origin = self.where_not_finite(requests, plan, seed, first_index, position) or origin
+        problem = f"the samples are not finite numbers; the first that is not: {origin}"
+        raise NonFiniteSamplesError(
+            problem, remedy="lower the scales of the guidances, or look at the weights of the model"
+        )

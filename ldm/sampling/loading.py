@@ -10,15 +10,13 @@ import torch
 from autoencoders import Generator
 from ldm.runtime.errors import UserError, user_errors
 from ldm.sampling.code_prior import CodePriorModel, holds_prior
+from ldm.sampling.config import INSTEAD, WITHOUT_DIFFUSION
 from ldm.sampling.image_model import ImageModel
 from ldm.sampling.model_folder import Classifiers, read_autoencoder
 from ldm.sampling.model_manifest import check_manifest
 from ldm.sampling.pipeline import Pipeline
 from ldm.sampling.publication import reading
 from ldm.sampling.single_pass import AutoencoderPrior, NoiseGenerator
-
-WITHOUT_DIFFUSION = "this model draws without diffusion"
-INSTEAD = "leave it out, or give the output folder of `ldm train diffusion`"
 
 
 def load_model(

@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
 from autoencoders import Autoencoder
-from ldm.conditioning.conditioner import CONDITIONING_FILE
+from ldm.conditioning.config import CONDITIONING_FILE
+from ldm.conditioning.tokenizer import VOCABULARIES
 from ldm.models.classifier import NoisyClassifier
 from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
-from ldm.runtime.text import counted
+from ldm.runtime.text import counted, printable
+from ldm.sampling.config import INDEX
 from ldm.sampling.forward_process import Process, SchedulerConfig
 from ldm.sampling.model_manifest import check_manifest
 from samplers import DiscreteSchedule, Schedule
 
-INDEX = "model_index.json"
 _KNOWN_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
-# Without one of these transformers reads no vocabulary and raises nothing
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 _TAKEN = ("cond", "uncond", "weak", "perturbed", "blurred", "skipped")  # branches that are no classifier
 WEIGHTS = "_weights"  # whether they are averaged, and how
 _CONDITIONING = "_conditioning"  # marks a folder of ours, which must have a conditioning.json
@@ -73,6 +72,7 @@ def check_parts(folder: str | Path) -> Path:
         hint = "it holds an autoencoder only" if (root / "vae").is_dir() else "it is not a model folder"
         raise UserError(f"{folder}: no {INDEX} ({hint})", remedy="give the output folder of `ldm train diffusion`")
     index = read_json(root / INDEX)
+    _check_kind(root, index)
     if _CONDITIONING in index and not (root / CONDITIONING_FILE).is_file():
         raise UserError(f"{folder}: the model lacks {CONDITIONING_FILE}, which its {INDEX} lists")
     for part, library in index.items():
@@ -83,9 +83,20 @@ def check_parts(folder: str | Path) -> Path:
             raise UserError(f"{folder}: the model lacks {part}/{expected}, which its {INDEX} lists")
         if part in ("vae", "unet", "text_encoder") and not list((root / part).glob("*.safetensors")):
             raise UserError(f"{folder}: the model lacks the weights {part}/*.safetensors")
-        if part == "tokenizer" and not any((root / part / name).is_file() for name in _VOCABULARIES):
-            raise UserError(f"{folder}: the model lacks the vocabulary {part}/{_VOCABULARIES[0]}")
+        if part == "tokenizer" and not any((root / part / name).is_file() for name in VOCABULARIES):
+            raise UserError(f"{folder}: the model lacks the vocabulary {part}/{VOCABULARIES[0]}")
     return root
+
+
+def _check_kind(root: Path, index: Mapping[str, Any]) -> None:
+    """`UserError` for a folder of another kind of pipeline than latent diffusion with a U-Net, by its own words."""
+    parts = sorted(part for part, library in index.items() if isinstance(library, list) and library[:1] != [None])
+    holds = f"{root}: a {printable(index.get('_class_name'))} of {', '.join(map(printable, parts)) or 'no parts'}"
+    if "vae" not in parts and not (root / "vae").is_dir():
+        remedy = "a latent diffusion model has its autoencoder in vae/; one of pixels is trained by"
+        raise UserError(f"{holds}, without vae", remedy=f"{remedy} `ldm train diffusion` with `autoencoder` identity")
+    if "unet" not in parts and not (root / "unet").is_dir():
+        raise UserError(f"{holds}, without unet", remedy="only models whose network is in unet/ are read")
 
 
 def copy_part(source: Path, target: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ldm.conditioning.conditioner import CONDITIONING_FILE
+from ldm.conditioning.config import CONDITIONING_FILE
 from ldm.runtime.checksums import Checksums, KnownChecksums, checked_entries, checksums_of, differing_files
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, read_json

@@ -45,6 +45,11 @@ class Networks:
         return next((classifier.network for classifier in self.classifiers.values()), None)
 
     @property
+    def learned_variance(self) -> bool:
+        """Whether the U-Net predicts the variance of a step of `ddpm` too, in as many further channels."""
+        return self.unet.config.out_channels == 2 * self.autoencoder.latent_channels
+
+    @property
     def image_size(self) -> int:
         """Height and width of the images that the model was trained on."""
         return self.latent_size * self.autoencoder.factor

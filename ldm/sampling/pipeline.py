@@ -16,10 +16,11 @@ from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
 from ldm.sampling.autoguidance import GuidingModel, load_guiding_model, read_guiding_model
 from ldm.sampling.branches import build_denoiser, with_energies
-from ldm.sampling.checks import check_requests
+from ldm.sampling.checks import check_channels, check_requests
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.denoiser import Denoiser
 from ldm.sampling.effects import Effect
+from ldm.sampling.finite import CheckedEvaluate, first_non_finite, or_nan
 from ldm.sampling.forward_process import Process
 from ldm.sampling.image_model import ImageModel, OnStep
 from ldm.sampling.model_folder import (
@@ -37,7 +38,9 @@ from ldm.sampling.networks import Networks
 from ldm.sampling.notes import condition_notes, guidance_notes
 from ldm.sampling.plan import Energies, SamplingPlan, named_guidances, resolve
 from ldm.sampling.publication import reading
-from ldm.sampling.start import Start, noise_of
+from ldm.sampling.start import PathNoise, Start, noise_of
+from samplers import SampleNoise
+from samplers.level import NamedBranches
 
 
 class Pipeline(ImageModel[SamplingPlan]):
@@ -94,6 +97,7 @@ class Pipeline(ImageModel[SamplingPlan]):
                 unet = load_backbone(root / "unet")
                 conditioner = Conditioner.from_pretrained(root)
             process, stored_weak = read_scheduler(root), read_guiding_model(root, unet)
+            check_channels(root, unet, autoencoder.latent_channels, process)
             fingerprint, size, names = autoencoder.fingerprint(), unet.config.sample_size, conditioner.class_names
             classifiers = {
                 name: read_classifier(path, what, fingerprint, size, names, ignore_manifest=ignore_manifest)
@@ -142,8 +146,11 @@ class Pipeline(ImageModel[SamplingPlan]):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to images, clipped to [-1, 1], in the pieces that `tiling` asks for."""
-        with torch.no_grad():
-            return self.networks.autoencoder.decode(latents.to(self.device), tiling=self.tiling).float().clamp(-1, 1)
+        return self._decode(latents).clamp(-1, 1)
+
+    @torch.no_grad()
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.networks.autoencoder.decode(latents.to(self.device), tiling=self.tiling).float()
 
     @property
     def image_size(self) -> int:
@@ -216,20 +223,36 @@ class Pipeline(ImageModel[SamplingPlan]):
         position: int,
         on_step: OnStep,
     ) -> Tensor:
-        autoencoder, size = self.networks.autoencoder, self.networks.latent_size
-        noise = noise_of(requests, seed, first_index, position)
+        noise, x = self._begin(requests, plan, seed, first_index, position)
         denoiser = self.denoiser(requests, plan)
-        x = noise.initial((autoencoder.latent_channels, size, size), torch.float32, self.device)  # (B, C, h, w)
-        first = plan.levels[0]
-        x = math.hypot(first.alpha, first.sigma) * x if plan.start is None else plan.start.begin(x, first)
-        for step in plan.solve(with_energies(denoiser, plan, autoencoder), x, noise, self.effects):
+        for step in plan.solve(with_energies(denoiser, plan, self.networks.autoencoder), x, noise, self.effects):
             x = step.x
             if on_step is not None:
                 on_step(step)
         for effect in self.effects:
             effect.finish()
         self.evaluations += denoiser.evaluations
-        return self.decode(x)
+        return or_nan(self._decode(x), x)  # a decoder of codes makes an image of anything
+
+    def where_not_finite(
+        self, requests: Sequence[Request], plan: SamplingPlan, seed: int, first_index: int, position: int
+    ) -> str:
+        """The step and the branch: the batch is drawn once more, with a look at every prediction."""
+        noise, x = self._begin(requests, plan, seed, first_index, position)
+        evaluate = with_energies(self.denoiser(requests, plan), plan, self.networks.autoencoder)
+        branches = evaluate.branches if isinstance(evaluate, NamedBranches) else ()
+        checked = CheckedEvaluate(evaluate, branches)
+        return first_non_finite(plan.solve(checked, x, noise), checked, plan.levels) or "the decoder of the autoencoder"
+
+    def _begin(
+        self, requests: Sequence[Request], plan: SamplingPlan, seed: int, first_index: int, position: int
+    ) -> tuple[SampleNoise | PathNoise, Tensor]:
+        """The noise of a batch, and its x (B, C, h, w) at the first level."""
+        channels, size = self.networks.autoencoder.latent_channels, self.networks.latent_size
+        noise = noise_of(requests, seed, first_index, position)
+        x = noise.initial((channels, size, size), torch.float32, self.device)
+        first = plan.levels[0]
+        return noise, math.hypot(first.alpha, first.sigma) * x if plan.start is None else plan.start.begin(x, first)
 
     def denoiser(self, requests: Sequence[Request], plan: SamplingPlan | None = None) -> Denoiser:
         """The networks under these conditions, one sample each; the branch "cond" is the model's own prediction."""

@@ -101,7 +101,7 @@ def resolve(config: SamplingConfig, networks: Networks, energies: Energies | Non
     _check_guidances(config, guidances, networks, energies_by_name)
     with user_errors(setting=("num_inference_steps", "spacing")):
         levels = make_levels(networks.process.schedule, config.num_inference_steps, config.spacing)
-    solver, options = validate_sampler(networks.process, levels, config.sampler)
+    solver, options = validate_sampler(networks.process, levels, config.sampler, networks.learned_variance)
     perturbations = _perturbations(config, needed_branches(guidances), networks.unet)
     return SamplingPlan(
         config=config,
@@ -148,11 +148,14 @@ def named_branches(guidances: Sequence[Guidance]) -> set[str]:
     return others | {guidance.name for guidance in guidances if isinstance(guidance, Classifier)}
 
 
-def validate_sampler(process: Process, levels: Sequence[Level], text: str) -> tuple[Solver, dict[str, Any]]:
+def validate_sampler(
+    process: Process, levels: Sequence[Level], text: str, learned_variance: bool = False
+) -> tuple[Solver, dict[str, Any]]:
     """The solver and its options, after a run on zeros without a network: what it refuses is refused now, one line."""
 
     def denoise(x: Tensor, level: Level) -> Prediction:
-        return Prediction(x, level, process.prediction.x0(torch.zeros_like(x), x, level.alpha, level.sigma))
+        x0 = process.prediction.x0(torch.zeros_like(x), x, level.alpha, level.sigma)
+        return Prediction(x, level, x0, variance_fraction=torch.zeros_like(x) if learned_variance else None)
 
     x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     with user_errors(setting="sampler", value=text):

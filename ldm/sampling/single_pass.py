@@ -51,7 +51,7 @@ class AutoencoderPrior(_Unconditional):
         return self._image_size
 
     def images(self, generators: Sequence[torch.Generator]) -> Tensor:
-        return self.autoencoder.sample_prior(self.image_size, self.image_size, generators).float().clamp(-1, 1)
+        return self.autoencoder.sample_prior(self.image_size, self.image_size, generators).float()
 
 
 class NoiseGenerator(_Unconditional):

@@ -12,11 +12,13 @@ from ldm.runtime.errors import LARGEST, LARGEST_BATCH, LARGEST_SEED, MOST_WORKER
 _POSITIVE = {  # the largest value; all are above 0
     "max_train_steps": LARGEST, "train_batch_size": LARGEST_BATCH, "gradient_accumulation_steps": LARGEST_BATCH,
     "learning_rate": 1e3, "muon_learning_rate": 1e3, "adam_epsilon": 1.0, "lr_reference_steps": LARGEST,
-    "checkpointing_steps": LARGEST, "checkpoints_total_limit": LARGEST, "log_steps": LARGEST, "max_parameters": 2**48,
+    "lr_num_cycles": LARGEST, "lr_power": 100, "checkpointing_steps": LARGEST, "checkpoints_total_limit": LARGEST,
+    "log_steps": LARGEST, "max_parameters": 2**48,
 }
 _NOT_NEGATIVE = {
-    "lr_warmup_steps": LARGEST, "adam_weight_decay": 1e3, "max_grad_norm": 1e12, "validation_steps": LARGEST,
-    "skip_non_finite": LARGEST, "dataloader_num_workers": MOST_WORKERS, "train_seconds": 1e9,
+    "lr_warmup_steps": LARGEST, "lr_end": 1e3, "adam_weight_decay": 1e3, "max_grad_norm": 1e12,
+    "validation_steps": LARGEST, "skip_non_finite": LARGEST, "dataloader_num_workers": MOST_WORKERS,
+    "train_seconds": 1e9,
 }
 _FREE = (  # what a resumed run may change: the result does not depend on it
     "output_dir", "device", "train_seconds", "dry_run", "checkpointing_steps", "checkpoints_total_limit",
@@ -24,6 +26,11 @@ _FREE = (  # what a resumed run may change: the result does not depend on it
     "report_to", "tracker_project_name", "skip_non_finite", "fsdp", "max_parameters",
 )
 # fmt: on
+_ENDLESS = ("constant", "inverse_sqrt")  # learning rates that do not depend on the last step
+_RATE_OPTIONS = {  # of one learning rate each
+    "lr_reference_steps": "inverse_sqrt", "lr_num_cycles": "cosine_with_restarts", "lr_power": "polynomial",
+    "lr_end": "polynomial",
+}  # fmt: skip
 _SNAPSHOTS = 50  # by which other lengths are right to a thousandth, near those that were followed
 LONGEST_AVERAGE = 12**-0.5  # of a uniform profile, gamma = 0
 
@@ -42,7 +49,8 @@ class TrainingConfig:
     """Optimiser steps in all."""
     train_seconds: float = 0
     """Stop, save and publish after so many seconds in training steps, counted over all parts of a resumed run, if
-    `max_train_steps` is not reached before; 0: no limit. Not for linear and cosine rates, whose end is a step."""
+    `max_train_steps` is not reached before; 0: no limit. Only for the learning rates constant and inverse_sqrt: the
+    others end at a step."""
     train_batch_size: int = 64
     """Images an optimiser step, over all processes and accumulation steps."""
     gradient_accumulation_steps: int = 1
@@ -53,12 +61,21 @@ class TrainingConfig:
     """Peak learning rate of AdamW."""
     muon_learning_rate: float = 0.02
     """Peak learning rate of Muon's kernels and matrices; follows the same schedule."""
-    lr_scheduler: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "constant"
-    """Learning rate after the warm-up; linear and cosine end at 0, inverse_sqrt never ends (Karras et al. 2024)."""
+    lr_scheduler: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"] = (
+        "constant"
+    )
+    """Learning rate after the warm-up, as those of diffusers: linear and cosine end at 0, polynomial at `lr_end`;
+    cosine_with_restarts begins anew at the peak. inverse_sqrt never ends (Karras et al. 2024)."""
     lr_reference_steps: int = 1000
     """Of inverse_sqrt: the rate is the peak divided by sqrt(step / this) from this step on."""
+    lr_num_cycles: int = 1
+    """Of cosine_with_restarts: how often it falls from the peak to 0."""
+    lr_power: float = 1.0
+    """Of polynomial: the rate falls as (the share of steps that are left) to this power."""
+    lr_end: float = 1e-7
+    """Of polynomial: the rate at the end, below the peak."""
     lr_warmup_steps: int = 0
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up: the first step has the rate peak / steps (not 0 as in diffusers), the last the peak."""
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
@@ -106,8 +123,11 @@ class TrainingConfig:
             raise UserError(
                 "`compile` reduce-overhead: its graphs overwrite the sums of `gradient_accumulation_steps`; use default"
             )
-        if self.train_seconds and self.lr_scheduler in ("linear", "cosine"):
+        if self.train_seconds and self.lr_scheduler not in _ENDLESS:
             raise UserError(f"`train_seconds`: a {self.lr_scheduler} rate ends at `max_train_steps`; take inverse_sqrt")
+        if self.lr_scheduler == "polynomial" and not self.lr_end < self.learning_rate:
+            peak = f"`learning_rate` {self.learning_rate:g}"
+            raise UserError(f"must be below {peak}", setting="lr_end", value=f"{self.lr_end:g}")
         for name in ("ema_decay", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"must be in [0, 1), got {getattr(self, name)}", setting=name)
@@ -115,12 +135,11 @@ class TrainingConfig:
     def fingerprint(self) -> dict[str, Any]:
         """The settings that a resumed run must share: all but those that do not change its result."""
         free = set(_FREE)
-        if self.lr_scheduler in ("constant", "inverse_sqrt"):
+        if self.lr_scheduler in _ENDLESS:
             free.add("max_train_steps")
         if self.compile == "none":  # runs from before there was a choice go on
             free.add("compile")
-        if self.lr_scheduler != "inverse_sqrt":
-            free.add("lr_reference_steps")
+        free |= {name for name, schedule in _RATE_OPTIONS.items() if schedule != self.lr_scheduler}
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
 
 

@@ -17,8 +17,9 @@ from ldm.evaluation.records import EvaluationResult
 from ldm.models.weights import weights_fingerprint
 from ldm.reports.history import BestRecord
 from ldm.runtime.distributed import Processes
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import StoppedByOtherProcess, UserError
 from ldm.runtime.files import atomic_write_json, read_json
+from ldm.sampling.finite import NonFiniteSamplesError
 from ldm.sampling.pipeline import Pipeline
 from ldm.sampling.publication import publication
 from ldm.training.published import damage_of
@@ -59,6 +60,13 @@ class Evaluations:
             except EvaluationStopped:
                 logger.info("step %d: the evaluation was stopped; it is made when the training goes on", step)
                 return {}
+            except NonFiniteSamplesError as error:
+                logger.warning("step %d: no evaluation: %s", step, error)
+                return {}
+            except StoppedByOtherProcess as other:
+                if other.code != 2:
+                    raise
+                return {}  # its samples are not finite
         if self.run is not None:
             atomic_write_json(self._file(self.run, step), {**key, "result": result.to_json()})
             best = result[self.evaluator.config.best_by]

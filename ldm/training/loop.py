@@ -135,7 +135,8 @@ class TrainingLoop:
 
     def validate(self) -> None:
         """Measure the published weights on held-out data."""
-        self.measures = self.observer.validate(self.state.published.eval(), self.state.step)
+        step = self.state.step
+        self.measures = self.observer.validate(self.state.published.eval(), step, last=step == self.state.end)
 
     def save(self) -> None:
         """Write a checkpoint and the model folder."""

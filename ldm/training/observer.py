@@ -7,9 +7,10 @@ import time
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.runtime.images import enlarged, grid, save_png
+from ldm.sampling.finite import NonFiniteSamplesError
 from ldm.training.config import TrainingConfig
 from ldm.training.evaluations import keep_best
 from ldm.training.run_folder import RunFolder, flat
@@ -26,6 +27,7 @@ class Observer:
         self.run, self.task, self.config = run, task, config
         self.postfix = ""
         """Text for the progress bar, of the step that was logged last: numbers cost a wait for the device."""
+        self._noted = False
         if run is not None:
             logged = run.last_step()
             metadata = flat(task.fingerprint)
@@ -49,22 +51,38 @@ class Observer:
             self.postfix = ", ".join(f"{short} {entry[name]:.4g}" for name, short in names.items() if name in entry)
         self.restart_clock()
 
-    def validate(self, model: nn.Module, step: int) -> dict[str, Any]:
-        """Measure the published weights on held-out data, and save a preview."""
+    def validate(self, model: nn.Module, step: int, *, last: bool = False) -> dict[str, Any]:
+        """Measure the published weights on held-out data, and save a preview.
+
+        The `notes` among the measures are warnings: given once in a training, after a tenth of it, and at the end.
+        """
         run, measures = self.run, {}
         if run is not None:
             with torch.no_grad():
                 measures = self.task.validate(model)
-                images = self.task.preview(model)
+                sheet = self._preview(model, step)
             if self.task.best_by:
                 keep_best(run.path, self.task.best_by, measures, step, lambda folder: self.task.publish(model, folder))
             self._log_measures(step, "validation", measures)
-            if images is not None:
-                sheet = grid(images)  # (3, H, W), bytes
+            notes = measures.get("notes", ())
+            if last or (not self._noted and step >= self.config.max_train_steps / 10):
+                self._noted = self._noted or bool(notes)
+                for note in notes:
+                    logger.warning("step %d: %s", step, note)
+            if sheet is not None:
                 save_png(enlarged(sheet), run.path / "samples" / f"step-{step:06d}.png")
                 self.trackers.log_image(step, sheet)
         self.restart_clock()
         return measures
+
+    def _preview(self, model: nn.Module, step: int) -> Tensor | None:
+        """Bytes (3, H, W); None, with a warning, where the images are not finite."""
+        try:
+            images = self.task.preview(model)
+            return None if images is None else grid(images)
+        except (NonFiniteSamplesError, FloatingPointError) as error:
+            logger.warning("step %d: no preview: %s", step, error)
+            return None
 
     def log_evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Log what was measured of the samples of the published weights."""

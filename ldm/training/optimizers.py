@@ -15,10 +15,13 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: the quintic wh
 
 
 def scheduled_rate(step: int, config: TrainingConfig) -> float:
-    """The learning rate of step `step` (from 0): linear warm-up, then constant, or down to 0 at `max_train_steps`.
+    """The learning rate of step `step` (from 0): linear warm-up, then constant, or falling up to `max_train_steps`.
 
-    `inverse_sqrt` is the peak up to step `lr_reference_steps` and then falls as 1 / sqrt(step), with no end (Karras et
-    al. 2024, eq. 67); the warm-up is laid over it.
+    The warm-up begins at peak / `lr_warmup_steps` and reaches the peak in its last step, so that no step is lost to a
+    rate of 0; diffusers' begins at 0 and is one step later. After it the rates are those of
+    `diffusers.optimization.get_scheduler` for the same name (hard restarts: Loshchilov and Hutter 2017). `inverse_sqrt`
+    is the peak up to step `lr_reference_steps` and then falls as 1 / sqrt(step), with no end (Karras et al. 2024,
+    eq. 67); the warm-up is laid over it.
     """
     peak, schedule, warmup = config.learning_rate, config.lr_scheduler, config.lr_warmup_steps
     if schedule == "inverse_sqrt":
@@ -28,7 +31,11 @@ def scheduled_rate(step: int, config: TrainingConfig) -> float:
     progress = min(1.0, (step - warmup) / max(1, config.max_train_steps - warmup))
     if schedule == "linear":
         return peak * (1 - progress)
-    if schedule == "cosine":
+    if schedule == "polynomial":
+        return (peak - config.lr_end) * (1 - progress) ** config.lr_power + config.lr_end
+    if schedule == "cosine_with_restarts":
+        progress = 1.0 if progress == 1 else config.lr_num_cycles * progress % 1
+    if schedule in ("cosine", "cosine_with_restarts"):
         return peak * 0.5 * (1 + math.cos(math.pi * progress))
     return peak
 

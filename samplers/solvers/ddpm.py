@@ -23,7 +23,9 @@ def ddpm(
 
     `small` is the variance of q(x_s | x_t, x0), `large` that of q(x_t | x_s) (section 3.2); `learned` lies between the
     two where Prediction.variance_fraction says. Gradient guidance moves the mean by variance * shift (Dhariwal &
-    Nichol 2021, Algorithm 1). The last step, to sigma = 0, draws nothing.
+    Nichol 2021, Algorithm 1). The last step, to sigma = 0, draws nothing; there gradient guidance moves the mean by
+    sigma_t^2 * shift if `large`, and not at all if `small` or `learned`, whose variance is 0 (guided-diffusion's code
+    has small as here, large with the small variance of the step before, learned between that and sigma_t^2).
     """
     for i, now, next in pairs(levels):
         p = denoise(x, now)
@@ -43,6 +45,7 @@ def _std(p: Prediction, small: float, large: float, variance: str) -> float | Te
     if variance != "learned" or small == 0:
         return math.sqrt(large if variance == "large" else small)
     if p.variance_fraction is None:
-        raise ValueError("ddpm with variance = learned needs a network that predicts Prediction.variance_fraction")
+        problem = "ddpm with variance = learned needs a network that was trained to predict a variance"
+        raise ValueError(f"{problem} (Prediction.variance_fraction); take small or large")
     # Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15
     return (0.5 * (math.log(small) + (math.log(large) - math.log(small)) * p.variance_fraction)).exp()

@@ -60,7 +60,9 @@ def _integrate(
     while t < end:
         h = min(size, end - t)
         if t + h <= t:
-            raise RuntimeError(f"rk45: the step shrank to 0 at log-SNR {t:.6g}; the denoiser is not smooth enough")
+            raise FloatingPointError(
+                f"rk45: the step shrank to 0 at log-SNR {t:.6g}; the denoiser is not smooth enough"
+            )
         k = [first]
         for c, a in zip(_C[1:], _A[1:], strict=True):
             point = y + h * sum((w * s for w, s in zip(a, k, strict=True) if w), start=0.0 * first)
@@ -70,7 +72,7 @@ def _integrate(
         scale = atol + rtol * y.abs().maximum(point.abs())
         worst = (error / scale).reshape(len(y), -1).square().mean(1).sqrt().max().item()
         if not math.isfinite(worst):
-            raise RuntimeError(f"rk45: the denoiser is not finite near log-SNR {t:.6g}")
+            raise FloatingPointError(f"rk45: the denoiser is not finite near log-SNR {t:.6g}")
         if worst <= 1:
             t, y, first = (end if h == end - t else t + h), point, k[-1]
         size = h * min(5.0, max(0.2, 0.9 * max(worst, 1e-10) ** -0.2))

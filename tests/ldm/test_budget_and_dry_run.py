@@ -56,7 +56,7 @@ def test_the_budget_counts_over_resumed_parts_and_publishes(ldm, models, tmp_pat
 
 
 def test_rates_that_end_at_a_step_take_no_budget():
-    for schedule in ("linear", "cosine"):
+    for schedule in ("linear", "cosine", "cosine_with_restarts", "polynomial"):
         with pytest.raises(UserError, match=f"a {schedule} rate ends at `max_train_steps`"):
             TrainingConfig(train_seconds=5, lr_scheduler=schedule)
     fingerprint = TrainingConfig(train_seconds=5, lr_scheduler="inverse_sqrt", dry_run=True).fingerprint()

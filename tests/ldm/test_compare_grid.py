@@ -6,7 +6,8 @@ import pytest
 
 from ldm.cli.compare import CompareRun
 from ldm.cli.parsing import parse
-from ldm.comparison import ComparisonConfig, compare, rank_comparison
+from ldm.comparison import ComparisonConfig, rank_comparison
+from ldm.comparison.compare import compare
 from ldm.comparison.halving import round_sizes, survivors
 from ldm.comparison.records import Comparison, Run
 from ldm.data.shapes import ShapesData

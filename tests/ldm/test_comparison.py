@@ -4,12 +4,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.comparison import ComparisonConfig, compare, model_identity, rank_comparison
+from ldm.comparison import ComparisonConfig, rank_comparison
+from ldm.comparison.compare import compare
 from ldm.comparison.methods import plan_variants
 from ldm.data.shapes import ShapesData
 from ldm.evaluation.config import EvaluationConfig
 from ldm.runtime.errors import UserError
 from ldm.sampling.config import SamplingConfig
+from ldm.sampling.identity import model_identity
 
 FEW = EvaluationConfig(num_images=40, num_reference=60, batch_size=25)
 SCALES = ComparisonConfig(guidance_scales=(1.0, 3.0, 7.5), classifier_scales=(4.0,), rows=3)

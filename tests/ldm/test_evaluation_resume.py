@@ -7,7 +7,8 @@ import time
 import pytest
 import torch
 
-from ldm.comparison import ComparisonConfig, compare
+from ldm.comparison import ComparisonConfig
+from ldm.comparison.compare import compare
 from ldm.data.shapes import ShapesData
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluate import evaluate_model

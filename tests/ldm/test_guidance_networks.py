@@ -11,7 +11,8 @@ from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
-from ldm.comparison import ComparisonConfig, compare
+from ldm.comparison import ComparisonConfig
+from ldm.comparison.compare import compare
 from ldm.conditioning.condition import Condition
 from ldm.data.shapes import ShapesData
 from ldm.evaluation.config import EvaluationConfig

@@ -24,6 +24,9 @@ FORKS.set_forkserver_preload(
             "ldm.cli.outputs",
             "ldm.runtime.device",
             "ldm.data.open",
+            "ldm.sampling.loading",
+            "ldm.evaluation.evaluate",
+            "ldm.comparison.compare",
         ),
         *("ldm.training.tasks.diffusion", "transformers.models.clip.modeling_clip"),
     ]

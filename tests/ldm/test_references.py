@@ -10,7 +10,8 @@ import pytest
 import torch
 from cleanfid import fid
 
-from ldm.comparison import Comparison, ComparisonConfig, compare
+from ldm.comparison import Comparison, ComparisonConfig
+from ldm.comparison.compare import compare
 from ldm.data.shapes import ShapesData
 from ldm.evaluation import evaluators as making
 from ldm.evaluation.conditions import eval_conditions

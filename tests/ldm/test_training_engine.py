@@ -3,12 +3,14 @@
 import json
 import math
 import random
+import shutil
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
 import pytest
 import torch
+from diffusers.optimization import get_scheduler
 from safetensors.torch import load_file
 from torch import nn
 
@@ -83,6 +85,43 @@ def test_learning_rates_are_their_closed_form(schedule):
     assert scheduled_rate(20, config) == pytest.approx(2.0 if schedule == "constant" else 0.0)
     cold = replace(config, lr_warmup_steps=0)
     assert scheduled_rate(0, cold) == 2.0, "without warm-up the first rate is the peak"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "theirs"),
+    [
+        ("linear", {}, {}),
+        ("cosine", {}, {}),
+        ("cosine_with_restarts", {"lr_num_cycles": 3}, {"num_cycles": 3}),
+        ("polynomial", {}, {}),
+        ("polynomial", {"lr_power": 2.5}, {"power": 2.5}),
+    ],
+)
+@pytest.mark.parametrize("warmup", [0, 7])
+def test_learning_rates_are_those_of_diffusers_step_by_step(schedule, options, theirs, warmup):
+    """But for the warm-up: its step n has the rate of diffusers' step n + 1, so the first one is not lost."""
+    config = TrainingConfig(
+        learning_rate=3e-4, lr_scheduler=schedule, lr_warmup_steps=warmup, max_train_steps=50, **options
+    )
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=3e-4)
+    scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=warmup, num_training_steps=50, **theirs)
+    rates = []
+    for _ in range(51):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    expected = rates[1 : warmup + 1] + rates[warmup:]  # of their step `warmup`, the peak, there are two
+    np.testing.assert_allclose([scheduled_rate(n, config) for n in range(warmup)], expected[:warmup], rtol=1e-14)
+    found = [scheduled_rate(n, config) for n in range(warmup, 51)]
+    np.testing.assert_allclose(found, rates[warmup:], rtol=1e-12, atol=1e-20)
+
+
+def test_options_of_a_learning_rate_that_is_not_taken_do_not_tell_runs_apart():
+    plain = TrainingConfig(lr_scheduler="cosine").fingerprint()
+    assert plain == TrainingConfig(lr_scheduler="cosine", lr_num_cycles=3, lr_power=2.0, lr_end=1e-6).fingerprint()
+    assert TrainingConfig(lr_scheduler="polynomial", lr_power=2.0).fingerprint()["lr_power"] == 2.0
+    with pytest.raises(UserError, match="`lr_end`"):
+        TrainingConfig(lr_scheduler="polynomial", learning_rate=1e-8)
 
 
 def test_ema_is_its_closed_form_and_follows_what_has_no_gradient():
@@ -268,6 +307,19 @@ def run(folder, task=None, **changes):
     task = task or Means()
     measures = train(task, settings(folder, **changes), "{}\n", CPU)
     return task, measures
+
+
+@pytest.mark.parametrize("schedule", ["cosine_with_restarts", "polynomial"])
+def test_a_resumed_run_goes_on_with_the_rates_of_an_uninterrupted_one(tmp_path, schedule):
+    rates = {"lr_scheduler": schedule, "lr_num_cycles": 2, "lr_power": 2.0, "lr_warmup_steps": 2}
+    for name in ("whole", "parts"):
+        run(tmp_path / name, max_train_steps=9, checkpointing_steps=4, **rates)
+    shutil.rmtree(tmp_path / "parts" / "checkpoint-9")
+    run(tmp_path / "parts", max_train_steps=9, checkpointing_steps=4, **rates)
+    logged = {name: [entry.get("learning_rate") for entry in metrics(tmp_path / name)] for name in ("whole", "parts")}
+    config = settings(tmp_path, max_train_steps=9, **rates)
+    assert [rate for rate in logged["whole"] if rate] == [scheduled_rate(step, config) for step in range(9)]
+    assert logged["parts"] == logged["whole"] and losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
 def metrics(folder):

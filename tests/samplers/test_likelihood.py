@@ -2,9 +2,11 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.distributions import Normal, kl_divergence
 
 from samplers import (
     DiscreteSchedule,
@@ -59,6 +61,28 @@ def test_bound_with_all_steps_of_ddpm_is_ddpms(data):
         var = next.sigma**2 * (1 - keep)
         kl = kl + ((next.alpha * (1 - keep) * (data[:3] - p.x0)) ** 2 / (2 * var)).sum(1)
     assert torch.allclose(bound.diffusion, kl, rtol=1e-9)
+
+
+def test_bound_of_a_learned_variance_is_a_sum_of_divergences(data):
+    """Against torch's KL of two normals; with the fraction 0 it is the bound of the small variance."""
+    levels = make_levels(SCHEDULE, 5, "trailing", final="first")
+
+    def learned(x, level, fraction=0.3):
+        return replace(denoise(x, level), variance_fraction=torch.full_like(x, fraction))
+
+    bound = variational_bound(learned, data[:3], levels, noise=SampleNoise(1, range(3)))
+    noise, kl = SampleNoise(1, range(3)), 0.0
+    for now, next in itertools.pairwise(levels):
+        x = now.alpha * data[:3] + now.sigma * noise(data[:3], now, next)
+        keep = (now.alpha / next.alpha * next.sigma / now.sigma) ** 2
+        small, large = next.sigma**2 * (1 - keep), now.sigma**2 * (1 - keep)
+        means = [next.alpha * (1 - keep) * x0 for x0 in (data[:3], denoise(x, now).x0)]
+        true, model = (Normal(m, v**0.5) for m, v in zip(means, (small, small**0.7 * large**0.3), strict=True))
+        kl = kl + kl_divergence(true, model).sum(1)
+    torch.testing.assert_close(bound.diffusion, kl, rtol=1e-9, atol=0)
+    small = variational_bound(lambda x, v: learned(x, v, 0.0), data[:3], levels, noise=SampleNoise(1, range(3)))
+    plain = variational_bound(denoise, data[:3], levels, noise=SampleNoise(1, range(3)))
+    torch.testing.assert_close(small.total, plain.total, rtol=1e-9, atol=0)
 
 
 def test_discretised_decoder_is_a_distribution_over_its_bins():

@@ -61,7 +61,7 @@ def test_plms(float64_scheduler, toy, start, run, spacing, n, assert_close, conf
 def test_diffusers_plms_mixes_raw_v_of_several_times_and_falls_to_order_1(
     float64_scheduler, mixture, run, target, their_order
 ):
-    """A known fault of diffusers (0.42): it combines v before it makes eps of it at the newest level. Ours combines eps.
+    """A known fault of diffusers (0.42): it combines v, and makes eps of that at the newest level; ours combines eps.
 
     Orders by halving: the change from n to 2 n steps over that from 2 n to 4 n, up to t = T / 5.
     """

@@ -1,5 +1,6 @@
 """Our solvers are diffusers' schedulers to 1e-8, once those compute their tables in float64."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -129,9 +130,7 @@ def test_diffusers_ddpm_adds_noise_to_the_finished_sample_where_the_last_time_is
     float64_scheduler, start, variance, spacing, last
 ):
     """A known fault of diffusers (0.42): it asks whether t > 0, not whether the step ends at sigma = 0 as ours does."""
-    theirs = float64_scheduler(
-        DDPMScheduler, **config("epsilon", spacing), clip_sample=False, variance_type=variance
-    )
+    theirs = float64_scheduler(DDPMScheduler, **config("epsilon", spacing), clip_sample=False, variance_type=variance)
     theirs.set_timesteps(10)
     assert theirs.timesteps[-1] == last
     output = torch.cat([start, torch.ones_like(start)], 1) if variance == "learned_range" else start
@@ -172,3 +171,27 @@ def test_explicit_times_reach_what_no_spacing_gives(toy, start, run, assert_clos
         run(ddim(toy(), start, levels_at(SCHEDULE, times))),
         run(ddim(toy(), start, make_levels(SCHEDULE, 4, "leading", steps_offset=1))),
     )
+
+
+@pytest.mark.parametrize("variance", ["small", "large", "learned"])
+def test_gradient_guidance_at_the_last_step_of_ddpm_beside_guided_diffusions(start, run, variance):
+    """guided-diffusion multiplies the gradient by its variance, which at t = 0 is not the one of the step to the data.
+
+    There it has for small 0, for large the small variance of the step before, for learned between that and beta_0.
+    """
+    first, second = SCHEDULE.level(0), SCHEDULE.level(1)
+    beta = 1 - (second.alpha / first.alpha) ** 2
+    posterior = beta * first.sigma**2 / second.sigma**2
+    learned = math.sqrt(posterior * first.sigma**2)  # the fraction is 1/2
+    ours = {"small": 0.0, "large": first.sigma**2, "learned": 0.0}[variance]
+    theirs = {"small": 0.0, "large": posterior, "learned": learned}[variance]
+
+    def moved(shift):
+        def denoise(x, level):
+            return Prediction(x, level, x, score_shift=shift, variance_fraction=torch.full_like(x, 0.5))
+
+        return run(ddpm(denoise, start, levels_at(SCHEDULE, [0.0]), noise=lambda *_: None, variance=variance))
+
+    shift = torch.full_like(start, 2.0)
+    torch.testing.assert_close(moved(shift) - moved(None), ours * shift, rtol=1e-9, atol=1e-14)
+    assert (ours == theirs) == (variance == "small") and 0 <= theirs <= 1.01 * first.sigma**2

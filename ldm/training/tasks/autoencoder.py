@@ -19,6 +19,7 @@ from ldm.runtime.errors import UserError
 from ldm.runtime.text import counted
 from ldm.training.randomness import StepRandom
 from ldm.training.task import Loss
+from ldm.training.tasks.codebook_use import codebook_use
 from ldm.training.tasks.images import Discriminator, FrechetMeasure, ImageTask, perceptual_distance
 from ldm.training.tasks.latents import check_divisible
 from ldm.training.tasks.settings import AutoencoderRun
@@ -125,7 +126,11 @@ class AutoencoderTask(ImageTask):
         chosen = shuffled_indices(len(self.validation), self.config.validation_images)
         batches = plain_batches(self.validation, chosen, 64, self.device)
         pairs = ((images, reconstruct(model, images)) for images in batches)
-        return self.measure_pairs("r", pairs, psnr=lambda a, b: psnr(b, a), ssim=lambda a, b: ssim(b, a))
+        measures = self.measure_pairs("r", pairs, psnr=lambda a, b: psnr(b, a), ssim=lambda a, b: ssim(b, a))
+        if not self.config.autoencoder.codebook_sizes:
+            return measures
+        assert isinstance(model, Autoencoder)
+        return measures | codebook_use(model, plain_batches(self.validation, chosen, 64, self.device))
 
     def preview(self, model: nn.Module) -> Tensor:
         """Six held-out images above their reconstructions, three times: a grid of 6 x 6."""

@@ -21,7 +21,14 @@ from ldm.sampling.forward_process import Process
 from ldm.sampling.model_folder import read_scheduler
 from ldm.training.randomness import StepRandom
 from ldm.training.task import Loss
-from ldm.training.tasks.latents import LatentBatch, LatentTask, held_out_latents, make_process, publish_shared
+from ldm.training.tasks.latents import (
+    LatentBatch,
+    LatentTask,
+    check_halvings,
+    held_out_latents,
+    make_process,
+    publish_shared,
+)
 from ldm.training.tasks.settings import ClassifierRun
 from samplers import DiscreteSchedule, EpsilonTarget
 
@@ -44,6 +51,7 @@ class ClassifierTask(LatentTask):
             schedule = DiscreteSchedule("scaled_linear", beta_start=0.00085, beta_end=0.012)
             process = Process(schedule, EpsilonTarget())
         self.process, self.schedule = process, schedule
+        check_halvings(data.image_size, self.autoencoder.factor, len(config.classifier.block_out_channels) - 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
             built = dataclasses.replace(

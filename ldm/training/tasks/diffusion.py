@@ -21,15 +21,25 @@ from ldm.models.size import build_within
 from ldm.models.unet import UNet
 from ldm.runtime.errors import UserError
 from ldm.sampling.config import SamplingConfig
+from ldm.sampling.denoiser import split_variance
 from ldm.sampling.model_folder import write_index
 from ldm.sampling.pipeline import Pipeline
 from ldm.training.evaluations import preserve_requires_grad
 from ldm.training.randomness import StepRandom
 from ldm.training.task import Loss
 from ldm.training.tasks.conditions import TrainingConditions
-from ldm.training.tasks.latents import LatentBatch, LatentTask, held_out_latents, make_process, publish_shared
+from ldm.training.tasks.latents import (
+    LatentBatch,
+    LatentTask,
+    check_halvings,
+    held_out_latents,
+    make_process,
+    publish_shared,
+)
+from ldm.training.tasks.learned_variance import VarianceLoss
 from ldm.training.tasks.objective import Objective
 from ldm.training.tasks.settings import DiffusionRun
+from samplers import DiscreteSchedule
 
 
 class DiffusionModel(nn.Module):
@@ -40,7 +50,7 @@ class DiffusionModel(nn.Module):
         self.unet, self.conditioner = unet, conditioner
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None, tokens: Tensor | None) -> Tensor:
-        """Network output (B, C, h, w) for x (B, C, h, w) at times t (B,)."""
+        """Network output (B, C or 2 C, h, w) for x (B, C, h, w) at times t (B,)."""
         condition = self.conditioner(labels, tokens)
         return self.unet(x, t, class_labels=condition.class_labels, context=condition.context)
 
@@ -54,9 +64,13 @@ class DiffusionTask(LatentTask):
 
     def __init__(self, config: DiffusionRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
         super().__init__(config, data, validation, device)
+        check_halvings(data.image_size, self.autoencoder.factor, len(config.unet.block_out_channels) - 1)
         self.process = make_process(config.diffusion)
         self.objective = Objective(config.objective, self.process, config.diffusion.snr_gamma)
         self.schedule = self.process.schedule
+        self.variance_loss: VarianceLoss | None = None
+        if isinstance(self.schedule, DiscreteSchedule) and self.process.learned_variance:
+            self.variance_loss = VarianceLoss(self.schedule, pixels=self.autoencoder.is_identity, device=device)
         seed, first = config.training.seed, config.first_caption_probability
         self.conditions = TrainingConditions(config.conditioning, data, first, seed)
         conditioner = self.conditions.conditioner
@@ -65,7 +79,7 @@ class DiffusionTask(LatentTask):
             unet_config = dataclasses.replace(
                 config.unet,
                 in_channels=self.autoencoder.latent_channels,
-                out_channels=self.autoencoder.latent_channels,
+                out_channels=self.autoencoder.latent_channels * (2 if self.variance_loss else 1),
                 sample_size=data.image_size // self.autoencoder.factor,
                 num_class_embeds=conditioner.num_class_embeds,
                 cross_attention_dim=conditioner.context_dim,
@@ -85,7 +99,7 @@ class DiffusionTask(LatentTask):
             "autoencoder": self.autoencoder.fingerprint(),
             "unet": unet_config.to_diffusers(),
             "conditioning": config.conditioning.fingerprint(),
-            "diffusion": dataclasses.asdict(config.diffusion) | {"prediction_type": self.process.prediction.name},
+            "diffusion": config.diffusion.fingerprint(),
             "first_caption_probability": first,
             **({"latents": "none"} if self.source.online else {}),
             **config.averages.fingerprint(),
@@ -98,20 +112,26 @@ class DiffusionTask(LatentTask):
         return self.conditions.added_to(super().report)
 
     def loss(self, model: nn.Module, batch: LatentBatch, random: StepRandom) -> Loss:
-        """E || target - f(x_t, t, c) ||^2 (Ho et al. 2020, eq. 14), weighted by noise level on request."""
+        """E || target - f(x_t, t, c) ||^2 (Ho et al. 2020, eq. 14), weighted by noise level on request; plus the loss
+        of the variance where that is learned.
+        """
         x0 = batch.sample(random)  # (B, C, h, w)
         eps, input_eps = self.objective.noise(tuple(x0.shape[1:]), random)
         t = self.objective.times(random).to(x0.dtype)  # (B,)
         labels, tokens = self.conditions.of_batch(batch.labels, batch.keys, random)
         alpha, sigma = (value.view(-1, 1, 1, 1) for value in self.schedule.at(t))  # (B, 1, 1, 1)
-        net_input, c_noise = self.process.precondition(alpha * x0 + sigma * input_eps, t, alpha, sigma)
-        output = model(net_input, c_noise, labels, tokens)
+        x = alpha * x0 + sigma * input_eps
+        net_input, c_noise = self.process.precondition(x, t, alpha, sigma)
+        output, fraction = split_variance(model(net_input, c_noise, labels, tokens).float(), x0.shape[1])
         target = self.process.prediction.target(x0, eps, alpha, sigma)
-        error = (output.float() - target).square().mean((1, 2, 3))  # (B,)
+        error = (output - target).square().mean((1, 2, 3))  # (B,)
         weight = self.objective.weight(alpha, sigma)
-        if weight is None:
-            return Loss(error.mean(), {})
-        return Loss((weight.flatten() * error).mean(), {"mse": error.mean()})
+        total = error.mean() if weight is None else (weight.flatten() * error).mean()
+        if self.variance_loss is None or fraction is None:
+            return Loss(total, {} if weight is None else {"mse": error.mean()})
+        x0_hat = self.process.prediction.x0(output.detach(), x, alpha, sigma)
+        variance_loss = self.variance_loss(x0, x0_hat, fraction, t).mean()
+        return Loss(total + variance_loss, {"mse": error.mean(), "variance_loss": variance_loss})
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
         """The unweighted loss on held-out latents with fixed noise at spread times, whole, by quarters and tenths."""
@@ -132,6 +152,7 @@ class DiffusionTask(LatentTask):
             alpha, sigma = (value.view(-1, 1, 1, 1) for value in self.schedule.at(t[part]))
             net_input, c_noise = self.process.precondition(alpha * x0[part] + sigma * eps[part], t[part], alpha, sigma)
             output = model.unet(net_input, c_noise, class_labels=condition.class_labels, context=condition.context)
+            output, _ = split_variance(output, x0.shape[1])
             target = self.process.prediction.target(x0[part], eps[part], alpha, sigma)
             errors.append((output - target).square().mean((1, 2, 3)))
         error = torch.cat(errors)  # (N,)

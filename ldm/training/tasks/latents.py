@@ -21,6 +21,7 @@ from ldm.data.selection import image_batches, plain_batches, to_device
 from ldm.runtime.distributed import current_processes
 from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import atomic_write_json
+from ldm.runtime.text import counted
 from ldm.sampling.forward_process import Process
 from ldm.sampling.model_folder import copy_part, read_autoencoder
 from ldm.sampling.publication import reading
@@ -59,8 +60,9 @@ def make_process(config: DiffusionConfig) -> Process:
     if config.beta_schedule == "edm":
         return Process(EDMSchedule(num_train_timesteps=config.num_train_timesteps), EDMTarget(sigma_data=1.0))
     betas = config.beta_start, config.beta_end
-    schedule = DiscreteSchedule(config.beta_schedule, config.num_train_timesteps, *betas)
-    return Process(schedule, TARGETS[config.prediction]())
+    options = config.num_train_timesteps, *betas, config.rescale_betas_zero_snr
+    schedule = DiscreteSchedule(config.beta_schedule, *options)
+    return Process(schedule, TARGETS[config.prediction](), config.learn_variance)
 
 
 def load_autoencoder(
@@ -88,6 +90,19 @@ def check_divisible(image_size: int, factor: int) -> None:
     """`UserError` for images that an autoencoder of this factor cannot reduce."""
     if image_size % factor:
         raise UserError(f"not divisible by the autoencoder's {factor}", setting="image_size", value=image_size)
+
+
+def check_halvings(image_size: int, factor: int, halvings: int) -> None:
+    """`UserError` for images whose latents a network of this many halvings cannot halve so often."""
+    side, step = image_size // factor, 2**halvings
+    if side % step == 0:
+        return
+    near = [n for n in (side // step * step, (side // step + 1) * step) if n]
+    sizes = " or ".join(str(n * factor) for n in near)
+    latents = f"latents of {side} x {side} (images over the autoencoder's {factor})"
+    problem = f"{latents} cannot be halved {counted(halvings, 'time')}"
+    remedy = f"take {sizes}, or fewer `block_out_channels`"
+    raise UserError(problem, remedy=remedy, setting="image_size", value=image_size)
 
 
 class LatentSource:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm.runtime.errors import UserError
 from ldm.sampling.forward_process import Process
 from ldm.training.randomness import StepRandom
 from ldm.training.tasks.settings import ObjectiveConfig
@@ -19,11 +18,7 @@ class Objective:
         self.config, self.process, self.snr_gamma = config, process, snr_gamma
         sampling = process.prediction.time_sampling if config.time_sampling == "auto" else config.time_sampling
         self.log_normal = sampling == "log_normal"
-        if config.p2_gamma is not None and snr_gamma is not None:
-            raise UserError("`p2_gamma` and `snr_gamma` are two weightings of the same loss", remedy="give one")
-        given = [name for name in ("time_mean", "time_std") if getattr(config, name) is not None]
-        if given and not self.log_normal:
-            raise UserError("the times are uniform", setting=given[0], remedy="add `time_sampling` log_normal")
+        config.check(snr_gamma, log_normal=self.log_normal)
 
     def times(self, random: StepRandom) -> Tensor:
         """Times (B,) in [0, T-1] to train on, float32: whole numbers where they are uniform."""

@@ -19,12 +19,12 @@ from autoencoders.priors import PriorConfig
 from ldm.conditioning.config import ConditioningConfig
 from ldm.data.config import DataConfig
 from ldm.evaluation.periodic_config import DiffusionEvalConfig, EvalConfig
-from ldm.models.classifier import ClassifierConfig
+from ldm.models.classifier_config import ClassifierConfig
 from ldm.models.unet_config import UNetConfig
 from ldm.runtime.errors import TINY, UserError, at_least, in_range
 from ldm.training.config import AveragesConfig, TrainingConfig
 from samplers.guidance.base import MAX_SCALE
-from samplers.schedule import MAX_TIMESTEPS
+from samplers.level import MAX_TIMESTEPS
 
 _PREDICTIONS: dict[str, tuple[str, ...]] = {"flow": ("flow_prediction",), "edm": ("edm",)}  # of their schedules
 _VARIANCE_PRESERVING = ("epsilon", "v_prediction", "sample")  # of all others, the default first
@@ -44,8 +44,14 @@ class DiffusionConfig:
     """Unused by cosine, flow and edm."""
     prediction_type: Literal["auto", "epsilon", "v_prediction", "sample", "flow_prediction", "edm"] = "auto"
     """What the U-Net predicts: epsilon, the noise; v_prediction, the velocity alpha * eps - sigma * x0; sample, x0;
-    flow_prediction, the velocity eps - x0; edm, with Karras' preconditioning. auto: epsilon, and on flow and edm
-    theirs, the only ones that they take."""
+    flow_prediction, the velocity eps - x0; edm, with Karras' preconditioning. auto: epsilon, v_prediction with
+    `rescale_betas_zero_snr`, and on flow and edm theirs, the only ones that they take."""
+    rescale_betas_zero_snr: bool = False
+    """Rescale the betas so that the last level is pure noise, as sampling begins (Lin et al. 2024, Algorithm 1): images
+    may then be darker or brighter as a whole. For v_prediction and sample."""
+    learn_variance: bool = False
+    """The U-Net, with twice the output channels, also learns the variance of each step, by the hybrid loss of Nichol &
+    Dhariwal 2021; sample with `sampler` "ddpm(variance='learned')"."""
     snr_gamma: float | None = None
     """min-SNR weighting of the loss with this gamma (5 in the paper); unset: unweighted."""
 
@@ -56,11 +62,27 @@ class DiffusionConfig:
         if self.prediction_type not in ("auto", *self._predictions):
             problem = f"with `beta_schedule` {self.beta_schedule} it must be {' or '.join(self._predictions)}"
             raise UserError(problem, setting="prediction_type", value=self.prediction_type)
+        for name in ("rescale_betas_zero_snr", "learn_variance"):
+            if getattr(self, name) and self.beta_schedule in _PREDICTIONS:
+                remedy = "take linear, scaled_linear or cosine, or leave it out"
+                raise UserError(f"not with `beta_schedule` {self.beta_schedule}", remedy=remedy, setting=name)
+        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
+            problem = "with `rescale_betas_zero_snr` the last level is pure noise, where a noise estimate gives no x0"
+            remedy = "take v_prediction or sample"
+            raise UserError(problem, remedy=remedy, setting="prediction_type", value="epsilon")
 
     @property
     def prediction(self) -> str:
         """What the U-Net predicts, with `auto` resolved."""
-        return self._predictions[0] if self.prediction_type == "auto" else self.prediction_type
+        if self.prediction_type != "auto":
+            return self.prediction_type
+        return "v_prediction" if self.rescale_betas_zero_snr else self._predictions[0]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All settings, without those at their default that came later: a run from before them goes on."""
+        later = ("rescale_betas_zero_snr", "learn_variance")
+        values = dataclasses.asdict(self) | {"prediction_type": self.prediction}
+        return {name: value for name, value in values.items() if value or name not in later}
 
     @property
     def _predictions(self) -> tuple[str, ...]:
@@ -93,6 +115,14 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         in_range(self, p2_gamma=(0, 100), offset_noise=(0, 100), input_perturbation=(0, 100))
         in_range(self, p2_k=(TINY, 1e6), time_std=(TINY, 100), time_mean=(-100, 100))
+
+    def check(self, snr_gamma: float | None, *, log_normal: bool) -> None:
+        """`UserError` for settings that contradict each other, or that would have no effect."""
+        if self.p2_gamma is not None and snr_gamma is not None:
+            raise UserError("`p2_gamma` and `snr_gamma` are two weightings of the same loss", remedy="give one")
+        given = [name for name in ("time_mean", "time_std") if getattr(self, name) is not None]
+        if given and not log_normal:
+            raise UserError("the times are uniform", setting=given[0], remedy="add `time_sampling` log_normal")
 
     def fingerprint(self) -> dict[str, Any]:
         """What differs from the defaults: a run from before these settings goes on."""
@@ -169,6 +199,20 @@ class DiffusionRun(LatentOptions):
             self, preview_images=(0, 4096), preview_steps=(1, MAX_TIMESTEPS), preview_guidance_scale=(0, MAX_SCALE)
         )
         in_range(self, first_caption_probability=(0, 1))
+        edm = self.objective.time_sampling == "auto" and self.diffusion.beta_schedule == "edm"
+        log_normal = edm or self.objective.time_sampling == "log_normal"
+        self.objective.check(self.diffusion.snr_gamma, log_normal=log_normal)
+        if self.diffusion.learn_variance:
+            self._check_learned_variance()
+
+    def _check_learned_variance(self) -> None:
+        """`UserError` for what is not the process whose steps have a variance to learn."""
+        objective = self.objective
+        if objective.time_sampling == "log_normal":
+            raise UserError("its times are not whole steps", setting=("learn_variance", "time_sampling"))
+        for name in ("offset_noise", "input_perturbation"):
+            if getattr(objective, name):
+                raise UserError(f"`{name}` changes the noise, so that it has no such bound", setting="learn_variance")
 
 
 @dataclass(frozen=True)
@@ -189,6 +233,8 @@ class ClassifierRun(LatentOptions):
 
     def __post_init__(self) -> None:
         at_least(self, validation_images=1)
+        if self.diffusion.learn_variance:
+            raise UserError("a classifier predicts no steps", remedy="leave it out", setting="learn_variance")
 
 
 @dataclass(frozen=True)
