@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ldm.comparison.config import ComparisonConfig
-from ldm.comparison.folder import check_folder, claimed_folder, write_tables
+from ldm.comparison.effects import effect_notes, with_differences, with_targets
+from ldm.comparison.folder import check_folder, claimed_folder, recorded_metrics, write_tables
 from ldm.comparison.halving import round_sizes
 from ldm.comparison.image_grid import save_side_by_side
 from ldm.comparison.methods import Variant, plan_variants, unsupported_reason
@@ -58,7 +59,8 @@ def compare(
     the model does not support and for a folder that holds something else.
     """
     config, sampling = config or ComparisonConfig(), sampling or SamplingConfig()
-    evaluation, folder = evaluation or EvaluationConfig(), Path(output_dir)
+    folder = Path(output_dir)
+    evaluation = recorded_metrics(folder, evaluation or EvaluationConfig())
     with_labels = unsupported_reason("classifier", pipeline, data) is None  # the same conditions whatever the methods
 
     def check() -> tuple[list[Variant], dict[str, SamplingPlan], dict[str, str], tuple[int, ...]]:
@@ -89,8 +91,11 @@ def compare(
         rounds, runs = run_rounds(context, variants, sizes, config)
         warnings = (*cautions(evaluation.num_images, manifest["num_reference"], evaluators), *caveats(sampling))
         baseline = measure_baseline(context, train_data if other_data is None else other_data)
-        comparison = Comparison(runs, left_out, manifest, warnings, rounds, baseline)
         sample_rows = [context.image_path(variant) for variant in variants]
+        paths = {variant.label: path for variant, path in zip(variants, sample_rows, strict=True)}
+        runs = with_targets(runs, baseline.figures)
+        runs = processes.run_on_main_and_broadcast(lambda: with_differences(runs, [paths[run.label] for run in runs]))
+        comparison = Comparison(runs, left_out, manifest, (*warnings, *effect_notes(runs)), rounds, baseline)
         titles = _row_titles(conditions[:num_rows], data)
         processes.run_on_main_and_broadcast(
             lambda: _publish(comparison, config, folder, sample_rows, titles, name=name, command=command)

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+from ldm.evaluation.config import APPEARANCE
 from ldm.runtime.errors import TINY, UserError, in_range, user_errors
 from ldm.runtime.text import suggest
 from samplers import get_sampler, parse_guidance, parse_sampler
 from samplers.guidance.base import MAX_SCALE
 from samplers.level import MAX_TIMESTEPS
 
-METRICS_OF_COMPARISONS = ("fid", "kid", "precision", "recall", "coverage")
+METRICS_OF_COMPARISONS = ("fid", "kid", "precision", "recall", "coverage", *APPEARANCE)
 METHODS = {
     "unconditional": "the conditions dropped: what guidance starts from",
     "none": "the model's own conditional prediction",

@@ -6,9 +6,11 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ldm.evaluation.config import APPEARANCE, EvaluationConfig
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write, atomic_write_json, read_json
@@ -30,6 +32,14 @@ def check_folder(folder: Path) -> None:
     if folder.is_dir() and not begun and not (folder / _MANIFEST).is_file():
         problem = "holds something else than a comparison"
         raise UserError(problem, remedy="choose another", setting="output_dir", value=folder)
+
+
+def recorded_metrics(folder: Path, evaluation: EvaluationConfig) -> EvaluationConfig:
+    """The settings for going on with a comparison from before images' appearance was measured: without it."""
+    if not (folder / _MANIFEST).is_file() or not isinstance(content := read_json(folder / _MANIFEST), dict):
+        return evaluation
+    without = tuple(name for name in evaluation.metrics if name not in APPEARANCE)
+    return replace(evaluation, metrics=without) if content.get("metrics") == list(without) else evaluation
 
 
 @contextmanager

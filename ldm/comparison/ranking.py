@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ldm.comparison.config import ComparisonConfig
 from ldm.comparison.records import Comparison, Run
 from ldm.evaluation.intervals import interval
-from ldm.evaluation.records import MetricValue
 from ldm.runtime.text import counted
 
 
@@ -61,7 +59,8 @@ def rank_runs(
     ]
     if not affordable:
         return Ranking(metric, None, (), f"None of {counted(len(runs), 'run')} stays within {budget}.")
-    best = min(affordable, key=lambda run: _loss(run.result[metric]))
+    affordable = [run for run in affordable if not run.as_none] or affordable
+    best = min(affordable, key=lambda run: run.result[metric].loss())
     others = sorted((_difference(best, run, metric) for run in affordable if run is not best), key=lambda d: d.worse)
     count = len(affordable)
     among = f" of the {count} within {budget}" if budget else f" of {'the ' if initial_count else ''}{count}"
@@ -83,7 +82,7 @@ def pareto_front(runs: Sequence[Run], metric: str, other: str = "") -> tuple[Run
     """The runs that no other one beats in `metric` and in the metric `other` at once; "" is network evaluations."""
 
     def losses(run: Run) -> tuple[float, float]:
-        return _loss(run.result[metric]), _loss(run.result[other]) if other else run.result.evaluations_per_image
+        return run.result[metric].loss(), run.result[other].loss() if other else run.result.evaluations_per_image
 
     points = [losses(run) for run in runs]
     return tuple(
@@ -95,18 +94,11 @@ def pareto_front(runs: Sequence[Run], metric: str, other: str = "") -> tuple[Run
 
 def _difference(best: Run, run: Run, metric: str) -> Difference:
     a, b = best.result[metric], run.result[metric]
-    worse = _loss(b) - _loss(a)
+    worse = b.loss() - a.loss()
     if len(a.halves) != len(b.halves):
         return Difference(run, worse, None)
-    sign = -1 if a.higher_is_better else 1
-    return Difference(run, worse, interval(worse, [sign * (y - x) for x, y in zip(a.halves, b.halves, strict=True)]))
-
-
-def _loss(value: MetricValue) -> float:
-    """Lower is better; NaN is the worst."""
-    if math.isnan(value.value):
-        return math.inf
-    return -value.value if value.higher_is_better else value.value
+    differences = [b.loss(y) - a.loss(x) for x, y in zip(a.halves, b.halves, strict=True)]
+    return Difference(run, worse, interval(worse, differences))
 
 
 def _budget_text(evaluations: float | None, seconds: float | None) -> str:
@@ -118,7 +110,7 @@ def _budget_text(evaluations: float | None, seconds: float | None) -> str:
 def _sentence(best: Run, others: Sequence[Difference], metric: str, among: str) -> str:
     value = best.result[metric]
     ends = "" if value.interval is None else " (95 %: {:.4g} to {:.4g})".format(*value.interval)
-    kind = "highest" if value.higher_is_better else "lowest"
+    kind = "highest" if value.higher_is_better else "lowest" if value.directed else "most realistic"
     text = f"{best.label} has the {kind} {value.name}{among}: {value.value:.4g}{ends}"
     undecided = [other for other in others if other.undecided]
     if not others:

@@ -22,6 +22,7 @@ class _StoredRun(TypedDict):
     steps: int
     peak_memory: int | None
     result: StoredResult
+    difference: NotRequired[float | None]
 
 
 class _StoredRound(TypedDict):
@@ -52,6 +53,13 @@ class Run:
     peak_memory: int | None
     """Largest number of bytes in use while sampling and measuring, beyond the loaded model; None if unknown."""
     result: EvaluationResult
+    difference: float | None = None
+    """Mean difference of its first samples from those of "none", in steps of 8 bits; None if there is no such run."""
+
+    @property
+    def as_none(self) -> bool:
+        """Whether its samples differ from those without guidance by less than rounding."""
+        return self.difference is not None and self.difference < 0.5
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json`."""
@@ -174,7 +182,14 @@ class Comparison:
         for run in self.runs:
             cost = f"{run.result.evaluations_per_image:g}", f"{run.result.seconds_per_image:.3g}"
             peak = "-" if run.peak_memory is None else f"{run.peak_memory / 1e6:.0f}"
-            lines.append([run.label, *map(format_value, run.result.figures), *cost, peak])
+            lines.append(
+                [
+                    f"{run.label} =none" if run.as_none else run.label,
+                    *map(format_value, run.result.figures),
+                    *cost,
+                    peak,
+                ]
+            )
         if not self.baseline.provenance:
             return align_columns(lines, width)
         real = {value.metric: format_value(value) for value in self.baseline.figures}

@@ -82,7 +82,7 @@ def _columns(run: Run) -> list[TableCell]:
     peak = "" if run.peak_memory is None else f"{run.peak_memory / 1e6:.0f}"
     cost = run.result.evaluations_per_image, run.result.seconds_per_image
     return [
-        TableCell(run.label, run.label),
+        TableCell(run.label, run.label, "as none" if run.as_none else ""),
         *map(_value_cell, run.result.figures),
         *(TableCell(repr(value), f"{value:.3g}") for value in cost),
         TableCell(peak, peak or "-"),

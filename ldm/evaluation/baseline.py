@@ -18,6 +18,7 @@ from ldm.data.dataset import ImageData
 from ldm.evaluation.conditions import balanced_indices
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluators import Evaluators
+from ldm.evaluation.features.appearance import Appearance
 from ldm.evaluation.features.feature_cache import features_of
 from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.metrics.base import MetricContext, Samples
@@ -84,29 +85,43 @@ def baseline_of_data(
         embeddings = features_of(clip.extractor, other, indices, batch_size=size, label=label)
         texts = clip.of_features(embeddings, [other.captions(i)[0] for i in indices])
     judge_name, clip_name = judge.name if judge is not None else "", clip.name if clip is not None else ""
-    samples = Samples(real, fake, extractor, groups, class_probs, judge_name, texts, clip_name)
+    appearance = None
+    if "pixels" in config.needs:
+        looks, label = Appearance(extractor.device), "appearance of real images"
+        appearance = features_of(looks, other, indices, batch_size=config.batch_size, label=label)
+    samples = Samples(real, fake, extractor, groups, class_probs, judge_name, texts, clip_name, appearance)
     provenance = {"images": f"real, of {other.name} ({other.split})", "data_fingerprint": other.fingerprint}
     return _baseline_of(samples, config, provenance | {"num_images": len(fake)})
 
 
 def baseline_of_features(
-    others: Tensor, real: Tensor | Gaussian, config: EvaluationConfig, evaluators: Evaluators, count: int, name: str
+    others: Tensor,
+    real: Tensor | Gaussian,
+    config: EvaluationConfig,
+    evaluators: Evaluators,
+    count: int,
+    name: str,
+    appearance: Tensor | None = None,
 ) -> RealBaseline:
-    """Of at most `count` of the features (M, D) of images described by `name`."""
+    """Of at most `count` of the features (M, D), and the appearance (M, 4), of images described by `name`."""
     if not config.floor or evaluators.extractor is None or len(others) < 2:
         return RealBaseline()
     chosen = torch.randperm(len(others), generator=torch.Generator().manual_seed(config.seed))[:count]
-    samples = Samples(real, others[chosen.to(others.device)], evaluators.extractor)
+    looks = None if appearance is None else appearance[chosen.to(appearance.device)]
+    samples = Samples(real, others[chosen.to(others.device)], evaluators.extractor, appearance=looks)
     return _baseline_of(samples, config, {"images": name, "num_images": len(samples.fake)})
 
 
-def baseline_of_halves(real: Tensor, config: EvaluationConfig, evaluators: Evaluators, count: int) -> RealBaseline:
+def baseline_of_halves(
+    real: Tensor, config: EvaluationConfig, evaluators: Evaluators, count: int, appearance: Tensor | None = None
+) -> RealBaseline:
     """Where there are no other images: at most half of the real ones against the rest of them."""
     count = min(count, len(real) // 2)
     if count < 2:
         return RealBaseline()
     order = torch.randperm(len(real), generator=torch.Generator().manual_seed(config.seed)).to(real.device)
-    baseline = baseline_of_features(real[order[:count]], real[order[count:]], config, evaluators, count, "")
+    looks = None if appearance is None else appearance[order[:count].to(appearance.device)]
+    baseline = baseline_of_features(real[order[:count]], real[order[count:]], config, evaluators, count, "", looks)
     if baseline.provenance is None:
         return baseline
     name = f"real, {count} against the other {len(real) - count}"

@@ -8,6 +8,7 @@ from ldm.evaluation.registry import metrics as registry
 from ldm.runtime.errors import LARGEST, LARGEST_BATCH, LARGEST_SEED, UserError, at_least, in_range
 from ldm.runtime.text import suggest
 
+APPEARANCE = ("saturation", "contrast", "clipped", "sharpness")
 _EXTRACTORS = ("auto", "inception", "trained", "dinov2", "clip")
 
 
@@ -15,15 +16,16 @@ _EXTRACTORS = ("auto", "inception", "trained", "dinov2", "clip")
 class EvaluationConfig:
     """What to measure, on how many images, with which features."""
 
-    metrics: tuple[str, ...] = ("fid", "kid")
+    metrics: tuple[str, ...] = ("fid", "kid", *APPEARANCE)
     """What to measure; `ldm list metrics` lists what each needs. Distances between real and generated images: fid
     (Frechet), sliced_fid (along random directions), fid_infinity (extrapolated to infinitely many images), kid
     (kernel). precision, density: how many samples lie where the data is; recall, coverage: how much of the data they
     reach. inception_score: by the judge's classes; diversity: mean distance of samples of one condition; clip_score:
-    how well images fit their captions, 100 max(cos, 0) of CLIP's embeddings. memorisation: how near samples are to
-    training images, against how near held-out images are (with `output` also an image of the nearest). Of real images,
-    and alone without samples: calibration, the calibration error of the judge and of the classifier; bits_per_dim,
-    their likelihood; bits_per_code, that of their codes under a prior."""
+    how well images fit their captions, 100 max(cos, 0) of CLIP's embeddings. saturation, contrast, clipped, sharpness:
+    how images look, to be near the same of real images, else they are burnt or blurred. memorisation: how near samples
+    are to training images, against how near held-out images are (with `output` also an image of the nearest). Of real
+    images, and alone without samples: calibration, the calibration error of the judge and of the classifier;
+    bits_per_dim, their likelihood; bits_per_code, that of their codes under a prior."""
     num_images: int = 1000
     """Images to generate. Distances depend on it: compare only equal numbers; published FIDs use 50000."""
     num_reference: int = 50000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 from ldm.evaluation.baseline import RealBaseline, baseline_of_features, baseline_of_halves
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluators import Evaluators, prepare_extractor
-from ldm.evaluation.features.extractors import extract
+from ldm.evaluation.features.appearance import Appearance
+from ldm.evaluation.features.extractors import Extractor
 from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.folder_images import FolderImages
 from ldm.evaluation.manifest import cautions, describe_evaluators
@@ -23,7 +24,7 @@ from ldm.evaluation.registry import metrics as registry
 from ldm.runtime.errors import UserError
 from ldm.runtime.text import printable
 
-_NEEDS = frozenset({"features", "real_features"})
+_NEEDS = frozenset({"features", "real_features", "pixels"})
 Sizes = Counter[tuple[int, int]]  # how many images there are of each (H, W)
 
 
@@ -67,10 +68,11 @@ def evaluate_folders(
     extractor = evaluators.extractor
     assert extractor is not None
     if theirs is not None:
-        a: Tensor | Gaussian = extract(extractor, theirs.images(config.batch_size, "features of real"))
+        a: Tensor | Gaussian
+        a, real_looks = _extracted(extractor, theirs.images(config.batch_size, "features of real"))
     elif file is not None:
         a = file.real_for(extractor)
-    b = extract(extractor, ours.images(config.batch_size, "features of fake"))
+    b, looks = _extracted(extractor, ours.images(config.batch_size, "features of fake"))
     manifest = describe_evaluators(evaluators) | {
         "real": theirs.name if theirs is not None else printable(Path(config.reference).name),
         "fake": ours.name,
@@ -82,18 +84,25 @@ def evaluate_folders(
     }
     baseline = RealBaseline()
     if isinstance(a, Tensor) and theirs is not None:
-        baseline = baseline_of_halves(a, config, evaluators, len(b)) if config.floor else baseline
+        baseline = baseline_of_halves(a, config, evaluators, len(b), real_looks) if config.floor else baseline
     elif file is not None:
         manifest["reference"] = file.manifest()
         others = file.others.to(b.device)
         name = f"real, of {printable(file.metadata.data)} ({printable(file.metadata.others_split)})"
         baseline = baseline_of_features(others, a, config, evaluators, len(b), name)
     return EvaluationResult(
-        measure_samples(Samples(a, b, extractor), config),
+        measure_samples(Samples(a, b, extractor, appearance=looks), config),
         manifest | {"floor": baseline.provenance},
         warnings=cautions(len(b), manifest["num_reference"], evaluators),
         baseline=baseline.figures,
     )
+
+
+def _extracted(extractor: Extractor, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Features (N, D) and appearance (N, 4) of a stream of image batches."""
+    looks = Appearance(extractor.device)
+    pairs = [(extractor(batch), looks(batch)) for batch in batches]
+    return torch.cat([features for features, _ in pairs]), torch.cat([appearance for _, appearance in pairs])
 
 
 def _checked_sizes(real: FolderImages | None, fake: FolderImages, file: ReferenceFile | None) -> tuple[Sizes, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ldm.evaluation.conditions import EvalCondition
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.evaluators import Evaluators
+from ldm.evaluation.features.appearance import Appearance
 from ldm.evaluation.features.gaussian import Gaussian
 from ldm.evaluation.metrics.base import Samples, measure_samples
 from ldm.evaluation.records import EvaluationResult, MetricValue
@@ -171,6 +172,7 @@ def compute_metrics(
             judge.name if judge is not None else "",
             sample_stats.text_scores if len(sample_stats.text_scores) else None,
             evaluators.clip.name if evaluators.clip is not None else "",
+            sample_stats.appearance if len(sample_stats.appearance) else None,
         )
         figures = measure_samples(samples, config)
     figures += tuple(
@@ -194,7 +196,8 @@ def _extract(
     texts = nothing
     if evaluators.clip is not None:
         texts = evaluators.clip(images, [condition.request.prompt for condition in conditions])
-    return SampleStats(len(images), features, class_probs, texts, scores)
+    appearance = Appearance(images.device)(images) if "pixels" in config.needs else nothing
+    return SampleStats(len(images), features, class_probs, texts, scores, appearance=appearance)
 
 
 def _wait(device: torch.device) -> None:

@@ -21,6 +21,17 @@ class MetricValue:
     higher_is_better: bool = False
     interval: tuple[float, float] | None = None  # of 95 %, see `ldm.evaluation.intervals`
     halves: tuple[float, ...] = ()  # the figure of each half-sample, from which the interval and differences follow
+    directed: bool = True  # False: neither higher nor lower is better, but nearer to the value of real images
+    target: float | None = None  # that value, where it is known
+
+    def loss(self, value: float | None = None) -> float:
+        """Lower is better, of this value or of another in its place; NaN, and what cannot be judged, is the worst."""
+        value = self.value if value is None else value
+        if math.isnan(value) or (not self.directed and self.target is None):
+            return math.inf
+        if self.target is not None:
+            return abs(value - self.target)
+        return -value if self.higher_is_better else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +81,8 @@ class StoredFigure(TypedDict):
     higher_is_better: NotRequired[bool]
     interval: NotRequired[tuple[float | None, float | None] | None]
     halves: NotRequired[tuple[float | None, ...]]
+    directed: NotRequired[bool]
+    target: NotRequired[float | None]
 
 
 class StoredResult(TypedDict):

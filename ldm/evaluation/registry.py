@@ -16,14 +16,14 @@ from ldm.runtime.errors import UserError
 from ldm.runtime.text import suggest
 
 _Class = TypeVar("_Class", bound=type[Any])
-OF_SAMPLES = frozenset({"features", "class_probs", "captions", "conditions"})
+OF_SAMPLES = frozenset({"features", "class_probs", "captions", "conditions", "pixels"})
 
 
 @dataclass(frozen=True)
 class MetricInfo:
     """One metric: what it measures, the settings that are its own, and what it `needs`.
 
-    Of samples: "features" of them, the judge's "class_probs", their "conditions", "captions" (scored by CLIP); of the
+    Of samples: "features" or "pixels" of them, the judge's "class_probs", "conditions", "captions" (for CLIP); of the
     reference: "real_features" where its moments do not suffice. Of the model or the data: the "training_split" and a
     held-out one, "labels" with a judge or a classifier, "likelihood" (a diffusion model), "codes" (a prior over them).
     Of an autoencoder: "reconstructions", "features", a "perceptual_distance", "codes", a "posterior", a "density".
@@ -159,6 +159,10 @@ metrics = Registry("ldm.metrics", _built_in(
     ("sample_scores", "inception_score", "Inception score of the judge", "class_probs"),
     ("neighbours", "diversity", "distance of samples of one condition", "features conditions"),
     ("sample_scores", "clip_score", "how well images fit captions", "captions", "clip_model"),
+    ("appearance", "saturation", "mean saturation of colours, to be near that of real images", "pixels"),
+    ("appearance", "contrast", "spread of the brightness, to be near that of real images", "pixels"),
+    ("appearance", "clipped", "share of values that are 0 or 255, to be near that of real images", "pixels"),
+    ("appearance", "sharpness", "spread of the brightness's Laplacian, to be near that of real images", "pixels"),
     ("memorisation", "memorisation", "how near samples are to training images", "features training_split"),
     ("likelihood", "bits_per_dim", "likelihood of real images", "likelihood",
      "likelihood_images", "bound_steps", "flow_steps", "flow_probes"),

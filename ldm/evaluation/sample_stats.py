@@ -30,8 +30,8 @@ logger = logging.getLogger("ldm")
 class SampleStats:
     """What was extracted of `count` samples, what these cost, and the first of them; parts can be joined.
 
-    `features` (count, D), the judge's `class_probs` (count, K) and CLIP's `text_scores` (count,) are empty where no
-    metric needs them; `images` (keep, 3, H, W) in [-1, 1] are on the CPU.
+    `features` (count, D), the judge's `class_probs` (count, K), CLIP's `text_scores` (count,) and the `appearance`
+    (count, 4) are empty where no metric needs them; `images` (keep, 3, H, W) in [-1, 1] are on the CPU.
     """
 
     count: int = 0
@@ -42,6 +42,7 @@ class SampleStats:
     evaluations: int = 0
     seconds: float = 0.0
     images: Tensor = field(default_factory=lambda: torch.empty(0))
+    appearance: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @classmethod
     def joined(cls, parts: Sequence[SampleStats]) -> SampleStats:
@@ -59,11 +60,12 @@ class SampleStats:
             sum(part.evaluations for part in parts),
             sum(part.seconds for part in parts),
             _cat([part.images for part in parts]),
+            _cat([part.appearance for part in parts]),
         )
 
     def cpu(self) -> SampleStats:
         """The same with all tensors on the CPU."""
-        tensors = {name: getattr(self, name).cpu() for name in ("features", "class_probs", "text_scores")}
+        tensors = {name: getattr(self, name).cpu() for name in ("features", "class_probs", "text_scores", "appearance")}
         return replace(self, **tensors)
 
 
@@ -91,7 +93,8 @@ def save_stats(path: Path, stats: SampleStats, peak_memory: int | None = None) -
     cost = {"evaluations": stats.evaluations, "seconds": stats.seconds, "peak": peak_memory}
     metadata = json.dumps({"count": stats.count, "scores": scores, **cost})
     tensors = {"features": stats.features, "opinions": stats.class_probs, "text_scores": stats.text_scores}
-    tensors |= {"images": stats.images} if len(stats.images) else {}
+    optional = {"images": stats.images, "appearance": stats.appearance}
+    tensors |= {name: value for name, value in optional.items() if len(value)}
     save_with_digest(path, tensors, "seen", metadata)
 
 
@@ -103,10 +106,11 @@ def load_stats(path: Path, max_count: int) -> tuple[SampleStats, int | None]:
         metadata = convert(parse_json(metadata_text(path, "seen")), _StoredStats)
         with open_tensors(path) as file:
             features, class_probs, texts = map(file.get_tensor, ("features", "opinions", "text_scores"))
-            images = file.get_tensor("images") if "images" in file.keys() else torch.empty(0)  # noqa: SIM118
+            stored = set(file.keys())
+            optional = {name: file.get_tensor(name) for name in ("images", "appearance") if name in stored}
         scores = {name: Score(*counts) for name, counts in metadata["scores"].items()}
         cost = metadata["evaluations"], metadata["seconds"]
-        stats = SampleStats(metadata["count"], features, class_probs, texts, scores, *cost, images)
+        stats = SampleStats(metadata["count"], features, class_probs, texts, scores, *cost, **optional)
         return (stats, metadata["peak"]) if stats.count <= max_count else (SampleStats(), None)
     except (KeyError, TypeError, ValueError) as error:
         logger.warning("%s: damaged (%s), its samples are drawn again", path, printable(error, 120))

@@ -84,7 +84,7 @@ def check_used(*configs: SamplingConfig) -> None:
             if getattr(config, name) is not None:
                 raise UserError("a diffusion model draws no codes", setting=name, remedy="leave it out")
         if unused := [name for name in energy_names(config.energy) if name not in named]:
-            guidance = "energy(50)" if unused[0] == "energy" else f"energy(50, name='{unused[0]}')"
+            guidance = "energy(1)" if unused[0] == "energy" else f"energy(1, name='{unused[0]}')"
             raise UserError(f"nothing guides by {unused[0]!r}", remedy=f'add `guidance` "{guidance}"', setting="energy")
         for name, (branches, guidance) in _SETTINGS_OF.items():
             if getattr(config, name) not in (None, ()) and not branches & named:

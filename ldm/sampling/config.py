@@ -59,9 +59,10 @@ class SamplingConfig:
     guidance: tuple[str, ...] = ()
     """Further guidances, such as "cfg(7.5, interval=[0.3, 5])"; see `ldm list guidances`."""
     energy: tuple[str, ...] = ()
-    """What "energy(50)" guides down: "colour([0.8, -0.6, -0.6])", "inpainting('image.png', 'mask.png')" (white is drawn
+    """What "energy(1)" guides down: "colour([0.8, -0.6, -0.6])", "inpainting('image.png', 'mask.png')" (white is drawn
     anew), "similarity('reference.png')". The first is the branch energy, the next energy2, ..., or the given name;
-    of='x' takes the noisy latents for the denoised ones, jacobian=False leaves the network's derivative out."""
+    of='x' takes the noisy latents for the denoised ones, jacobian=False leaves the network's derivative out,
+    normalize=False takes the gradient as long as it is, with scales of its own."""
     perturbed_layers: tuple[str, ...] = ()
     """Where pag and seg perturb the self-attention, such as mid_block or down_blocks.1.attentions.0. Default: in the
     middle, else at the lowest resolution that has any."""

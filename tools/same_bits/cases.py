@@ -60,10 +60,10 @@ GUIDANCES = {  # the first word of each key is a registered guidance
     "autoguidance": "--guidance autoguidance(3) --weak text/checkpoint-10",
     "classifier": "--classifier classifier --class-label 1 --guidance classifier(8)",
     "classifier alone": "--classifier classifier --class-label 1 --classifier-scale 8 --guidance-scale 0",
-    "energy": f"--energy {RED}) --guidance energy(50)",
-    "energy of the noisy latents": f"--energy \"{RED}, of='x', jacobian=False)\" --guidance energy(50)",
-    "energy inpainting": f"--energy \"inpainting('{FIRST}', 'mask.pgm')\" --guidance energy(5)",
-    "energy similarity": f"--energy \"similarity('{SECOND}')\" --guidance energy(5) --classifier classifier",
+    "energy": f"--energy {RED}) --guidance energy(1)",
+    "energy of the noisy latents": f"--energy \"{RED}, of='x', jacobian=False)\" --guidance energy(1)",
+    "energy inpainting": f"--energy \"inpainting('{FIRST}', 'mask.pgm')\" --guidance energy(2)",
+    "energy similarity": f"--energy \"similarity('{SECOND}')\" --guidance energy(2) --classifier classifier",
     "cfg with pag and classifier": "--guidance cfg(3) --guidance pag(2) --guidance classifier(4) "
     "--classifier classifier --class-label 2",
 }

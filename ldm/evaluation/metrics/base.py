@@ -34,6 +34,7 @@ class Samples:
 
     `real` may be a Gaussian in place of features, which is enough for fid. `groups`: the condition of each sample.
     `class_probs` (M, K): of the judge named `judge`. `text_scores` (M,): how well each fits its caption by `clip`.
+    `appearance` (M, 4): see `ldm.evaluation.features.appearance`.
     """
 
     real: Tensor | Gaussian
@@ -44,6 +45,7 @@ class Samples:
     judge: str = ""
     text_scores: Tensor | None = None
     clip: str = ""
+    appearance: Tensor | None = None
     _shared: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
