@@ -58,7 +58,7 @@ def rank_runs(
         and (budget_seconds is None or run.result.seconds_per_image <= budget_seconds)
     ]
     if not affordable:
-        return Ranking(metric, None, (), f"None of {counted(len(runs), 'run')} stays within {budget}.")
+        return Ranking(metric, None, (), f"None of the {counted(len(runs), 'run')} stays within {budget}.")
     affordable = [run for run in affordable if not run.as_none] or affordable
     best = min(affordable, key=lambda run: run.result[metric].loss())
     others = sorted((_difference(best, run, metric) for run in affordable if run is not best), key=lambda d: d.worse)

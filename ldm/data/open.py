@@ -150,8 +150,8 @@ def with_present_numbers(listing: Listing) -> Listing:
     labels, names = listing.labels, listing.class_names
     if labels is None or names != tuple(map(str, range(len(names)))):
         return listing
-    present = sorted(set(labels))
-    number = {label: index for index, label in enumerate(present)}
+    present = sorted({label for label in labels if label >= 0})
+    number = {-1: -1} | {label: index for index, label in enumerate(present)}
     return replace(
         listing, labels=tuple(number[label] for label in labels), class_names=tuple(names[label] for label in present)
     )

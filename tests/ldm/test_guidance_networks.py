@@ -20,6 +20,7 @@ from ldm.evaluation.evaluators import Evaluators
 from ldm.models.perturbation import Perturbation, blur_queries
 from ldm.models.unet import UNet, UNetConfig
 from ldm.runtime.errors import UserError
+from ldm.runtime.images import to_pil
 from ldm.sampling.branches import build_denoiser, with_energies
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.denoiser import Branch, ClassifierBranch, Denoiser
@@ -368,6 +369,30 @@ def test_several_energies_add_up_in_one_evaluation(text, tmp_path):
     assert sampled(text, Request(PROMPT), darker, energies=mine).mean() < plain[:1].mean() - 1e-4
     assert torch.equal(sampled(text, Request(PROMPT), darker, energies={"dark": mine["dark"].function}),
                        sampled(text, Request(PROMPT), darker, energies=mine))  # fmt: skip
+
+
+def test_an_inpainting_energy_keeps_what_is_known_and_burns_nothing(models, tmp_path):
+    """The raw gradient at the scale that serves a normalised one turns samples into white or black areas."""
+    model = Pipeline.load(models.unconditional)
+    image = ShapesData("validation", 16, size=(1, 8))[2].image
+    to_pil(image).save(tmp_path / "image.png")
+    mask = Image.new("L", (16, 16), 0)
+    mask.paste(255, (8, 0, 16, 16))  # the right half is drawn anew
+    mask.save(tmp_path / "mask.png")
+    files = f"{str(tmp_path / 'image.png')!r}, {str(tmp_path / 'mask.png')!r}"
+    steps = replace(FAST, num_inference_steps=25)
+
+    def draw(**settings):
+        images = sampled(model, [Request()] * 6, replace(steps, **settings))
+        kept = (images - image)[..., :8].abs().mean()
+        return kept.item(), (images[..., 8:].abs() > 1 - 1 / 255).float().mean().item()
+
+    plain, burnt = draw()
+    for energy in (f"inpainting({files})", f"inpainting({files}, jacobian=False)"):
+        kept, clipped = draw(energy=(energy,), guidance=("energy(2)",))
+        assert kept < 0.5 * plain and clipped < burnt + 0.02
+    raw = draw(energy=(f"inpainting({files}, normalize=False)",), guidance=("energy(2)",))
+    assert raw[1] > burnt + 0.05 or not math.isfinite(raw[0]) or raw[0] > 0.5 * plain
 
 
 # classifiers
