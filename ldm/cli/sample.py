@@ -116,6 +116,7 @@ def _prepare(settings: SampleRun, device: torch.device) -> Ready:
 
 
 def _sample(settings: SampleRun, ready: Ready, processes: Processes) -> None:
+    from ldm.sampling.effects import without_effect
     from ldm.sampling.pipeline import Pipeline
 
     start, edit, model, size = time.monotonic(), ready.edit, ready.model, settings.batch_size
@@ -155,9 +156,8 @@ def _sample(settings: SampleRun, ready: Ready, processes: Processes) -> None:
     print(f"{counted(total, 'image')}{f' ({there} there before)' if there else ''}, {cost}{seconds:.1f} s: {grid}")
     for line in edit.lines if edit is not None else ():
         print(line)
-    for effect in model.effects:
-        if effect.note and not any(note.startswith(effect.name) for note in ready.notes):
-            logger.warning("note: %s", effect.note)
+    for note in without_effect(model.effects, ready.notes):
+        logger.warning("note: %s", note)
 
 
 def _folder(settings: SampleRun, ready: Ready) -> SampleFolder:

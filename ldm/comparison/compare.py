@@ -90,6 +90,7 @@ def compare(
         )
         rounds, runs = run_rounds(context, variants, sizes, config)
         warnings = (*cautions(evaluation.num_images, manifest["num_reference"], evaluators), *caveats(sampling))
+        warnings += pipeline.notes([condition.request for condition in conditions])
         baseline = measure_baseline(context, train_data if other_data is None else other_data)
         sample_rows = [context.image_path(variant) for variant in variants]
         paths = {variant.label: path for variant, path in zip(variants, sample_rows, strict=True)}

@@ -24,6 +24,7 @@ from ldm.evaluation.sample_stats import StatsStore
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.sampling.code_prior import CodePriorModel
 from ldm.sampling.config import SamplingConfig, caveats
+from ldm.sampling.effects import without_effect
 from ldm.sampling.image_model import ImageModel, Plan
 
 
@@ -103,6 +104,8 @@ def evaluate_model(
     manifest = describe(data, config, evaluators, model.folder)
     manifest |= {"sampling": asdict(sampling), "caveats": caveats(sampling), "floor": baseline.provenance}
     notes = (*cautions(config.num_images, manifest["num_reference"], evaluators), *caveats(sampling))
+    notes += model.notes([condition.request for condition in conditions], plan)
+    notes += tuple(without_effect(model.effects, notes))
     result = measurement.result(manifest, notes, baseline.figures)
     samples = evaluators.extractor, measurement.features, conditions, contact_sheet
     evaluation = ModelEvaluation(context, evaluators.judge, likelihood_config, *samples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +24,12 @@ class Effect:
 
     name: str
     largest: float = 0.0
+    called: bool = False  # whether any sample was drawn
     _changes: Tensor | None = None
 
     def add(self, before: Prediction, after: Prediction) -> None:
         """One call of the guidance; it does not wait for the device."""
+        self.called = True
         if after is before or after.level.alpha == 0:
             return
         level = after.level
@@ -43,13 +45,18 @@ class Effect:
     @property
     def note(self) -> str:
         """That it changes nothing, or less than can be seen; "" where it does."""
-        if self.largest >= NEGLIGIBLE:
+        if self.largest >= NEGLIGIBLE or not self.called:
             return ""
         if self.largest == 0:
             return f"{self.name} changed nothing"
         return (
             f"{self.name} changed the predictions by {self.largest:.1g} at most, less than the rounding of the images"
         )
+
+
+def without_effect(effects: Iterable[Effect], notes: Sequence[str] = ()) -> list[str]:
+    """The notes of guidances without effect that `notes` do not name yet."""
+    return [effect.note for effect in effects if effect.note and not any(n.startswith(effect.name) for n in notes)]
 
 
 class Measured(Guidance):

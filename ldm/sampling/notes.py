@@ -11,6 +11,7 @@ from ldm.sampling.plan import SamplingPlan, named_guidances
 from samplers import ScaledDifferenceGuidance
 
 _LISTED = 8  # words or classes that are named
+_LOOKED_AT = 2000  # texts, so that an evaluation of many takes a second
 
 
 def condition_notes(requests: Sequence[Request], conditioner: Conditioner) -> list[str]:
@@ -20,7 +21,7 @@ def condition_notes(requests: Sequence[Request], conditioner: Conditioner) -> li
     if text is not None:
         prompts = [r.prompt for r in requests] + [r.toward_prompt for r in requests if r.toward_prompt]
         for setting, texts in (("prompt", prompts), ("negative_prompt", [r.negative_prompt or "" for r in requests])):
-            distinct = list(dict.fromkeys(filter(None, texts)))
+            distinct = list(dict.fromkeys(filter(None, texts)))[:_LOOKED_AT]
             limit = f"beyond the {text.max_tokens} tokens of this model's texts, without effect"
             notes += _about(setting, distinct, text.cut_words, limit)
             notes += _about(setting, distinct, text.unknown_words, "unknown to the tokenizer")

@@ -372,7 +372,7 @@ def test_several_energies_add_up_in_one_evaluation(text, tmp_path):
 
 
 def test_an_inpainting_energy_keeps_what_is_known_and_burns_nothing(models, tmp_path):
-    """The raw gradient at the scale that serves a normalised one turns samples into white or black areas."""
+    """At that scale the gradient itself leaves the known part farther from the image than no guidance does."""
     model = Pipeline.load(models.unconditional)
     image = ShapesData("validation", 16, size=(1, 8))[2].image
     to_pil(image).save(tmp_path / "image.png")
@@ -390,9 +390,8 @@ def test_an_inpainting_energy_keeps_what_is_known_and_burns_nothing(models, tmp_
     plain, burnt = draw()
     for energy in (f"inpainting({files})", f"inpainting({files}, jacobian=False)"):
         kept, clipped = draw(energy=(energy,), guidance=("energy(2)",))
-        assert kept < 0.5 * plain and clipped < burnt + 0.02
-    raw = draw(energy=(f"inpainting({files}, normalize=False)",), guidance=("energy(2)",))
-    assert raw[1] > burnt + 0.05 or not math.isfinite(raw[0]) or raw[0] > 0.5 * plain
+        assert kept < 0.5 * plain and clipped < burnt + 0.1
+    assert draw(energy=(f"inpainting({files}, normalize=False)",), guidance=("energy(2)",))[0] > plain
 
 
 # classifiers
