@@ -141,8 +141,9 @@ def _model(root: Path) -> Iterator[str]:
         names = conditioning.get("class_names") or []
         if names and conditioning.get("class_conditional"):
             yield f"classes: {len(names)}: {', '.join(map(str, names[:10]))}{', ...' if len(names) > 10 else ''}"
-        if untrained := [names[label] for label in conditioning.get("untrained_classes") or [] if label < len(names)]:
-            yield f"classes without training images: {', '.join(map(str, untrained[:10]))}{', ...' * (len(untrained) > 10)}"
+        if untrained := {label for label in conditioning.get("untrained_classes") or () if isinstance(label, int)}:
+            absent = [str(name) for label, name in enumerate(names) if label in untrained]
+            yield f"classes without training images: {len(absent)}: {', '.join(absent[:10])}"
         text = "yes" if conditioning.get("text") else "no"
         yield f"text: {text}; condition dropout: {conditioning.get('dropout')}"
 
