@@ -59,7 +59,7 @@ class TextEncoder(nn.Module):
 
     def fits(self, text: str) -> bool:
         """Whether no token of `text` is cut off."""
-        return len(self.tokenizer(printable_utf8(text)).input_ids) <= self.max_tokens
+        return len(self.tokenizer(printable_utf8(text), verbose=False).input_ids) <= self.max_tokens
 
     def cut_words(self, text: str) -> tuple[str, ...]:
         """The words at the end of `text` of which tokens are cut off: they have no effect."""
