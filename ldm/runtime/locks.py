@@ -50,31 +50,40 @@ class FolderLock:
     """
 
     def __init__(self, folder: str | Path, *, work: str, setting: str = "output_dir") -> None:
-        self.folder = Path(folder)
+        self.folder, self._owned = Path(folder), False
         self._made = not self.folder.exists()
+        try:
+            self._take(setting, work)
+            _folders.add(self.folder.absolute())
+            for pattern in ("", "*/"):
+                remove_leftovers(self.folder, f"{pattern}.*")
+        except BaseException:  # a signal, too
+            self.close()
+            raise
+
+    def _take(self, setting: str, work: str) -> None:
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 self._descriptor = _open(self.folder / LOCK, os.O_RDWR | os.O_CREAT)
             except FileNotFoundError:  # removed by the process that had it
                 continue
-            if not _lock(self._descriptor):
+            self._owned = _lock(self._descriptor)
+            if not self._owned:
                 _close(self._descriptor)
                 if not setting:
                     raise UserError(f"another process is {work}", remedy="wait for it")
                 problem, remedy = f"another process is {work} there", "wait for it or choose another folder"
-                raise UserError(problem, remedy=remedy, setting=setting, value=folder)
+                raise UserError(problem, remedy=remedy, setting=setting, value=self.folder)
             if self._holds():
                 break
             _close(self._descriptor)
-        _folders.add(self.folder.absolute())
-        for pattern in ("", "*/"):
-            remove_leftovers(self.folder, f"{pattern}.*")
 
     def close(self) -> None:
         """Release the folder."""
-        if self.folder.absolute() not in _folders:
+        if not self._owned:
             return
+        self._owned = False
         _folders.discard(self.folder.absolute())
         if self._holds():
             (self.folder / LOCK).unlink(missing_ok=True)
@@ -87,7 +96,7 @@ class FolderLock:
         """Whether the lock is of the file that is there now, not of one that was removed meanwhile."""
         try:
             return os.path.samestat(os.fstat(self._descriptor), os.stat(self.folder / LOCK))
-        except FileNotFoundError:
+        except OSError:
             return False
 
     def __enter__(self) -> FolderLock:

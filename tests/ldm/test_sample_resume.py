@@ -13,12 +13,11 @@ FAST = ["--num-inference-steps", "2", "--device", "cpu", "--batch-size", "2"]
 BATCH, PRIOR = "ldm.sampling.pipeline.Pipeline.sample_batch", "ldm.sampling.single_pass.AutoencoderPrior.images"
 KINDS = {
     "text": (BATCH, ["--prompt", "a red circle", "--prompt", "a star", "--num-images", "7", "--sampler", "ddpm"]),
-    "classes": (BATCH, ["--num-images", "5", "--guidance-scale", "2"]),
     "path": (BATCH, ["--interpolate-seed", "4", "--prompt", "a ring", "--num-images", "5"]),
     "image": (BATCH, ["--init-image", "IMAGE", "--mask", "MASK", "--strength", "1", "--num-images", "5"]),
     "vae": (PRIOR, ["--num-images", "5"]),
 }
-MODELS = {"classes": "classes", "vae": "autoencoder"}  # the others: text
+MODELS = {"vae": "autoencoder"}  # the others: text
 
 
 @pytest.fixture
@@ -66,7 +65,7 @@ def files(folder):
 @pytest.mark.parametrize("kind", KINDS)
 def test_stopped_and_started_again_it_draws_what_is_missing(kind, command, ldm, tmp_path, stop_at, monkeypatch):
     assert ldm(*command(kind, tmp_path / "whole")).code == 0
-    for number, call in ((signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2)):
+    for number, call in ((signal.SIGTERM, 1), (signal.SIGINT, 3)):
         stop_at(KINDS[kind][0], number, call)
         outcome = ldm(*command(kind, tmp_path / "parts"))
         monkeypatch.undo()
@@ -96,27 +95,23 @@ def test_more_images_are_added_and_equal_those_made_at_once(command, ldm, tmp_pa
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        (["--seed", "1"], ["seed was 0, is 1"]),
-        (["--first-index", "2"], ["first_index was 0, is 2"]),
-        (
-            ["--num-inference-steps", "3", "--sampler", "ddim"],
-            ["sampling.sampler was 'ddpm', is 'ddim'", "steps was 2"],
-        ),
-        (["--prompt", "a ring"], ["image 2: prompt was 'a red circle', is 'a ring'"]),
-        (["--negative-prompt", "red", "--guidance-scale", "2"], ["sampling.guidance_scale was"]),
-        (["--num-images", "3"], ["holds 7 earlier samples, more than --num-images 3"]),
-    ],
-)
-def test_other_samples_are_refused_by_what_differs(command, ldm, refused, tmp_path, more, words):
+OTHER = [
+    (["--seed", "1"], "seed was 0, is 1"),
+    (["--first-index", "2"], "first_index was 0, is 2"),
+    (["--num-inference-steps", "3"], "num_inference_steps was 2, is 3"),
+    (["--sampler", "ddim"], "sampler was 'ddpm', is 'ddim'"),
+    (["--prompt", "a ring"], "image 2: prompt was 'a red circle', is 'a ring'"),
+    (["--num-images", "3"], "holds 7 earlier samples, more than --num-images 3"),
+]
+
+
+def test_other_samples_are_refused_by_what_differs(command, ldm, refused, tmp_path):
     folder = tmp_path / "out"
     assert ldm(*command("text", folder)).code == 0
-    refused(command("text", folder, *more), str(folder), *words, "give a new folder, or --overwrite")
-    before = files(folder)
-    assert ldm(*command("text", folder, *more, "--overwrite")).code == 0
-    assert files(folder)["settings.json"] != before["settings.json"] and len(files(folder)) in (9, 5)
+    for more, words in OTHER:
+        refused(command("text", folder, *more), str(folder), words, "give a new folder, or --overwrite")
+    assert ldm(*command("text", folder, "--num-images", 3, "--overwrite")).code == 0
+    assert len(files(folder)) == 5
 
 
 def test_another_model_is_told_by_its_weights(models, command, ldm, refused, tmp_path):
