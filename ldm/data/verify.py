@@ -162,7 +162,8 @@ def report_bad(folder: Path, count: int, bad: Mapping[str, BadImageError], max_b
         raise UserError(message)
     if len(bad) > max_bad:
         raise UserError(message, remedy=f"repair or remove them, or leave them out with `max_bad_images` {len(bad)}")
-    logger.warning("%s; left out (`max_bad_images` %d)", message, max_bad)
+    limit = max_bad if max_bad < count else len(bad)  # `ldm info` has none: what a training needs
+    logger.warning("%s; left out (`max_bad_images` %d)", message, limit)
 
 
 def _reasons(bad: Mapping[str, BadImageError]) -> Iterator[str]:
