@@ -1,5 +1,7 @@
 """Samples that are not finite are no images: the command stops in one line that names the step and the branch."""
 
+import math
+
 import pytest
 import torch
 
@@ -25,13 +27,21 @@ def broken(pipeline, part):
     return pipeline
 
 
-def test_a_scale_that_overflows_is_named_with_its_step_and_branches(models, refused, tmp_path):
-    out = ("--output-dir", tmp_path / "out")
-    words = ("not finite", "step 1 of 3 (t = 999)", "branches cond, uncond, each of which is finite", "lower")
-    refused(["sample", models.classes, *FEW, "--guidance-scale", 1e308, *out], *words)
-    refused(["sample", models.classes, *FEW, "--sampler", "rk45", "--guidance-scale", 1e308, *out], "not finite")
-    classifier = ("--classifier", models.classifier, "--classifier-scale", 1e308, "--class-label", "star")
-    refused(["sample", models.classes, *FEW, *classifier, *out], "step 1 of 3", "branches cond, classifier")
+def test_what_is_not_finite_ends_the_command_and_leaves_nothing(models, refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(Pipeline, "_decode", lambda self, latents: torch.full((len(latents), 3, 16, 16), math.nan))
+    words = ("not finite", "the decoder of the autoencoder", "look at the weights")
+    refused(["sample", models.classes, *FEW, "--output-dir", tmp_path / "out"], *words)
+
+
+def test_a_guidance_that_overflows_is_named_with_its_step_and_branches(models):
+    pipeline = Pipeline.load(models.classes)
+    pipeline.networks.unet.conv_out.weight.mul_(1e36)
+    sampling = SamplingConfig(num_inference_steps=3, guidance_scale=1e6)
+    with pytest.raises(NonFiniteSamplesError) as caught:
+        list(pipeline.generate([Request(class_label=0)], sampling))
+    assert "step 1 of 3 (t = 999), the guided prediction, made of the branches cond, uncond, each of" in str(
+        caught.value
+    )
 
 
 def test_weights_that_are_not_finite_are_named_by_their_branch(models):
@@ -82,9 +92,10 @@ def test_bytes_are_not_made_of_what_is_not_finite(convert):
             convert(image)
 
 
-def test_a_training_goes_on_without_the_preview_that_is_not_finite(ldm, models, tmp_path, caplog):
+def test_a_training_goes_on_without_the_preview_that_is_not_finite(ldm, models, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(Pipeline, "_decode", lambda self, latents: torch.full((len(latents), 3, 16, 16), math.inf))
     run = tmp_path / "run"
-    flags = ("--text-encoder", "None", "--preview-images", 2, "--preview-steps", 2, "--preview-guidance-scale", 1e308)
+    flags = ("--text-encoder", "None", "--preview-images", 2, "--preview-steps", 2)
     assert ldm(*models.command("diffusion", run, *flags, steps=2)).code == 0
-    assert "step 2: no preview: " in caplog.text and "step 1 of 2" in caplog.text
+    assert "step 2: no preview: " in caplog.text
     assert not list(run.glob("samples/*.png")) and (run / "model_index.json").is_file()

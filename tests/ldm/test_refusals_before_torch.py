@@ -17,7 +17,7 @@ CASES = {  # a word of the message: the command
     "could not convert string to float: 'fast'": [*TRAIN, "--learning-rate", "fast"],
     "--output-dir is missing": ["train", "diffusion"],
     "--autoencoder is missing": ["train", "classifier", *OUT],
-    "--max-train-steps: must be above 0": [*TRAIN, "--max-train-steps", "0"],
+    "--max-train-steps: expected above 0": [*TRAIN, "--max-train-steps", "0"],
     "--beta-start": [*TRAIN, "--beta-start", "2"],
     "--ema-decay": ["train", "autoencoder", *OUT, "--ema-decay", "2"],
     "--lr-end": [*TRAIN, "--lr-scheduler", "polynomial", "--lr-end", "1"],
