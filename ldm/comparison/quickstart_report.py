@@ -10,7 +10,7 @@ from ldm.comparison.config import ComparisonConfig
 from ldm.comparison.ranking import rank_comparison
 from ldm.comparison.records import Comparison
 from ldm.comparison.report import trade_offs
-from ldm.comparison.tables import format_value
+from ldm.comparison.tables import format_value, is_accuracy
 from ldm.reports.page import data_url, render_template
 from ldm.runtime.errors import user_errors
 from ldm.runtime.files import read_json
@@ -58,14 +58,15 @@ def _comparison(file: Path) -> dict[str, Any] | None:
     with user_errors(file):
         comparison = Comparison.from_json(read_json(file))
     ranking = rank_comparison(comparison, ComparisonConfig())
-    names = [value.name.split("[")[0] for value in comparison.runs[0].result.figures]
+    figures = comparison.runs[0].result.figures
+    names = [value.name if is_accuracy(value) else value.name.split("[")[0] for value in figures]
     real = {value.metric: format_value(value) for value in comparison.baseline.figures}
     rows = [
         [run.label, *map(format_value, run.result.figures), f"{run.result.evaluations_per_image:g}"]
         for run in comparison.runs
     ]
     if real:
-        values = [real.get(value.metric, "-") for value in comparison.runs[0].result.figures]
+        values = [real.get(value.metric, "-") for value in figures]
         rows.append(["real images", *values, "-"])
     plots = trade_offs(comparison.runs, ranking)
     return {
