@@ -18,7 +18,7 @@ from ldm.runtime.text import printable
 
 _MEMORY = 384 * 2**20  # bytes that reading may add to this process, which then stays below 1 GiB
 _ROW_GROUP_BYTES = 4 * 2**30  # of one row group, as its header declares it
-_RENEWED = 256  # batches after which the memory is counted anew
+_RENEWED = 256  # rows or more after which the memory is counted anew
 
 
 class ParquetReader:
@@ -37,7 +37,7 @@ class ParquetReader:
                 raise UserError(problem, remedy="write smaller row groups")
         batches = self._file.iter_batches(batch_size=batch_size, columns=list(columns), use_threads=False)
         for number, batch in enumerate(batches):
-            if number % _RENEWED == 0:
+            if number % max(1, _RENEWED // batch_size) == 0:
                 self._renew()
             yield from batch.to_pylist()
 

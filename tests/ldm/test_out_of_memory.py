@@ -100,7 +100,6 @@ def test_a_killed_loading_process_is_one_line(models, ldm, tmp_path, monkeypatch
     found = ldm(*models.command("autoencoder", tmp_path / "run", "--dataloader-num-workers", 1, steps=2))
     assert found.code == 1 and "Traceback" not in found.err
     line = found.err.splitlines()[-1]
-    assert line.startswith(
-        "ldm: a process that loads images was killed by signal Killed, as the system does when memory"
-    )
+    assert line.startswith("ldm: a process that loads images was "), line
+    assert "killed by signal Killed" in line or "ended from outside" in line, "as the main process noticed it"
     assert "--dataloader-num-workers" in line

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.data.listing import MAX_LINE
+from ldm.data.parquet_file import open_parquet
 from ldm.runtime.errors import UserError
 from ldm.runtime.schema import parse_json
 from ldm.runtime.text import printable
@@ -15,15 +16,14 @@ from ldm.runtime.text import printable
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
 MAX_JSON = 192 * 2**20  # bytes of one JSON file; the captions of COCO take 92 MB
 _ROWS = 4096  # of a parquet file, read at a time
-_ROW_GROUP_BYTES = 2**30  # of one row group's columns, unpacked
 Row = tuple[int, dict[str, Any]]  # line or row number, values by column
 
 
 def table_columns(path: Path) -> tuple[str, ...]:
     """The columns of a table: those of its head, or all keys of its rows that have a value somewhere."""
     if path.suffix == ".parquet":
-        with _parquet(path) as file:
-            return tuple(file.schema_arrow.names)
+        with open_parquet(path) as file:
+            return tuple(file.schema.names)
     if path.suffix in (".csv", ".tsv"):
         with _text(path) as stream:
             return tuple(_csv_reader(stream, path).fieldnames or ())
@@ -103,34 +103,6 @@ def _csv_rows(stream: Any, path: Path) -> Iterator[Row]:
         raise UserError(f"{printable(path)}, line {reader.line_num}: not valid CSV ({printable(error)})") from None
 
 
-def _parquet(path: Path) -> Any:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError(f"{printable(path)}: parquet needs pyarrow: pip install 'guided-latents[datasets]'") from None
-    try:
-        return parquet.ParquetFile(path, pre_buffer=False)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{printable(path)}: not a whole parquet file ({printable(error, 120)})") from None
-
-
 def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
-    import pyarrow
-
-    number = 0
-    with _parquet(path) as file:
-        for group in range(file.metadata.num_row_groups):
-            parts = file.metadata.row_group(group)
-            own = [parts.column(i) for i in range(parts.num_columns)]
-            size = sum(part.total_uncompressed_size for part in own if part.path_in_schema.split(".")[0] in columns)
-            if size > _ROW_GROUP_BYTES:
-                problem = f"{printable(path)}: row group {group} has {size} bytes of these columns"
-                raise UserError(problem, remedy="write smaller row groups")
-        try:
-            for batch in file.iter_batches(batch_size=_ROWS, columns=list(columns)):
-                for row in batch.to_pylist():
-                    yield number, row
-                    number += 1
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{printable(path)}: not a whole parquet file ({printable(error, 120)})") from None
+    with open_parquet(path) as file:
+        yield from enumerate(file.rows(columns, _ROWS))
