@@ -50,7 +50,7 @@ def read_settings_of(path: str) -> tuple[Request, SamplingConfig, dict[str, int]
         sampling = from_mapping(SamplingConfig, metadata["sampling"])
         edit = from_mapping(EditRecord, metadata["edit"]) if "edit" in metadata else None
         return request, sampling, {"seed": metadata["seed"], "index": metadata["index"]}, edit
-    except (OSError, KeyError, TypeError, ValueError, RecursionError):
+    except (OSError, KeyError, TypeError, ValueError, RecursionError, Image.DecompressionBombError):
         raise UserError(f"--recreate {path}: not an image made by `ldm sample` (no settings in it)") from None
 
 
