@@ -960,6 +960,7 @@ def report(problems):
     return "\n".join(f"{case.kind}: {case.name}\n    {problem}" for case, problem in problems)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_choice_of_each_kind(fuzz, kind):
     cases = list(KINDS[kind]())
