@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from autoencoders.bottlenecks.base import BottleneckOutput
+from autoencoders.bottlenecks.base import BottleneckOutput, short_repr
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class AutoencoderOutput:
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     likelihood: Tensor | None = None
+
+    __repr__ = short_repr
 
 
 def bits_per_pixel(output: BottleneckOutput, pixels: int) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 MAX_TIMESTEPS = 100_000  # a table of the schedule has a row a time
@@ -26,6 +26,22 @@ class NoisePath(Protocol):
     """What a level lies on: gives the level of any finite log-SNR."""
 
     def level_of(self, log_snr: float) -> Level: ...
+
+
+def short_repr(record: Any) -> str:
+    """The `repr` of a record: tensors by shape, `Step(x=float32 (4, 3, 8, 8), index=0)`, long values by length."""
+    values = ((field.name, getattr(record, field.name)) for field in fields(record) if field.repr)
+    return f"{type(record).__name__}({', '.join(f'{name}={_short(value)}' for name, value in values)})"
+
+
+def _short(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    is_long = isinstance(value, tuple | list | Mapping) and len(value) > 4
+    text = "" if is_long else repr(value)
+    if text and len(text) <= 100:
+        return text
+    return f"<{type(value).__name__}{f' of {len(value)}' if hasattr(value, '__len__') else ''}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +83,8 @@ class Prediction:
     score_shift: Tensor | None = None
     variance_fraction: Tensor | None = None  # learned variance: 0 is the small one, 1 the large one
 
+    __repr__ = short_repr
+
     @property
     def denoised(self) -> Tensor:
         """x0 + sigma^2 / alpha * shift: Tweedie's formula for the guided score (at alpha = 0, just x0)."""
@@ -102,6 +120,8 @@ class Step:
     level: Level
     denoised: Tensor
     index: int  # 0, 1, ..., len(levels) - 2
+
+    __repr__ = short_repr
 
 
 Levels: TypeAlias = Sequence[Level]

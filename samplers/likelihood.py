@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samplers.level import Denoise, Level, Levels, Noise, check_levels, exp_neg_h, pairs
+from samplers.level import Denoise, Level, Levels, Noise, check_levels, exp_neg_h, pairs, short_repr
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class Bound:
     prior: Tensor
     diffusion: Tensor
     reconstruction: Tensor
+
+    __repr__ = short_repr
 
     @property
     def total(self) -> Tensor:

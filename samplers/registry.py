@@ -7,12 +7,14 @@ point names a function or class that it has decorated with `sampler` or `guidanc
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
 import functools
 import importlib.metadata
 import inspect
 import math
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -174,6 +176,23 @@ def parse_guidance(text: str) -> Guidance:
     return made
 
 
+def guidance_text(made: Guidance) -> str:
+    """The text that `parse_guidance` makes this guidance of; ValueError for one that no text makes."""
+    kind = type(made).__name__
+    name = next((info.name for info in guidances().values() if info.function is type(made)), "")
+    if not name or not dataclasses.is_dataclass(made):
+        raise ValueError(f"{kind} is not a registered guidance; give its text, say 'cfg(3)'")
+    options = []
+    for field in dataclasses.fields(made):
+        value = getattr(made, field.name)
+        if field.init and value != field.default:
+            options.append(repr(value) if field.default is dataclasses.MISSING else f"{field.name}={value!r}")
+    text = f"{name}({', '.join(options)})"
+    if parse_guidance(text) != made:
+        raise ValueError(f"the options of {kind} have no text form")
+    return text
+
+
 def parse_sampler(text: str) -> tuple[str, dict[str, Any]]:
     """ "ddim(eta=1)" or "ddim(1)" -> ("ddim", {"eta": 1}): the name of a solver and its options, checked."""
     name, args, kwargs = parse_call(text)
@@ -186,7 +205,12 @@ def parse_sampler(text: str) -> tuple[str, dict[str, Any]]:
 def _add(table: dict[str, Any], info: Any) -> None:
     known = table.get(info.name)
     if known is not None:
-        modules = sorted({inspect.unwrap(f).__module__ for f in (known.function, info.function)})
+        functions = [inspect.unwrap(f) for f in (known.function, info.function)]
+        modules = sorted({f.__module__ for f in functions})
+        if len({(f.__module__, f.__qualname__) for f in functions}) == 1:  # a cell of a notebook that runs again
+            warnings.warn(f"{info.name!r} is registered anew and replaces the one before", stacklevel=4)
+            table[info.name] = info
+            return
         raise _DuplicateError(f"the name {info.name!r} is registered twice, by {' and '.join(modules)}")
     table[info.name] = info
 

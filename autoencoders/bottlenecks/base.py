@@ -6,10 +6,27 @@ A new bottleneck is one of these in a file of its own, and a class decorated wit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+def short_repr(record: Any) -> str:
+    """The `repr` of a record: tensors by shape, `Encoding(mean=float32 (4, 3, 8, 8), std=None)`, the rest by length."""
+    values = ((field.name, getattr(record, field.name)) for field in fields(record) if field.repr)
+    return f"{type(record).__name__}({', '.join(f'{name}={_short(value)}' for name, value in values)})"
+
+
+def _short(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    is_long = isinstance(value, tuple | list | Mapping) and len(value) > 4
+    text = "" if is_long else repr(value)
+    if text and len(text) <= 100:
+        return text
+    return f"<{type(value).__name__}{f' of {len(value)}' if hasattr(value, '__len__') else ''}>"
 
 
 @dataclass(frozen=True)
@@ -18,6 +35,8 @@ class Encoding:
 
     mean: Tensor
     std: Tensor | None = None
+
+    __repr__ = short_repr
 
     def sample(self, noise: Tensor | None = None) -> Tensor:
         """mean + std * noise for a standard normal `noise` shaped like the mean; without noise the mean."""
@@ -31,6 +50,8 @@ class BottleneckOutput:
     latents: Tensor
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    __repr__ = short_repr
 
 
 class Bottleneck(nn.Module):

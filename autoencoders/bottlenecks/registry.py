@@ -10,6 +10,7 @@ import ast
 import difflib
 import importlib.metadata
 import reprlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from types import MappingProxyType
@@ -97,7 +98,10 @@ def bottleneck(name: str, *, source: str) -> Callable[[_T], _T]:
     """Registers a frozen dataclass that derives from `BottleneckConfig`."""
 
     def register(config: _T) -> _T:
-        if name in _bottlenecks:
+        known = _bottlenecks.get(name)
+        if known is not None and (known.__module__, known.__qualname__) == (config.__module__, config.__qualname__):
+            warnings.warn(f"the bottleneck {name!r} is registered anew and replaces the one before", stacklevel=2)
+        elif known is not None:
             modules = sorted({_bottlenecks[name].__module__, config.__module__})
             raise ValueError(f"the name {name!r} is registered twice, by {' and '.join(modules)}")
         config.name, config.source = name, source

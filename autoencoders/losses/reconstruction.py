@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoencoders.bottlenecks.base import short_repr
 from autoencoders.losses import logit_laplace
 from autoencoders.losses.config import LossConfig
 from autoencoders.measures import AutoencoderOutput
@@ -23,6 +24,8 @@ class LossOutput:
     total: Tensor
     terms: Mapping[str, Tensor]
     reconstruction: Tensor
+
+    __repr__ = short_repr
 
 
 def autoencoder_loss(

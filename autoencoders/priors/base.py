@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autoencoders.bottlenecks.base import short_repr
 from autoencoders.priors.config import CodeGrid, PriorConfig, PriorShape
 
 
@@ -24,6 +25,8 @@ class PriorCondition:
     context: Tensor | None = None
     context_mask: Tensor | None = None
     coarser: tuple[Tensor, ...] = ()
+
+    __repr__ = short_repr
 
 
 Decoder = Callable[[Tensor, int], Tensor]

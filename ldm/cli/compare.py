@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.cli.data_report import show_data
+from ldm.cli.default_folder import default_folder, name_of
 from ldm.cli.evaluate import check_size, parse_for_model
 from ldm.cli.model_options import ModelOptions
 from ldm.cli.parsing import require
@@ -43,7 +44,8 @@ class CompareRun(ModelOptions):
     split: str = "validation"
     """Which images of the data are the reference: train or validation."""
     output_dir: str = ""
-    """New or empty folder, or that of the same comparison, which is then continued."""
+    """New or empty folder, or that of the same comparison, which is then continued; unset: comparisons/MODEL-1, or the
+    next number that is free or was stopped."""
 
 
 def run(arguments: list[str]) -> None:
@@ -80,10 +82,16 @@ def run(arguments: list[str]) -> None:
 def _settings(arguments: list[str]) -> tuple[CompareRun, torch.device]:
     settings = parse_for_model(CompareRun, arguments, "compare")
     require(settings.model, "MODEL", "a model folder or the output folder of `ldm train diffusion`")
-    require(settings.output_dir, "--output-dir", "the folder to write to")
+    if not settings.output_dir:
+        folder = default_folder("comparisons", name_of(settings.model), _is_unfinished)
+        settings = replace(settings, output_dir=folder)
     check_names(settings.sampling)
     check_device(settings.device)
     return settings, resolve_device(settings.device)
+
+
+def _is_unfinished(folder: Path) -> bool:
+    return not (folder / "comparison.json").is_file()
 
 
 def _load(settings: CompareRun, device: torch.device) -> tuple[Pipeline, ImageData, ImageData]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from ldm.cli.data_report import show_data
+from ldm.cli.default_folder import default_folder
 from ldm.cli.evaluate_autoencoder import load_autoencoder, run_of, settings_of
 from ldm.cli.parsing import parse, require
 from ldm.cli.tables import terminal_width
@@ -44,7 +45,8 @@ class CompareAutoencodersRun:
     columns: int = 10
     """Images on reconstructions.png."""
     output_dir: str = ""
-    """New or empty folder, or that of the same comparison, which is then continued."""
+    """New or empty folder, or that of the same comparison, which is then continued; unset: comparisons/autoencoders-1,
+    or the next number that is free or was stopped."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
     ignore_manifest: bool = False
@@ -58,7 +60,9 @@ def run(arguments: list[str]) -> None:
     """Compare and print the table."""
     settings = parse(CompareAutoencodersRun, arguments, "compare autoencoders")
     require(settings.runs, "RUN", "the output folders of `ldm train autoencoder`")
-    require(settings.output_dir, "--output-dir", "the folder to write to")
+    if not settings.output_dir:
+        folder = default_folder("comparisons", "autoencoders", lambda path: not (path / "autoencoders.json").is_file())
+        settings = replace(settings, output_dir=folder)
     check_device(settings.device)
     from ldm.comparison.autoencoders.compare import compare_autoencoders
     from ldm.data.open import open_data

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ldm.runtime.errors import UserError
-from ldm.sampling.config import MAX_ITERATIONS, Request, SamplingConfig, Unmasked, check_strength
+from ldm.sampling.config import MAX_ITERATIONS, Request, ResolvedSampling, Unmasked, check_strength
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,7 +150,7 @@ def prepare(
 
 
 def _inverted(
-    flags: EditFlags, pipeline: Pipeline, requests: list[Request], sampling: SamplingConfig, source: SourceImage
+    flags: EditFlags, pipeline: Pipeline, requests: list[Request], sampling: ResolvedSampling, source: SourceImage
 ) -> PreparedEdit:
     from ldm.evaluation.metrics.image_quality import psnr
     from ldm.sampling.editing import Edit, invert

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from ldm.cli.default_folder import default_folder, name_of
 from ldm.cli.parsing import check_model_folder, check_new_folder, parse, require
 from ldm.runtime.text import counted
 from ldm.training.config import check_length
@@ -28,7 +29,7 @@ class EmaRun:
     step: int | None = None
     """The step after which the average is taken, one with a snapshot; unset: the last."""
     output_dir: str = ""
-    """New model folder; `ldm sample` and its --weak take it."""
+    """New model folder; `ldm sample` and its --weak take it. Unset: models/RUN-ema-1, or the next free number."""
     ignore_manifest: bool = False
     """Take the run's model as it is where it is not as it was published, for those who edit models."""
 
@@ -37,7 +38,8 @@ def run(arguments: list[str]) -> None:
     """Reconstruct, write the folder, say how exact the profile is."""
     settings = parse(EmaRun, arguments, "ema")
     require(settings.run, "RUN", "the output folder of `ldm train diffusion`")
-    require(settings.output_dir, "--output-dir", "the folder for the model")
+    if not settings.output_dir:
+        settings = replace(settings, output_dir=default_folder("models", f"{name_of(settings.run)}-ema"))
     check_new_folder(settings.output_dir, "--output-dir")
     check_length(settings.length, "length")
     check_model_folder(settings.run)

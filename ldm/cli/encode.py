@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoencoders import Tiling
 from ldm.cli.data_report import show_data
+from ldm.cli.default_folder import default_folder, name_of
 from ldm.cli.outputs import check_tiling
 from ldm.cli.parsing import parse, require
 from ldm.data.config import DataConfig
@@ -31,7 +32,8 @@ class EncodeRun:
     autoencoder: str = ""
     """Output folder of `ldm train autoencoder` (or any folder with a `vae`)."""
     output_dir: str = ""
-    """Folder of the cache; an interrupted one of the same data and autoencoder is continued."""
+    """Folder of the cache; an interrupted one of the same data and autoencoder is continued. Unset:
+    latents/AUTOENCODER-1, or the next number that is free or was stopped."""
     batch_size: int = 64
     dataloader_num_workers: int = 0
     """Processes that load images; the latents do not depend on their number."""
@@ -70,7 +72,10 @@ def run(arguments: list[str]) -> None:
 def _settings(arguments: list[str]) -> EncodeRun:
     settings = parse(EncodeRun, arguments, "encode")
     require(settings.autoencoder, "--autoencoder", "the output folder of `ldm train autoencoder`")
-    require(settings.output_dir, "--output-dir", "the folder of the cache")
+    if not settings.output_dir:
+        name = name_of(settings.autoencoder)
+        folder = default_folder("latents", name, lambda path: not (path / "manifest.json").is_file())
+        settings = replace(settings, output_dir=folder)
     in_range(settings, dataloader_num_workers=(0, MOST_WORKERS), batch_size=(1, LARGEST_BATCH))
     check_device(settings.device)
     return settings

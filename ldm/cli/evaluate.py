@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias, TypeVar
 
@@ -37,22 +37,25 @@ if TYPE_CHECKING:  # wrong flags are refused before torch is imported
     Loaded: TypeAlias = tuple[Pipeline | CodePriorModel, ImageData, ImageData, ImageData | None]
 
 Settings = TypeVar("Settings")
+_MODEL_PARTS = ("model_index.json", "config.json", "run.json", "unet", "vae", "prior", "generator")
 
 
 @dataclass(frozen=True)
 class EvaluateRun(ModelOptions):
-    """Distances (and a judge's accuracies) of a model's samples from its data, or of one folder from another; and the
-    likelihood of its data (--metrics bits_per_dim). An autoencoder has other measures: `ldm evaluate RUN --help` with
-    the folder of one shows them. `ldm evaluate reference DATA` makes a reference file."""
+    """Distances (and a judge's accuracies) of a model's samples from its data, of a folder of images from a data set
+    (FOLDER --data ...) or from another folder; and the likelihood of its data (--metrics bits_per_dim). An autoencoder
+    has other measures: `ldm evaluate RUN --help` with the folder of one shows them. `ldm evaluate reference DATA` makes
+    a reference file."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ""
-    """Model folder; none with --real and --fake, or --reference and --fake."""
+    """Model folder, or a folder of generated images to compare with --data, as the samples of a model are; none with
+    --fake."""
     real: str = ""
     """Folder of real images."""
     fake: str = ""
-    """Folder of generated images, to compare with --real or --reference."""
+    """Folder of generated images, to compare with --real, --reference or --data."""
     resize: int | None = None
-    """Resize the images of --real and --fake to this side; without it, images of different sizes are refused."""
+    """Resize the images of folders to this side; without it, images of different sizes are refused."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
@@ -73,21 +76,10 @@ def run(arguments: list[str]) -> None:
         if evaluate_autoencoder.autoencoder_among(arguments):
             return processes.run_on_main_and_broadcast(lambda: evaluate_autoencoder.run(arguments))
         settings, device = processes.run_on_all(lambda: _settings(arguments))
-        from ldm.evaluation.folders import evaluate_folders
         from ldm.sampling.code_prior import holds_prior
 
         if settings.fake:
-            result = processes.run_on_main_and_broadcast(
-                lambda: evaluate_folders(
-                    settings.real or None,
-                    settings.fake,
-                    settings.evaluation,
-                    device=device,
-                    resize=settings.resize,
-                    on_read=show_data,
-                    max_bad_images=settings.dataset.max_bad_images,
-                )
-            )
+            result = processes.run_on_main_and_broadcast(lambda: _folder(settings, device))
             _publish(settings, result, processes)
         elif holds_prior(settings.model):  # whose codes are drawn by one process
             processes.run_on_main_and_broadcast(lambda: _model(settings, device))
@@ -107,15 +99,16 @@ def _publish(settings: EvaluateRun, result: EvaluationResult, processes: Process
 
 
 def _settings(arguments: list[str]) -> tuple[EvaluateRun, torch.device]:
-    settings = parse_for_model(EvaluateRun, arguments, "evaluate")
+    settings = parse(EvaluateRun, arguments, "evaluate", EvaluateRun(dataset=DataConfig(data="")))
+    if _holds_images(settings.model) and not settings.fake:
+        settings = replace(settings, model="", fake=settings.model)
     folders = bool(settings.real or settings.fake)
     if folders == bool(settings.model):
         raise UserError("give either a model folder, or --real FOLDER and --fake FOLDER")
-    if folders and not settings.fake:
-        raise UserError("--fake is missing: two folders are compared")
-    if folders and bool(settings.real) == bool(settings.evaluation.reference):
-        problem = "and --reference: give one of them" if settings.real else "is missing: two folders are compared"
-        raise UserError(f"--real {problem}, or --fake FOLDER with a --reference FILE")
+    if folders:
+        _check_folders(settings)
+    else:
+        settings = parse_for_model(EvaluateRun, arguments, "evaluate")
     if settings.resize is not None and (not folders or not 1 <= settings.resize <= 4096):
         what = f"expected 1 to 4096 pixels, got {settings.resize}" if folders else "is for folders; leave it out"
         raise UserError(f"--resize: {what}")
@@ -128,6 +121,52 @@ def _settings(arguments: list[str]) -> tuple[EvaluateRun, torch.device]:
     if not holds_prior(settings.model):
         check_used(settings.sampling)
     return settings, resolve_device(settings.device)
+
+
+def _holds_images(folder: str) -> bool:
+    """Whether a folder is one of images, not of a model."""
+    from ldm.data.decode import PLAIN_ENDINGS
+
+    root = Path(folder)
+    if not folder or not root.is_dir() or any((root / part).exists() for part in _MODEL_PARTS):
+        return False
+    return any(path.suffix.lower() in PLAIN_ENDINGS for path in root.rglob("*"))
+
+
+def _check_folders(settings: EvaluateRun) -> None:
+    """`UserError` unless a folder of generated images is compared with one thing."""
+    if not settings.fake:
+        raise UserError("--fake is missing: two folders are compared")
+    given = {"--real": settings.real, "--reference": settings.evaluation.reference, "--data": settings.dataset.data}
+    names = [name for name, value in given.items() if value]
+    if not names:
+        problem = f"{settings.fake}: nothing to compare these images with, --real is missing"
+        raise UserError(problem, remedy="give --data (as for the model), --real FOLDER, or a --reference FILE")
+    if len(names) > 1:
+        raise UserError(f"{' and '.join(names)}: give one of them")
+
+
+def _folder(settings: EvaluateRun, device: torch.device) -> EvaluationResult:
+    """Of a folder of generated images, against another, a reference file or a data set."""
+    from ldm.data.open import open_data, other_split
+    from ldm.evaluation.folders import evaluate_folders
+
+    dataset, split = settings.dataset, settings.split
+    real: str | ImageData | None = settings.real or None
+    train = other = None
+    if dataset.data:
+        real, train, other = open_data(dataset, split), open_data(dataset, "train"), other_split(dataset, split)
+    return evaluate_folders(
+        real,
+        settings.fake,
+        settings.evaluation,
+        device=device,
+        resize=settings.resize,
+        on_read=show_data,
+        max_bad_images=dataset.max_bad_images,
+        train_data=train,
+        other_data=other,
+    )
 
 
 def _model(settings: EvaluateRun, device: torch.device, processes: Processes = SINGLE_PROCESS) -> None:
@@ -165,7 +204,7 @@ def _key(settings: EvaluateRun, loaded: Loaded, device: torch.device) -> str:
 
     model, reference, train, other = loaded
     data = [(split.fingerprint, split.split) for split in (reference, train, other) if split is not None]
-    parts = (settings.sampling, settings.evaluation, settings.likelihood, settings.dataset)
+    parts = (model.with_defaults(settings.sampling), settings.evaluation, settings.likelihood, settings.dataset)
     weights = identity_of(model, settings.model, settings.weak)
     return fingerprint([weights, data, settings.split, device.type, *(asdict(part) for part in parts)])
 
@@ -191,8 +230,13 @@ def _load(settings: EvaluateRun, device: torch.device) -> Loaded:
 
 def _evaluate(settings: EvaluateRun, loaded: Loaded, store: StatsStore, processes: Processes) -> EvaluationResult:
     from ldm.evaluation.evaluate import evaluate_model
+    from ldm.sampling.pipeline import Pipeline
 
     model, reference, train, other = loaded
+    if isinstance(model, Pipeline) and not settings.evaluation.without_samples:
+        taken = model.defaults.taken(settings.sampling, model.with_defaults(settings.sampling))
+        if taken and processes.is_main:
+            print(f"defaults: {taken}", flush=True)
     show_data(reference.report)
     return evaluate_model(
         model,

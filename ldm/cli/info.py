@@ -15,11 +15,14 @@ import tyro
 from ldm.cli.parsing import parse, require
 from ldm.cli.quickstart_folder import RUNS, describe, is_quickstart
 from ldm.cli.verify import verified
+from ldm.conditioning.metadata import read_conditioning
 from ldm.data.config import DataConfig
 from ldm.reports.history import RunRecord
 from ldm.runtime.errors import LARGEST, UserError
 from ldm.runtime.files import is_there, read_json
 from ldm.runtime.text import counted, printable, replace_settings
+from ldm.sampling.config import INDEX
+from ldm.sampling.defaults import defaults_of_dropout, read_defaults
 
 _PARTS = ("vae", "unet", "text_encoder", "prior", "generator", "classifier", "weak_unet")
 _LISTED = {  # the keys of each part's config.json to print
@@ -146,6 +149,10 @@ def _model(root: Path) -> Iterator[str]:
             yield f"classes without training images: {len(absent)}: {', '.join(absent[:10])}"
         text = "yes" if conditioning.get("text") else "no"
         yield f"text: {text}; condition dropout: {conditioning.get('dropout')}"
+    if (root / INDEX).is_file() and (root / "unet").is_dir():
+        metadata = read_conditioning(root)
+        dropout = metadata["dropout"] if metadata.get("text") or metadata["class_conditional"] else 0.0
+        yield f"default sampling: {read_defaults(root) or defaults_of_dropout(dropout)}"
 
 
 def _part(folder: Path, name: str) -> str:

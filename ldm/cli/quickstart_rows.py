@@ -11,7 +11,7 @@ from ldm.cli.sample_folder import SETTINGS, SampleFolder
 from ldm.runtime.files import atomic_write_json, read_json, sha256_of_file
 from ldm.runtime.locks import FolderLock
 from ldm.runtime.progress import progress
-from ldm.sampling.config import Request, SamplingConfig
+from ldm.sampling.config import Request, ResolvedSampling, SamplingConfig
 
 if TYPE_CHECKING:  # wrong flags are refused before torch is imported
     from torch import Tensor
@@ -61,7 +61,7 @@ def setups(data: ImageData, count: int, steps: int) -> list[Setup]:
     shapes = [{"shape": names[index % len(names)]} for index in range(count)]
 
     def scale(guidance: float, classifier: float = 0.0) -> SamplingConfig:
-        return SamplingConfig(num_inference_steps=steps, guidance_scale=guidance, classifier_scale=classifier)
+        return ResolvedSampling(num_inference_steps=steps, guidance_scale=guidance, classifier_scale=classifier)
 
     return [
         Setup("full captions, --guidance-scale 1", "captions-scale-1", captions, scale(1.0), attributes),

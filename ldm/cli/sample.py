@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import time
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from autoencoders import Tiling
+from ldm.cli.default_folder import default_folder, name_of
 from ldm.cli.editing import PreparedEdit, prepare
 from ldm.cli.parsing import check_model_folder, parse, require
-from ldm.cli.sample_folder import SampleFolder, check_output
+from ldm.cli.sample_folder import SampleFolder, check_output, is_unfinished
 from ldm.cli.sample_settings import SampleRun, check_without_diffusion, requests_of
 from ldm.runtime.device import check_device, resolve_device
 from ldm.runtime.distributed import Processes, torchrun_processes
@@ -44,6 +46,8 @@ class Ready:
     first: int
     edit: PreparedEdit | None
     notes: tuple[str, ...]
+    defaults: str
+    """What the settings leave open, in one line to print."""
 
 
 def run(arguments: list[str]) -> None:
@@ -61,6 +65,10 @@ def _settings(arguments: list[str]) -> tuple[SampleRun, torch.device]:
     in_range(settings, num_images=(1, LARGEST), first_index=(0, LARGEST), batch_size=(1, LARGEST_BATCH))
     in_range(settings, seed=(-LARGEST_SEED, LARGEST_SEED))
     settings.editing.check()
+    if not settings.output_dir:
+        settings = dataclasses.replace(
+            settings, output_dir=default_folder("samples", name_of(settings.model), is_unfinished)
+        )
     check_output(settings.output_dir)
     check_names(settings.sampling)
     check_device(settings.device)
@@ -107,12 +115,15 @@ def _prepare(settings: SampleRun, device: torch.device) -> Ready:
         requests = requests_of(settings, model)
     if isinstance(model, Pipeline):
         check_used(sampling)
-    plan, edit = model.resolve(sampling), None
+    resolved = model.with_defaults(sampling, requests)
+    plan, edit = model.resolve(resolved), None
     model.check(requests, plan)
     if isinstance(model, Pipeline) and (edit := prepare(flags, model, requests, plan, record)):
         plan = plan.begin_at(edit.edit.start)
     folder = check_output(settings.output_dir)
-    return Ready(folder, model, requests, plan, seed, first, edit, model.notes(requests, plan))
+    taken = model.defaults.taken(sampling, resolved) if isinstance(model, Pipeline) else ""
+    line = f"defaults: {taken}" if taken else ""
+    return Ready(folder, model, requests, plan, seed, first, edit, model.notes(requests, plan), line)
 
 
 def _sample(settings: SampleRun, ready: Ready, processes: Processes) -> None:
@@ -124,6 +135,8 @@ def _sample(settings: SampleRun, ready: Ready, processes: Processes) -> None:
     with processes.lock(ready.folder, "sampling"), kept_when_stopped(lambda: _stopped(folder)):
         replace: Literal["nothing", "complete"] = "complete" if settings.overwrite else "nothing"
         missing = processes.run_on_main_and_broadcast(lambda: folder.missing_batches(size, replace))
+        if ready.defaults and processes.is_main:
+            print(ready.defaults, flush=True)
         for note in ready.notes if processes.is_main else ():
             logger.warning("note: %s", note)
         processes.warn_if_idle(total, size)

@@ -54,6 +54,11 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and record.get("kind") == "samples" else None
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder holds samples of a command that was stopped."""
+    return (folder / UNFINISHED).is_file()
+
+
 class SampleFolder:
     """Samples and where they are written, by one process that holds the folder's lock."""
 

@@ -45,7 +45,7 @@ class SampleRun(ModelOptions):
     from."""
     output_dir: str = ""
     """Folder for the images: new, empty, or that of the same command, which goes on where it stopped and adds images if
-    --num-images is larger."""
+    --num-images is larger. Unset: samples/MODEL-1, or the next number that is free or was stopped."""
     overwrite: bool = False
     """Replace earlier samples in the output folder, once the first new image is there."""
 

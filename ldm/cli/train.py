@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
+import os
 import shlex
 from pathlib import Path
 from typing import Any
 
 from ldm.cli.data_report import show_data
+from ldm.cli.default_folder import check_single, default_folder
 from ldm.cli.parsing import parse, require
 from ldm.runtime.device import check_device, resolve_device
 from ldm.runtime.distributed import current_processes
@@ -29,16 +31,17 @@ def run(arguments: list[str]) -> int:
     kind, rest = arguments[0], arguments[1:]
     if kind not in KINDS:
         raise UserError(f"cannot train {kind!r}", remedy=suggest(kind, KINDS))
-    needs = {"autoencoder": "--output-dir", "gan": "--output-dir"}.get(kind, "--autoencoder and --output-dir")
+    needs = "" if kind in ("autoencoder", "gan") else "--autoencoder"
     settings = parse(_schema(kind), rest, f"train {kind}", required=needs)
-    require(settings.training.output_dir, "--output-dir", "the folder to write to")
+    command = shlex.join(["ldm", "train", *arguments])
+    settings = _with_output_dir(kind, settings, command)
     if kind not in ("autoencoder", "gan"):
         require(settings.autoencoder, "--autoencoder", "the output folder of `ldm train autoencoder`, or identity")
     check_device(settings.training.device)
     RunFolder.check(settings.training.output_dir, kind)
     if settings.training.dry_run:
         return _dry_run(kind, settings)
-    measures = train_with(kind, settings, shlex.join(["ldm", "train", *arguments]))
+    measures = train_with(kind, settings, command)
     for name, value in measures.items():
         if isinstance(value, float):
             print(f"{name}: {value:.4g}")
@@ -48,6 +51,18 @@ def run(arguments: list[str]) -> int:
     if current_processes().is_main:
         print(f"wrote {settings.training.output_dir}")
     return 0
+
+
+def _with_output_dir(kind: str, settings: Any, command: str) -> Any:
+    """The settings with a run folder: unless it is named, that of the newest run of this command, else a new one."""
+    from ldm.training.run_folder import commands_of
+
+    if settings.training.output_dir:
+        return settings
+    if not settings.training.dry_run:
+        check_single(int(os.environ.get("WORLD_SIZE", "1")))
+    folder = default_folder("runs", kind, lambda run: (run / "run.json").is_file() and command in commands_of(run)[-1:])
+    return dataclasses.replace(settings, training=dataclasses.replace(settings.training, output_dir=folder))
 
 
 def _schema(kind: str) -> type[Any]:
@@ -61,8 +76,9 @@ def train_with(kind: str, settings: Any, command: str = "") -> dict[str, Any]:
     """Run one training with complete settings; returns its last measures. The run remembers the command."""
     from ldm.training.loop import train
     from ldm.training.run_folder import with_recorded_rules
+    from ldm.training.tasks.published import keep_scales
 
-    settings = with_recorded_rules(kind, settings, settings.training.output_dir)
+    settings = keep_scales(with_recorded_rules(kind, settings, settings.training.output_dir))
     task, device = _task(kind, settings)
     if task.report is not None:
         show_data(task.report)

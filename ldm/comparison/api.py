@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ldm.comparison.compare import compare
 from ldm.comparison.config import METRICS_OF_COMPARISONS, ComparisonConfig
 from ldm.comparison.records import Comparison
@@ -15,29 +17,28 @@ from ldm.data.config import DataConfig
 from ldm.data.dataset import ImageData
 from ldm.data.open import open_data
 from ldm.evaluation.config import EvaluationConfig
-from ldm.runtime.device import resolve_device
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.text import suggest
 from ldm.sampling.config import SamplingConfig
 from ldm.sampling.identity import identity_of
 from ldm.sampling.model_folder import Classifiers
 from ldm.sampling.pipeline import Pipeline
 from ldm.training.tasks.published import dataset_of
-from samplers import Guidance, guidances, parse_guidance
+from samplers import Guidance, guidance_text
 
 Method = str | Guidance | Sequence[str | Guidance]
 
 
 def compare_guidances(
     model: str | Path | Pipeline,
-    guidances: Sequence[Method] = (),
+    guidances: str | Guidance | Sequence[Method] = (),
     *,
     data: str | DataConfig | ImageData | None = None,
     split: str = "validation",
     output_dir: str | Path | None = None,
     classifier: Classifiers | None = None,
     weak: str | Path | None = None,
-    device: str = "auto",
+    device: torch.device | str = "auto",
     **settings: Any,
 ) -> Comparison:
     """`ldm compare` from Python; the result is a table of frozen records: `print` it, iterate, or take `.to_pandas()`.
@@ -55,7 +56,8 @@ def compare_guidances(
     known = [field.name for kind in kinds for field in dataclasses.fields(kind)]
     if unknown := sorted(settings.keys() - set(known)):
         raise UserError(f"compare: unknown setting {unknown[0]!r}", remedy=suggest(unknown[0], known))
-    methods = tuple(method_text(method) for method in guidances)
+    listed = [guidances] if isinstance(guidances, str | Guidance) else guidances
+    methods = tuple(method_text(method) for method in listed)
     settings = {"metrics": METRICS_OF_COMPARISONS, **settings, "methods": methods}
     config, sampling, evaluation = (_config(kind, settings) for kind in kinds)
     if isinstance(model, Pipeline):
@@ -63,7 +65,7 @@ def compare_guidances(
             raise UserError("compare: a loaded pipeline has its classifier and weak network", remedy="leave them out")
         pipeline, identity, name = model, "", "this model"
     else:
-        pipeline = Pipeline.load(model, device=resolve_device(device), classifier=classifier, weak=weak)
+        pipeline = Pipeline.load(model, device=device, classifier=classifier, weak=weak)
         identity, name = identity_of(pipeline, model, weak), Path(model).resolve().name
     reference, train = _data(model, data, split, pipeline.image_size)
     if reference.image_size != pipeline.image_size:
@@ -83,21 +85,8 @@ def method_text(method: Method) -> str:
         return method
     if isinstance(method, Sequence):
         return " + ".join(map(method_text, method))
-    name = next((info.name for info in guidances().values() if info.function is type(method)), "")
-    if not name or not dataclasses.is_dataclass(method):
-        problem = f"compare: {type(method).__name__} is not a registered guidance"
-        raise UserError(problem, remedy="give its text, say 'cfg(3)'")
-    fields = [field for field in dataclasses.fields(method) if field.init]
-    options = [_option(method, field) for field in fields if getattr(method, field.name) != field.default]
-    text = f"{name}({', '.join(options)})"
-    if parse_guidance(text) != method:
-        raise UserError(f"compare: the options of {type(method).__name__} have no text form")
-    return text
-
-
-def _option(method: Any, field: dataclasses.Field[Any]) -> str:
-    value = repr(getattr(method, field.name))
-    return value if field.default is dataclasses.MISSING else f"{field.name}={value}"
+    with user_errors():
+        return guidance_text(method)
 
 
 def _config(kind: Any, settings: dict[str, Any]) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ldm.comparison.config import ComparisonConfig
+from ldm.comparison.default import check_default, save_default
 from ldm.comparison.effects import effect_notes, with_differences, with_targets
-from ldm.comparison.folder import check_folder, claimed_folder, recorded_metrics, write_tables
+from ldm.comparison.folder import check_folder, claimed_folder, recorded_metrics, stored_sampling, write_tables
 from ldm.comparison.halving import round_sizes
 from ldm.comparison.image_grid import save_side_by_side
 from ldm.comparison.methods import Variant, plan_variants, unsupported_reason
@@ -27,8 +28,9 @@ from ldm.evaluation.registry import metrics
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write
+from ldm.runtime.text import suggest
 from ldm.sampling.checks import check_used
-from ldm.sampling.config import SamplingConfig, caveats
+from ldm.sampling.config import ResolvedSampling, SamplingConfig, caveats
 from ldm.sampling.pipeline import Pipeline
 from ldm.sampling.plan import SamplingPlan
 
@@ -58,21 +60,24 @@ def compare(
     to `train_data`. Several `processes` share the samples of each run. Raises `UserError`, before any work, for what
     the model does not support and for a folder that holds something else.
     """
-    config, sampling = config or ComparisonConfig(), sampling or SamplingConfig()
-    folder = Path(output_dir)
+    config, folder = config or ComparisonConfig(), Path(output_dir)
     evaluation = recorded_metrics(folder, evaluation or EvaluationConfig())
     with_labels = unsupported_reason("classifier", pipeline, data) is None  # the same conditions whatever the methods
 
-    def check() -> tuple[list[Variant], dict[str, SamplingPlan], dict[str, str], tuple[int, ...]]:
-        variants, plans, left_out = _plan(pipeline, data, config, sampling, evaluation, with_labels)
+    def check() -> tuple[ResolvedSampling, list[Variant], dict[str, SamplingPlan], dict[str, str], tuple[int, ...]]:
         check_folder(folder)
+        base = _base_sampling(pipeline, sampling or SamplingConfig(), folder)
+        if config.save_default:
+            check_default(pipeline, base)
+        _check_decides(config.decide_by, evaluation, data)
+        variants, plans, left_out = _plan(pipeline, data, config, base, evaluation, with_labels)
         sizes = round_sizes(evaluation.num_images, config.rounds, evaluation.batch_size)
         opened_reference(evaluation, data)
         num_reference = count_of_reference(data, evaluation)
         check_metrics(evaluation.metrics, MetricContext(evaluation, sizes[0], num_reference, pipeline, data))
-        return variants, plans, left_out, sizes
+        return base, variants, plans, left_out, sizes
 
-    variants, plans, left_out, sizes = processes.run_on_all(check)
+    base, variants, plans, left_out, sizes = processes.run_on_all(check)
     processes.warn_if_idle(sizes[0], evaluation.batch_size)
     evaluators = evaluators or processes.main_process_first(
         lambda: prepare_evaluators(train_data or data, evaluation, device=pipeline.device)
@@ -82,14 +87,14 @@ def compare(
     )
     num_rows = min(config.rows, sizes[0])
     manifest = describe(data, evaluation, evaluators, pipeline.folder)
-    manifest |= {"model": model, "sampling": asdict(sampling), "metrics": list(evaluation.metrics), "rows": num_rows}
+    manifest |= {"model": model, "sampling": asdict(base), "metrics": list(evaluation.metrics), "rows": num_rows}
     manifest |= {"rounds": list(sizes)} if len(sizes) > 1 else {}
     with claimed_folder(folder, manifest, processes):
         context = ComparisonContext(
             pipeline, plans, data, conditions, evaluation, evaluators, manifest, folder / "cells", num_rows, processes
         )
         rounds, runs = run_rounds(context, variants, sizes, config)
-        warnings = (*cautions(evaluation.num_images, manifest["num_reference"], evaluators), *caveats(sampling))
+        warnings = (*cautions(evaluation.num_images, manifest["num_reference"], evaluators), *caveats(base))
         warnings += pipeline.notes([condition.request for condition in conditions])
         baseline = measure_baseline(context, train_data if other_data is None else other_data)
         sample_rows = [context.image_path(variant) for variant in variants]
@@ -97,6 +102,10 @@ def compare(
         runs = with_targets(runs, baseline.figures)
         runs = processes.run_on_main_and_broadcast(lambda: with_differences(runs, [paths[run.label] for run in runs]))
         comparison = Comparison(runs, left_out, manifest, (*warnings, *effect_notes(runs)), rounds, baseline)
+        if config.save_default:
+            ranking, by_label = rank_comparison(comparison, config), {v.label: plans[v.slug] for v in variants}
+            note = processes.run_on_main_and_broadcast(lambda: save_default(pipeline, ranking, by_label))
+            comparison = replace(comparison, warnings=(*comparison.warnings, note))
         titles = _row_titles(conditions[:num_rows], data)
         processes.run_on_main_and_broadcast(
             lambda: _publish(comparison, config, folder, sample_rows, titles, name=name, command=command)
@@ -104,11 +113,36 @@ def compare(
     return comparison
 
 
+def _check_decides(metric: str, evaluation: EvaluationConfig, data: ImageData) -> None:
+    """`UserError` for a metric that decides and is not measured."""
+    attributes, classes = data.attribute_names, set(data.class_names)
+    heads = [name for name, values in attributes.items() if len(values) > 1]
+    heads += ["class"] if len(classes) > 1 and all(set(attributes[name]) != classes for name in heads) else []
+    known = [*evaluation.metrics, *(f"accuracy/{head}" for head in heads if evaluation.judge)]
+    if metric and metric not in known:
+        raise UserError("is not measured", setting="decide_by", value=metric, remedy=suggest(metric, known))
+
+
+def _base_sampling(pipeline: Pipeline, sampling: SamplingConfig, folder: Path) -> ResolvedSampling:
+    """What all methods start from: unguided, and under the sampler that a comparison which is continued began with."""
+    before, steps = stored_sampling(folder) or SamplingConfig(), sampling.num_inference_steps
+    return pipeline.with_defaults(
+        replace(
+            sampling,
+            sampler=before.sampler if sampling.sampler is None else sampling.sampler,
+            num_inference_steps=before.num_inference_steps
+            if (steps := sampling.num_inference_steps) is None
+            else steps,
+            guidance_scale=1.0 if sampling.guidance_scale is None else sampling.guidance_scale,
+        )
+    )
+
+
 def _plan(
     pipeline: Pipeline,
     data: ImageData,
     config: ComparisonConfig,
-    sampling: SamplingConfig,
+    sampling: ResolvedSampling,
     evaluation: EvaluationConfig,
     with_labels: bool,
 ) -> tuple[list[Variant], dict[str, SamplingPlan], dict[str, str]]:

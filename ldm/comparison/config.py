@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ldm.evaluation.config import APPEARANCE
 from ldm.runtime.errors import TINY, UserError, in_range, user_errors
 from ldm.runtime.text import suggest
+from ldm.runtime.values import check_values
 from samplers import get_sampler, parse_guidance, parse_sampler
 from samplers.guidance.base import MAX_SCALE
 from samplers.level import MAX_TIMESTEPS
@@ -35,6 +36,9 @@ class ComparisonConfig:
     """Samplers under which every method is tried, such as ddim "dpmpp_2m"; default: `sampler` alone."""
     steps: tuple[int, ...] = ()
     """Numbers of steps at which every method is tried; default: `num_inference_steps` alone."""
+    decide_by: str = ""
+    """The metric that decides which run is the best: one of `metrics`, or an accuracy of the judge such as
+    accuracy/class or accuracy/shape; unset: the first of `metrics`."""
     budget_evaluations: float | None = None
     """Name the best method among those that need at most so many network evaluations an image."""
     budget_seconds: float | None = None
@@ -43,10 +47,13 @@ class ComparisonConfig:
     """More than 1: successive halving. The first round draws few samples of every run; in each later round the better
     half, and whatever is not distinguished from the best by its 95 % interval, gets twice as many, up to `num_images`
     in the last."""
+    save_default: bool = False
+    """Make the winner's sampler, steps and guidance what the model folder samples with by default."""
     rows: int = 8
     """Samples of each method on the image and in the report."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         for method in self.methods:
             check_method(method)
         for sampler in self.samplers:

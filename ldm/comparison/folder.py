@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 
 from ldm.evaluation.config import APPEARANCE, EvaluationConfig
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import atomic_write, atomic_write_json, read_json
 from ldm.runtime.locks import is_begun
 from ldm.runtime.schema import finite
+from ldm.runtime.settings import from_mapping
 from ldm.runtime.stopping import GOES_ON, kept_when_stopped
 from ldm.runtime.text import printable
+from ldm.sampling.config import SamplingConfig
 
 _MANIFEST = "plan.json"
 logger = logging.getLogger("ldm")
@@ -40,6 +42,15 @@ def recorded_metrics(folder: Path, evaluation: EvaluationConfig) -> EvaluationCo
         return evaluation
     without = tuple(name for name in evaluation.metrics if name not in APPEARANCE)
     return replace(evaluation, metrics=without) if content.get("metrics") == list(without) else evaluation
+
+
+def stored_sampling(folder: Path) -> SamplingConfig | None:
+    """The sampling that all runs of the comparison in this folder start from; None of a new one."""
+    if not (folder / _MANIFEST).is_file():
+        return None
+    content = read_json(folder / _MANIFEST)
+    with user_errors(folder / _MANIFEST):
+        return from_mapping(SamplingConfig, content.get("sampling", {}) if isinstance(content, dict) else None)
 
 
 @contextmanager

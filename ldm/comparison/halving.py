@@ -8,6 +8,7 @@ paired 95 % interval does not distinguish it from the best, for more samples dec
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ldm.comparison.config import ComparisonConfig
 from ldm.comparison.ranking import rank_runs
@@ -37,9 +38,10 @@ def survivors(runs: Sequence[Run], config: ComparisonConfig) -> tuple[str, ...]:
 
     Only runs within the budgets of `config` can be the best, so the others leave; if none is within them, all compete.
     """
-    ranking = rank_runs(runs, budget_evaluations=config.budget_evaluations, budget_seconds=config.budget_seconds)
+    budgets: dict[str, Any] = {"budget_evaluations": config.budget_evaluations, "budget_seconds": config.budget_seconds}
+    ranking = rank_runs(runs, **budgets, decide_by=config.decide_by)
     if ranking.best is None:
-        ranking = rank_runs(runs)
+        ranking = rank_runs(runs, decide_by=config.decide_by)
     if ranking.best is None:
         return tuple(run.label for run in runs)
     ranked = [ranking.best.label, *(other.run.label for other in ranking.others)]

@@ -8,7 +8,7 @@ from ldm.comparison.config import METHODS, ComparisonConfig, split_guidances
 from ldm.data.dataset import ImageData
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import fingerprint
-from ldm.sampling.config import SamplingConfig
+from ldm.sampling.config import ResolvedSampling
 from ldm.sampling.pipeline import Pipeline
 
 
@@ -17,7 +17,7 @@ class Variant:
     """A method at its scales, under a sampler with its number of steps."""
 
     method: str
-    sampling: SamplingConfig
+    sampling: ResolvedSampling
     guidance_scale: float | None = None  # None: the method has no such scale
     classifier_scale: float | None = None
     solver: str = ""  # the sampler and steps, where a comparison has several
@@ -57,7 +57,7 @@ def unsupported_reason(method: str, pipeline: Pipeline, data: ImageData) -> str 
 
 
 def plan_variants(
-    config: ComparisonConfig, pipeline: Pipeline, data: ImageData, sampling: SamplingConfig
+    config: ComparisonConfig, pipeline: Pipeline, data: ImageData, sampling: ResolvedSampling
 ) -> tuple[list[Variant], dict[str, str]]:
     """All variants of `sampling`, each setting once, and the methods left out with the reason.
 
@@ -86,7 +86,7 @@ def plan_variants(
     return [_with_solver(variant, *solver, named=named) for solver in solvers for variant in variants], left_out
 
 
-def _scaled(method: str, config: ComparisonConfig, pipeline: Pipeline, sampling: SamplingConfig) -> list[Variant]:
+def _scaled(method: str, config: ComparisonConfig, pipeline: Pipeline, sampling: ResolvedSampling) -> list[Variant]:
     """The variants of one method; "cfg+classifier" takes every pair of scales."""
     if method not in METHODS:
         return [Variant(method, replace(sampling, guidance=(*sampling.guidance, *split_guidances(method))))]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ldm.comparison.config import ComparisonConfig
 from ldm.comparison.records import Comparison, Run
+from ldm.comparison.tables import format_value
 from ldm.evaluation.intervals import interval
 from ldm.runtime.text import counted
 
@@ -41,15 +43,16 @@ def rank_runs(
     budget_evaluations: float | None = None,
     budget_seconds: float | None = None,
     initial_count: int = 0,
+    decide_by: str = "",
 ) -> Ranking:
-    """Rank runs of one comparison, or those left of `initial_count`, by their first metric.
+    """Rank runs of one comparison, or those left of `initial_count`, by the metric `decide_by`, else by their first.
 
     Differences are paired: all runs draw the same seeds under the same conditions, and their half-samples are halves
     of the same numbers, so what the samples have in common cancels. Intervals are of one difference each, not of all.
     """
     if not runs[0].result.figures:
         return Ranking("", None, (), "No metric was measured that could rank the runs.")
-    metric = runs[0].result.figures[0].metric
+    metric = decide_by or runs[0].result.figures[0].metric
     budget = _budget_text(budget_evaluations, budget_seconds)
     affordable = [
         run
@@ -65,7 +68,8 @@ def rank_runs(
     count = len(affordable)
     among = f" of the {count} within {budget}" if budget else f" of {'the ' if initial_count else ''}{count}"
     among += f" left of {initial_count}" if initial_count else ""
-    return Ranking(metric, best, tuple(others), _sentence(best, others, metric, among))
+    sentence = f"{_sentence(best, others, metric, among)} {_other_objectives(affordable, best, metric)}"
+    return Ranking(metric, best, tuple(others), sentence)
 
 
 def rank_comparison(comparison: Comparison, config: ComparisonConfig) -> Ranking:
@@ -75,6 +79,7 @@ def rank_comparison(comparison: Comparison, config: ComparisonConfig) -> Ranking
         budget_evaluations=config.budget_evaluations,
         budget_seconds=config.budget_seconds,
         initial_count=len(comparison.initial_runs) if comparison.rounds else 0,
+        decide_by=config.decide_by,
     )
 
 
@@ -99,6 +104,22 @@ def _difference(best: Run, run: Run, metric: str) -> Difference:
         return Difference(run, worse, None)
     differences = [b.loss(y) - a.loss(x) for x, y in zip(a.halves, b.halves, strict=True)]
     return Difference(run, worse, interval(worse, differences))
+
+
+def _other_objectives(runs: Sequence[Run], best: Run, metric: str) -> str:
+    """What decided, and which run is the best by each of the other metrics."""
+    winners = {}
+    for value in best.result.figures:
+        if value.metric != metric and len(runs) > 1 and math.isfinite(value.loss()):
+            other = min(runs, key=lambda run: run.result[value.metric].loss())
+            tied = other.result[value.metric].loss() == value.loss()
+            winners[value.metric] = best if tied else other
+    others = [f"{name} {run.label} ({format_value(run.result[name])})" for name, run in winners.items() if run != best]
+    also = [name for name, run in winners.items() if run == best]
+    text = f"Decided by {metric}"
+    text += f"; the best by {', by '.join(others)}" if others else ""
+    text += f"; it is also the best by {', '.join(also)}" if also else ""
+    return text + "."
 
 
 def _budget_text(evaluations: float | None, seconds: float | None) -> str:

@@ -9,8 +9,9 @@ from typing import Any, NotRequired, TypedDict
 from ldm.comparison.tables import align_columns, format_value
 from ldm.evaluation.baseline import RealBaseline, StoredBaseline, baseline_line
 from ldm.evaluation.records import EvaluationResult, StoredResult
-from ldm.runtime.errors import UserError
+from ldm.runtime.errors import UnknownNameError, UserError
 from ldm.runtime.schema import convert
+from samplers.level import short_repr
 
 
 class _StoredRun(TypedDict):
@@ -61,6 +62,8 @@ class Run:
         """Whether its samples differ from those without guidance by less than rounding."""
         return self.difference is not None and self.difference < 0.5
 
+    __repr__ = short_repr
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json`."""
         return {**asdict(self), "result": self.result.to_json()}
@@ -91,6 +94,8 @@ class Round:
     runs: tuple[Run, ...]
     eliminated: tuple[str, ...]  # labels of the runs that did not go on
 
+    __repr__ = short_repr
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json`."""
         runs = [run.to_json() for run in self.runs]
@@ -117,10 +122,17 @@ class Comparison:
     rounds: tuple[Round, ...] = ()
     baseline: RealBaseline = field(default_factory=RealBaseline)  # values of real images that are not the reference
 
+    __repr__ = short_repr
+
     @property
     def initial_runs(self) -> tuple[Run, ...]:
         """The runs of the first round."""
         return self.rounds[0].runs if self.rounds else self.runs
+
+    @property
+    def has_peak_memory(self) -> bool:
+        """Whether the peak memory of any run is known, as on CUDA."""
+        return any(run.peak_memory is not None for run in self.runs)
 
     def __iter__(self) -> Iterator[Run]:
         return iter(self.runs)
@@ -135,7 +147,7 @@ class Comparison:
         for run in self.runs:
             if run.label == key:
                 return run
-        raise KeyError(f"{key}; compared: {', '.join(run.label for run in self.runs)}")
+        raise UnknownNameError(f"{key}; compared: {', '.join(run.label for run in self.runs)}")
 
     def __str__(self) -> str:
         return self.table()
@@ -178,20 +190,21 @@ class Comparison:
         `width` is that of the terminal, if it is limited.
         """
         values = self.runs[0].result.figures
-        lines = [["method", *[value.name for value in values], "evaluations/image", "seconds/image", "peak MB"]]
+        has_peak = self.has_peak_memory
+        peak_head = ["peak MB"] if has_peak else []
+        lines = [["method", *[value.name for value in values], "evaluations/image", "seconds/image", *peak_head]]
         for run in self.runs:
             cost = f"{run.result.evaluations_per_image:g}", f"{run.result.seconds_per_image:.3g}"
-            peak = "-" if run.peak_memory is None else f"{run.peak_memory / 1e6:.0f}"
-            lines.append(
-                [
-                    f"{run.label} =none" if run.as_none else run.label,
-                    *map(format_value, run.result.figures),
-                    *cost,
-                    peak,
-                ]
-            )
+            peak = [peak_text(run.peak_memory)] if has_peak else []
+            label = f"{run.label} =none" if run.as_none else run.label
+            lines.append([label, *map(format_value, run.result.figures), *cost, *peak])
         if not self.baseline.provenance:
             return align_columns(lines, width)
         real = {value.metric: format_value(value) for value in self.baseline.figures}
-        lines.append(["real images", *[real.get(value.metric, "-") for value in values], "-", "-", "-"])
+        lines.append(["real images", *[real.get(value.metric, "-") for value in values], "-", "-", *["-"] * has_peak])
         return f"{align_columns(lines, width)}\n{baseline_line(self.baseline.provenance)}"
+
+
+def peak_text(peak_memory: int | None) -> str:
+    """Bytes as MB; "-" where they are unknown."""
+    return "-" if peak_memory is None else f"{peak_memory / 1e6:.0f}"

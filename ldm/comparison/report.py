@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ldm.comparison.ranking import Ranking, pareto_front
-from ldm.comparison.records import Comparison, Round, Run
+from ldm.comparison.records import Comparison, Round, Run, peak_text
 from ldm.comparison.tables import is_accuracy, to_csv
 from ldm.evaluation.baseline import baseline_line
 from ldm.evaluation.records import MetricValue
 from ldm.reports.page import data_url, render_template
 from ldm.reports.plots import Point, Scatter
 
-_COST_HEADS = ("evaluations/image", "seconds/image", "peak MB")
+_COST_HEADS = ("evaluations/image", "seconds/image")
 
 
 @dataclass(frozen=True, slots=True)
 class TableCell:
-    """One cell of an HTML table: the value to sort by, its text, and an interval or error in small print."""
+    """One cell of an HTML table: the value to sort by, its text, an interval or error in small print, and whether it is
+    the best of its column."""
 
     value: str
     text: str
     note: str = ""
+    best: bool = False
 
 
 _EMPTY = TableCell("", "-")
@@ -63,8 +66,11 @@ def render(
         ranking=ranking,
         manifest=dict(comparison.manifest),
         warnings=comparison.warnings,
-        heads=["method", *map(_short_name, runs[0].result.figures), *_COST_HEADS],
-        rows=[{"best": run == ranking.best, "columns": _columns(run)} for run in runs],
+        heads=["method", *map(_short_name, runs[0].result.figures), *_cost_heads(comparison)],
+        rows=[
+            {"winner": run == ranking.best, "columns": columns}
+            for run, columns in zip(runs, _columns(comparison), strict=True)
+        ],
         baseline=_baseline_columns(comparison),
         baseline_line=baseline_line(baseline.provenance) if baseline.provenance else "",
         left_out=comparison.left_out,
@@ -78,14 +84,31 @@ def render(
     )
 
 
-def _columns(run: Run) -> list[TableCell]:
-    peak = "" if run.peak_memory is None else f"{run.peak_memory / 1e6:.0f}"
-    cost = run.result.evaluations_per_image, run.result.seconds_per_image
+def _cost_heads(comparison: Comparison) -> tuple[str, ...]:
+    return (*_COST_HEADS, "peak MB") if comparison.has_peak_memory else _COST_HEADS
+
+
+def _columns(comparison: Comparison) -> list[list[TableCell]]:
+    """The cells of each run; of several runs the best of each column is marked."""
+    rows: list[list[TableCell]] = []
+    losses: list[list[float]] = []  # of all columns but the first: lower is better
+    for run in comparison.runs:
+        cost = run.result.evaluations_per_image, run.result.seconds_per_image
+        row = [*map(_value_cell, run.result.figures), *(TableCell(repr(value), f"{value:.3g}") for value in cost)]
+        if comparison.has_peak_memory:
+            peak = "" if run.peak_memory is None else repr(run.peak_memory)
+            row.append(TableCell(peak, peak_text(run.peak_memory)))
+            cost = (*cost, math.inf if run.peak_memory is None else run.peak_memory)  # type: ignore[assignment]
+        rows.append(row)
+        losses.append([*(value.loss() for value in run.result.figures), *cost])
+    best = [min(column) for column in zip(*losses, strict=True)]
     return [
-        TableCell(run.label, run.label, "as none" if run.as_none else ""),
-        *map(_value_cell, run.result.figures),
-        *(TableCell(repr(value), f"{value:.3g}") for value in cost),
-        TableCell(peak, peak or "-"),
+        [TableCell(run.label, run.label, "as none" if run.as_none else "")]
+        + [
+            replace(entry, best=len(rows) > 1 and loss == lowest < math.inf)
+            for entry, loss, lowest in zip(row, own, best, strict=True)
+        ]
+        for run, row, own in zip(comparison.runs, rows, losses, strict=True)
     ]
 
 
@@ -93,7 +116,7 @@ def _baseline_columns(comparison: Comparison) -> list[TableCell]:
     """The values of real images; [] where they were not measured."""
     real = {value.metric: _value_cell(value) for value in comparison.baseline.figures}
     values = [real.get(value.metric, _EMPTY) for value in comparison.runs[0].result.figures]
-    return [TableCell("", "real images"), *values, *[_EMPTY] * len(_COST_HEADS)] if real else []
+    return [TableCell("", "real images"), *values, *[_EMPTY] * len(_cost_heads(comparison))] if real else []
 
 
 def _round(round_: Round, metric: str) -> dict[str, Any]:

@@ -17,7 +17,11 @@ from ldm.runtime.text import printable
 
 # What may differ, for it is compared or does not affect the values; all else in a manifest must be the same.
 _MAY_DIFFER = ("sampling", "model", "weights", "metrics", "rows", "rounds", "fake", "sizes", "caveats", "floor")
-_OPTIONAL = ("likelihood", "memorisation", "calibration")  # settings of metrics that not all files have
+# Settings of metrics that not all files have, and what is not known of a folder of images.
+_OPTIONAL = (
+    *("likelihood", "memorisation", "calibration", "conditions", "resized"),
+    *("judge", "judge_accuracy", "judge_held_out", "clip_score"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from ldm.runtime.distributed import Processes
 from ldm.runtime.files import atomic_write_json, read_json
 from ldm.runtime.memory import PeakMemory
 from ldm.runtime.progress import CostProgress
-from ldm.sampling.config import SamplingConfig
+from ldm.sampling.config import ResolvedSampling
 from ldm.sampling.finite import NonFiniteSamplesError
 from ldm.sampling.pipeline import Pipeline
 from ldm.sampling.plan import SamplingPlan
@@ -103,8 +103,10 @@ def _run_round(
     num_images, before = sizes[number], sizes[number - 1] if number else 0
 
     def load(variant: Variant) -> Run | None:
-        path = context.record_path(variant, num_images)
-        return context.processes.run_on_main_and_broadcast(lambda: load_record(path, Run.from_json))
+        path, on_cpu = context.record_path(variant, num_images), context.pipeline.device.type == "cpu"
+        run = context.processes.run_on_main_and_broadcast(lambda: load_record(path, Run.from_json))
+        # runs of before have one of a CPU, which says nothing
+        return replace(run, peak_memory=None) if run is not None and on_cpu else run
 
     stored = [load(variant) for variant in variants]
     costs = [_cost(context.plans[variant.slug]) * (num_images - before) for variant in variants]
@@ -193,7 +195,7 @@ def measure_baseline(context: ComparisonContext, other: ImageData | None) -> Rea
 
 
 def conditions_for(
-    conditions: Sequence[EvalCondition], pipeline: Pipeline, sampling: SamplingConfig
+    conditions: Sequence[EvalCondition], pipeline: Pipeline, sampling: ResolvedSampling
 ) -> list[EvalCondition]:
     """The conditions without class labels where neither the model nor its guidance takes one."""
     if pipeline.has_classes or uses_classifier(sampling):

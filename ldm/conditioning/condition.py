@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samplers.level import short_repr
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -15,6 +17,8 @@ class Condition:
 
     class_labels: Tensor | None
     context: Tensor | None
+
+    __repr__ = short_repr
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Condition:
         tensors = (self.class_labels, self.context)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from ldm.conditioning.condition import Condition
 from ldm.conditioning.config import CONDITIONING_FILE, ConditioningConfig
-from ldm.conditioning.metadata import guess_metadata, read_metadata
+from ldm.conditioning.metadata import read_conditioning
 from ldm.conditioning.text_encoder import TextEncoder, embedded_encoder, frozen_encoder, printable_utf8
 from ldm.conditioning.words import TrainingWords
 from ldm.runtime.errors import UserError
-from ldm.runtime.files import atomic_write_json, is_there
+from ldm.runtime.files import atomic_write_json
 from ldm.runtime.text import replace_unprintable, suggest
 
 
@@ -222,8 +222,7 @@ class Conditioner(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> "Conditioner":
         """Read a model folder; one without conditioning.json is a diffusers folder, and its other files are read."""
         folder = Path(folder)
-        file = folder / CONDITIONING_FILE
-        metadata = read_metadata(file) if is_there(file) else guess_metadata(folder)
+        metadata = read_conditioning(folder)
         text = metadata.get("text")
         encoder = None
         if text is not None:

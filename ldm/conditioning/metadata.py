@@ -7,6 +7,7 @@ from typing import Annotated, Literal, NotRequired, TypedDict
 
 from msgspec import Meta
 
+from ldm.conditioning.config import CONDITIONING_FILE
 from ldm.conditioning.words import StoredWords
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import is_there, read_json
@@ -56,3 +57,9 @@ def guess_metadata(folder: Path) -> Metadata:
     if (folder / "text_encoder").is_dir():
         text = {"encoder": "frozen", "source": folder.name}
     return {"class_names": names, "class_conditional": bool(names), "dropout": 0.1, "text": text}
+
+
+def read_conditioning(folder: Path) -> Metadata:
+    """The contents of a model folder's conditioning.json, guessed for a folder of diffusers, which has none."""
+    file = folder / CONDITIONING_FILE
+    return read_metadata(file) if is_there(file) else guess_metadata(folder)

@@ -18,6 +18,7 @@ from autoencoders import Autoencoder
 from ldm.data.cache_key import ENCODE_AGAIN, CacheKey, check_cache_folder
 from ldm.data.dataset import ImageData
 from ldm.data.selection import image_batches
+from ldm.runtime.device import resolve_device
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, read_json, sha256_of_file
 from ldm.runtime.locks import LOCK, FolderLock
@@ -68,7 +69,7 @@ def encode_codes(
     *,
     batch_size: int = 64,
     num_workers: int = 0,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "auto",
 ) -> CodeCache:
     """The codes of all images of `data`, read from `folder` if they are there, else encoded and written to it.
 
@@ -79,7 +80,7 @@ def encode_codes(
     if (folder / _MANIFEST).is_file():
         return _read(folder, key, autoencoder.config.codebook_sizes, len(data), data.flip)
     with FolderLock(folder, work="encoding"):
-        levels = _encoded(autoencoder, data, batch_size, num_workers, torch.device(device))
+        levels = _encoded(autoencoder, data, batch_size, num_workers, resolve_device(device))
         save_tensors(folder / _WEIGHTS, {f"level_{k}": level for k, level in enumerate(levels)})
         manifest = {"format": _FORMAT, "key": asdict(key), "sha256": sha256_of_file(folder / _WEIGHTS)}
         atomic_write_json(folder / _MANIFEST, manifest)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ldm.data.report import DataReport
+from samplers.level import short_repr
 
 Key = int | tuple[int, int]  # index, or (index, seed)
 
@@ -22,6 +23,8 @@ class Example:
     caption: str  # "": none
     index: int
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -29,6 +32,8 @@ class Batch:
     labels: Tensor  # (B,) int64, -1: none
     captions: list[str]
     indices: Tensor  # (B,) int64
+
+    __repr__ = short_repr
 
     def __len__(self) -> int:
         return len(self.captions)

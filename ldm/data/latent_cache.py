@@ -26,6 +26,7 @@ from ldm.data.latent_layout import (
 )
 from ldm.data.latent_sums import SUMS, encoded_sums
 from ldm.data.selection import image_batches
+from ldm.runtime.device import resolve_device
 from ldm.runtime.disk import check_free
 from ldm.runtime.distributed import SINGLE_PROCESS, Processes
 from ldm.runtime.errors import UserError
@@ -90,7 +91,7 @@ class LatentCache:
         folder: str | Path,
         expected: CacheKey,
         *,
-        device: torch.device | str = "cpu",
+        device: torch.device | str = "auto",
         cache_device: CacheDevice = "auto",
     ) -> LatentCache:
         """Open a whole cache of the key `expected`; otherwise a `UserError` names the differences."""
@@ -104,7 +105,7 @@ class LatentCache:
             path = layout.path(folder, shard)
             if not path.is_file():
                 raise UserError(f"{path}: missing", remedy=_SHARD_AGAIN)
-        return cls(folder, layout, sums, torch.device(device), cache_device)
+        return cls(folder, layout, sums, resolve_device(device), cache_device)
 
     def __len__(self) -> int:
         return self._layout.count
@@ -175,7 +176,7 @@ def encode_latents(
     folder: str | Path,
     *,
     batch_size: int = 64,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "auto",
     num_workers: int = 0,
     tiling: Tiling | None = None,
     processes: Processes = SINGLE_PROCESS,
@@ -188,7 +189,7 @@ def encode_latents(
     and is not part of the key: it changes the latents by less than the rounding of the cache. Several processes, all of
     which must call this, divide the missing shards; they need a common folder.
     """
-    folder, device, key = Path(folder), torch.device(device), CacheKey.of(autoencoder, data)
+    folder, device, key = Path(folder), resolve_device(device), CacheKey.of(autoencoder, data)
     if batch_size < 1:
         raise UserError(f"batch size: expected 1 or more, got {batch_size}")
     if data.image_size % autoencoder.factor:

@@ -93,8 +93,10 @@ class DataReport:
         text = f" of {_by(low)} pixels" if low == high else f" from {_by(low)} to {_by(high)} pixels"
         if low == high == (own, own):
             return text
-        changes = ["enlarged"] * (min(low) < own) + ["shrunk"] * (min(high) > own)
-        return f"{text}, used at {own} x {own} ({' or '.join(changes) or 'cropped'})"
+        changes = [f"enlarged up to {own / min(low):.2g} times"] * (min(low) < own)
+        changes += [f"shrunk up to {min(high) / own:.2g} times"] * (min(high) > own)
+        more = f"; `image_size` {min(low)} would keep all" if min(low) >= 2 * own else ""
+        return f"{text}, used at {own} x {own} ({' or '.join(changes) or 'cropped'}{more})"
 
     def _classes(self) -> str:
         if not self.classes:

@@ -7,6 +7,7 @@ from ldm.evaluation.registry import OF_SAMPLES
 from ldm.evaluation.registry import metrics as registry
 from ldm.runtime.errors import LARGEST, LARGEST_BATCH, LARGEST_SEED, UserError, at_least, in_range
 from ldm.runtime.text import suggest
+from ldm.runtime.values import check_values
 
 APPEARANCE = ("saturation", "contrast", "clipped", "sharpness")
 _EXTRACTORS = ("auto", "inception", "trained", "dinov2", "clip")
@@ -80,6 +81,7 @@ class EvaluationConfig:
         return bool(self.metrics) and not self.needs & OF_SAMPLES
 
     def __post_init__(self) -> None:
+        check_values(self)
         for name in self.metrics:
             registry.check(name)
         at_least(self, num_images=4, num_reference=4)
@@ -106,6 +108,7 @@ class LikelihoodConfig:
     """Hutchinson's random vectors an image."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         in_range(
             self, likelihood_images=(2, LARGEST), bound_steps=(0, 2**20), flow_steps=(0, 2**20), flow_probes=(1, 2**16)
         )

@@ -56,6 +56,7 @@ def evaluate_model(
     first = metrics.needing("codes") if isinstance(model, CodePriorModel) else ()
     names = tuple(dict.fromkeys((*first, *config.model_metrics)))
     context = MetricContext(config, config.num_images, config.num_reference, model, data, other, sampling)
+    resolved = model.with_defaults(sampling)
 
     def with_model_metrics(result: EvaluationResult | None, evaluation: ModelEvaluation) -> EvaluationResult:
         for name in names:
@@ -79,13 +80,14 @@ def evaluate_model(
 
     if config.without_samples:
         return processes.run_on_main_and_broadcast(without_samples)
-    target = uses_classifier(sampling)
+    target = uses_classifier(resolved)
 
     def check() -> Plan:  # refuse before any work
         check_metrics(names, context)
         conditions = eval_conditions(model, data, config.num_images, config.seed, classifier=target)
-        plan: Plan = model.resolve(sampling)
-        model.check([condition.request for condition in conditions], plan)
+        requests = [condition.request for condition in conditions]
+        plan: Plan = model.resolve(model.with_defaults(sampling, requests))
+        model.check(requests, plan)
         opened_reference(config, data)
         check_metrics(config.sample_metrics, replace(context, num_reference=count_of_reference(data, config)))
         return plan
@@ -102,8 +104,8 @@ def evaluate_model(
         lambda: baseline_of_data(other, data, reference, config, evaluators, captions=model.has_text)
     )
     manifest = describe(data, config, evaluators, model.folder)
-    manifest |= {"sampling": asdict(sampling), "caveats": caveats(sampling), "floor": baseline.provenance}
-    notes = (*cautions(config.num_images, manifest["num_reference"], evaluators), *caveats(sampling))
+    manifest |= {"sampling": asdict(plan.config), "caveats": caveats(plan.config), "floor": baseline.provenance}
+    notes = (*cautions(config.num_images, manifest["num_reference"], evaluators), *caveats(plan.config))
     notes += model.notes([condition.request for condition in conditions], plan)
     notes += tuple(without_effect(model.effects, notes))
     result = measurement.result(manifest, notes, baseline.figures)

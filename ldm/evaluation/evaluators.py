@@ -28,7 +28,7 @@ class Evaluators:
     clip: ClipScorer | None = None
 
 
-def prepare_evaluators(data: ImageData, config: EvaluationConfig, *, device: torch.device | str = "cpu") -> Evaluators:
+def prepare_evaluators(data: ImageData, config: EvaluationConfig, *, device: torch.device | str = "auto") -> Evaluators:
     """The extractor of the settings and the judge of `data`; trained now unless they are in the user's cache.
 
     With a `reference` the extractor is that of the file; `UserError` where it cannot be, before any training.
@@ -45,7 +45,7 @@ def prepare_evaluators(data: ImageData, config: EvaluationConfig, *, device: tor
     return Evaluators(extractor, judge, clip)
 
 
-def prepare_judge(data: ImageData, config: EvaluationConfig, device: torch.device | str = "cpu") -> Judge | None:
+def prepare_judge(data: ImageData, config: EvaluationConfig, device: torch.device | str = "auto") -> Judge | None:
     """The judge of `data`; None for data without attributes and labels, or where the settings leave it out."""
     has_labels = bool(data.attribute_names or data.class_names)
     return trained_judge(data, device=device) if config.judge and has_labels else None
@@ -61,7 +61,7 @@ def _clip(config: EvaluationConfig, extractor: Extractor | None, device: torch.d
 
 
 def prepare_extractor(
-    data: ImageData | None, config: EvaluationConfig, *, device: torch.device | str = "cpu"
+    data: ImageData | None, config: EvaluationConfig, *, device: torch.device | str = "auto"
 ) -> Extractor:
     """The extractor of the settings: that of their `reference`, Inception, or the network trained on `data`."""
     file = opened_reference(config)

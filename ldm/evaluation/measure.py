@@ -24,6 +24,7 @@ from ldm.runtime.progress import progress
 from ldm.sampling.config import SamplingConfig
 from ldm.sampling.finite import NonFiniteSamplesError
 from ldm.sampling.image_model import ImageModel, Plan
+from samplers.level import short_repr
 
 
 class EvaluationStopped(Exception):  # noqa: N818  (not an error)
@@ -38,6 +39,8 @@ class Measurement:
     evaluations_per_image: float
     seconds_per_image: float
     features: Tensor  # (N, D) of all samples
+
+    __repr__ = short_repr
 
     def result(
         self, manifest: Mapping[str, Any], warnings: tuple[str, ...] = (), baseline: tuple[MetricValue, ...] = ()

@@ -33,6 +33,7 @@ class PeriodicEvaluator:
     def __init__(self, config: EvalConfig, reference: ImageData, train: ImageData, model: ImageModel) -> None:
         """`model` is the untrained one: `UserError` where it, or the data, can never be evaluated so."""
         self.config, self.reference, self.train = config, reference, train
+        self.sampling = model.with_defaults(config.sampling())
         self._cached: tuple[Evaluators, Tensor | Gaussian | None] | None = None
         try:
             self._check(model)
@@ -41,7 +42,7 @@ class PeriodicEvaluator:
             raise error.with_prefix("eval_", names) from None
 
     def _check(self, model: ImageModel) -> None:
-        config, sampling = self.config.evaluation(), self.config.sampling()
+        config, sampling = self.config.evaluation(), self.sampling
         requests = [condition.request for condition in eval_conditions(model, self.reference, 1, config.seed)]
         model.check(requests, sampling)
         num_reference = min(config.num_reference, len(self.reference))
@@ -56,6 +57,7 @@ class PeriodicEvaluator:
         settings = asdict(self.config)
         for name in ("eval_every", "eval_best_by", "eval_batch_size", "eval_inception_weights"):
             del settings[name]
+        settings["eval_guidance_scale"] = self.sampling.guidance_scale
         return {**settings, "eval_metrics": list(self.config.eval_metrics), "data": self.reference.fingerprint}
 
     def __call__(
@@ -65,7 +67,7 @@ class PeriodicEvaluator:
 
         Several `processes`, all of which must call this, share the work and ignore `stop`.
         """
-        config, sampling = self.config.evaluation(), self.config.sampling()
+        config, sampling = self.config.evaluation(), self.sampling
         if self._cached is None:
             evaluators = processes.main_process_first(
                 lambda: prepare_evaluators(self.train, config, device=model.device)

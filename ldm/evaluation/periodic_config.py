@@ -9,6 +9,7 @@ from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.registry import metrics as registry
 from ldm.runtime.errors import LARGEST_BATCH, LARGEST_SEED, UserError, at_least, in_range
 from ldm.runtime.text import suggest
+from ldm.runtime.values import check_values
 from ldm.sampling.config import SamplingConfig
 from samplers.guidance.base import MAX_SCALE
 from samplers.level import MAX_TIMESTEPS
@@ -32,8 +33,8 @@ class EvalConfig:
     """Real images to compare with; drawn at random if there are more."""
     eval_split: Literal["validation", "train"] = "validation"
     """Which images of the data are the reference."""
-    eval_guidance_scale: float = 1.0
-    """Guidance scale of these samples; 1 is the conditional model."""
+    eval_guidance_scale: float | None = None
+    """Guidance scale of these samples; 1 is the conditional model. Unset: the model's default, as in `ldm sample`."""
     eval_seed: int = 0
     """Seed of these samples and of the choice of conditions, the same at every step."""
     eval_batch_size: int = 64
@@ -44,6 +45,7 @@ class EvalConfig:
     """The file inception-2015-12-05.pt; default: where clean-fid keeps it."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         at_least(self, eval_every=0, eval_num_images=4, eval_num_reference=4)
         in_range(self, eval_batch_size=(1, LARGEST_BATCH), eval_seed=(0, LARGEST_SEED))
         in_range(self, eval_guidance_scale=(0, MAX_SCALE))

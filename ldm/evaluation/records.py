@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NotRequired, TypedDict
 
+from ldm.runtime.errors import UnknownNameError
 from ldm.runtime.schema import convert, finite
+from samplers.level import short_repr
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class MetricValue:
             return abs(value - self.target)
         return -value if self.higher_is_better else value
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -54,10 +58,12 @@ class EvaluationResult:
     warnings: tuple[str, ...] = ()
     baseline: tuple[MetricValue, ...] = ()  # figures of real images other than the reference; "floor" in JSON
 
+    __repr__ = short_repr
+
     def __getitem__(self, metric: str) -> MetricValue:
         figures = [figure for figure in self.figures if figure.metric == metric]
         if not figures:
-            raise KeyError(f"{metric}; measured: {', '.join(figure.metric for figure in self.figures)}")
+            raise UnknownNameError(f"{metric}; measured: {', '.join(figure.metric for figure in self.figures)}")
         return figures[0]
 
     def to_json(self) -> dict[str, Any]:

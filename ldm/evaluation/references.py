@@ -93,7 +93,7 @@ class ReferenceFile:
         """Features (M, D) of real images of the other split; none of a foreign file."""
         return torch.empty(0, self.dim) if self.foreign else self._tensor("others").float()
 
-    def extractor(self, device: torch.device | str = "cpu") -> TrainedExtractor | None:
+    def extractor(self, device: torch.device | str = "auto") -> TrainedExtractor | None:
         """The small network that is in the file, where it made the features."""
         if not self.metadata.network:
             return None

@@ -7,6 +7,7 @@ entry point names a class that it has decorated with `metrics.register` or `auto
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -57,7 +58,12 @@ class Registry:
         """Registers a class of metrics under a name; a built-in one is described in the table below."""
 
         def add(metric: _Class) -> _Class:
-            if name in self._classes or (name in self._built_in and self._infos[name].module != metric.__module__):
+            known = self._classes.get(name)
+            identity = metric.__module__, metric.__qualname__
+            again = known is not None and (known.__module__, known.__qualname__) == identity
+            if again and name not in self._built_in:  # a cell of a notebook that runs again
+                warnings.warn(f"the metric {name!r} is registered anew and replaces the one before", stacklevel=2)
+            elif known is not None or (name in self._built_in and self._infos[name].module != metric.__module__):
                 raise ValueError(f"the metric {name!r} is registered twice")
             if name not in self._built_in:
                 self._infos[name] = MetricInfo(name, help, frozenset(needs), tuple(options), True, metric.__module__)

@@ -21,6 +21,7 @@ from ldm.runtime.files import atomic_write_json, read_json
 from ldm.runtime.schema import convert, parse_json
 from ldm.runtime.tensors import metadata_text, open_tensors, save_with_digest
 from ldm.runtime.text import printable
+from samplers.level import short_repr
 
 _ABANDONED = 30 * 24 * 3600  # seconds
 logger = logging.getLogger("ldm")
@@ -43,6 +44,8 @@ class SampleStats:
     seconds: float = 0.0
     images: Tensor = field(default_factory=lambda: torch.empty(0))
     appearance: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    __repr__ = short_repr
 
     @classmethod
     def joined(cls, parts: Sequence[SampleStats]) -> SampleStats:

@@ -6,6 +6,7 @@ config.json.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -77,6 +78,13 @@ def backbone(class_name: str) -> Callable[[type[_BackboneT]], type[_BackboneT]]:
     """Registers a subclass of `Backbone` under the `_class_name` of its config.json."""
 
     def register(network: type[_BackboneT]) -> type[_BackboneT]:
+        known = _backbones.get(class_name)
+        if known is not None and (known.__module__, known.__qualname__) != (network.__module__, network.__qualname__):
+            raise ValueError(
+                f"the network {class_name!r} is registered twice, by {known.__module__} and {network.__module__}"
+            )
+        if known is not None:  # a cell of a notebook that runs again
+            warnings.warn(f"the network {class_name!r} is registered anew and replaces the one before", stacklevel=2)
         network.class_name = class_name
         _backbones[class_name] = network
         return network

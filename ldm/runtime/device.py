@@ -19,12 +19,12 @@ def check_device(name: str) -> None:
         raise UserError("unknown", remedy="known: auto, cuda, mps, cpu", setting="device", value=name)
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str | torch.device) -> torch.device:
     """The device of a name: cpu, mps, cuda or cuda:N; `auto` is the GPU where there is one, else Apple's, else the CPU.
 
     `UserError` for an unknown name and for a device that is not available.
     """
-    check_device(name)
+    check_device(str(name))
     import torch
 
     if name == "auto":

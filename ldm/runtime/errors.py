@@ -41,6 +41,12 @@ class UserError(ValueError):
         return UserError(renamed(self.problem), setting=settings, value=self.value, remedy=renamed(self.remedy))
 
 
+class UnknownNameError(UserError, KeyError):
+    """A name that a record does not have: also what a mapping raises."""
+
+    __str__ = Exception.__str__
+
+
 @contextmanager
 def user_errors(where: object = "", *, setting: str | Sequence[str] = (), value: object = None) -> Iterator[None]:
     """Raise a `ValueError` or `OSError` of this block as a `UserError` at a place or about a setting.

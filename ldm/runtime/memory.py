@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
 
 
 class PeakMemory:
     """`with PeakMemory(device) as peak: ...`; then `peak.bytes`, above the memory in use before, or None if unknown.
 
-    On CUDA from torch's statistics; on a CPU from the kernel's high-water mark, where it can be reset (Linux).
+    On CUDA from torch's statistics. On a CPU it is unknown: the peak of a process depends on what ran in it before, for
+    freed memory is used again, so the first of several blocks would have the highest.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -25,19 +26,11 @@ class PeakMemory:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self._before = torch.cuda.memory_allocated(self.device)
-        elif self.device.type == "cpu":
-            try:
-                _CLEAR.write_text("5", encoding="ascii")  # proc(5): resets VmHWM
-            except OSError:
-                return self
-            self._before = _status("VmRSS")
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.device.type == "cuda":
             self.bytes = torch.cuda.max_memory_allocated(self.device) - self._before
-        elif self._before:
-            self.bytes = max(0, _status("VmHWM") - self._before)
 
 
 def _status(name: str) -> int:

@@ -21,6 +21,7 @@ from ldm.sampling.forward_process import Process
 from ldm.sampling.model_folder import check_parts, read_scheduler
 from ldm.sampling.model_manifest import check_manifest
 from ldm.sampling.publication import reading
+from samplers.level import short_repr
 
 UNET, CONDITIONING = "weak_unet", "weak_conditioning"
 _SNAPSHOT = re.compile(r"checkpoint-\d+")
@@ -33,6 +34,8 @@ class GuidingModel:
     unet: Backbone
     conditioner: Conditioner
     process: Process
+
+    __repr__ = short_repr
 
     def check(self, labels: Iterable[int | None], class_names: Sequence[str]) -> None:
         """`UserError` for a class, given by its index in `class_names`, that this network should know and does not."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from ldm.models.backbone import Backbone
 from ldm.runtime.errors import UserError
 from ldm.runtime.text import is_utf8
-from ldm.sampling.config import Request, SamplingConfig
+from ldm.sampling.config import Request, ResolvedSampling, SamplingConfig
 from ldm.sampling.energies import energy_names
 from ldm.sampling.forward_process import Process
 from ldm.sampling.networks import Networks
@@ -50,7 +50,7 @@ def check_channels(folder: Path, unet: Backbone, channels: int, process: Process
     raise UserError(problem, remedy=what)
 
 
-def _check_request(request: Request, config: SamplingConfig, networks: Networks, uses_labels: bool) -> None:
+def _check_request(request: Request, config: ResolvedSampling, networks: Networks, uses_labels: bool) -> None:
     known = f"its classes are {', '.join(networks.class_names)}" if networks.has_classes else "it is unconditional"
     no_text, no_classes = f"this model was not trained on text ({known})", "this model's U-Net knows no classes"
     for setting in ("prompt", "negative_prompt", "toward_prompt"):
@@ -73,7 +73,7 @@ def _check_request(request: Request, config: SamplingConfig, networks: Networks,
         raise UserError(f"a point of a path lies at 0 to 1 of it, got {request.toward}")
     negative = request.negative_prompt is not None or request.negative_class is not None
     if negative and config.guidance_scale in (0, 1) and not config.guidance:
-        raise UserError("a negative prompt or class acts through `guidance_scale`, which is off", remedy="try 7.5")
+        raise UserError("a negative prompt or class acts through `guidance_scale`, which is off", remedy="try 3")
 
 
 def check_used(*configs: SamplingConfig) -> None:

@@ -15,6 +15,7 @@ from autoencoders import Autoencoder
 from autoencoders.priors import CodePriors, CodeSampling, PriorCondition
 from ldm.conditioning.condition import Condition
 from ldm.conditioning.conditioner import Conditioner
+from ldm.runtime.device import resolve_device
 from ldm.runtime.errors import UserError, user_errors
 from ldm.sampling.config import Request, SamplingConfig
 from ldm.sampling.image_model import ImageModel, OnStep, Plan
@@ -44,10 +45,14 @@ class CodePriorModel(ImageModel[CodePlan]):
     supported_settings = SUPPORTED_SETTINGS
 
     def __init__(
-        self, autoencoder: Autoencoder, priors: CodePriors, conditioner: Conditioner, device: torch.device | str = "cpu"
+        self,
+        autoencoder: Autoencoder,
+        priors: CodePriors,
+        conditioner: Conditioner,
+        device: torch.device | str = "auto",
     ) -> None:
         """The networks go to the device; the priors must be in evaluation mode."""
-        self.device = torch.device(device)
+        self.device = resolve_device(device)
         self.autoencoder, self.priors = autoencoder.to(self.device), priors.to(self.device)
         self.conditioner = conditioner.to(self.device)
         self.class_names = conditioner.class_names if conditioner.num_classes else ()
@@ -59,7 +64,7 @@ class CodePriorModel(ImageModel[CodePlan]):
 
     @classmethod
     def load(
-        cls, folder: str | Path, device: torch.device | str = "cpu", *, ignore_manifest: bool = False
+        cls, folder: str | Path, device: torch.device | str = "auto", *, ignore_manifest: bool = False
     ) -> CodePriorModel:
         """Read the output folder of `ldm train prior`; `UserError` for one that lacks a part or is damaged."""
         with reading(folder):
@@ -88,7 +93,7 @@ class CodePriorModel(ImageModel[CodePlan]):
     def resolve(self, sampling: SamplingConfig | CodePlan | None = None) -> CodePlan:
         if isinstance(sampling, CodePlan):
             return sampling
-        config = sampling or SamplingConfig()
+        config = self.with_defaults(sampling)
         if config.top_k is not None and config.top_k < 1:
             raise UserError(f"expected 1 or more, got {config.top_k}", setting="top_k")
         options: dict[str, Any] = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}

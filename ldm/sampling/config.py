@@ -5,9 +5,11 @@ from typing import Literal
 
 from ldm.runtime.compilation import Mode
 from ldm.runtime.errors import UserError, user_errors
-from samplers import Spacing, parse_guidance, parse_sampler
+from ldm.runtime.values import check_values
+from samplers import Guidance, Spacing, guidance_text, parse_guidance, parse_sampler
 
 INDEX = "model_index.json"  # of a model folder
+OURS = "_conditioning"  # the entry of it that marks a folder of ours, which must have a conditioning.json
 MAX_ITERATIONS = 100  # of the fixed point of an inversion; 10 leave nothing but rounding
 Unmasked = Literal["reconstruction", "original"]  # where pixels that inpainting keeps come from
 WITHOUT_DIFFUSION = "this model draws without diffusion"
@@ -33,12 +35,13 @@ class Request:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How samples are drawn."""
+    """How samples are drawn. What is None is the model's default, see `ldm.sampling.defaults`."""
 
-    sampler: str = "ddim"
-    """A registered sampler, with options if any: ddpm, "ddim(eta=0.5)", dpmpp_2m; see `ldm list samplers`."""
-    num_inference_steps: int = 50
-    """Network steps."""
+    sampler: str | None = None
+    """A registered sampler, with options if any: ddpm, "ddim(eta=0.5)", dpmpp_2m; see `ldm list samplers`. Unset: that
+    of the model, ddim unless `ldm compare --save-default` chose another."""
+    num_inference_steps: int | None = None
+    """Network steps. Unset: those of the model, 50 unless `ldm compare --save-default` chose others."""
     spacing: Spacing = "trailing"
     """Which times are visited: by time (leading, trailing, linspace, quadratic, beta) or by noise (the others)."""
     compile: Mode = "none"
@@ -46,8 +49,10 @@ class SamplingConfig:
     feature_cache: int = 1
     """LOSSY where above 1: only every Nth step runs the whole U-Net, the others its highest resolution alone on the
     features that came up from below then (DeepCache). 1 is exact."""
-    guidance_scale: float = 1.0
-    """Classifier-free guidance: uncond + scale * (cond - uncond). 1 is the conditional model, 0 the unconditional."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance: uncond + scale * (cond - uncond). 1 is the conditional model, 0 the unconditional.
+    Unset: that of the model, 3 if it was trained with condition dropout, else 1 (Stable Diffusion: 7.5), unless `ldm
+    compare --save-default` chose another; 1 where `classifier_scale` or `guidance` is given."""
     guidance_interval: tuple[float, float] | None = None
     """Noise ratios sigma / alpha between which classifier-free guidance acts; elsewhere it costs nothing."""
     classifier_scale: float = 0.0
@@ -57,7 +62,8 @@ class SamplingConfig:
     `guidance` that name no interval) act. Far above, x_t holds nothing of the class: the true gradient vanishes with
     alpha, a network's does not, and the step divides it by alpha. None: everywhere."""
     guidance: tuple[str, ...] = ()
-    """Further guidances, such as "cfg(7.5, interval=[0.3, 5])"; see `ldm list guidances`."""
+    """Further guidances, such as "cfg(7.5, interval=[0.3, 5])"; see `ldm list guidances`. Python also takes objects,
+    such as `ClassifierFree(7.5)`."""
     energy: tuple[str, ...] = ()
     """What "energy(1)" guides down: "colour([0.8, -0.6, -0.6])", "inpainting('image.png', 'mask.png')" (white is drawn
     anew), "similarity('reference.png')". The first is the branch energy, the next energy2, ..., or the given name;
@@ -77,6 +83,23 @@ class SamplingConfig:
     top_p: float | None = None
     """Of a prior over codes: only the likeliest, as many as together have this probability; unset: all."""
 
+    def __post_init__(self) -> None:
+        given = [self.guidance] if isinstance(self.guidance, str | Guidance) else self.guidance
+        if isinstance(given, tuple | list):  # guidances may be objects, which are stored as their text
+            with user_errors(setting="guidance"):
+                texts = tuple(guidance_text(item) if isinstance(item, Guidance) else item for item in given)
+            object.__setattr__(self, "guidance", texts)
+        check_values(self)
+
+
+@dataclass(frozen=True)
+class ResolvedSampling(SamplingConfig):
+    """Settings without a None that is the model's default. As they stand, they are the model itself, unguided."""
+
+    sampler: str = "ddim"
+    num_inference_steps: int = 50
+    guidance_scale: float = 1.0
+
 
 def caveats(sampling: SamplingConfig) -> tuple[str, ...]:
     """What in these settings makes samples differ from the model's exact ones, for manifests and notes."""
@@ -88,7 +111,8 @@ def caveats(sampling: SamplingConfig) -> tuple[str, ...]:
 def check_names(sampling: SamplingConfig) -> None:
     """`UserError` for a sampler or guidance that there is not, or whose options are wrong: before a model is loaded."""
     with user_errors(setting="sampler", value=sampling.sampler):
-        parse_sampler(sampling.sampler)
+        if sampling.sampler is not None:
+            parse_sampler(sampling.sampler)
     with user_errors():
         for text in sampling.guidance:
             parse_guidance(text)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ldm.runtime.errors import UserError
-from ldm.sampling.config import MAX_ITERATIONS, Request, SamplingConfig, Unmasked, check_strength
+from ldm.sampling.config import MAX_ITERATIONS, Request, ResolvedSampling, SamplingConfig, Unmasked, check_strength
 from ldm.sampling.finite import NonFiniteSamplesError, are_finite
 from ldm.sampling.pipeline import Pipeline
 from ldm.sampling.start import Start
 from samplers import ddim, ddim_inversion, guide
+from samplers.level import short_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +23,8 @@ class Edit:
 
     start: Start
     finish: Callable[[Tensor], Tensor]
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,8 @@ class Inversion:
     reconstruction: Tensor  # drawn again from the noise, under the condition of the inversion
     plain: Tensor  # what the autoencoder alone makes of the image
     evaluations: int
+
+    __repr__ = short_repr
 
 
 def image_to_image(
@@ -51,7 +56,7 @@ def image_to_image(
     """
     check_strength(strength)
     latents = pipeline.encode(pixels[None])[0]  # (C, h, w)
-    steps = max(1, round(strength * sampling.num_inference_steps))
+    steps = max(1, round(strength * pipeline.with_defaults(sampling).num_inference_steps))
     if mask is None:
         return Edit(Start(latents, steps, pure=strength == 1), lambda images: images)
     repaint = torch.nn.functional.max_pool2d(mask, pipeline.networks.autoencoder.factor).to(latents)  # (1, h, w)
@@ -74,7 +79,8 @@ def invert(
     if source.class_label is None and pipeline.has_classes and pipeline.networks.condition_dropout == 0:
         remedy = "name the class of the image with `source_class`"
         raise UserError("this model has no null class", remedy=remedy, setting="invert")
-    plan = pipeline.resolve(SamplingConfig(num_inference_steps=sampling.num_inference_steps, spacing=sampling.spacing))
+    steps = pipeline.with_defaults(sampling).num_inference_steps
+    plan = pipeline.resolve(ResolvedSampling(num_inference_steps=steps, spacing=sampling.spacing))
     pipeline.check([source], plan)
     levels = plan.levels
     if levels[0].alpha == 0:
@@ -90,5 +96,5 @@ def invert(
             x = step.x
     if not are_finite(noise, x):
         raise NonFiniteSamplesError("the noise of this image is not finite numbers under this model", setting="invert")
-    start = Start(noise[0], sampling.num_inference_steps, inverted=True)
+    start = Start(noise[0], steps, inverted=True)
     return Inversion(start, pipeline.decode(x)[0], pipeline.decode(latents)[0], denoiser.evaluations)

@@ -15,7 +15,8 @@ from torch import Tensor
 from ldm.conditioning.conditioner import class_index
 from ldm.runtime.errors import UserError
 from ldm.runtime.exhaustion import exhausted, explain_exhaustion
-from ldm.sampling.config import Request, SamplingConfig
+from ldm.sampling.config import Request, ResolvedSampling, SamplingConfig
+from ldm.sampling.defaults import SamplingDefaults
 from ldm.sampling.effects import Effect
 from ldm.sampling.finite import NonFiniteSamplesError
 from samplers import Step
@@ -25,12 +26,22 @@ from samplers import Step
 class Plan:
     """Settings that a model has parsed and checked, once for all batches; see `ImageModel.resolve`."""
 
-    config: SamplingConfig
+    config: ResolvedSampling
 
 
 logger = logging.getLogger("ldm")
 PlanT = TypeVar("PlanT", bound=Plan)
 OnStep: TypeAlias = Callable[[Step], None] | None  # called after each step of a solver
+
+
+def check_kind(requests: object) -> None:
+    """`UserError` for what is not a sequence of requests, with what to give."""
+    items = requests if isinstance(requests, Sequence) and not isinstance(requests, str) else [requests]
+    wrong = [item for item in items if not isinstance(item, Request)]
+    if wrong or items is not requests:
+        got = f"got {(wrong or items)[0]!r:.60}"
+        remedy = "give one an image, as [Request('a red circle')] * 4"
+        raise UserError(f"expected a list of requests, {got}", remedy=remedy, setting="requests")
 
 
 class ImageModel(ABC, Generic[PlanT]):
@@ -60,6 +71,24 @@ class ImageModel(ABC, Generic[PlanT]):
     def image_size(self) -> int:
         """Height and width of its images."""
 
+    @property
+    def defaults(self) -> SamplingDefaults:
+        """What it samples with where the settings leave it open."""
+        return SamplingDefaults()
+
+    def with_defaults(
+        self, sampling: SamplingConfig | None = None, requests: Sequence[Request] | None = None
+    ) -> ResolvedSampling:
+        """The model's defaults for what is None in the settings; without guidance where no request has a condition."""
+        conditional = requests is None or any(map(self._has_condition, requests))
+        return self.defaults.complete(sampling or SamplingConfig(), conditional=conditional)
+
+    def _has_condition(self, request: Request) -> bool:
+        """Whether a request has a condition, or a negative one, that the network itself takes."""
+        texts = request.prompt, request.negative_prompt, request.toward_prompt
+        labels = request.class_label, request.negative_class
+        return (self.has_text and any(texts)) or (self.has_classes and labels != (None, None))
+
     @abstractmethod
     def resolve(self, sampling: SamplingConfig | PlanT | None = None) -> PlanT:
         """The settings parsed and checked; a plan is returned as it is. `UserError` for what this model cannot do."""
@@ -80,7 +109,7 @@ class ImageModel(ABC, Generic[PlanT]):
 
     def check(self, requests: Sequence[Request], sampling: SamplingConfig | PlanT | None = None) -> None:
         """Refuse, before any work, what this model cannot do; `UserError` says what would be right."""
-        self.resolve(sampling)
+        self._plan(sampling, requests)
         for request in requests:
             if (request.prompt or request.negative_prompt is not None) and not self.has_text:
                 settings = ("prompt", "negative_prompt")
@@ -97,6 +126,10 @@ class ImageModel(ABC, Generic[PlanT]):
     def drawn_classes(self) -> list[int]:
         """The classes to draw where none is named: those that the training had images of."""
         return list(range(len(self.class_names)))
+
+    def _plan(self, sampling: SamplingConfig | PlanT | None, requests: Sequence[Request]) -> PlanT:
+        """The plan of these requests."""
+        return self.resolve(sampling if isinstance(sampling, Plan) else self.with_defaults(sampling, requests))
 
     def class_index(self, name: str | int) -> int:
         """The number of a class from its name or number; `UserError` with the known names otherwise."""
@@ -124,7 +157,8 @@ class ImageModel(ABC, Generic[PlanT]):
         from the `rank`-th on. `on_step` is called after each step of a solver. Raises `UserError` as `check`, before
         the first batch, and `NonFiniteSamplesError` instead of images that are not finite.
         """
-        plan = self.resolve(sampling)
+        check_kind(requests)
+        plan = self._plan(sampling, requests)
         self.check(requests, plan)
         self.evaluations = 0
         all_requests, at_once = list(requests), batch_size

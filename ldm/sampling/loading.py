@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from autoencoders import Generator
+from ldm.runtime.device import resolve_device
 from ldm.runtime.errors import UserError, user_errors
 from ldm.sampling.code_prior import CodePriorModel, holds_prior
 from ldm.sampling.config import INSTEAD, WITHOUT_DIFFUSION
@@ -22,7 +23,7 @@ from ldm.sampling.single_pass import AutoencoderPrior, NoiseGenerator
 def load_model(
     folder: str | Path,
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "auto",
     classifier: Classifiers | None = None,
     weak: str | Path | None = None,
     ignore_manifest: bool = False,
@@ -33,7 +34,7 @@ def load_model(
     a folder that draws nothing, such as that of an autoencoder without a prior of its own, and for a damaged one.
     """
     with reading(folder):
-        model = _without_diffusion(Path(folder), torch.device(device), ignore_manifest)
+        model = _without_diffusion(Path(folder), resolve_device(device), ignore_manifest)
     if model is None:
         given = {"classifier": classifier, "weak": weak}
         return Pipeline.load(folder, device=device, ignore_manifest=ignore_manifest, **given)

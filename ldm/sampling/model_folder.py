@@ -15,15 +15,15 @@ from ldm.models.classifier import NoisyClassifier
 from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
 from ldm.runtime.text import counted, printable
-from ldm.sampling.config import INDEX
+from ldm.sampling.config import INDEX, OURS
 from ldm.sampling.forward_process import Process, SchedulerConfig
 from ldm.sampling.model_manifest import check_manifest
 from samplers import DiscreteSchedule, Schedule
+from samplers.level import short_repr
 
 _KNOWN_PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
 _TAKEN = ("cond", "uncond", "weak", "perturbed", "blurred", "skipped")  # branches that are no classifier
 WEIGHTS = "_weights"  # whether they are averaged, and how
-_CONDITIONING = "_conditioning"  # marks a folder of ours, which must have a conditioning.json
 
 Classifiers: TypeAlias = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 
@@ -44,7 +44,7 @@ def write_index(
     stable_diffusion = bool(text_parts) and vae[0] == "diffusers"
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline" if stable_diffusion else "DiffusionPipeline"}
     index |= {"vae": list(vae), "unet": ["diffusers", "UNet2DConditionModel"]}
-    index |= {"scheduler": ["diffusers", scheduler_class], **text_parts, _CONDITIONING: CONDITIONING_FILE}
+    index |= {"scheduler": ["diffusers", scheduler_class], **text_parts, OURS: CONDITIONING_FILE}
     if weights:
         index[WEIGHTS] = weights
     if stable_diffusion:
@@ -58,7 +58,7 @@ def write_prior_index(folder: Path, text_parts: dict[str, list[str]]) -> None:
     name = read_json(folder / "vae" / "config.json").get("_class_name")
     vae = ["diffusers" if name == "VQModel" else "autoencoders", name]
     index: dict[str, Any] = {"_class_name": "DiffusionPipeline", "vae": vae}
-    index |= {"prior": ["autoencoders.priors", "CodePriors"], **text_parts, _CONDITIONING: CONDITIONING_FILE}
+    index |= {"prior": ["autoencoders.priors", "CodePriors"], **text_parts, OURS: CONDITIONING_FILE}
     atomic_write_json(folder / INDEX, index)
 
 
@@ -73,7 +73,7 @@ def check_parts(folder: str | Path) -> Path:
         raise UserError(f"{folder}: no {INDEX} ({hint})", remedy="give the output folder of `ldm train diffusion`")
     index = read_json(root / INDEX)
     _check_kind(root, index)
-    if _CONDITIONING in index and not (root / CONDITIONING_FILE).is_file():
+    if OURS in index and not (root / CONDITIONING_FILE).is_file():
         raise UserError(f"{folder}: the model lacks {CONDITIONING_FILE}, which its {INDEX} lists")
     for part, library in index.items():
         if part not in _KNOWN_PARTS or not isinstance(library, list) or library[:1] in ([], [None]):
@@ -141,6 +141,8 @@ class LoadedClassifier:
     class_names: tuple[str, ...]
     schedule: Schedule
     folder: Path  # that holds config.json, the weights and facts.json
+
+    __repr__ = short_repr
 
 
 def read_classifier(

@@ -16,6 +16,7 @@ from ldm.runtime.errors import UserError
 from ldm.sampling.autoguidance import GuidingModel
 from ldm.sampling.forward_process import Process
 from ldm.sampling.model_folder import LoadedClassifier
+from samplers.level import short_repr
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Networks:
     process: Process
     classifiers: Mapping[str, LoadedClassifier] = field(default_factory=dict)
     guiding_model: GuidingModel | None = None
+
+    __repr__ = short_repr
 
     def modules(self) -> list[nn.Module]:
         """Each network once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,17 +13,20 @@ from torch import Tensor
 from autoencoders import Autoencoder, Tiling
 from ldm.conditioning.conditioner import Conditioner
 from ldm.models.backbone import Backbone, load_backbone
+from ldm.runtime.device import resolve_device
 from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import atomic_folder, atomic_write_json, read_json
 from ldm.sampling.autoguidance import GuidingModel, load_guiding_model, read_guiding_model
 from ldm.sampling.branches import build_denoiser, with_energies
 from ldm.sampling.checks import check_channels, check_requests
 from ldm.sampling.config import Request, SamplingConfig
+from ldm.sampling.defaults import FILE as DEFAULTS_FILE
+from ldm.sampling.defaults import SamplingDefaults, defaults_of_dropout, read_defaults
 from ldm.sampling.denoiser import Denoiser
 from ldm.sampling.effects import Effect
 from ldm.sampling.finite import CheckedEvaluate, first_non_finite, or_nan
 from ldm.sampling.forward_process import Process
-from ldm.sampling.image_model import ImageModel, OnStep
+from ldm.sampling.image_model import ImageModel, OnStep, check_kind
 from ldm.sampling.model_folder import (
     Classifiers,
     LoadedClassifier,
@@ -59,9 +63,9 @@ class Pipeline(ImageModel[SamplingPlan]):
         *,
         classifiers: Mapping[str, LoadedClassifier] | None = None,
         guiding_model: GuidingModel | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str = "auto",
     ) -> None:
-        self.device = torch.device(device)
+        self.device = resolve_device(device)
         self.networks = Networks(autoencoder, unet, conditioner, process, dict(classifiers or {}), guiding_model)
         for network in self.networks.modules():
             network.to(self.device).eval().requires_grad_(False)
@@ -70,6 +74,7 @@ class Pipeline(ImageModel[SamplingPlan]):
         self.class_names = self.networks.class_names
         self.has_text, self.has_classes = self.networks.has_text, self.networks.has_classes
         self.autocast = torch.bfloat16 if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+        self._defaults: SamplingDefaults | None = None  # that its folder holds
         self.tiling = Tiling()  # of `encode` and `decode`: set it to save memory
 
     @classmethod
@@ -77,7 +82,7 @@ class Pipeline(ImageModel[SamplingPlan]):
         cls,
         folder: str | Path,
         *,
-        device: torch.device | str = "cpu",
+        device: torch.device | str = "auto",
         classifier: Classifiers | None = None,
         weak: str | Path | None = None,
         ignore_manifest: bool = False,
@@ -92,6 +97,7 @@ class Pipeline(ImageModel[SamplingPlan]):
         """
         with reading(folder):
             root = check_parts(folder)
+            defaults = read_defaults(root)
             with user_errors(folder):
                 autoencoder = Autoencoder.from_pretrained(root / "vae")
                 unet = load_backbone(root / "unet")
@@ -119,13 +125,13 @@ class Pipeline(ImageModel[SamplingPlan]):
             guiding_model=given or stored_weak,
             device=device,
         )
-        pipeline.folder = root
+        pipeline.folder, pipeline._defaults = root, defaults
         return pipeline
 
     def save(self, folder: str | Path) -> None:
         """Write a loaded pipeline, its classifiers and its guiding model included, as one model folder."""
         if self.folder is None:
-            raise ValueError("only a pipeline that was loaded from a folder can be saved to another")
+            raise UserError("only a pipeline that was loaded from a folder can be saved to another")
         source = self.folder
         with atomic_folder(folder) as target:
             for part in ("vae", "unet", "scheduler", "text_encoder", "tokenizer"):
@@ -135,6 +141,8 @@ class Pipeline(ImageModel[SamplingPlan]):
                 copy_part(classifier.folder, target / ("classifier" if name == "classifier" else f"classifiers/{name}"))
             if self.networks.guiding_model is not None:
                 self.networks.guiding_model.save(target)
+            if (source / DEFAULTS_FILE).is_file():
+                shutil.copy2(source / DEFAULTS_FILE, target)
             atomic_write_json(target / "conditioning.json", self.networks.conditioner.metadata())
             atomic_write_json(target / "model_index.json", read_json(source / "model_index.json"))
             write_manifest(target, manifest_of(target, autoencoder=self.networks.autoencoder.fingerprint()))
@@ -156,18 +164,22 @@ class Pipeline(ImageModel[SamplingPlan]):
     def image_size(self) -> int:
         return self.networks.image_size
 
+    @property
+    def defaults(self) -> SamplingDefaults:
+        return self._defaults or defaults_of_dropout(self.networks.condition_dropout)
+
     def resolve(
         self, sampling: SamplingConfig | SamplingPlan | None = None, energies: Energies | None = None
     ) -> SamplingPlan:
         """The settings and a user's own `energies`, as in `generate`, parsed and checked once."""
         if not isinstance(sampling, SamplingPlan):
-            return resolve(sampling or SamplingConfig(), self.networks, energies)
+            return resolve(self.with_defaults(sampling), self.networks, energies)
         if energies:
-            raise ValueError("a plan has its energies already: give them to `resolve`")
+            raise UserError("a plan has its energies already", remedy="give them to `resolve`", setting="energies")
         return sampling
 
     def check(self, requests: Sequence[Request], sampling: SamplingConfig | SamplingPlan | None = None) -> None:
-        check_requests(requests, self.resolve(sampling), self.networks)
+        check_requests(requests, self._plan(sampling, requests), self.networks)
 
     def notes(
         self, requests: Sequence[Request], sampling: SamplingConfig | SamplingPlan | None = None
@@ -201,6 +213,9 @@ class Pipeline(ImageModel[SamplingPlan]):
         clipped estimate of the images, for guidances such as "energy(50, name='mine')"; wrapped in an `Energy` they may
         be of latents or of x_t.
         """
+        check_kind(requests)
+        if not isinstance(sampling, SamplingPlan):
+            sampling = self.with_defaults(sampling, requests)
         plan = self.resolve(sampling, energies)
         self.effects = [Effect(name) for name, _ in named_guidances(plan.config)]
         return super().generate(

@@ -15,7 +15,7 @@ from ldm.models.unet import UNet
 from ldm.runtime.compilation import check_compiler
 from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.text import printable
-from ldm.sampling.config import SamplingConfig
+from ldm.sampling.config import ResolvedSampling, SamplingConfig
 from ldm.sampling.effects import Effect, Measured
 from ldm.sampling.energies import Energy, Function, all_energies
 from ldm.sampling.forward_process import Process
@@ -40,6 +40,7 @@ from samplers import (
     parse_guidance,
     parse_sampler,
 )
+from samplers.level import short_repr
 
 Energies: TypeAlias = Mapping[str, Function | Energy]
 PERTURBED: dict[str, Kind] = {"perturbed": "identity", "blurred": "blur", "skipped": "skip"}
@@ -49,7 +50,7 @@ PERTURBED: dict[str, Kind] = {"perturbed": "identity", "blurred": "blur", "skipp
 class SamplingPlan(Plan):
     """`SamplingConfig` resolved for one model. Without arguments: the model itself, unguided."""
 
-    config: SamplingConfig = field(default_factory=SamplingConfig)
+    config: ResolvedSampling = field(default_factory=ResolvedSampling)
     guidances: tuple[Guidance, ...] = ()
     levels: tuple[Level, ...] = ()  # down to sigma = 0
     solver: Solver = ddim
@@ -57,6 +58,8 @@ class SamplingPlan(Plan):
     energies: Mapping[str, Energy] = field(default_factory=dict)  # by the names of their branches
     perturbations: Mapping[str, Perturbation] = field(default_factory=dict)  # by the names of their branches
     start: Start | None = None  # elsewhere than in pure noise
+
+    __repr__ = short_repr
 
     @property
     def needed(self) -> set[str]:
@@ -89,7 +92,7 @@ class SamplingPlan(Plan):
         return self.solver(guide(evaluate, guidances), x, self.levels, noise=noise, **self.options)
 
 
-def resolve(config: SamplingConfig, networks: Networks, energies: Energies | None = None) -> SamplingPlan:
+def resolve(config: ResolvedSampling, networks: Networks, energies: Energies | None = None) -> SamplingPlan:
     """Parse the settings and check them against the networks, once; `UserError` says what would be right.
 
     `energies` are a user's own, as `Pipeline.generate` takes them.
@@ -115,7 +118,7 @@ def resolve(config: SamplingConfig, networks: Networks, energies: Energies | Non
 
 
 def parse_guidances(config: SamplingConfig) -> tuple[Guidance, ...]:
-    """The guidances of the settings."""
+    """The guidances of the settings, those of the model's defaults aside."""
     return tuple(guidance for _, guidance in named_guidances(config))
 
 
@@ -124,7 +127,9 @@ def named_guidances(config: SamplingConfig) -> list[tuple[str, Guidance]]:
     guidances: list[tuple[str, Guidance]] = []
     scale, interval = config.guidance_scale, config.guidance_interval
     with user_errors():
-        if scale != 1 and (scale != 0 or interval is not None):  # else the base prediction is all of it
+        if (
+            scale is not None and scale != 1 and (scale != 0 or interval is not None)
+        ):  # else the base prediction is all of it
             guidances.append((f"`guidance_scale` {scale:g}", ClassifierFree(scale, interval=interval)))
         if strength := config.classifier_scale:
             classifier = Classifier(strength, interval=config.classifier_interval)
@@ -183,7 +188,7 @@ def _check_feature_cache(config: SamplingConfig, unet: Backbone) -> None:
 
 
 def _check_guidances(
-    config: SamplingConfig, guidances: Sequence[Guidance], networks: Networks, energies: Mapping[str, Energy]
+    config: ResolvedSampling, guidances: Sequence[Guidance], networks: Networks, energies: Mapping[str, Energy]
 ) -> None:
     """`UserError` for guidances that need a branch that these networks lack."""
     needed = needed_branches(guidances)

@@ -24,7 +24,7 @@ class _Unconditional(ImageModel[Plan]):
         """Images (B, 3, H, W), row i of CPU generator i alone."""
 
     def resolve(self, sampling: SamplingConfig | Plan | None = None) -> Plan:
-        return sampling if isinstance(sampling, Plan) else Plan(config=sampling or SamplingConfig())
+        return sampling if isinstance(sampling, Plan) else Plan(config=self.with_defaults(sampling))
 
     def sample_batch(
         self, requests: Sequence[Request], plan: Plan, seed: int, first_index: int, position: int, on_step: OnStep

@@ -15,6 +15,7 @@ from ldm.data.decode import BadImageError, crop_square, decode_rgb, fit, unscale
 from ldm.data.pixels import read_file, square_image
 from ldm.runtime.errors import UserError
 from ldm.runtime.text import printable
+from samplers.level import short_repr
 
 logger = logging.getLogger("ldm")
 
@@ -26,6 +27,8 @@ class SourceImage:
     pixels: Tensor  # (3, H, W) in [-1, 1]
     size: tuple[int, int]  # width and height before it was cut
     sha256: str  # of the file
+
+    __repr__ = short_repr
 
 
 def read_image(path: str | Path, size: int, setting: str = "", background: str = "white") -> SourceImage:

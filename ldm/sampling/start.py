@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ldm.sampling.config import Request
 from samplers import Guidance, Keep, Level, SampleNoise, interpolate
+from samplers.level import short_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,8 @@ class Start:
     pure: bool = False
     inverted: bool = False
     repaint: Tensor | None = None
+
+    __repr__ = short_repr
 
     def levels(self, levels: Sequence[Level]) -> tuple[Level, ...]:
         """The last `steps` + 1 of the levels."""

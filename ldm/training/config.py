@@ -40,7 +40,8 @@ class TrainingConfig:
     """Settings of the loop, the same for every training."""
 
     output_dir: str = ""
-    """Run folder: new, empty, or an earlier run of the same command, which is then resumed."""
+    """Run folder: new, empty, or an earlier run of the same command, which is then resumed. Unset: that of the newest
+    run of the very same command in runs/, else runs/KIND-1 or the next number that is free."""
     device: str = "auto"
     """auto (the GPU where there is one), cuda, mps or cpu."""
     seed: int = 0

@@ -72,7 +72,8 @@ class FakePipeline(ImageModel):
     def resolve(self, sampling=None):
         if isinstance(sampling, SamplingPlan):
             return sampling
-        return SamplingPlan(config=sampling, guidances=parse_guidances(sampling))
+        config = self.with_defaults(sampling)
+        return SamplingPlan(config=config, guidances=parse_guidances(config))
 
     def check(self, requests, sampling=None):
         scale = self.resolve(sampling).config.classifier_scale

@@ -34,7 +34,10 @@ def made(models, ldm, tmp_path):
     folder = tmp_path / "made"
     outcome = ldm("sample", models.text, *PROMPTS, *GUIDED, "--num-images", 9, "--seed", 3, "--output-dir", folder)
     assert outcome.code == 0 and outcome.err == ""
-    assert outcome.out.startswith("9 images, 72 network evaluations") and str(folder / "grid.png") in outcome.out
+    assert (
+        outcome.out.startswith("defaults: ddim\n9 images, 72 network evaluations")
+        and str(folder / "grid.png") in outcome.out
+    )
     return folder
 
 

@@ -310,8 +310,6 @@ def test_an_output_folder_that_holds_something_else(models, refused, tmp_path):
         refused(command, other, "holds something else")
         refused([*command, "--output-dir", other / "thesis.txt"], "thesis.txt", "file")
     refused([*compare, "--output-dir", other], other)
-    for command in (sample(models.text, "x"), encode, compare, models.command("autoencoder", "x")):
-        refused([*command, "--output-dir", ""], "--output-dir is missing")
     refused(models.command("autoencoder", models.text), "holds a run of `train diffusion`, not of `train autoencoder`")
     other = ("--seed", 9, "--learning-rate", 1, "--text-width", 24)
     words = ("text_width was 16, is 24", "training.learning_rate", "training.seed was 0, is 9")

@@ -130,7 +130,6 @@ def test_untrusted_values_are_taken_literally_or_not_at_all():
         {"num_inference_steps": 2.5},
         {"num_inference_steps": True},
         {"guidance_scale": "2"},
-        {"guidance_scale": None},
         {"spacing": "even"},
         {"unknown": 1},
         [],

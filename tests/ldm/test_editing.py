@@ -20,7 +20,7 @@ from ldm.sampling.source_image import read_image, read_mask
 from ldm.sampling.start import PathNoise
 from samplers import SampleNoise, interpolate
 
-FAST = SamplingConfig(num_inference_steps=8)
+FAST = SamplingConfig(num_inference_steps=8, guidance_scale=1.0)
 PROMPT = "a large red circle"
 
 

@@ -65,7 +65,7 @@ def test_bf16_samples_look_the_same(models):
     from ldm.sampling.config import Request, SamplingConfig
     from ldm.sampling.pipeline import Pipeline
 
-    sampling = SamplingConfig(num_inference_steps=8)
+    sampling = SamplingConfig(num_inference_steps=8, guidance_scale=1.0)
     cpu, gpu = (
         next(Pipeline.load(models.text, device=device).generate([Request("a star")] * 4, sampling)).cpu()
         for device in ("cpu", "cuda")

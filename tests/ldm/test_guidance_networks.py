@@ -43,7 +43,7 @@ from samplers import (
 )
 
 PROMPT = "a large red circle on a blue background"
-FAST = SamplingConfig(num_inference_steps=4)
+FAST = SamplingConfig(num_inference_steps=4, guidance_scale=1.0)
 RED = "colour([0.8, -0.6, -0.6])"
 # name: settings under which it acts, at no strength, calls a step besides "cond"
 GUIDED = {

@@ -24,7 +24,7 @@ from ldm.sampling.pipeline import Pipeline
 from samplers import DiscreteSchedule, EpsilonTarget, SampleNoise, SampleTarget
 
 PROMPT = "a large red circle on a blue background"
-FAST = SamplingConfig(num_inference_steps=6)
+FAST = SamplingConfig(num_inference_steps=6, guidance_scale=1.0)
 
 
 def sample_images(pipeline, requests, sampling=FAST, **options):

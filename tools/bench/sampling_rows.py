@@ -14,7 +14,7 @@ from autoencoders import Autoencoder
 from ldm.conditioning.conditioner import Conditioner
 from ldm.models.unet import UNet
 from ldm.runtime.settings import find_config, read_settings
-from ldm.sampling.config import Request, SamplingConfig
+from ldm.sampling.config import Request, ResolvedSampling, SamplingConfig
 from ldm.sampling.pipeline import Pipeline
 from ldm.training.tasks.latents import make_process
 from ldm.training.tasks.settings import AutoencoderRun
@@ -74,8 +74,8 @@ class _Both:
         return self.pipeline.decode(latents)
 
 
-def _sampling(benchmark: Benchmark, **changes: Any) -> SamplingConfig:
-    return SamplingConfig(
+def _sampling(benchmark: Benchmark, **changes: Any) -> ResolvedSampling:
+    return ResolvedSampling(
         num_inference_steps=_STEPS,
         guidance_scale=_SCALE,
         compile=benchmark.compile,

@@ -26,6 +26,7 @@ from ldm.evaluation.autoencoder.evaluate import (
     prepare_autoencoder_evaluators,
     unavailable,
 )
+from ldm.runtime.device import resolve_device
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write_json, fingerprint, read_json
 
@@ -60,7 +61,7 @@ def compare_autoencoders(
     evaluators: AutoencoderEvaluators | None = None,
     train_data: ImageData | None = None,
     columns: int = 10,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "auto",
 ) -> AutoencoderComparison:
     """Measure every candidate; write autoencoders.json, .txt and .csv, a plot (PNG, SVG) and reconstructions.png, which
     has `columns` images.
@@ -73,6 +74,7 @@ def compare_autoencoders(
     config, folder = config or AutoencoderEvaluationConfig(), Path(output_dir)
     _check(candidates, data, config)
     check_folder(folder)
+    device = resolve_device(device)
     evaluators = evaluators or prepare_autoencoder_evaluators(config, train_data or data, device=device)
     manifest = _manifest(data, config, evaluators, columns)
     with claimed_folder(folder, manifest):

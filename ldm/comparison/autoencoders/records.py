@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 from ldm.comparison.tables import align_columns, to_csv
 from ldm.evaluation.records import EvaluationResult, MetricValue, StoredResult
 from ldm.runtime.schema import convert, finite
+from samplers.level import short_repr
 
 _COLUMNS = {  # in the table: metric -> (title, digits)
     "psnr": ("PSNR", ".2f"),
@@ -80,6 +81,8 @@ class AutoencoderComparison:
     runs: tuple[AutoencoderRecord, ...]
     manifest: Mapping[str, Any]  # what all runs share
     warnings: tuple[str, ...] = ()
+
+    __repr__ = short_repr
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json`."""

@@ -8,6 +8,7 @@ from typing import Literal
 from ldm.evaluation.config import EvaluationConfig
 from ldm.evaluation.registry import autoencoder_metrics as registry
 from ldm.runtime.errors import LARGEST_BATCH, LARGEST_SEED, TINY, UserError, at_least, in_range
+from ldm.runtime.values import check_values
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class AutoencoderEvaluationConfig:
     the training loss is the evidence bound, b = kl_weight, s = sqrt(kl_weight / 2)."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         for name in self.metrics:
             registry.check(name)
         at_least(self, num_images=4, iwae_images=2)

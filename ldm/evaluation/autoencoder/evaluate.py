@@ -22,6 +22,7 @@ from ldm.evaluation.features.extractors import Extractor
 from ldm.evaluation.metrics.perceptual import lpips_distance
 from ldm.evaluation.records import EvaluationResult
 from ldm.evaluation.registry import autoencoder_metrics
+from ldm.runtime.device import resolve_device
 from ldm.runtime.errors import UserError
 from ldm.runtime.progress import progress
 from ldm.runtime.text import counted
@@ -64,7 +65,7 @@ def check_files(config: AutoencoderEvaluationConfig) -> frozenset[str]:
 
 
 def prepare_autoencoder_evaluators(
-    config: AutoencoderEvaluationConfig, train_data: ImageData, *, device: torch.device | str = "cpu"
+    config: AutoencoderEvaluationConfig, train_data: ImageData, *, device: torch.device | str = "auto"
 ) -> AutoencoderEvaluators:
     """LPIPS; and Inception, or the network trained on `train_data` (now, unless it is in the user's cache).
 
@@ -88,7 +89,7 @@ def evaluate_autoencoder(
     evaluators: AutoencoderEvaluators | None = None,
     train_data: ImageData | None = None,
     loss: LossConfig | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "auto",
 ) -> EvaluationResult:
     """Measure on `num_images` of `data`, drawn by the seed, reconstructing from posterior means.
 
@@ -104,6 +105,7 @@ def evaluate_autoencoder(
     if data.image_size % model.factor:
         problem = f"not divisible by the autoencoder's {model.factor}"
         raise UserError(problem, setting="image_size", value=data.image_size)
+    device = resolve_device(device)
     evaluation = AutoencoderEvaluation(model, data, config, loss=loss, device=device)
     metrics: list[AutoencoderMetric] = [autoencoder_metrics.get(name) for name in names]
     for metric in metrics:

@@ -12,6 +12,7 @@ from autoencoders.bottlenecks.gaussian import Gaussian
 from ldm.data.dataset import ImageData
 from ldm.data.selection import even_indices, plain_batches
 from ldm.evaluation.metrics.image_quality import psnr
+from ldm.runtime.device import resolve_device
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_folder
 from ldm.runtime.images import enlarged, grid, save_png
@@ -26,7 +27,7 @@ _COUNTED = 256  # images over which the activity of a channel is measured
 
 @torch.no_grad()
 def write_images(
-    model: Autoencoder, data: ImageData, folder: str | Path, *, device: torch.device | str = "cpu"
+    model: Autoencoder, data: ImageData, folder: str | Path, *, device: torch.device | str = "auto"
 ) -> list[str]:
     """reconstructions.png, interpolation.png and traversal.png into a new folder; a line on each.
 
@@ -35,6 +36,7 @@ def write_images(
     if len(data) < 2:
         problem = f"{data.name}: {counted(len(data), 'image')} in its split {data.split}"
         raise UserError(f"{problem}, images of latents need 2 or more")
+    device = resolve_device(device)
     model = model.to(device).eval()
     (images,) = (batch.to(device) for batch in plain_batches(data, even_indices(len(data), 2 * _SHOWN), 2 * _SHOWN))
     sheets = {

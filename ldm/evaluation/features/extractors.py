@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ldm.data.dataset import ImageData
 from ldm.evaluation.features.small_network import NetworkMetadata, SmallNetwork, fit_size
 from ldm.evaluation.features.train_network import safe_name, trained_network
+from ldm.runtime.device import resolve_device
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import atomic_write
 from ldm.runtime.images import to_uint8
@@ -51,8 +52,8 @@ class InceptionExtractor(Extractor):
     dim = 2048
     preprocessing = "8 bits, bicubic antialiased resize to 299 x 299 as in clean-fid, clipped to 0..255"
 
-    def __init__(self, network: nn.Module, device: torch.device | str = "cpu") -> None:
-        self.device = torch.device(device)
+    def __init__(self, network: nn.Module, device: torch.device | str = "auto") -> None:
+        self.device = resolve_device(device)
         self.layers = network.to(self.device).eval().layers
 
     @torch.no_grad()
@@ -65,8 +66,8 @@ class InceptionExtractor(Extractor):
 class TrainedExtractor(Extractor):
     """Features of a small network that was trained on the data set; its name has the data and the weights."""
 
-    def __init__(self, network: SmallNetwork, metadata: NetworkMetadata, device: torch.device | str = "cpu") -> None:
-        self.device = torch.device(device)
+    def __init__(self, network: SmallNetwork, metadata: NetworkMetadata, device: torch.device | str = "auto") -> None:
+        self.device = resolve_device(device)
         self.network, self.metadata = network.to(self.device).eval(), metadata
         self.name = f"trained-cnn:{safe_name(metadata.data_name)}:{network.fingerprint()[:8]}"
         self.dim = network.dim
@@ -87,13 +88,13 @@ def figure_name(metric: str, extractor: Extractor) -> str:
     return name if extractor.name == InceptionExtractor.name else f"{name.replace('ID', 'D')}[{extractor.name}]"
 
 
-def trained_extractor(data: ImageData, *, device: torch.device | str = "cpu") -> TrainedExtractor:
+def trained_extractor(data: ImageData, *, device: torch.device | str = "auto") -> TrainedExtractor:
     """The extractor of a data set: trained once, about 20 s on one core, then read from the user's cache folder."""
     return TrainedExtractor(*trained_network(data, device=device), device=device)
 
 
 def inception_extractor(
-    weights: str | Path | None = None, *, device: torch.device | str = "cpu", download: bool = False
+    weights: str | Path | None = None, *, device: torch.device | str = "auto", download: bool = False
 ) -> InceptionExtractor | None:
     """Inception from the file `weights`, else from where clean-fid keeps it, downloaded with `download`, else None.
 
@@ -111,7 +112,7 @@ def inception_extractor(
         raise UserError(f"{path}: {path.stat().st_size} bytes, {INCEPTION_FILE} has {INCEPTION_BYTES}; not opened")
     content = path.read_bytes()
     _check(content, path)
-    network = torch.jit.load(io.BytesIO(content), map_location=torch.device(device))
+    network = torch.jit.load(io.BytesIO(content), map_location=resolve_device(device))
     return InceptionExtractor(network, device)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from autoencoders.importance import to_float64
+from samplers.level import short_repr
 
 _CHUNK = 8192  # rows turned into float64 at a time
 
@@ -20,6 +21,8 @@ class Gaussian:
     mean: Tensor
     factor: Tensor
     count: int
+
+    __repr__ = short_repr
 
     @classmethod
     def fit(cls, features: Tensor) -> Gaussian:

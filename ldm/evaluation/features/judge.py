@@ -12,6 +12,7 @@ from torch import Tensor
 from ldm.data.dataset import ImageData
 from ldm.evaluation.features.small_network import ROTATION, NetworkMetadata, SmallNetwork, fit_size
 from ldm.evaluation.features.train_network import safe_name, trained_network
+from ldm.runtime.device import resolve_device
 from ldm.runtime.images import to_uint8
 
 
@@ -39,10 +40,10 @@ class Score:
 class Judge:
     """Predicts attributes or classes of images (B, 3, H, W) in [-1, 1] of any size."""
 
-    def __init__(self, network: SmallNetwork, metadata: NetworkMetadata, device: torch.device | str = "cpu") -> None:
+    def __init__(self, network: SmallNetwork, metadata: NetworkMetadata, device: torch.device | str = "auto") -> None:
         if ROTATION in metadata.heads:
             raise ValueError("a network trained on unlabelled images cannot judge")
-        self.device = torch.device(device)
+        self.device = resolve_device(device)
         self.network, self.metadata = network.to(self.device).eval(), metadata
         self.name = f"judge:{safe_name(metadata.data_name)}:{network.fingerprint()[:8]}"
         self.heads = metadata.heads  # the names of the values of each attribute that it predicts
@@ -72,7 +73,7 @@ class Judge:
         return {name: scores[name] for name in self.heads if name in scores}
 
 
-def trained_judge(data: ImageData, *, device: torch.device | str = "cpu") -> Judge | None:
+def trained_judge(data: ImageData, *, device: torch.device | str = "auto") -> Judge | None:
     """The judge of a data set with attributes or labels, from the cache or trained now; None for one without."""
     network, metadata = trained_network(data, device=device)
     return None if ROTATION in metadata.heads else Judge(network, metadata, device)

@@ -23,6 +23,7 @@ from autoencoders.weight_file import not_finite, refuse
 from ldm.conditioning.text_encoder import printable_utf8, quietly
 from ldm.evaluation.features.extractors import Extractor
 from ldm.evaluation.features.train_network import safe_name
+from ldm.runtime.device import resolve_device
 from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import check_regular_folder, fingerprint, read_json, sha256_of_file
 from ldm.runtime.images import to_uint8
@@ -101,9 +102,9 @@ class Preprocessing:
 class PretrainedExtractor(Extractor):
     """DINOv2's class token after its last norm, or CLIP's projected embedding of the image: (B, dim) float32."""
 
-    def __init__(self, folder: Path, title: str, device: torch.device | str = "cpu") -> None:
+    def __init__(self, folder: Path, title: str, device: torch.device | str = "auto") -> None:
         """`folder` is local; `title` goes into the name, with the fingerprint of the weights."""
-        self.device, self.folder = torch.device(device), folder
+        self.device, self.folder = resolve_device(device), folder
         self.kind = str(read_json(folder / "config.json").get("model_type"))
         if self.kind not in NAMES:
             problem = f"expected a model of type dinov2 or clip, found {printable(self.kind)!r}"
@@ -169,7 +170,7 @@ class ClipScorer:
 
 
 def pretrained_extractor(
-    name: str, setting: str, *, device: torch.device | str = "cpu", download: bool = False
+    name: str, setting: str, *, device: torch.device | str = "auto", download: bool = False
 ) -> PretrainedExtractor:
     """From a local folder, or by a name of the hub: dinov2, clip, or ORG/NAME; from its cache unless `download`.
 

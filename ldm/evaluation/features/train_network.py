@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ldm.data.dataset import ImageData
 from ldm.evaluation.features.small_network import CLASS, ROTATION, NetworkMetadata, SmallNetwork, fit_size, working_size
+from ldm.runtime.device import resolve_device
 from ldm.runtime.errors import UserError
 from ldm.runtime.files import cache_folder, fingerprint
 from ldm.runtime.images import to_uint8
@@ -42,7 +43,7 @@ class Recipe:
 
 
 def trained_network(
-    data: ImageData, *, device: torch.device | str = "cpu", recipe: Recipe | None = None
+    data: ImageData, *, device: torch.device | str = "auto", recipe: Recipe | None = None
 ) -> tuple[SmallNetwork, NetworkMetadata]:
     """The network of `data`, from the cache if it was trained before, else trained now (about 20 s on one core)."""
     recipe = recipe or Recipe()
@@ -50,10 +51,10 @@ def trained_network(
     path = cache_folder() / "networks" / f"{key[:32]}.safetensors"
     trained = _load(path)
     if trained is None:
-        trained = train_network(data, device=device, recipe=recipe)
+        trained = train_network(data, device=resolve_device(device), recipe=recipe)
         _store(path, *trained)
     network, metadata = trained
-    return network.to(device).eval().requires_grad_(False), metadata
+    return network.to(resolve_device(device)).eval().requires_grad_(False), metadata
 
 
 def train_network(

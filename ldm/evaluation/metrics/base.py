@@ -24,6 +24,7 @@ from ldm.runtime.errors import UserError
 from ldm.sampling.code_prior import CodePriorModel
 from ldm.sampling.config import SamplingConfig
 from ldm.sampling.image_model import ImageModel
+from samplers.level import short_repr
 
 _Result = TypeVar("_Result")
 
@@ -47,6 +48,8 @@ class Samples:
     clip: str = ""
     appearance: Tensor | None = None
     _shared: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    __repr__ = short_repr
 
     @cached_property
     def reference(self) -> Gaussian:
@@ -100,6 +103,8 @@ class ModelEvaluation:
     features: Tensor = field(default_factory=lambda: torch.empty(0))
     conditions: Sequence[EvalCondition] = ()
     contact_sheet: Path | None = None
+
+    __repr__ = short_repr
 
     @property
     def model(self) -> ImageModel:

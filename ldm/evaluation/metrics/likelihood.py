@@ -29,7 +29,7 @@ class BitsPerDim(ModelMetric):
     def check(self, context: MetricContext) -> None:
         super().check(context)
         sampling = context.sampling
-        guided = sampling.guidance_scale != 1 or sampling.classifier_scale or sampling.guidance
+        guided = sampling.guidance_scale not in (None, 1) or sampling.classifier_scale or sampling.guidance
         if context.config.without_samples and guided:
             raise self.refusal("is the model's own", "a guided sampler has no density, leave guidance off")
 

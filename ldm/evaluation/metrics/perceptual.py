@@ -11,6 +11,7 @@ from autoencoders.losses import feature_distance
 from autoencoders.losses.perceptual import Distance
 from autoencoders.weight_file import not_finite, refuse
 from ldm.evaluation.features.small_network import SmallNetwork, fit_size
+from ldm.runtime.device import resolve_device
 from ldm.runtime.errors import UserError, user_errors
 from ldm.runtime.files import sha256_of_file
 from ldm.runtime.tensors import read_tensors
@@ -31,7 +32,7 @@ class TrainedFeatures:
         return feature_distance(lambda images: self.network.maps(fit_size(images, size)), a, b)
 
 
-def lpips_distance(kind: str, weights: str | None = None, *, device: torch.device | str = "cpu") -> Distance:
+def lpips_distance(kind: str, weights: str | None = None, *, device: torch.device | str = "auto") -> Distance:
     """LPIPS (Zhang et al. 2018) as the lpips package computes it, of images (B, 3, H, W) in [-1, 1]: (B,).
 
     With the backbone `kind` ("vgg" or "alex") from the file `weights` or from torch hub's cache.
@@ -46,7 +47,7 @@ def lpips_distance(kind: str, weights: str | None = None, *, device: torch.devic
         for name, parameter in network.net.named_parameters():  # slice2.4.weight is features.4.weight there
             number, part = name.split(".")[1:]
             parameter.copy_(state[f"features.{number}.{part}"])
-    network.to(device).eval().requires_grad_(False)
+    network.to(resolve_device(device)).eval().requires_grad_(False)
     return lambda a, b: network(a, b).flatten()
 
 

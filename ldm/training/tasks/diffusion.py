@@ -189,9 +189,10 @@ class DiffusionTask(LatentTask):
         count = self.config.preview_images
         requests = self.conditions.of_preview(self.validation, range(min(count, len(self.validation))), count)
         guided = conditioner.dropout > 0 and (conditioner.has_text or conditioner.num_classes > 0)
+        scale = self.config.preview_guidance_scale
         sampling = SamplingConfig(
             num_inference_steps=min(self.config.preview_steps, self.config.diffusion.num_train_timesteps),
-            guidance_scale=self.config.preview_guidance_scale if guided else 1.0,
+            guidance_scale=scale if guided else 1.0,
         )
         with preserve_requires_grad(model):
             return torch.cat(list(self.pipeline(model).generate(requests, sampling)))

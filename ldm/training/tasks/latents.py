@@ -30,6 +30,7 @@ from ldm.training.task import Task
 from ldm.training.tasks.settings import ClassifierRun, DiffusionConfig, DiffusionRun
 from samplers import TARGETS, DiscreteSchedule, EDMSchedule, EDMTarget, FlowSchedule, FlowTarget
 
+logger = logging.getLogger("ldm")
 IDENTITY = "identity"  # what `autoencoder` is called where the latents are the pixels
 ONLINE = "none"  # what `latents` is called where there is no cache
 _ENCODE_BATCH = 64
@@ -105,6 +106,21 @@ def check_halvings(image_size: int, factor: int, halvings: int) -> None:
     raise UserError(problem, remedy=remedy, setting="image_size", value=image_size)
 
 
+def note_other_size(autoencoder: Autoencoder, data: ImageData) -> None:
+    """Log that an autoencoder was trained on images of another size, and what that costs in each step of a training."""
+    own, size, factor = autoencoder.config.sample_size, data.image_size, autoencoder.factor
+    if own is None or own == size or autoencoder.is_identity:
+        return
+    ratio = (size / own) ** 2
+    cost = f"{ratio:.3g} times" if ratio > 1 else f"1/{1 / ratio:.3g} of"
+    attention = f"{ratio**2:.3g} times" if ratio > 1 else f"1/{1 / ratio**2:.3g} of"
+    logger.warning(
+        f"note: the autoencoder is of images of {own} x {own} pixels, these are brought to {size} x {size}: latents of "
+        f"{size // factor} x {size // factor} in place of {own // factor} x {own // factor}, a step "
+        f"costs about {cost} what it costs there ({attention} in attention), and details may be lost"
+    )
+
+
 class LatentSource:
     """The latents of a data set's training split, from a cache made when first needed, refused when stale.
 
@@ -122,6 +138,7 @@ class LatentSource:
         self.folder = folder = Path(latents) if latents else Path(output_dir) / "latents"
         self.labels = torch.tensor([data.label(index) for index in range(len(data))])
         check_divisible(data.image_size, autoencoder.factor)
+        note_other_size(autoencoder, data)
         if autoencoder.is_identity and latents:
             raise UserError("a model of pixels takes no latent cache; leave it out", setting="latents", value=latents)
         self.online = latents == ONLINE

@@ -30,7 +30,13 @@ from ldm.sampling.model_folder import write_prior_index
 from ldm.training.randomness import BatchPlan, StepRandom
 from ldm.training.task import Loss, Task
 from ldm.training.tasks.conditions import TrainingConditions
-from ldm.training.tasks.latents import IDENTITY, check_divisible, load_autoencoder, publish_autoencoder
+from ldm.training.tasks.latents import (
+    IDENTITY,
+    check_divisible,
+    load_autoencoder,
+    note_other_size,
+    publish_autoencoder,
+)
 from ldm.training.tasks.settings import PriorRun
 
 _BATCH = 64  # images at once where nothing is trained
@@ -72,6 +78,7 @@ class PriorTask(Task):
         self.config, self.data, self.validation, self.device = config, data, validation, device
         self.autoencoder, self.autoencoder_folder = load_autoencoder(config.autoencoder, device, config.ignore_manifest)
         self.levels = code_grids(self.autoencoder, data.image_size, config.autoencoder)
+        note_other_size(self.autoencoder, data)
         seed, first = config.training.seed, config.first_caption_probability
         self.conditions = TrainingConditions(config.conditioning, data, first, seed)
         conditioner = self.conditions.conditioner

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from autoencoders.weight_file import differences, refuse
 from ldm.data.config import DataConfig
@@ -17,6 +19,8 @@ from ldm.training.run_folder import RUN_FILE, recorded_settings
 from ldm.training.tasks.diffusion import DiffusionModel
 from ldm.training.tasks.settings import DiffusionRun, PriorRun
 
+Settings = TypeVar("Settings")
+
 
 def dataset_of(model: str | Path) -> DataConfig | None:
     """The data set of the run that a model folder is the output of; None of a model folder alone."""
@@ -26,10 +30,28 @@ def dataset_of(model: str | Path) -> DataConfig | None:
     return recorded_settings(kind, model).dataset
 
 
+def keep_scales(settings: Settings) -> Settings:
+    """The settings of a training with the guidance scales that its run folder recorded, where they are unset.
+
+    A run that began when the scales had other defaults goes on with those; its evaluations compare.
+    """
+    if not isinstance(settings, DiffusionRun | PriorRun):
+        return settings
+    run = Path(settings.training.output_dir)
+    before: Any = recorded_settings(type(settings), run) if (run / "config.yaml").is_file() else settings
+    changes: dict[str, Any] = {}
+    if settings.evaluation.eval_guidance_scale is None:
+        scale = before.evaluation.eval_guidance_scale
+        changes["evaluation"] = replace(settings.evaluation, eval_guidance_scale=scale)
+    if isinstance(settings, DiffusionRun) and settings.preview_guidance_scale is None:
+        changes["preview_guidance_scale"] = before.preview_guidance_scale
+    return cast(Settings, replace(settings, **changes))  # type: ignore[type-var]
+
+
 def write_reconstruction(run: Path, average: Reconstruction, target: Path, *, ignore_manifest: bool = False) -> None:
     """The run's model with these weights in place of the published ones, whole or not at all; `reconstruction.json`
     describes them. `UserError` where the weights are of another model."""
-    pipeline = Pipeline.load(run, ignore_manifest=ignore_manifest)
+    pipeline = Pipeline.load(run, device="cpu", ignore_manifest=ignore_manifest)
     model = DiffusionModel(pipeline.networks.unet, pipeline.networks.conditioner)
     text = pipeline.networks.conditioner.text
     frozen = "conditioner." if text is not None and text.kind == "frozen" else "-"

@@ -188,8 +188,9 @@ class DiffusionRun(LatentOptions):
     """Held-out images on which the loss is measured."""
     preview_images: int = 16
     """Samples drawn for each preview image, on fixed seeds."""
-    preview_guidance_scale: float = 3.0
-    """Guidance scale of the previews, where the model has condition dropout."""
+    preview_guidance_scale: float | None = None
+    """Guidance scale of the previews, where the model has condition dropout. Unset: the model's default, as in `ldm
+    sample`."""
     preview_steps: int = 25
     """Sampling steps of the previews."""
 
