@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -53,7 +54,8 @@ def run(arguments: list[str]) -> int:
         rows = [(i.name, f"+{i.evaluations}", _options(i.options), _needs(i), i.source) for i in _entries(guidances)]
     print(wrapped_table(head, rows, terminal_width()))
     if arguments[0] == "samplers":
-        print("order: of convergence from the sampler's own start; inside: of its steps between the first and the last")
+        note = "order: of convergence from the sampler's own start; inside: of its steps between the first and the last"
+        print(textwrap.fill(note, terminal_width() or len(note)))
     return 0
 
 
