@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,20 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     """Write tensors of any device and layout to a file in a folder that `atomic_folder` gave."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, path, None if metadata is None else dict(metadata))
+    if metadata is not None and len(metadata) > 1:
+        _sort_metadata(Path(path))
+
+
+def _sort_metadata(path: Path) -> None:
+    """Order the metadata of a file by name: safetensors orders them at random, and equal content makes equal files."""
+    with open(path, "r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # as long as it was, but for the spaces at its end
+            stream.seek(8)
+            stream.write(text.ljust(size))
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

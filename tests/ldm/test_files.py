@@ -195,3 +195,18 @@ def test_what_is_written_has_the_permissions_that_the_umask_gives(tmp_path, mask
         os.umask(before)
     for path in tmp_path.rglob("*"):
         assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~mask, path
+
+
+def test_equal_tensors_and_metadata_make_equal_files(tmp_path):
+    """safetensors alone writes several entries of metadata in any order."""
+    import torch
+    from safetensors import safe_open
+
+    from ldm.runtime.tensors import save_tensors
+
+    metadata = {name: f"value of {name}, é" for name in "dacb"}
+    for number in range(8):
+        save_tensors(tmp_path / str(number), {"x": torch.arange(3.0)}, metadata)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    with safe_open(tmp_path / "0", "pt") as file:
+        assert file.metadata() == metadata and file.get_tensor("x").tolist() == [0, 1, 2]

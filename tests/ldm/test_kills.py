@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -15,6 +16,7 @@ import yaml
 from ldm.runtime.files import cache_folder
 
 KILLS = 9  # of each command: 63 in all
+STEPS = 12  # of each training
 DRAW = ["--num-inference-steps", 4, "--sampler", "ddpm", "--device", "cpu"]
 DATA = ["--data", "shapes", "--image-size", 16, "--shapes-train", 400, "--shapes-validation", 32, "--device", "cpu"]
 KINDS = ("sample", "encode", "evaluate", "compare", "quickstart", "train prior", "train gan")
@@ -22,7 +24,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 TIMED = {"seconds", "seconds_per_image", "peak_memory", "images_per_second"}
 WITH_TIMES = ("report.html", "comparison.csv", "comparison.txt")  # compared by their presence
 DATASET = {"data": "shapes", "image_size": 16, "shapes_train": 64, "shapes_validation": 32}
-TRAINING = {"max_train_steps": 12, "train_batch_size": 16, "checkpointing_steps": 4, "log_steps": 1}
+TRAINING = {"max_train_steps": STEPS, "train_batch_size": 16, "checkpointing_steps": 4, "log_steps": 1}
 NETWORK = {
     **{"block_out_channels": [8, 16], "attention": [False, True], "attention_head_dim": 8, "norm_num_groups": 4},
     "layers_per_block": 1,
@@ -66,10 +68,12 @@ def untimed(value):
 
 
 def content(root):
-    """Every file below the root, as bits, without times."""
+    """Every file below the root, as bits, without times; of the checkpoints the last, for a stop saves one more."""
     found = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
+        if (step := re.search(r"checkpoint-(\d+)", name)) and step[1] != str(STEPS):
+            continue
         checksums = path.name == "manifest.json" and path.parent.name.startswith("checkpoint-")  # of times, too
         if not path.is_file() or path.name in WITH_TIMES or checksums:
             found[name] = path.is_file()
@@ -105,7 +109,7 @@ def commands(models, tmp_path, monkeypatch):
         shared = models.command("gan", "out")[2:]
         shared = shared[: shared.index("--block-out-channels")]
         network = ["--width", 16, "--layers", 2, "--text-width", 16, "--text-layers", 1, "--text-heads", 2]
-        places = ["--autoencoder", tmp_path / "vq", "--max-train-steps", 12, "--output-dir", "out"]
+        places = ["--autoencoder", tmp_path / "vq", "--max-train-steps", STEPS, "--output-dir", "out"]
         return ["train", "prior", *shared, *saving, *network, "--preview-images", 2, *places]
 
     few = ["--num-images", 40, "--batch-size", 4, "--extractor", "trained", "--bootstrap", 5]
@@ -130,7 +134,7 @@ def commands(models, tmp_path, monkeypatch):
         ],
         "train prior": prior,
         "train gan": lambda: models.command(
-            "gan", "out", "--objective", "wgan_gp", "--discriminator-rounds", 2, *saving, steps=12
+            "gan", "out", "--objective", "wgan_gp", "--discriminator-rounds", 2, *saving, steps=STEPS
         ),
     }
 
