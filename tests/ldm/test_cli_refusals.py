@@ -97,7 +97,7 @@ def test_commands(refused):
         ("autoencoder", ["--device", "cuda:x"], ["--device", "auto, cuda, mps, cpu"]),
         ("autoencoder", ["--device", "tpu"], ["--device", "auto, cuda, mps, cpu"]),
         ("autoencoder", ["--resume-from-checkpoint", "checkpoint-7"], ["no such checkpoint"]),
-        ("autoencoder", ["--shapes-train", 0], ["positive"]),
+        ("autoencoder", ["--shapes-train", 0], ["expected 1 or more"]),
         ("autoencoder", ["--flip"], ["--flip"]),
         ("diffusion", ["--autoencoder", "/nowhere"], ["--autoencoder /nowhere", "no such folder"]),
         ("diffusion", ["--autoencoder", ""], ["--autoencoder is missing"]),
