@@ -79,9 +79,11 @@ class DiscreteSchedule(Schedule):
         # linear in log-SNR: alpha / sigma is the weighted geometric mean of its two neighbours
         alpha, sigma = a0 ** (1 - w) * a1**w, s0 ** (1 - w) * s1**w
         norm = torch.hypot(alpha, sigma)
-        to_noise = (1 - w) * a0  # alpha before a level of pure noise
-        alpha = torch.where(a1 > 0, alpha / norm, to_noise)
-        sigma = torch.where(a1 > 0, sigma / norm, (1 - to_noise**2).sqrt())
+        alpha, sigma = alpha / norm, sigma / norm
+        if self._levels[-1].alpha == 0:
+            to_noise = (1 - w) * a0  # alpha before the level of pure noise
+            alpha = torch.where(a1 > 0, alpha, to_noise)
+            sigma = torch.where(a1 > 0, sigma, (1 - to_noise**2).sqrt())
         whole = w == 0
         return torch.where(whole, a0, alpha).to(dtype), torch.where(whole, s0, sigma).to(dtype)
 

@@ -233,11 +233,11 @@ def _evaluate(settings: EvaluateRun, loaded: Loaded, store: StatsStore, processe
     from ldm.sampling.pipeline import Pipeline
 
     model, reference, train, other = loaded
+    show_data(reference.report)
     if isinstance(model, Pipeline) and not settings.evaluation.without_samples:
         taken = model.defaults.taken(settings.sampling, model.with_defaults(settings.sampling))
         if taken and processes.is_main:
             print(f"defaults: {taken}", flush=True)
-    show_data(reference.report)
     return evaluate_model(
         model,
         reference,

@@ -95,8 +95,8 @@ def load_guiding_model(
         if fingerprint != autoencoder.fingerprint():
             raise UserError("it is of the latents of another autoencoder than this model's")
         weak = GuidingModel(load_backbone(root / "unet"), Conditioner.from_pretrained(root), read_scheduler(root))
-        names = weak.conditioner.class_names
-        check_manifest(root, autoencoder=fingerprint, class_names=names, ignore=ignore_manifest)
+        classes = weak.conditioner.class_names
+        check_manifest(root, autoencoder=fingerprint, class_names=classes, ignore=ignore_manifest)
         if snapshot:
             _fill(weak, path)
     _check_latents(weak.unet, unet, f"`weak` {folder}")

@@ -93,8 +93,6 @@ def read_defaults(folder: Path) -> SamplingDefaults | None:
     """
     if (folder / FILE).is_file():
         content = read_json(folder / FILE)
-        if not isinstance(content, dict):
-            raise UserError(f"{folder / FILE}: expected a JSON object")
         try:
             decided_by = printable(str(content.pop("decided_by", "")), 120)
             source = f"{FILE}, saved by ldm compare" + (f": {decided_by}" if decided_by else "")

@@ -36,8 +36,7 @@ def load_model(
     with reading(folder):
         model = _without_diffusion(Path(folder), resolve_device(device), ignore_manifest)
     if model is None:
-        given = {"classifier": classifier, "weak": weak}
-        return Pipeline.load(folder, device=device, ignore_manifest=ignore_manifest, **given)
+        return Pipeline.load(folder, device=device, classifier=classifier, weak=weak, ignore_manifest=ignore_manifest)
     if classifier or weak:
         raise UserError(WITHOUT_DIFFUSION, remedy=INSTEAD, setting="classifier" if classifier else "weak")
     return model

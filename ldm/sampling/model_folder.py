@@ -95,7 +95,7 @@ def _check_kind(root: Path, index: Mapping[str, Any]) -> None:
     if "vae" not in parts and not (root / "vae").is_dir():
         remedy = "a latent diffusion model has its autoencoder in vae/; one of pixels is trained by"
         raise UserError(f"{holds}, without vae", remedy=f"{remedy} `ldm train diffusion` with `autoencoder` identity")
-    if "unet" not in parts and not (root / "unet").is_dir():
+    if not {"unet", "prior"} & set(parts) and not (root / "unet").is_dir():
         raise UserError(f"{holds}, without unet", remedy="only models whose network is in unet/ are read")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from ldm.conditioning.conditioner import Conditioner
 from ldm.runtime.text import printable
 from ldm.sampling.config import Request
-from ldm.sampling.plan import SamplingPlan, named_guidances
+from ldm.sampling.plan import SamplingPlan
 from samplers import ScaledDifferenceGuidance
 
 _LISTED = 8  # words or classes that are named
@@ -41,7 +41,7 @@ def guidance_notes(requests: Sequence[Request], plan: SamplingPlan, conditioner:
     """Guidances that cannot do anything under these conditions, or at these steps."""
     notes, levels = [], plan.levels[:-1]
     alike = all(is_negative(request, conditioner) for request in requests)
-    for name, guidance in named_guidances(plan.config):
+    for name, guidance in zip(plan.guidance_names, plan.guidances, strict=False):
         differ = isinstance(guidance, ScaledDifferenceGuidance) and guidance.against == "uncond"
         if differ and guidance.needs and alike:
             notes.append(f"{name} does nothing: {_why_alike(requests, conditioner)}, so its two predictions are one")

@@ -40,7 +40,7 @@ from ldm.sampling.model_folder import (
 from ldm.sampling.model_manifest import check_manifest, manifest_of, write_manifest
 from ldm.sampling.networks import Networks
 from ldm.sampling.notes import condition_notes, guidance_notes
-from ldm.sampling.plan import Energies, SamplingPlan, named_guidances, resolve
+from ldm.sampling.plan import Energies, SamplingPlan, resolve
 from ldm.sampling.publication import reading
 from ldm.sampling.start import PathNoise, Start, noise_of
 from samplers import SampleNoise
@@ -184,7 +184,7 @@ class Pipeline(ImageModel[SamplingPlan]):
     def notes(
         self, requests: Sequence[Request], sampling: SamplingConfig | SamplingPlan | None = None
     ) -> tuple[str, ...]:
-        plan, conditioner = self.resolve(sampling), self.networks.conditioner
+        plan, conditioner = self._plan(sampling, requests), self.networks.conditioner
         return (*condition_notes(requests, conditioner), *guidance_notes(requests, plan, conditioner))
 
     @property
@@ -217,7 +217,7 @@ class Pipeline(ImageModel[SamplingPlan]):
         if not isinstance(sampling, SamplingPlan):
             sampling = self.with_defaults(sampling, requests)
         plan = self.resolve(sampling, energies)
-        self.effects = [Effect(name) for name, _ in named_guidances(plan.config)]
+        self.effects = [Effect(name) for name in plan.guidance_names]
         return super().generate(
             requests,
             plan if start is None else plan.begin_at(start),

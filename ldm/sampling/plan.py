@@ -52,6 +52,9 @@ class SamplingPlan(Plan):
 
     config: ResolvedSampling = field(default_factory=ResolvedSampling)
     guidances: tuple[Guidance, ...] = ()
+    guidance_names: tuple[
+        str, ...
+    ] = ()  # the settings or texts that the first guidances come from; the rest is an edit
     levels: tuple[Level, ...] = ()  # down to sigma = 0
     solver: Solver = ddim
     options: Mapping[str, Any] = field(default_factory=dict)  # of the solver
@@ -79,6 +82,7 @@ class SamplingPlan(Plan):
     def begin_at(self, start: Start) -> SamplingPlan:
         """The plan for sampling that begins elsewhere than in pure noise."""
         guidances, levels = (*self.guidances, *start.guidances), start.levels(self.levels)
+        guidances, levels = (*self.guidances, *start.guidances), start.levels(self.levels)
         return replace(self, guidances=guidances, levels=levels, start=start)
 
     def solve(
@@ -99,7 +103,8 @@ def resolve(config: ResolvedSampling, networks: Networks, energies: Energies | N
     """
     check_compiler(config.compile, networks.device)
     _check_feature_cache(config, networks.unet)
-    guidances = parse_guidances(config)
+    named = named_guidances(config)
+    guidances = tuple(guidance for _, guidance in named)
     energies_by_name = all_energies(energies or {}, config.energy, networks)
     _check_guidances(config, guidances, networks, energies_by_name)
     with user_errors(setting=("num_inference_steps", "spacing")):
@@ -109,6 +114,7 @@ def resolve(config: ResolvedSampling, networks: Networks, energies: Energies | N
     return SamplingPlan(
         config=config,
         guidances=guidances,
+        guidance_names=tuple(name for name, _ in named),
         levels=levels,
         solver=solver,
         options=options,

@@ -61,7 +61,8 @@ def read_optimizer_tensors(
         moments = ("momentum",) if group.get("muon") else ("exp_avg", "exp_avg_sq")
         for parameter in group["params"]:
             if (name := names[parameter]) not in absent:
-                expected |= {f"{name}/{moment}": parameter for moment in moments} | {f"{name}/step": torch.zeros(())}
+                step = torch.zeros((), dtype=torch.float32 if group.get("fused") else None)
+                expected |= {f"{name}/{moment}": parameter for moment in moments} | {f"{name}/step": step}
     return load_expected(path, expected, described_by="config.yaml", exact_types=True)
 
 

@@ -73,7 +73,9 @@ class FakePipeline(ImageModel):
         if isinstance(sampling, SamplingPlan):
             return sampling
         config = self.with_defaults(sampling)
-        return SamplingPlan(config=config, guidances=parse_guidances(config))
+        guidances = parse_guidances(config)
+        names = tuple(map(str, range(len(guidances))))
+        return SamplingPlan(config=config, guidances=guidances, guidance_names=names)
 
     def check(self, requests, sampling=None):
         scale = self.resolve(sampling).config.classifier_scale

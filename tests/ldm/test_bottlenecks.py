@@ -101,7 +101,7 @@ def test_every_bottleneck_from_training_to_pictures(name, models, ldm, tmp_path)
         (["--bottleneck", "vqvae2", "--code-levels", 5], ["--image-size 16", "not divisible", "32"]),
         (
             ["--bottleneck", "vqvae2", "--codebook-init", "data", "--num-codes", 4096],
-            ["--num-codes 4096", "1024 latents"],
+            ["--num-codes 4096", "1,024 latents"],
         ),
         (["--bottleneck", "vqvae2", "--code-dropout", 2], ["code_dropout", "from 0 to 1"]),
         (["--bottleneck", "nvae", "--group-levels", 6], ["group_levels", "from 1 to 5", "6"]),

@@ -76,7 +76,7 @@ def test_other_files_are_refused(files, refused, tmp_path, text):
 def test_an_evaluation_beside_a_comparison_of_the_same_kind(models, ldm, tmp_path, quick_networks):
     same = ["--metrics", "fid", "--num-images", 22, "--num-reference", 24, "--num-inference-steps", 3, "--bootstrap", 4]
     same += ["--extractor", "trained", "--device", "cpu"]
-    assert ldm("evaluate", models.text, *same, "--output", tmp_path / "a.json").code == 0
+    assert ldm("evaluate", models.text, *same, "--guidance-scale", 1, "--output", tmp_path / "a.json").code == 0
     assert ldm("compare", models.text, *same, "--methods", "none", "cfg(4)", "--output-dir", tmp_path / "b").code == 0
     outcome = ldm("compare", "results", tmp_path / "a.json", tmp_path / "b")
     assert outcome.code == 0, outcome.err

@@ -110,7 +110,8 @@ def test_a_report_is_safe_to_print_and_stable() -> None:
     safe = "a\\x1b[31m\\n\\u202eb"
     assert lines == [
         f"data: {safe} (layout)",
-        "  images: 2,000 from 20 x 16 to 48 x 64 pixels, used at 32 x 32 (enlarged or shrunk)",
+        "  images: 2,000 from 20 x 16 to 48 x 64 pixels, used at 32 x 32 "
+        "(enlarged up to 2 times or shrunk up to 1.5 times)",
         "  held out: 100 of them",
         f"  classes: 2: {safe} 1,999, b 0; 1 of them without an image",
         "  captions: 3 of 2,000 images have one, 5 captions in all",

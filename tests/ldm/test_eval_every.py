@@ -86,11 +86,12 @@ def test_the_figures_are_those_of_the_published_model(command, ldm, tmp_path, mo
     run, out = tmp_path / "run", tmp_path / "figures.json"
     assert ldm(*command(run, *LOOKS)).code == 0
     flags = ["--data", "shapes", "--image-size", 16, "--shapes-train", 64, "--shapes-validation", 32, "--device", "cpu"]
-    sampling = ["--num-images", 12, "--num-inference-steps", 2, "--bootstrap", 0, "--output", out]
+    sampling = ["--metrics", "fid", "kid", "--num-images", 12, "--num-inference-steps", 2]
+    sampling += ["--bootstrap", 0, "--output", out]
     found = ldm("evaluate", run, *flags, *sampling)
     assert found.code == 0, found.err
     told = {each["name"]: each["value"] for each in json.loads(out.read_text())["figures"]}
-    assert told == pytest.approx(entries(run, "evaluation")[STEPS], rel=1e-6)
+    assert told == pytest.approx(entries(run, "evaluation")[STEPS], rel=1e-5)  # of a difference of sums
 
 
 def test_nothing_is_measured_twice(command, ldm, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from ldm.runtime.errors import UserError
 from ldm.runtime.images import save_png, to_pil
 from ldm.sampling.config import SamplingConfig
 
+APPEARANCE = ("saturation", "contrast", "clipped", "sharpness")  # measured beside the distances
 FEW = EvaluationConfig(num_images=120, num_reference=300, batch_size=50)
 
 
@@ -108,7 +109,7 @@ def test_without_metrics_only_the_judge_speaks(data, fake_pipeline, shapes_evalu
     ]  # fmt: skip
     text_free = fake_pipeline(data, text=False, classifier=False)
     nothing_asked = evaluate_model(text_free, data, None, FEW, evaluators=shapes_evaluators)
-    assert [figure.metric for figure in nothing_asked.figures] == ["fid", "kid"]
+    assert [figure.metric for figure in nothing_asked.figures] == ["fid", "kid", *APPEARANCE]
 
 
 def test_wrong_questions_are_refused_before_any_sampling(data, fake_pipeline, monkeypatch):
@@ -150,7 +151,11 @@ def test_two_folders(tmp_path, data, shapes_evaluators):
     assert equal.manifest["num_images"] == 60 and equal.manifest["sizes"] == [{"32x32": 60}, {"32x32": 60}]
     assert not [figure for figure in equal.figures if figure.metric.startswith("accuracy")]
 
-    assert equal.manifest["floor"]["num_images"] == 30 and {each.metric for each in equal.baseline} == {"fid", "kid"}
+    assert equal.manifest["floor"]["num_images"] == 30 and {each.metric for each in equal.baseline} == {
+        "fid",
+        "kid",
+        *APPEARANCE,
+    }
     assert equal["fid"].value < equal.baseline[0].value < apart["fid"].value
 
 

@@ -261,7 +261,6 @@ def test_a_killed_training_has_a_report(training, ldm):
         for line in ('{"step": true, "loss": 1}', "[1]", "9" * 5000, '{"step": 30, "validation": ['):
             file.write(line + "\n" if line[-1] != "[" else line)
     (training / "best" / "best.json").write_text('{"measure": "FD[x]", "value": null, "step": 10}')
-    (training / "run.json").write_text('["nothing", "of", "a run"]')
     history = read_history(training)
     assert (history.steps, history.validations, history.best) == (whole.steps, whole.validations, None)
     assert ldm("report", training).code == 0

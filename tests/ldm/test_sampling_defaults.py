@@ -103,7 +103,7 @@ def test_without_a_condition_there_is_no_guidance_and_no_cost(models):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("[]", "JSON object"),
+        ("[]", "expected an object"),
         ('{"sampler": "ddin"}', "ddin"),
         ('{"guidance": ["cfgg(2)"]}', "cfgg"),
         ('{"guidance_scale": "3"}', "guidance_scale"),

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ldm.comparison.folder import load_record
 from ldm.data.packed import Sample, read_index, write_index
+from ldm.data.report import NOTHING_PASSED_OVER
 from ldm.evaluation.features.archive import save_archive
 from ldm.evaluation.features.feature_cache import _read
 from ldm.evaluation.sample_stats import SampleStats, load_stats, save_stats
@@ -27,7 +28,7 @@ def flip_bit(path, position):
 
 
 def index(path):
-    write_index(path, [Sample("a.png", 0, 10, 1, ("one",))], ("zero", "one"))
+    write_index(path, [Sample("a.png", 0, 10, 1, ("one",))], ("zero", "one"), NOTHING_PASSED_OVER)
     return lambda: read_index(path)
 
 

@@ -27,5 +27,5 @@ def test_train_diffusion_and_sample(ldm, models, tmp_path, bottleneck):
 
 def test_a_codebook_larger_than_its_sample_is_refused(models, refused, tmp_path):
     flags = ["--bottleneck", "vq", "--codebook-init", "data", "--num-codes", "4097"]
-    words = ["--num-codes 4097", "larger than the sample", "4096 latents of 64 images"]
+    words = ["--num-codes 4097", "larger than the sample", "4,096 latents of 64 images"]
     refused(models.command("autoencoder", tmp_path / "run", *flags), *words)

@@ -150,7 +150,7 @@ def test_the_ddpm_form_moves_the_mean_by_the_variance_times_the_gradient(mixture
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ClassifierFree(-1.0), "guidance scale must be a finite number, not negative; got -1.0"),
+        (lambda: ClassifierFree(-1.0), "guidance scale must be a finite number, not negative, at most 1e.06; got -1.0"),
         (lambda: ClassifierFree(float("nan")), "got nan"),
         (lambda: ClassifierFree("7.5"), "got '7.5'"),
         (lambda: Classifier(float("inf")), "classifier scale"),

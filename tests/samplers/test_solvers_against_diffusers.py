@@ -120,7 +120,7 @@ def test_ddpm_with_learned_variance(float64_scheduler, toy, start, run, target, 
         output = torch.cat([net.output(x, t), 2 * fraction(x) - 1], 1)
         x = theirs.step(output, t, x, generator=generator).prev_sample
         assert_close(step.x, x)
-    with pytest.raises(ValueError, match=r"predicts Prediction\.variance_fraction"):
+    with pytest.raises(ValueError, match=r"Prediction\.variance_fraction"):
         run(ddpm(net, start, make_levels(SCHEDULE, n), noise=shared_noise(3), variance="learned"))
 
 

@@ -27,6 +27,7 @@ from ldm.training.tasks.latents import (
     check_halvings,
     held_out_latents,
     make_process,
+    note_other_size,
     publish_shared,
 )
 from ldm.training.tasks.settings import ClassifierRun
@@ -52,6 +53,7 @@ class ClassifierTask(LatentTask):
             process = Process(schedule, EpsilonTarget())
         self.process, self.schedule = process, schedule
         check_halvings(data.image_size, self.autoencoder.factor, len(config.classifier.block_out_channels) - 1)
+        note_other_size(self.autoencoder, data)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
             built = dataclasses.replace(

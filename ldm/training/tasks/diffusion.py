@@ -34,6 +34,7 @@ from ldm.training.tasks.latents import (
     check_halvings,
     held_out_latents,
     make_process,
+    note_other_size,
     publish_shared,
 )
 from ldm.training.tasks.learned_variance import VarianceLoss
@@ -65,6 +66,7 @@ class DiffusionTask(LatentTask):
     def __init__(self, config: DiffusionRun, data: ImageData, validation: ImageData, device: torch.device) -> None:
         super().__init__(config, data, validation, device)
         check_halvings(data.image_size, self.autoencoder.factor, len(config.unet.block_out_channels) - 1)
+        note_other_size(self.autoencoder, data)
         self.process = make_process(config.diffusion)
         self.objective = Objective(config.objective, self.process, config.diffusion.snr_gamma)
         self.schedule = self.process.schedule

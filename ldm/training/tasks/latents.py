@@ -138,7 +138,6 @@ class LatentSource:
         self.folder = folder = Path(latents) if latents else Path(output_dir) / "latents"
         self.labels = torch.tensor([data.label(index) for index in range(len(data))])
         check_divisible(data.image_size, autoencoder.factor)
-        note_other_size(autoencoder, data)
         if autoencoder.is_identity and latents:
             raise UserError("a model of pixels takes no latent cache; leave it out", setting="latents", value=latents)
         self.online = latents == ONLINE
