@@ -112,6 +112,7 @@ def test_json_is_parsed_within_bounds_by_one_module():
     for name, path in SOURCES.items():
         text = path.read_text(encoding="utf-8").replace("json.loads(json.dumps(", "")
         text = text.replace("json.loads(learner.to_str())", "")  # the tokenizer that was trained a moment ago
+        text = text.replace("json.loads(stream.read(size))", "")  # the header that safetensors wrote a moment ago
         assert name in allowed or ("json.load(" not in text and "json.loads(" not in text), name
 
 
